@@ -1,0 +1,55 @@
+# One command per chore; `make help` lists them. CI calls these and nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# cpu, or gpu on a machine with CUDA: make quickstart FAISS=gpu
+FAISS  ?= cpu
+
+.PHONY: help install quickstart test lint format pytest smoke protos clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# torch goes first so that nothing else chooses its version; recbole brings MovieLens-100k and is never imported.
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e ".[$(FAISS),train,dev]"
+	$(PIP) install -q -c constraints.txt --no-deps recbole
+	touch $@
+
+install: $(STAMP) ## Create .venv and install everything
+
+quickstart: $(STAMP) ## Run the main job on real data and show what it recommends
+	$(BIN)/adcascade quickstart
+
+test: lint pytest ## Lint, types and tests
+
+lint: $(STAMP) ## ruff, mypy strict, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pytest: $(STAMP) ## Tests alone
+	$(BIN)/python -m pytest
+
+smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
+	$(BIN)/adcascade quickstart --smoke --data .smoke-data --force
+	rm -rf .smoke-data
+
+protos: $(STAMP) ## Regenerate the Python code of the wire contract
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
+	    --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	    protos/types.proto protos/retrieval.proto protos/ranking.proto protos/recommend.proto
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .smoke-data

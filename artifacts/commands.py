@@ -1,0 +1,74 @@
+"""The commands that every store of versions has: list, verify, publish, rollback, prune."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from artifacts.store import VersionInfo, VersionStore
+
+Root = Annotated[Path, typer.Argument(help="Folder that holds versions/ and CURRENT.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
+
+
+def add_version_commands(app: typer.Typer, open_store: Callable[[Path], VersionStore]) -> None:
+    """Adds the commands to `app`; `open_store` makes the store from the folder the user names."""
+
+    @app.command("list")
+    def list_versions(root: Root, as_json: Json = False) -> None:
+        """Show all versions, oldest first, and which one is published."""
+        infos = open_store(root).versions()
+        if as_json:
+            print(json.dumps([_as_dict(info) for info in infos], indent=2))  # noqa: T201
+        else:
+            Console().print(_table(infos))
+
+    @app.command()
+    def verify(root: Root, version: Annotated[str, typer.Argument(help="Default: the published one.")] = "") -> None:
+        """Read every file of a version and compare its checksum."""
+        store = open_store(root)
+        name = version or store.current_path().name
+        manifest = store.verify(name)
+        Console().print(f"{name}: {len(manifest.files)} files are intact")
+
+    @app.command()
+    def publish(root: Root, version: str) -> None:
+        """Make a version the published one, after verifying it. Running servers swap to it within seconds."""
+        open_store(root).publish(version)
+        Console().print(f"{version} is published")
+
+    @app.command()
+    def rollback(root: Root) -> None:
+        """Publish the version that was published before the current one."""
+        Console().print(f"{open_store(root).rollback()} is published again")
+
+    @app.command()
+    def prune(
+        root: Root, keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep beside the published.")] = 3
+    ) -> None:
+        """Remove old versions; the published one always stays."""
+        removed = open_store(root).prune(keep)
+        Console().print(f"removed {len(removed)}: {', '.join(removed)}" if removed else "nothing to remove")
+
+
+def _as_dict(info: VersionInfo) -> dict[str, object]:
+    return {
+        "version": info.version,
+        "created_at": info.created_at.isoformat() if info.created_at else None,
+        "bytes": info.bytes,
+        "published": info.published,
+        "problem": info.problem,
+    }
+
+
+def _table(infos: list[VersionInfo]) -> Table:
+    table = Table("version", "made", "MiB", "published", "problem")
+    for info in infos:
+        made = f"{info.created_at:%Y-%m-%d %H:%M:%S}" if info.created_at else "?"
+        mark = "yes" if info.published else ""
+        table.add_row(info.version, made, f"{info.bytes / 2**20:.1f}", mark, info.problem)
+    return table

@@ -1,0 +1,46 @@
+"""``python -m index_builder --ads FILE --out ROOT``, and the commands of the version store."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from artifacts.commands import add_version_commands
+from artifacts.errors import ArtifactError
+from index_builder import commands
+from index_builder.artifact import open_store
+from index_builder.encoder import EMBEDDED
+from index_builder.errors import BuildError
+from records.errors import InputError
+from serving.exits import clean_exit
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+add_version_commands(app, open_store)
+
+
+@app.callback(invoke_without_command=True)
+def build(
+    ctx: typer.Context,
+    ads: Annotated[Path | None, typer.Option(help="Catalog: Parquet, JSONL or CSV file, or a folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Root of the index versions.")] = None,
+    encoder: commands.Encoder = EMBEDDED,
+    index: commands.Index = commands.DEFAULTS.index,
+    min_recall: commands.MinRecall = commands.DEFAULTS.min_recall,
+    recall_k: commands.RecallK = commands.DEFAULTS.recall_k,
+    max_rejected: commands.MaxRejected = commands.DEFAULTS.max_rejected,
+    publish: commands.Publish = True,
+    as_json: commands.Json = False,
+) -> None:
+    """Build an index version from a catalog of ads and publish it, or (with a command) manage versions."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if ads is None or out is None:
+        raise typer.BadParameter("a build needs --ads and --out; or give a command, see --help")
+    commands.build_command(ads, out, encoder, index, min_recall, recall_k, max_rejected, publish, as_json)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    with clean_exit(InputError, ArtifactError, BuildError):
+        app(prog_name="python -m index_builder")

@@ -1,0 +1,173 @@
+"""An index version: what lies in its directory, and its manifest as a frozen value. Knows not how vectors are made.
+
+``manifest.json`` (see `IndexManifest`), ``index.faiss``, ``ads.parquet`` (row i is vector i), ``vectors.npy``
+(float32 [ads, dimension], for incremental rebuilds).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from artifacts.errors import CorruptVersion
+from artifacts.store import VersionStore
+from index_builder.encoder import TextEncoder, Vectors
+from index_builder.errors import BuildError
+from index_builder.faiss_index import read_index
+from records.ads import Ad
+
+KIND = "index"
+FORMAT_VERSION = 1
+INDEX_FILE, ADS_FILE, VECTORS_FILE = "index.faiss", "ads.parquet", "vectors.npy"
+TEXT_KEY = "text_key"  # first 16 bytes of the SHA-256 of the text that was embedded
+
+ADS_SCHEMA = pa.schema(
+    [
+        pa.field("ad_id", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("body", pa.string()),
+        pa.field("advertiser", pa.string()),
+        pa.field("category", pa.string()),
+        pa.field("keywords", pa.list_(pa.string())),
+        pa.field("language", pa.string()),
+        pa.field("landing_url", pa.string()),
+        pa.field("image_uri", pa.string()),
+        pa.field("bid_micros", pa.int64()),
+        pa.field("attributes", pa.map_(pa.string(), pa.string())),
+        pa.field("start_time", pa.timestamp("us", tz="UTC")),
+        pa.field("end_time", pa.timestamp("us", tz="UTC")),
+        pa.field(TEXT_KEY, pa.binary(16)),
+    ]
+)
+
+
+class IndexManifest(BaseModel):
+    """What an index version says about itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    encoder_name: str
+    encoder_sha256: str
+    dimension: int
+    metric: str
+    factory: str
+    search_parameters: dict[str, int]
+    ad_count: int
+    content_sha256: str
+    recall: float
+    recall_k: int
+    recall_queries: int
+    embedded: int
+    reused: int
+    index_bytes: int
+    build_seconds: float
+
+    @property
+    def bytes_per_ad(self) -> float:
+        """Size of the FAISS index over its ads."""
+        return self.index_bytes / max(1, self.ad_count)
+
+
+def open_store(root: Path) -> VersionStore:
+    """The store of index versions under `root`."""
+    return VersionStore(root, KIND, FORMAT_VERSION)
+
+
+def write_ads(ads: Iterable[tuple[Ad, bytes]], path: Path, rows_per_group: int = 4096) -> int:
+    """Streams (ad, text key) pairs to Parquet; returns how many."""
+    count = 0
+    with pq.ParquetWriter(path, ADS_SCHEMA, compression="zstd") as writer:
+        rows: list[dict[str, Any]] = []
+        for ad, key in ads:
+            rows.append({**asdict(ad), "attributes": list(ad.attributes.items()), TEXT_KEY: key})
+            count += 1
+            if len(rows) == rows_per_group:
+                writer.write_table(pa.Table.from_pylist(rows, ADS_SCHEMA))
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, ADS_SCHEMA))
+    return count
+
+
+def iter_ads(path: Path, batch_rows: int = 4096) -> Iterator[list[tuple[Ad, bytes]]]:
+    """Batches of (ad, text key) of an ``ads.parquet``, in order."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_rows):
+            yield [(_ad(row), row[TEXT_KEY]) for row in batch.to_pylist()]
+
+
+def _ad(row: dict[str, Any]) -> Ad:
+    values = {name: value for name, value in row.items() if name != TEXT_KEY}
+    values["keywords"] = tuple(values["keywords"])
+    values["attributes"] = dict(values["attributes"])
+    return Ad(**values)
+
+
+class AdCatalog:
+    """The ads of an index version in memory, by row and by id."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = pq.read_table(path).combine_chunks()
+        self.ids: list[str] = self._table["ad_id"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each ad id."""
+        return {ad_id: row for row, ad_id in enumerate(self.ids)}
+
+    def ads(self, rows: Sequence[int]) -> list[Ad]:
+        """The ads of the given rows, in order."""
+        return [_ad(row) for row in self._table.take(pa.array(rows, pa.int64())).to_pylist()]
+
+
+@dataclass(frozen=True)
+class IndexVersion:
+    """A loaded index version."""
+
+    version: str
+    created_at: datetime
+    manifest: IndexManifest
+    catalog: AdCatalog
+    vectors: Vectors
+    faiss_index: Any
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Raises BuildError if `encoder` does not span this version's space, saying which one does."""
+        if encoder.sha256 != self.manifest.encoder_sha256:
+            raise BuildError(
+                f"index version {self.version} was made by the encoder {self.manifest.encoder_name!r} with weights "
+                f"{self.manifest.encoder_sha256[:12]}, but {encoder.name!r} has {encoder.sha256[:12]}; "
+                "start with the same encoder, or build the index again with this one"
+            )
+
+
+def read_manifest(store: VersionStore, version: str) -> tuple[datetime, IndexManifest]:
+    """When a version was made, and what it says about itself. Raises VersionNotFound or CorruptVersion."""
+    manifest = store.manifest(version)
+    try:
+        return manifest.created_at, IndexManifest.model_validate(manifest.content)
+    except ValidationError as error:
+        raise CorruptVersion(f"index version {version} has a manifest of another shape: {error}") from error
+
+
+def load_version(store: VersionStore, version: str) -> IndexVersion:
+    """Loads a (verified) version; vectors stay on disk, memory-mapped. Raises CorruptVersion or BuildError."""
+    path = store.path(version)
+    created_at, manifest = read_manifest(store, version)
+    index = read_index(path / INDEX_FILE, manifest.search_parameters)
+    vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+    catalog = AdCatalog(path / ADS_FILE)
+    counts = {index.ntotal, len(vectors), len(catalog), manifest.ad_count}
+    if len(counts) != 1 or index.d != manifest.dimension:
+        raise CorruptVersion(f"the files of index version {version} do not fit together; build it again")
+    return IndexVersion(version, created_at, manifest, catalog, vectors, index)

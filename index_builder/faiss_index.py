@@ -1,0 +1,236 @@
+"""The FAISS index of an index version: which kind, how it is trained and filled, and what recall it reaches.
+
+Knows vectors only. On a host with a GPU, training and adding run there and the index comes back in CPU form.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from index_builder.encoder import Vectors
+from index_builder.errors import BuildError
+
+log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.int64]
+SearchParameters = Mapping[str, int]
+
+KINDS = ("auto", "flat", "hnsw", "ivf")
+_FLAT_LIMIT = 100_000
+_TRAIN_PER_LIST = 64
+_CHUNK_ROWS = 65_536
+
+
+def import_faiss() -> Any:
+    """The faiss module. Raises BuildError that names the extra to install."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise BuildError(
+            "FAISS is not installed: pip install 'adcascade[cpu]', or 'adcascade[gpu]' on a machine with CUDA"
+        ) from error
+    return faiss
+
+
+def factory_string(kind: str, count: int) -> str:
+    """The FAISS factory string of a kind for `count` vectors; any other string is taken as a factory string itself.
+
+    ``auto`` is exact search up to 100,000 ads, where it is fast enough and has no recall to lose, and IVF beyond.
+    """
+    if kind == "auto":
+        kind = "flat" if count <= _FLAT_LIMIT else "ivf"
+    lists = max(1, min(int(4 * math.sqrt(count)), count // 44))  # FAISS wants 39 training points a list
+    return {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat"}.get(kind, kind)
+
+
+def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progress: Callable[[int], None]) -> Any:
+    """Trains and fills an inner-product index.
+
+    Args:
+        vectors: float32 [ads, dimension]; may be memory-mapped.
+        factory: FAISS factory string.
+        held_out: Rows that must not be trained on.
+        seed: For the choice of training rows.
+        progress: Told how many vectors are in the index.
+
+    Raises:
+        BuildError: FAISS refuses the factory string or the training.
+    """
+    faiss = import_faiss()
+    try:
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index = _to_gpu(faiss, index)
+        if not index.is_trained:
+            index.train(_training_vectors(faiss, index, vectors, held_out, seed))
+        for start in range(0, len(vectors), _CHUNK_ROWS):
+            index.add(np.ascontiguousarray(vectors[start : start + _CHUNK_ROWS]))
+            progress(min(start + _CHUNK_ROWS, len(vectors)))
+    except RuntimeError as error:
+        first_line = str(error).strip().splitlines()[-1]
+        raise BuildError(
+            f"FAISS cannot build {factory!r} for {len(vectors)} vectors: {first_line}. "
+            f"Choose --index from {', '.join(KINDS)}, or another factory string"
+        ) from error
+    return _to_cpu(faiss, index)
+
+
+def _training_vectors(faiss: Any, index: Any, vectors: Vectors, held_out: Rows, seed: int) -> Vectors:
+    """A sample that k-means can use, without the held-out rows (which stay in if nothing else is left)."""
+    rows = np.setdiff1d(np.arange(len(vectors)), held_out)
+    rows = rows if len(rows) else np.arange(len(vectors))
+    ivf = faiss.try_extract_index_ivf(index)
+    wanted = max(10_000, _TRAIN_PER_LIST * (ivf.nlist if ivf is not None else 256))
+    if len(rows) > wanted:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
+    return np.ascontiguousarray(vectors[rows])
+
+
+def _to_gpu(faiss: Any, index: Any) -> Any:
+    if not _gpu_count(faiss):
+        return index
+    try:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    except RuntimeError:
+        log.warning("FAISS has no GPU form of this index; training and adding run on the CPU")
+        return index
+
+
+def _to_cpu(faiss: Any, index: Any) -> Any:
+    return faiss.index_gpu_to_cpu(index) if _gpu_count(faiss) and "Gpu" in type(index).__name__ else index
+
+
+def _gpu_count(faiss: Any) -> int:
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def set_search_parameters(index: Any, parameters: SearchParameters) -> None:
+    """Sets nprobe, efSearch and the like. Raises BuildError if the index has no such parameter."""
+    space = import_faiss().ParameterSpace()
+    for name, value in parameters.items():
+        try:
+            space.set_index_parameter(index, name, value)
+        except RuntimeError as error:
+            raise BuildError(f"this index has no search parameter {name!r}") from error
+
+
+def exact_search(vectors: Vectors, queries: Vectors, k: int) -> Rows:
+    """Rows of the k largest inner products for each query, by brute force in chunks; int64 [queries, k]."""
+    faiss = import_faiss()
+    best: list[tuple[Vectors, Rows]] = []
+    for start in range(0, len(vectors), _CHUNK_ROWS):
+        chunk = np.ascontiguousarray(vectors[start : start + _CHUNK_ROWS])
+        similarity, rows = faiss.knn(queries, chunk, min(k, len(chunk)), metric=faiss.METRIC_INNER_PRODUCT)
+        best.append((similarity, rows + start))
+    similarity = np.concatenate([part[0] for part in best], axis=1)
+    found = np.concatenate([part[1] for part in best], axis=1)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    nearest: Rows = np.take_along_axis(found, order, axis=1)
+    return nearest
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Share of the true k nearest ads that the index finds, and the search parameters it takes."""
+
+    recall: float
+    k: int
+    queries: int
+    search_parameters: dict[str, int]
+
+
+def draw_queries(count: int, wanted: int, seed: int) -> Rows:
+    """Rows of the catalog that serve as queries: at most a tenth of it, sorted; all of a tiny catalog."""
+    size = min(wanted, max(count // 10, min(count, 100)))
+    return np.sort(np.random.default_rng(seed).choice(count, size, replace=False)).astype(np.int64)
+
+
+def reach_recall(index: Any, vectors: Vectors, query_rows: Rows, k: int, minimum: float) -> Recall:
+    """Measures recall@k against exact search and widens the search until it reaches `minimum`.
+
+    Queries are ads of the catalog that the index was not trained on; an ad does not count as its own neighbour.
+
+    Raises:
+        BuildError: Even the widest search stays below `minimum`.
+    """
+    k = min(k, len(vectors) - 1)
+    if k < 1:
+        return Recall(1.0, 0, 0, {})
+    queries = np.ascontiguousarray(vectors[query_rows])
+    truth = _without_self(exact_search(vectors, queries, k + 1), query_rows, k)
+    parameters: dict[str, int] = {}
+    recall = 0.0
+    for parameters in _ever_wider(index):
+        set_search_parameters(index, parameters)
+        found = _without_self(index.search(queries, k + 1)[1], query_rows, k)
+        recall = float(np.mean([np.isin(want, got).mean() for want, got in zip(truth, found, strict=True)]))
+        log.info("recall@%d is %.4f with %s", k, recall, dict(parameters) or "no search parameters")
+        if recall >= minimum:
+            return Recall(recall, k, len(query_rows), dict(parameters))
+    raise BuildError(
+        f"recall@{k} is {recall:.3f} with the widest search ({dict(parameters) or 'nothing to widen'}), below the "
+        f"minimum of {minimum}. Choose another --index (flat is exact) or lower --min-recall; nothing was published"
+    )
+
+
+def _without_self(rows: Rows, query_rows: Rows, k: int) -> Rows:
+    """Drops each query's own row, or the last result where it was not found; [queries, k]."""
+    is_self = rows == query_rows[:, None]
+    is_self[~is_self.any(axis=1), -1] = True
+    others: Rows = rows[~is_self].reshape(len(rows), k)
+    return others
+
+
+def _ever_wider(index: Any) -> list[dict[str, int]]:
+    """Search parameters to try, from narrow to the widest that makes sense."""
+    faiss = import_faiss()
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None:
+        first = max(1, ivf.nlist // 64)
+        return [{"nprobe": min(value, ivf.nlist)} for value in _doubling(first, ivf.nlist)]
+    if "HNSW" in type(faiss.downcast_index(index)).__name__:
+        return [{"efSearch": value} for value in _doubling(128, 4096)]
+    return [{}]
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    values = [first]
+    while values[-1] < last:
+        values.append(2 * values[-1])
+    return values
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Writes the index through Python's own file, so that a full disk raises OSError and not a FAISS error."""
+    faiss = import_faiss()
+    failure: list[OSError] = []
+    with path.open("wb") as file:
+
+        def write(data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                failure.append(error)
+                return 0
+
+        try:
+            writer = faiss.PyCallbackIOWriter(write)
+            faiss.write_index(index, faiss.BufferedIOWriter(writer))
+        except RuntimeError as error:
+            raise (failure[0] if failure else error) from None
+
+
+def read_index(path: Path, parameters: SearchParameters) -> Any:
+    """Reads an index and sets its search parameters. Raises BuildError if FAISS cannot read it."""
+    faiss = import_faiss()
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise BuildError(f"FAISS cannot read {path}: {str(error).strip().splitlines()[-1]}") from error
+    set_search_parameters(index, parameters)
+    return index

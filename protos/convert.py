@@ -1,0 +1,200 @@
+"""Between the wire messages and the values of `records`; the one place that does it.
+
+Knows limits of the wire contract; raises `records.errors.InputError` naming the field that breaks one.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from protos import types_pb2
+from records.ads import Ad, problem_with
+from records.errors import InputError
+from records.users import MAX_HISTORY, Context, Event, EventType, UserProfile, check_text, check_user
+
+MAX_ATTRIBUTES = 64
+MAX_VECTORS = 16
+
+_EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
+    types_pb2.EVENT_TYPE_IMPRESSION: EventType.IMPRESSION,
+    types_pb2.EVENT_TYPE_VIEW: EventType.VIEW,
+    types_pb2.EVENT_TYPE_CLICK: EventType.CLICK,
+    types_pb2.EVENT_TYPE_CONVERSION: EventType.CONVERSION,
+    types_pb2.EVENT_TYPE_SEARCH: EventType.SEARCH,
+    types_pb2.EVENT_TYPE_SHORT_VIEW: EventType.SHORT_VIEW,
+    types_pb2.EVENT_TYPE_HIDE: EventType.HIDE,
+}
+_WIRE_EVENT_TYPES = {kind: number for number, kind in _EVENT_TYPES.items()}
+
+
+def ad_from_wire(message: types_pb2.Ad) -> Ad:
+    """An ad of the request. Raises InputError if it has no id, no text, or breaks a limit."""
+    ad = Ad(
+        ad_id=message.ad_id,
+        title=message.title,
+        body=message.body,
+        advertiser=message.advertiser,
+        category=message.category,
+        keywords=tuple(message.keywords),
+        language=message.language,
+        landing_url=message.landing_url,
+        image_uri=message.image_uri,
+        bid_micros=message.bid_micros,
+        attributes=_attributes("ad.attributes", message.attributes),
+        start_time=_time(message, "start_time", message.start_time),
+        end_time=_time(message, "end_time", message.end_time),
+    )
+    problem = problem_with(ad)
+    if problem:
+        raise InputError(f"ad {ad.ad_id[:64]!r}: {problem[1]}")
+    return ad
+
+
+def ad_to_wire(ad: Ad) -> types_pb2.Ad:
+    """The wire form of an ad."""
+    return types_pb2.Ad(
+        ad_id=ad.ad_id,
+        title=ad.title,
+        body=ad.body,
+        advertiser=ad.advertiser,
+        category=ad.category,
+        keywords=ad.keywords,
+        language=ad.language,
+        landing_url=ad.landing_url,
+        image_uri=ad.image_uri,
+        bid_micros=ad.bid_micros,
+        attributes=dict(ad.attributes),
+        start_time=_wire_time(ad.start_time),
+        end_time=_wire_time(ad.end_time),
+    )
+
+
+def user_from_wire(message: types_pb2.UserProfile) -> UserProfile:
+    """The user of a request. Raises InputError if a limit is broken or an event is incomplete."""
+    if len(message.history) > MAX_HISTORY:  # before thousands of events are converted in vain
+        raise InputError(f"history has {len(message.history)} events; the limit is {MAX_HISTORY}: send the newest")
+    user = UserProfile(
+        user_id=message.user_id,
+        interests=message.interests,
+        attributes=_attributes("user.attributes", message.attributes),
+        history=tuple(_event(position, event) for position, event in enumerate(message.history)),
+    )
+    check_user(user)
+    return user
+
+
+def user_to_wire(user: UserProfile) -> types_pb2.UserProfile:
+    """The wire form of a user."""
+    return types_pb2.UserProfile(
+        user_id=user.user_id,
+        interests=user.interests,
+        attributes=dict(user.attributes),
+        history=[_event_to_wire(event) for event in user.history],
+    )
+
+
+def context_from_wire(message: types_pb2.Context) -> Context:
+    """The context of a request. Raises InputError if a limit is broken."""
+    check_text("context.page_text", message.page_text)
+    return Context(
+        country=message.country,
+        language=message.language,
+        device=message.device,
+        placement=message.placement,
+        page_text=message.page_text,
+        timestamp=_time(message, "timestamp", message.timestamp),
+        attributes=_attributes("context.attributes", message.attributes),
+    )
+
+
+def context_to_wire(context: Context) -> types_pb2.Context:
+    """The wire form of a context."""
+    return types_pb2.Context(
+        country=context.country,
+        language=context.language,
+        device=context.device,
+        placement=context.placement,
+        page_text=context.page_text,
+        timestamp=_wire_time(context.timestamp),
+        attributes=dict(context.attributes),
+    )
+
+
+def vectors_from_wire(message: types_pb2.InterestVectors, dimension: int) -> npt.NDArray[np.float32]:
+    """Ready interest vectors as unit vectors, float32 [vectors, dimension].
+
+    Raises InputError for another dimension, a number of values that is no multiple of it, NaN or infinity, a vector of
+    zeros, or more than 16 vectors.
+    """
+    if message.dimension != dimension:
+        raise InputError(f"vectors have dimension {message.dimension}; this index has {dimension}")
+    if bool(message.values) == bool(message.raw):
+        raise InputError("give the vectors in exactly one of values and raw")
+    if message.raw:
+        if len(message.raw) % (4 * dimension):
+            raise InputError(f"raw has {len(message.raw)} bytes, not a multiple of 4 x {dimension}")
+        flat = np.frombuffer(message.raw, "<f4").astype(np.float32)
+    else:
+        flat = np.array(message.values, np.float32)
+    if len(flat) % dimension:
+        raise InputError(f"values has {len(flat)} numbers, not a multiple of {dimension}")
+    vectors = flat.reshape(-1, dimension)
+    if len(vectors) > MAX_VECTORS:
+        raise InputError(f"{len(vectors)} vectors; the limit is {MAX_VECTORS}")
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or (norms == 0).any():
+        raise InputError("a vector has NaN, infinity, or only zeros")
+    unit: npt.NDArray[np.float32] = (vectors / norms).astype(np.float32)
+    return unit
+
+
+def vectors_to_wire(vectors: npt.NDArray[np.float32], *, raw: bool = False) -> types_pb2.InterestVectors:
+    """The wire form of vectors [vectors, dimension]: packed floats, or little-endian bytes."""
+    dimension = vectors.shape[1]
+    if raw:
+        return types_pb2.InterestVectors(dimension=dimension, raw=vectors.astype("<f4").tobytes())
+    return types_pb2.InterestVectors(dimension=dimension, values=vectors.ravel().tolist())
+
+
+def timestamp_to_wire(moment: datetime) -> Timestamp:
+    """The wire form of a moment."""
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def _wire_time(moment: datetime | None) -> Timestamp | None:
+    return None if moment is None else timestamp_to_wire(moment)
+
+
+def _time(message: types_pb2.Ad | types_pb2.Context | types_pb2.Event, name: str, value: Timestamp) -> datetime | None:
+    if not message.HasField(name):  # type: ignore[arg-type]
+        return None
+    try:
+        return value.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{name} is not a time between the years 1 and 9999") from error
+
+
+def _event_to_wire(event: Event) -> types_pb2.Event:
+    number, moment = _WIRE_EVENT_TYPES[event.type], _wire_time(event.timestamp)
+    if event.ad_id:
+        return types_pb2.Event(type=number, ad_id=event.ad_id, timestamp=moment)
+    return types_pb2.Event(type=number, text=event.text, timestamp=moment)
+
+
+def _event(position: int, message: types_pb2.Event) -> Event:
+    kind = _EVENT_TYPES.get(message.type)
+    if kind is None:
+        raise InputError(f"history[{position}].type is not set, or is not one this server knows")
+    return Event(kind, message.ad_id, message.text, _time(message, "timestamp", message.timestamp))
+
+
+def _attributes(name: str, message: Mapping[str, str]) -> dict[str, str]:
+    if len(message) > MAX_ATTRIBUTES:
+        raise InputError(f"{name} has {len(message)} entries; the limit is {MAX_ATTRIBUTES}")
+    check_text(name, "".join(message.values()))
+    return dict(message)

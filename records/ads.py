@@ -1,0 +1,128 @@
+"""The catalog: what an ad is, and which ads are usable. Knows no vectors and no wire."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from records.errors import InputError
+from records.files import DamagedRow, read_rows
+from records.values import as_attributes, as_int, as_text, as_texts, as_time
+
+MAX_ID_CHARS = 256
+MAX_FIELD_CHARS = 256
+MAX_TEXT_CHARS = 32_768
+MAX_KEYWORDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ad:
+    """One ad; the fields are those of the wire message ``adcascade.v1.Ad``."""
+
+    ad_id: str
+    title: str = ""
+    body: str = ""
+    advertiser: str = ""
+    category: str = ""
+    keywords: tuple[str, ...] = ()
+    language: str = ""
+    landing_url: str = ""
+    image_uri: str = ""
+    bid_micros: int = 0
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedAd:
+    """A row that cannot become an ad: where it stands (file and row, from 1) and why."""
+
+    source: str
+    row: int
+    ad_id: str
+    reason: str
+    detail: str
+
+
+def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
+    """Streams the ads of a Parquet, JSONL or CSV file, or of all such files in a folder, in order of their names.
+
+    Columns are the fields of `Ad`; only ``ad_id`` and one of ``title`` and ``body`` must be there, other columns become
+    attributes. A row is rejected, with one of these reasons, and reading goes on:
+
+    - ``bad_row``: not valid JSON, wrong number of columns, or a value of the wrong type
+    - ``bad_utf8``: bytes that are no UTF-8
+    - ``missing_id``, ``long_id``: no id, or more than 256 characters
+    - ``duplicate_id``: the id was seen before; the first row stands
+    - ``empty_text``: neither title nor body has a visible character
+    - ``long_text``: title and body exceed 32,768 characters together, or another field its limit
+
+    Raises:
+        InputError: No such file, no file of a known format, or a file that cannot be read at all.
+    """
+    seen: set[str] = set()
+    for source, number, row in read_rows(path):
+        ad_or_reason = row if isinstance(row, DamagedRow) else _ad_of(row)
+        if isinstance(ad_or_reason, DamagedRow):
+            given_id = "" if isinstance(row, DamagedRow) else str(row.get("ad_id") or "")[:MAX_ID_CHARS]
+            yield RejectedAd(source, number, given_id, ad_or_reason.reason, ad_or_reason.detail)
+        elif ad_or_reason.ad_id in seen:
+            yield RejectedAd(source, number, ad_or_reason.ad_id, "duplicate_id", "an earlier row has this ad_id")
+        else:
+            seen.add(ad_or_reason.ad_id)
+            yield ad_or_reason
+
+
+def _ad_of(row: Mapping[str, Any]) -> Ad | DamagedRow:
+    try:
+        ad = ad_from_row(row)
+    except InputError as error:
+        return DamagedRow("bad_row", str(error))
+    problem = problem_with(ad)
+    return DamagedRow(*problem) if problem else ad
+
+
+def ad_from_row(row: Mapping[str, Any]) -> Ad:
+    """An ad from named values; unknown names become attributes. Raises InputError for a value of the wrong type."""
+    known = {field.name for field in fields(Ad)}
+    extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
+    return Ad(
+        ad_id=as_text(row, "ad_id"),
+        title=as_text(row, "title"),
+        body=as_text(row, "body"),
+        advertiser=as_text(row, "advertiser"),
+        category=as_text(row, "category"),
+        keywords=as_texts(row, "keywords"),
+        language=as_text(row, "language"),
+        landing_url=as_text(row, "landing_url"),
+        image_uri=as_text(row, "image_uri"),
+        bid_micros=as_int(row, "bid_micros"),
+        attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
+        start_time=as_time(row, "start_time"),
+        end_time=as_time(row, "end_time"),
+    )
+
+
+def problem_with(ad: Ad) -> tuple[str, str] | None:
+    """Why an ad cannot be used, as (reason, detail); None if it can."""
+    if not ad.ad_id:
+        return "missing_id", "ad_id is empty"
+    if len(ad.ad_id) > MAX_ID_CHARS:
+        return "long_id", f"ad_id has {len(ad.ad_id)} characters; the limit is {MAX_ID_CHARS}"
+    if not ad.title.strip() and not ad.body.strip():
+        return "empty_text", "title and body are empty"
+    length = len(ad.title) + len(ad.body)
+    if length > MAX_TEXT_CHARS:
+        return "long_text", f"title and body have {length} characters; the limit is {MAX_TEXT_CHARS}"
+    if len(ad.keywords) > MAX_KEYWORDS:
+        return "long_text", f"{len(ad.keywords)} keywords; the limit is {MAX_KEYWORDS}"
+    for name, value in (
+        ("advertiser", ad.advertiser),
+        ("category", ad.category),
+        ("keyword", max(ad.keywords, key=len, default="")),
+    ):
+        if len(value) > MAX_FIELD_CHARS:
+            return "long_text", f"{name} has {len(value)} characters; the limit is {MAX_FIELD_CHARS}"
+    return None

@@ -1,0 +1,196 @@
+"""The click log: who was shown what, when, and whether they clicked; read, checked and split. Knows no models."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from records.errors import InputError
+from records.files import DamagedRow, read_rows
+from records.values import as_int, as_text, as_time
+
+Texts = npt.NDArray[np.object_]
+Integers = npt.NDArray[np.int64]
+
+REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
+_NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions"))
+# Time of a row without one: before everything, so that no history or counter is ever made from it.
+NO_TIME = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class ClickLog:
+    """Columns of equal length, ordered by time (rows of equal time keep their order in the file).
+
+    Attributes:
+        request_id, ad_id, user_id: object arrays of str; user_id is "" where unknown.
+        time: int64, microseconds since 1970 UTC, or `NO_TIME`.
+        clicks, impressions: int64; clicks <= impressions, impressions >= 1.
+        context: further columns, by name; None where a row has no value.
+    """
+
+    request_id: Texts
+    ad_id: Texts
+    user_id: Texts
+    time: Integers
+    clicks: Integers
+    impressions: Integers
+    context: Mapping[str, Texts]
+
+    def __len__(self) -> int:
+        return len(self.ad_id)
+
+    @property
+    def has_time(self) -> bool:
+        """Whether every row has a time."""
+        return bool((self.time != NO_TIME).all())
+
+    @property
+    def ctr(self) -> float:
+        """Clicks per impression over the whole log."""
+        return float(self.clicks.sum() / max(1, self.impressions.sum()))
+
+    def take(self, rows: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_]) -> "ClickLog":
+        """The given rows (indices or a mask), in the given order."""
+        return ClickLog(
+            self.request_id[rows],
+            self.ad_id[rows],
+            self.user_id[rows],
+            self.time[rows],
+            self.clicks[rows],
+            self.impressions[rows],
+            {name: column[rows] for name, column in self.context.items()},
+        )
+
+
+@dataclass(frozen=True)
+class LogReport:
+    """What reading found: rows read, rows kept, and how many were rejected for each reason, with a first example."""
+
+    rows: int
+    kept: int
+    rejected: Mapping[str, int]
+    examples: Mapping[str, str]
+
+    @property
+    def rejected_share(self) -> float:
+        """Rejected rows over all rows."""
+        return sum(self.rejected.values()) / max(1, self.rows)
+
+
+def read_clicks(path: Path, known_ads: Collection[str], *, max_rejected: float = 0.01) -> tuple[ClickLog, LogReport]:
+    """Reads a click log (Parquet, JSONL or CSV; row-level or aggregated) into memory.
+
+    A row is rejected, and counted in the report, as ``bad_row``, ``bad_utf8``, ``missing_id`` (no request or ad id),
+    ``unknown_ad`` (not in `known_ads`) or ``bad_counts`` (clicks negative or above impressions, impressions below 1).
+
+    Raises:
+        InputError: A required column is missing, no usable row is left, or more than `max_rejected` (a share, 0 to 1)
+            of the rows were rejected.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in (*REQUIRED, "user_id", "time")}
+    context: dict[str, list[Any]] = {}
+    rejected: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    rows = 0
+    for source, number, row in read_rows(path):
+        rows += 1
+        problem = row if isinstance(row, DamagedRow) else _append(row, columns, context, known_ads)
+        if problem is not None:
+            rejected[problem.reason] += 1
+            examples.setdefault(problem.reason, f"{source}, row {number}: {problem.detail}")
+    report = LogReport(rows, len(columns["ad_id"]), dict(rejected), examples)
+    _check_share(path, report, max_rejected)
+    return _sorted_log(columns, context), report
+
+
+def _append(
+    row: Mapping[str, Any], columns: dict[str, list[Any]], context: dict[str, list[Any]], known_ads: Collection[str]
+) -> DamagedRow | None:
+    missing = [name for name in REQUIRED if name not in row]
+    if missing:
+        raise InputError(f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}")
+    try:
+        request_id, ad_id, user_id = (as_text(row, name) for name in ("request_id", "ad_id", "user_id"))
+        clicks, impressions = as_int(row, "clicks"), as_int(row, "impressions")
+        moment = as_time(row, "timestamp")
+    except InputError as error:
+        return DamagedRow("bad_row", str(error))
+    if not request_id or not ad_id:
+        return DamagedRow("missing_id", "request_id or ad_id is empty")
+    if ad_id not in known_ads:
+        return DamagedRow("unknown_ad", f"ad {ad_id!r} is not in the catalog")
+    if not 0 <= clicks <= impressions or impressions < 1:
+        return DamagedRow("bad_counts", f"{clicks} clicks on {impressions} impressions")
+    time = NO_TIME if moment is None else round(moment.timestamp() * 1_000_000)
+    values = (request_id, ad_id, clicks, impressions, user_id, time)
+    for column, value in zip(columns.values(), values, strict=True):
+        column.append(value)
+    for name in row.keys() - _NO_CONTEXT - context.keys():
+        context[name] = [None] * (len(columns["ad_id"]) - 1)
+    for name, texts in context.items():
+        texts.append(as_text(row, name) or None)
+    return None
+
+
+def _check_share(path: Path, report: LogReport, max_rejected: float) -> None:
+    reasons = "; ".join(f"{count} {reason} ({report.examples[reason]})" for reason, count in report.rejected.items())
+    if report.rejected_share > max_rejected:
+        raise InputError(
+            f"{path}: {report.rejected_share:.1%} of {report.rows} rows cannot be used, more than the "
+            f"{max_rejected:.1%} allowed: {reasons}"
+        )
+    if report.kept == 0:
+        raise InputError(f"{path} has no usable row{': ' + reasons if reasons else ''}")
+
+
+def _sorted_log(columns: dict[str, list[Any]], context: dict[str, list[Any]]) -> ClickLog:
+    time = np.array(columns["time"], np.int64)
+    order = np.argsort(time, kind="stable")
+    return ClickLog(
+        np.array(columns["request_id"], object)[order],
+        np.array(columns["ad_id"], object)[order],
+        np.array(columns["user_id"], object)[order],
+        time[order],
+        np.array(columns["clicks"], np.int64)[order],
+        np.array(columns["impressions"], np.int64)[order],
+        {name: np.array(texts, object)[order] for name, texts in context.items()},
+    )
+
+
+def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: earliest rows first. No moment falls into two parts.
+
+    Raises InputError if a row has no time or a part would be empty.
+    """
+    if not log.has_time:
+        raise InputError("a split by time needs a timestamp in every row")
+    cuts = [_cut(log.time, sum(shares[:parts])) for parts in (1, 2)]
+    return _non_empty(np.split(np.arange(len(log)), cuts))
+
+
+def split_by_request(
+    log: ClickLog, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: whole requests at random. Raises InputError if one is empty."""
+    names, group = np.unique(log.request_id.astype(str), return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(names)) / len(names)
+    part = np.searchsorted(np.cumsum(shares[:2]), place, side="right")[group]
+    return _non_empty([np.flatnonzero(part == number) for number in range(3)])
+
+
+def _cut(time: Integers, share: float) -> int:
+    """The first row at or after `share` of the log that begins a new moment."""
+    row = min(round(share * len(time)), len(time) - 1)
+    return int(np.searchsorted(time, time[row], side="left"))
+
+
+def _non_empty(parts: list[npt.NDArray[Any]]) -> tuple[Integers, ...]:
+    for name, part in zip(("training", "validation", "test"), parts, strict=True):
+        if len(part) == 0:
+            raise InputError(f"the log is too small to split: the {name} part would be empty")
+    return tuple(parts)

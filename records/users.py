@@ -1,0 +1,147 @@
+"""Users, what they did, and where an ad would be shown. Knows not where they are stored."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from records.ads import MAX_TEXT_CHARS
+from records.errors import InputError
+from records.files import DamagedRow, read_rows
+from records.values import as_attributes, as_text, as_time
+
+MAX_HISTORY = 1000
+
+
+class EventType(Enum):
+    """What a user did; the value is the name used in files."""
+
+    IMPRESSION = "impression"
+    VIEW = "view"
+    CLICK = "click"
+    CONVERSION = "conversion"
+    SEARCH = "search"
+    SHORT_VIEW = "short_view"
+    HIDE = "hide"
+
+
+# How strongly an event speaks for (or against) what it is about. An impression alone says nothing.
+EVENT_WEIGHT: Mapping[EventType, float] = {
+    EventType.IMPRESSION: 0.0,
+    EventType.VIEW: 0.5,
+    EventType.CLICK: 1.0,
+    EventType.CONVERSION: 1.5,
+    EventType.SEARCH: 1.0,
+    EventType.SHORT_VIEW: -0.25,
+    EventType.HIDE: -0.5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing a user did with an ad (`ad_id`) or with a text; exactly one of the two is set."""
+
+    type: EventType
+    ad_id: str = ""
+    text: str = ""
+    timestamp: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserProfile:
+    """What is known of a user; `history` is oldest first."""
+
+    user_id: str = ""
+    interests: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where and when ads would be shown."""
+
+    country: str = ""
+    language: str = ""
+    device: str = ""
+    placement: str = ""
+    page_text: str = ""
+    timestamp: datetime | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_user(user: UserProfile) -> None:
+    """Raises InputError if a text, the history or an event breaks its limit."""
+    if len(user.history) > MAX_HISTORY:
+        raise InputError(f"history has {len(user.history)} events; the limit is {MAX_HISTORY}: send the newest")
+    check_text("interests", user.interests)
+    for position, event in enumerate(user.history):
+        if bool(event.ad_id) == bool(event.text):
+            raise InputError(f"history[{position}] needs exactly one of ad_id and text")
+        check_text(f"history[{position}].text", event.text)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises InputError if `text` is longer than any model would read."""
+    if len(text) > MAX_TEXT_CHARS:
+        raise InputError(f"{name} has {len(text)} characters; the limit is {MAX_TEXT_CHARS}")
+
+
+def read_users(path: Path) -> Iterator[UserProfile]:
+    """Streams users from Parquet, JSONL or CSV.
+
+    Columns: ``user_id``, and optionally ``interests``, ``attributes``, ``history`` (a list of objects with ``type``,
+    ``ad_id`` or ``text``, ``timestamp``). Any other column becomes an attribute.
+
+    Raises:
+        InputError: A row cannot be used; the message names file and row.
+    """
+    for source, number, row in read_rows(path):
+        if isinstance(row, DamagedRow):
+            raise InputError(f"{source}, row {number}: {row.detail}")
+        try:
+            yield user_from_row(row)
+        except InputError as error:
+            raise InputError(f"{source}, row {number}: {error}") from error
+
+
+def user_from_row(row: Mapping[str, Any]) -> UserProfile:
+    """A user from named values. Raises InputError."""
+    known = ("user_id", "interests", "attributes", "history")
+    extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
+    user = UserProfile(
+        user_id=as_text(row, "user_id"),
+        interests=as_text(row, "interests"),
+        attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
+        history=tuple(_event_from_row(event) for event in row.get("history") or ()),
+    )
+    check_user(user)
+    return user
+
+
+def context_from_row(row: Mapping[str, Any]) -> Context:
+    """A context from named values. Raises InputError."""
+    known = ("country", "language", "device", "placement", "page_text", "timestamp", "attributes")
+    extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
+    return Context(
+        country=as_text(row, "country"),
+        language=as_text(row, "language"),
+        device=as_text(row, "device"),
+        placement=as_text(row, "placement"),
+        page_text=as_text(row, "page_text"),
+        timestamp=as_time(row, "timestamp"),
+        attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
+    )
+
+
+def _event_from_row(row: Any) -> Event:
+    if not isinstance(row, Mapping):
+        raise InputError(f"an event must be an object, not {type(row).__name__}")
+    name = as_text(row, "type").lower()
+    try:
+        kind = EventType(name)
+    except ValueError:
+        raise InputError(f"event type {name!r} is not one of {', '.join(kind.value for kind in EventType)}") from None
+    return Event(kind, as_text(row, "ad_id"), as_text(row, "text"), as_time(row, "timestamp"))

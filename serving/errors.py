@@ -1,0 +1,68 @@
+"""Errors that a gRPC caller is told about, each carrying its status.
+
+Knows nothing of who raises them. One interceptor turns them into a status and a message::
+
+    ServiceError
+    ├── InvalidArgument      the request itself is wrong; repeating it will not help
+    ├── NotFound             the request names something that does not exist
+    ├── FailedPrecondition   the server's state does not allow it; somebody must change that first
+    ├── ResourceExhausted    the server is full; try again later, with back-off
+    ├── Unavailable          not loaded yet, or shutting down; try another replica
+    ├── DeadlineExceeded     the caller's time ran out
+    ├── Cancelled            the caller left
+    └── StartupError         the server cannot start (never on the wire; exit code 2)
+"""
+
+import grpc
+
+
+class ServiceError(Exception):
+    """Base class. The message is shown to the caller: it says what is wrong and what to do."""
+
+    status: grpc.StatusCode = grpc.StatusCode.INTERNAL
+
+
+class InvalidArgument(ServiceError):
+    """The request is wrong in itself."""
+
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(ServiceError):
+    """Something the request names does not exist."""
+
+    status = grpc.StatusCode.NOT_FOUND
+
+
+class FailedPrecondition(ServiceError):
+    """The server is not in a state that allows the request."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class ResourceExhausted(ServiceError):
+    """The server has as much work as it takes."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unavailable(ServiceError):
+    """The server is loading or draining."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class DeadlineExceeded(ServiceError):
+    """The caller's deadline passed before an answer was ready."""
+
+    status = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Cancelled(ServiceError):
+    """The caller cancelled the call or its connection broke."""
+
+    status = grpc.StatusCode.CANCELLED
+
+
+class StartupError(ServiceError):
+    """The server cannot start with these settings."""

@@ -1,0 +1,26 @@
+"""How a command ends when what it was given is wrong: one message, no traceback, exit code 2."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+
+EXIT_BAD_INPUT = 2
+
+
+@contextmanager
+def clean_exit(*expected: type[Exception]) -> Iterator[None]:
+    """Turns `expected` errors, and settings that do not validate, into a message and exit code 2."""
+    try:
+        yield
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
+        sys.exit(_say("these settings are wrong:\n" + "\n".join(lines)))
+    except expected as error:
+        sys.exit(_say(str(error)))
+
+
+def _say(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return EXIT_BAD_INPUT

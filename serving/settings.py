@@ -1,0 +1,41 @@
+"""What every AdCascade server can be told; read once in ``__main__`` and passed down."""
+
+import logging
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings
+
+MEBIBYTE = 1024 * 1024
+
+
+class ServerSettings(BaseSettings):
+    """Settings shared by all servers. Subclasses add their own and an environment prefix."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
+    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the Prometheus /metrics page; 0 takes a free one, unset is off.",
+    )
+    address_file: Path | None = Field(
+        None, description="Write the bound addresses here as JSON, for whoever started the server on port 0."
+    )
+    max_concurrent: int = Field(
+        64, ge=1, description="Calls worked on or waiting at once; more are refused with RESOURCE_EXHAUSTED."
+    )
+    max_message_mib: int = Field(8, ge=1, le=512, description="Largest request or reply, in MiB.")
+    grace_seconds: float = Field(10.0, ge=0, description="How long SIGTERM waits for calls in flight.")
+    exit_with_parent: bool = Field(
+        False,
+        description="Also drain when standard input closes, so that no server outlives the process that started it.",
+    )
+    tls_certificate: Path | None = Field(None, description="PEM certificate chain; with tls_key, the port speaks TLS.")
+    tls_key: Path | None = Field(None, description="PEM private key of tls_certificate.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    def log_level_number(self) -> int:
+        """The level as the logging module counts it; raises KeyError for an unknown name."""
+        return logging.getLevelNamesMapping()[self.log_level.upper()]
