@@ -125,6 +125,11 @@ class AdCatalog:
         """Row of each ad id."""
         return {ad_id: row for row, ad_id in enumerate(self.ids)}
 
+    def find(self, ad_ids: Iterable[str]) -> dict[str, Ad]:
+        """The ads of the given ids that are in the catalog, by id."""
+        rows = [self.row_of[ad_id] for ad_id in dict.fromkeys(ad_ids) if ad_id in self.row_of]
+        return {ad.ad_id: ad for ad in self.ads(rows)}
+
     def ads(self, rows: Sequence[int]) -> list[Ad]:
         """The ads of the given rows, in order."""
         return [_ad(row) for row in self._table.take(pa.array(rows, pa.int64())).to_pylist()]

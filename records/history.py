@@ -3,12 +3,13 @@
 The same functions replay a log for training and make the snapshot that serving reads. Knows no models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,6 +17,7 @@ from records.clicks import NO_TIME, ClickLog, Integers, Texts
 from records.users import Event, EventType, UserProfile
 
 KEYS = ("ad", "user")
+_WINDOW_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,24 @@ def counts_before(keys: Texts, log: ClickLog) -> Counts:
     return Counts(before(log.impressions), before(log.clicks))
 
 
+def earlier_windows(log: ClickLog, limit: int) -> Iterator[tuple[Integers, Integers, npt.NDArray[np.bool_]]]:
+    """For the rows of each user: what `Histories.before` would return, as arrays.
+
+    Yields (rows, past, seen): some rows of one user, the rows that any of them looks back on, and which of those each
+    row sees, bool [rows, past]: its newest `limit` strictly earlier ones.
+    """
+    histories = Histories(log)
+    for rows in histories.rows_by_user():
+        time = log.time[rows]
+        earlier = np.searchsorted(time, time, side="left")
+        for start in range(0, len(rows), _WINDOW_ROWS):
+            part = slice(start, start + _WINDOW_ROWS)
+            first, last = max(0, int(earlier[start]) - limit), int(earlier[part][-1])
+            place = np.arange(first, last)
+            seen = (place < earlier[part, None]) & (place >= earlier[part, None] - limit)
+            yield rows[part], rows[first:last], seen
+
+
 class Histories:
     """Every user's events in the order of time."""
 
@@ -63,6 +83,11 @@ class Histories:
         ends = np.r_[starts[1:], len(rows)]
         self._range = {str(name): (int(start), int(end)) for name, start, end in zip(names, starts, ends, strict=True)}
         self._log = log
+
+    def rows_by_user(self) -> Iterator[Integers]:
+        """Row indices of each user's events, in the order of time."""
+        for start, end in self._range.values():
+            yield self._rows[start:end]
 
     def before(self, user_id: str, time: int, limit: int) -> tuple[Event, ...]:
         """A user's newest `limit` events strictly before `time` (microseconds since 1970), oldest first."""
@@ -88,20 +113,18 @@ class CounterSnapshot:
 
     Attributes:
         ads, users: id -> (impressions, clicks).
-        ctr: clicks per impression over the whole log, what a rate shrinks to when little is known.
     """
 
     ads: Mapping[str, tuple[int, int]]
     users: Mapping[str, tuple[int, int]]
-    ctr: float
 
     @classmethod
     def of(cls, log: ClickLog) -> "CounterSnapshot":
         """Counts the whole log."""
-        return cls(_totals(log.ad_id, log), _totals(log.user_id, log), log.ctr)
+        return cls(_totals(log.ad_id, log), _totals(log.user_id, log))
 
     def save(self, path: Path) -> None:
-        """Writes a Parquet table with the columns key, id, impressions, clicks; the CTR is in its metadata."""
+        """Writes a Parquet table with the columns key, id, impressions and clicks."""
         lines = [(key, name, *counts) for key in KEYS for name, counts in self._of(key).items()]
         key, name, impressions, clicks = zip(*lines, strict=True) if lines else ((), (), (), ())
         table = pa.table(
@@ -112,7 +135,7 @@ class CounterSnapshot:
                 "clicks": pa.array(clicks, pa.int64()),
             }
         )
-        pq.write_table(table.replace_schema_metadata({"ctr": repr(self.ctr)}), path)
+        pq.write_table(table, path)
 
     @classmethod
     def load(cls, path: Path) -> "CounterSnapshot":
@@ -122,7 +145,7 @@ class CounterSnapshot:
         columns = (table[name].to_pylist() for name in ("key", "id", "impressions", "clicks"))
         for key, name, impressions, clicks in zip(*columns, strict=True):
             found[key][name] = (impressions, clicks)
-        return cls(found["ad"], found["user"], float(table.schema.metadata[b"ctr"]))
+        return cls(found["ad"], found["user"])
 
     def _of(self, key: str) -> Mapping[str, tuple[int, int]]:
         return self.ads if key == "ad" else self.users

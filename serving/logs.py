@@ -12,7 +12,7 @@ class _RequestIdFilter(logging.Filter):
         return True
 
 
-def set_up_logging(level: int) -> None:
+def set_up_logging(level: str) -> None:
     """Sends this process's log to standard error, a line an event."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_RequestIdFilter())

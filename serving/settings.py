@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
 MEBIBYTE = 1024 * 1024
@@ -36,6 +36,9 @@ class ServerSettings(BaseSettings):
     tls_key: Path | None = Field(None, description="PEM private key of tls_certificate.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
-    def log_level_number(self) -> int:
-        """The level as the logging module counts it; raises KeyError for an unknown name."""
-        return logging.getLevelNamesMapping()[self.log_level.upper()]
+    @field_validator("log_level")
+    @classmethod
+    def _log_level_exists(cls, name: str) -> str:
+        if name.upper() not in logging.getLevelNamesMapping():
+            raise ValueError(f"{name!r} is not a log level: DEBUG, INFO, WARNING or ERROR")
+        return name.upper()

@@ -1,0 +1,81 @@
+"""``python -m ranking --model ROOT --port N``: the ranking server."""
+
+from functools import partial
+from pathlib import Path
+
+from prometheus_client import Counter
+from pydantic_settings import CliApp
+
+from artifacts.errors import ArtifactError
+from artifacts.hotswap import HotSwap
+from artifacts.store import VersionStore
+from index_builder.artifact import ADS_FILE, AdCatalog
+from index_builder.artifact import open_store as open_index_store
+from index_builder.errors import BuildError
+from protos.ranking_pb2_grpc import add_RankingServiceServicer_to_server
+from ranking.artifact import load_version, open_store
+from ranking.candidates import CatalogVersion
+from ranking.engine import EngineSettings, RankingEngine
+from ranking.errors import ModelError
+from ranking.service import SERVICE_NAME, RankingServicer
+from ranking.settings import RankingSettings
+from records.errors import InputError
+from serving.errors import ServiceError
+from serving.exits import clean_exit
+from serving.logs import set_up_logging
+from serving.server import Server
+
+
+def serve(settings: RankingSettings) -> None:
+    """Runs the server until it is told to stop."""
+    server = Server(settings, caller_errors=(InputError,))
+    swaps = Counter(
+        "adcascade_version_swaps_total", "Versions swapped to, or refused.", ["kind", "event"], registry=server.registry
+    )
+    engines = HotSwap(
+        open_store(settings.model),
+        partial(_load_engine, open_store(settings.model), settings.engine()),
+        poll_seconds=settings.poll_seconds,
+        on_event=lambda event: swaps.labels("model", event).inc(),
+    )
+    catalogs = None
+    if settings.index is not None:
+        catalogs = HotSwap(
+            open_index_store(settings.index),
+            partial(_load_catalog, open_index_store(settings.index)),
+            poll_seconds=settings.poll_seconds,
+            on_event=lambda event: swaps.labels("index", event).inc(),
+        )
+    servicer = RankingServicer(engines, catalogs, settings.batch_candidates)
+    server.add(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer))
+
+    def load() -> None:
+        engines.start()
+        if catalogs is not None:
+            catalogs.start()
+
+    def close() -> None:
+        servicer.close()
+        engines.close()
+        if catalogs is not None:
+            catalogs.close()
+
+    server.run(load, close)
+
+
+def _load_engine(store: VersionStore, settings: EngineSettings, version: str) -> RankingEngine:
+    engine = RankingEngine(load_version(store, version), settings)
+    engine.warm_up()
+    return engine
+
+
+def _load_catalog(store: VersionStore, version: str) -> CatalogVersion:
+    path: Path = store.path(version)
+    return CatalogVersion(version, AdCatalog(path / ADS_FILE))
+
+
+if __name__ == "__main__":
+    with clean_exit(ServiceError, ArtifactError, ModelError, BuildError):
+        configured = CliApp.run(RankingSettings)
+        set_up_logging(configured.log_level)
+        serve(configured)

@@ -1,0 +1,213 @@
+"""A model version: what lies in its directory, and ``ctr.json`` as a frozen value. Knows no training.
+
+A Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer) beside ``ctr.json``, ``head.safetensors``
+(what was learned outside the encoder) and ``counters.parquet`` (past impressions and clicks for the dense features).
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from artifacts.errors import CorruptVersion
+from artifacts.manifest import Manifest
+from artifacts.store import Draft, VersionStore
+from index_builder.encoder import EMBEDDED, embedded_model_path
+from ranking.errors import ModelError
+from ranking.features import FEATURES, Features
+from ranking.model import BERT_LIKE, JOINT, JointCrossEncoder, SharedUserCrossEncoder
+from records.history import CounterSnapshot
+
+KIND = "model"
+FORMAT_VERSION = 1
+CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
+
+RankerModel = SharedUserCrossEncoder | JointCrossEncoder
+
+
+class Calibration(BaseModel):
+    """Platt scaling: p_click = sigmoid(slope * logit + intercept)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: Literal["none", "platt"] = "none"
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    def p_click(self, logits: np.ndarray[Any, Any]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """Calibrated probabilities, float64, of the shape of `logits`."""
+        return 1.0 / (1.0 + np.exp(-(self.slope * logits.astype(np.float64) + self.intercept)))
+
+
+class Metric(BaseModel):
+    """A measured value with its 95 % confidence interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float
+    high: float
+
+
+class CtrSpec(BaseModel):
+    """What ``ctr.json`` holds: everything beside the weights that serving must do as training did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: Literal["shared_user", "joint"]
+    base: str
+    layers: int
+    join_layer: int
+    max_user_tokens: int
+    max_ad_tokens: int
+    features: tuple[str, ...]
+    feature_mean: tuple[float, ...]
+    feature_std: tuple[float, ...]
+    prior_ctr: float
+    calibration: Calibration = Calibration()
+    metrics: dict[str, Metric] = {}
+    training: dict[str, Any] = {}
+    data_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _features_are_known(self) -> "CtrSpec":
+        if self.features != FEATURES or not len(self.feature_mean) == len(self.feature_std) == len(FEATURES):
+            raise ValueError(f"this program computes the features {FEATURES}, not {self.features}")
+        return self
+
+    def normalise(self, features: Features) -> Features:
+        """Features as the head wants them: mean 0, deviation 1 on the training data; float32 [rows, features]."""
+        mean, std = np.array(self.feature_mean, np.float32), np.array(self.feature_std, np.float32)
+        normal: Features = (features - mean) / std
+        return normal
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A loaded model version."""
+
+    version: str
+    created_at: datetime
+    spec: CtrSpec
+    model: RankerModel
+    tokenizer: PreTrainedTokenizerBase
+    counters: CounterSnapshot
+
+
+def open_store(root: Path) -> VersionStore:
+    """The store of model versions under `root`."""
+    return VersionStore(root, KIND, FORMAT_VERSION)
+
+
+def load_base(base: str, architecture: str, join_layer: int) -> tuple[RankerModel, PreTrainedTokenizerBase]:
+    """A network and its tokenizer from a Hugging Face directory or hub name, or the embedded MiniLM.
+
+    Raises:
+        ModelError: There is no such model, it is not BERT-like, or it has fewer layers than `join_layer` needs.
+    """
+    place = str(embedded_model_path()) if base == EMBEDDED else base
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load {base!r}: {error}. Give a Hugging Face directory or hub name") from error
+    _check_family(base, config, architecture, join_layer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        if architecture == JOINT:
+            labels = {} if "SequenceClassification" in str(config.architectures) else {"num_labels": 1}
+            classifier = AutoModelForSequenceClassification.from_pretrained(place, **labels)
+            return JointCrossEncoder(classifier, len(FEATURES)), tokenizer
+        encoder = AutoModel.from_pretrained(place, attn_implementation="sdpa")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"cannot load the weights of {base!r}: {error}") from error
+    return SharedUserCrossEncoder(encoder, join_layer, len(FEATURES)), tokenizer
+
+
+def _check_family(base: str, config: Any, architecture: str, join_layer: int) -> None:
+    if architecture == JOINT:
+        if getattr(config, "num_labels", 1) > 2 and "SequenceClassification" in str(config.architectures):
+            raise ModelError(f"{base!r} is a classifier of {config.num_labels} labels; a click needs one or two")
+        return
+    if config.model_type not in BERT_LIKE:
+        raise ModelError(
+            f"{base!r} is a {config.model_type!r} model; the shared-user ranker runs on {', '.join(BERT_LIKE)}. "
+            f"Choose another base, or --architecture {JOINT}"
+        )
+    if not 0 <= join_layer < config.num_hidden_layers:
+        raise ModelError(
+            f"{base!r} has {config.num_hidden_layers} layers; the join layer {join_layer} is not below that"
+        )
+
+
+def check_lengths(model: RankerModel, max_user_tokens: int, max_ad_tokens: int) -> None:
+    """Raises ModelError if the model has too few positions for these lengths."""
+    positions = int(model.encoder.config.max_position_embeddings) - 2  # RoBERTa loses two
+    needed = max_user_tokens + max_ad_tokens if isinstance(model, JointCrossEncoder) else max_user_tokens
+    if max(needed, max_ad_tokens) > positions:
+        raise ModelError(f"{needed} tokens do not fit the model's {positions} positions; lower --max-user-tokens")
+
+
+def save_version(
+    store: VersionStore,
+    draft: Draft,
+    spec: CtrSpec,
+    model: RankerModel,
+    tokenizer: PreTrainedTokenizerBase,
+    counters: CounterSnapshot,
+) -> Manifest:
+    """Writes all files of a version into `draft` and commits it (not yet published)."""
+    model.encoder.save_pretrained(draft.path)
+    tokenizer.save_pretrained(draft.path)
+    save_file(_beside_encoder(model), draft.path / HEAD_FILE)
+    counters.save(draft.path / COUNTERS_FILE)
+    document = spec.model_dump(mode="json")
+    (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
+    return store.commit(draft, {"architecture": spec.architecture, "base": spec.base, "metrics": document["metrics"]})
+
+
+def _beside_encoder(model: RankerModel) -> dict[str, Tensor]:
+    """What the model learned outside its Hugging Face encoder."""
+    return {name: value.contiguous() for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+
+
+def load_version(store: VersionStore, version: str) -> ModelVersion:
+    """Loads a (verified) version on the CPU, ready to score. Raises CorruptVersion or ModelError."""
+    path = store.path(version)
+    manifest = store.manifest(version)
+    try:
+        spec = CtrSpec.model_validate_json((path / CTR_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
+    model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer)
+    try:
+        learned = load_file(path / HEAD_FILE)
+        if learned.keys() != _beside_encoder(model).keys():
+            raise RuntimeError(f"it holds {', '.join(learned)}")
+        model.load_state_dict(learned, strict=False)
+    except (OSError, RuntimeError) as error:
+        raise CorruptVersion(f"{path / HEAD_FILE} does not fit this program's click head: {error}") from error
+    model.eval()
+    return ModelVersion(
+        version, manifest.created_at, spec, model, tokenizer, CounterSnapshot.load(path / COUNTERS_FILE)
+    )
+
+
+def default_join_layer(layers: int) -> int:
+    """The top third of the layers is joined (two of six): the same quality as all of them at a third of the ad pass."""
+    return layers - max(1, layers // 3)

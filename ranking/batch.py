@@ -1,0 +1,64 @@
+"""Token ids as padded tensors: the input of the models, for training and serving alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+TokenIds = list[int]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Padded rows of tokens. `ids` is int64 [rows, tokens]; `lengths` is int64 [rows], each at least 1."""
+
+    ids: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """True where a token is, bool [rows, tokens]."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def to(self, device: torch.device) -> "TokenRows":
+        """The same on another device."""
+        return TokenRows(self.ids.to(device), self.lengths.to(device))
+
+    def take(self, places: Sequence[int]) -> "TokenRows":
+        """Some of the rows."""
+        return TokenRows(self.ids[list(places)], self.lengths[list(places)])
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Users, and the ads each of them is to be scored against.
+
+    Attributes:
+        users: [users, user tokens].
+        ads: [pairs, ad tokens]; the ads of the first user come first.
+        ads_per_user: how many ads each user has, in order; they sum to the number of pairs.
+        dense: normalised features, float32 [pairs, features].
+    """
+
+    users: TokenRows
+    ads: TokenRows
+    ads_per_user: tuple[int, ...]
+    dense: Tensor
+
+
+def pad(rows: Sequence[TokenIds], pad_id: int) -> TokenRows:
+    """Token ids of different lengths as one tensor, padded at the end."""
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    width = int(lengths.max()) if rows else 1
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.int64)
+    return TokenRows(ids.reshape(len(rows), width), lengths)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[TokenIds]:
+    """Each text as [CLS] ... [SEP], cut at `max_tokens`."""
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, return_attention_mask=False)
+    return [list(ids) for ids in encoded["input_ids"]]

@@ -1,0 +1,94 @@
+"""From a user and candidates to what the model reads; ids are resolved in an index version. Knows no wire."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from index_builder.artifact import AdCatalog
+from ranking.engine import RankQuery
+from ranking.text import HISTORY_EVENTS, past_events, render_ad, render_user
+from records.ads import Ad
+from records.errors import InputError
+from records.users import Context, UserProfile
+from serving.errors import FailedPrecondition, NotFound
+
+_NAMED_IN_ERRORS = 10
+
+
+@dataclass(frozen=True)
+class CatalogVersion:
+    """The ads of an index version."""
+
+    version: str
+    catalog: AdCatalog
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A query for the engine, and how its ads stand in the request.
+
+    Attributes:
+        places: place in the request of each ad of the query.
+        unknown: ids that could not be resolved.
+    """
+
+    query: RankQuery
+    places: tuple[int, ...]
+    unknown: tuple[str, ...]
+
+
+def prepare(
+    user: UserProfile,
+    context: Context,
+    candidates: Sequence[str | Ad],
+    catalog: AdCatalog | None,
+    *,
+    skip_unknown: bool,
+) -> Candidates:
+    """Resolves ids and renders texts.
+
+    Args:
+        candidates: Ads, or ids of ads in `catalog`.
+        catalog: Where ids are looked up; None if the server has no index version.
+        skip_unknown: Leave out ids that are not in the catalog instead of failing.
+
+    Raises:
+        InputError: An id stands twice.
+        NotFound: An id is unknown and `skip_unknown` is off.
+        FailedPrecondition: Ids were given, but there is no catalog.
+    """
+    ids = [candidate.ad_id if isinstance(candidate, Ad) else candidate for candidate in candidates]
+    _check_ids(ids)
+    wanted = [candidate for candidate in candidates if isinstance(candidate, str)]
+    if wanted and catalog is None:
+        raise FailedPrecondition("this server resolves no ad ids: start it with --index, or send the ads inline")
+    history = [event.ad_id for event in user.history[-HISTORY_EVENTS:] if event.ad_id]
+    known = catalog.find([*wanted, *history]) if catalog is not None else {}
+    ads = [candidate if isinstance(candidate, Ad) else known.get(candidate) for candidate in candidates]
+    unknown = tuple(ad_id for ad_id, ad in zip(ids, ads, strict=True) if ad is None)
+    if unknown and not skip_unknown:
+        named = ", ".join(unknown[:_NAMED_IN_ERRORS])
+        raise NotFound(f"{len(unknown)} ads are not in this index version: {named}; set skip_unknown to leave them out")
+    found = [(place, ad) for place, ad in enumerate(ads) if ad is not None]
+    return Candidates(_query(user, context, [ad for _, ad in found], known), tuple(p for p, _ in found), unknown)
+
+
+def _query(user: UserProfile, context: Context, ads: Sequence[Ad], known: Mapping[str, Ad]) -> RankQuery:
+    past = past_events(user, known.get)
+    return RankQuery(
+        user_text=render_user(user, context, known.get),
+        user_id=user.user_id,
+        past_texts=[text for text, _ in past],
+        past_liked=[liked for _, liked in past],
+        ad_ids=[ad.ad_id for ad in ads],
+        ad_texts=[render_ad(ad) for ad in ads],
+    )
+
+
+def _check_ids(ids: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for ad_id in ids:
+        if not ad_id:
+            raise InputError("a candidate has no ad_id")
+        if ad_id in seen:
+            raise InputError(f"candidate {ad_id!r} stands twice")
+        seen.add(ad_id)

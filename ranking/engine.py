@@ -1,0 +1,213 @@
+"""Scores users' candidates with a loaded model version: prepare, forward, finish. Knows no wire.
+
+Picks device and precision, keeps ad states across requests, and bounds memory by tokens, not by the request's size.
+Belongs to one thread at a time.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ranking.ad_states import AdStateCache
+from ranking.artifact import ModelVersion
+from ranking.batch import PairBatch, TokenRows, pad, tokenize
+from ranking.errors import ModelError
+from ranking.features import Features, Vectors, dense_features, taste_of
+from ranking.model import SharedUserCrossEncoder, UserStates
+
+log = logging.getLogger(__name__)
+
+MAX_CANDIDATES = 1000
+_CACHED_VECTORS = 50_000
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a model version is run.
+
+    Attributes:
+        device: torch device, or "auto" for the GPU where there is one.
+        precision: "float32", "bfloat16", or "auto" for bfloat16 where the hardware computes in it.
+        cache_mib: Memory for ad states, at most; at least one request's worth is always kept.
+        token_budget: Ad tokens in one pass of the joined layers, at most.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    cache_mib: int = 256
+    token_budget: int = 8192
+
+
+@dataclass(frozen=True)
+class RankQuery:
+    """One user and their candidates: what the model reads, and the ids that join the counters.
+
+    `past_texts` are the ads (or searches) of the user's newest events, `past_liked` whether the user liked each.
+    """
+
+    user_text: str
+    user_id: str
+    past_texts: Sequence[str]
+    past_liked: Sequence[bool]
+    ad_ids: Sequence[str]
+    ad_texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RankAnswer:
+    """Calibrated click probabilities in the order of the candidates, float64 [candidates]."""
+
+    p_click: npt.NDArray[np.float64]
+    cached_ads: int
+    tokenize_ms: float
+    compute_ms: float
+    model_version: str
+
+
+class RankingEngine:
+    """A model version on its device."""
+
+    def __init__(self, loaded: ModelVersion, settings: EngineSettings) -> None:
+        self.loaded = loaded
+        self.device = choose_device(settings.device)
+        self._autocast = choose_precision(settings.precision, self.device)
+        self._settings = settings
+        self._model = loaded.model.to(self.device).eval()
+        self._pad_id = int(loaded.tokenizer.pad_token_id or 0)
+        self._cache = self._make_cache()
+        self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device)
+        precision = "bfloat16" if self._autocast else "float32"
+        log.info("model %s runs in torch on %s in %s", loaded.version, self.device, precision)
+
+    def _make_cache(self) -> AdStateCache | None:
+        if not isinstance(self._model, SharedUserCrossEncoder):
+            return None
+        tokens, hidden = self.loaded.spec.max_ad_tokens, int(self._model.encoder.config.hidden_size)
+        fitting = self._settings.cache_mib * 2**20 // AdStateCache.bytes_per_ad(tokens, hidden)
+        return AdStateCache(max(fitting, MAX_CANDIDATES), tokens, hidden, self.device)
+
+    def warm_up(self) -> None:
+        """One small request, so that the first real one does not pay for lazy initialisation."""
+        self.rank([RankQuery("warm up", "", [], [], ["a", "b"], ["an ad", "another ad"])])
+
+    def rank(self, queries: Sequence[RankQuery]) -> list[RankAnswer]:
+        """Scores each query's candidates; users are read together, and each once.
+
+        Raises:
+            ModelError: The model made a score that is not a number.
+        """
+        started = time.perf_counter()
+        users = self._tokenize([query.user_text for query in queries], self.loaded.spec.max_user_tokens)
+        tokenized = time.perf_counter()
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            scored = self._score(users, queries)
+        compute_ms = 1000 * (time.perf_counter() - tokenized)
+        return [
+            RankAnswer(self._finish(logits), cached, 1000 * (tokenized - started), compute_ms, self.loaded.version)
+            for logits, cached in scored
+        ]
+
+    def _score(self, users: TokenRows, queries: Sequence[RankQuery]) -> list[tuple[npt.NDArray[np.float32], int]]:
+        model = self._model
+        if isinstance(model, SharedUserCrossEncoder):
+            states = model.user_states(users)
+            return [self._score_shared(model, state, query) for state, query in zip(states, queries, strict=True)]
+        return [(self._score_joint(users, row, query), 0) for row, query in enumerate(queries)]
+
+    def _score_shared(
+        self, model: SharedUserCrossEncoder, user: UserStates, query: RankQuery
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        dense = self._dense(query)
+        logits, cached = [], 0
+        for chunk in self._chunks(query, extra_tokens=0):
+            hidden, mask, found = self._ad_states(model, query.ad_texts[chunk])
+            cached += found
+            logits.append(model.join([user], [len(hidden)], hidden, mask, dense[chunk]).float().cpu().numpy())
+        return np.concatenate(logits), cached
+
+    def _score_joint(self, users: TokenRows, row: int, query: RankQuery) -> npt.NDArray[np.float32]:
+        dense = self._dense(query)
+        user = TokenRows(users.ids[row : row + 1], users.lengths[row : row + 1])
+        logits = []
+        for chunk in self._chunks(query, extra_tokens=int(user.lengths[0])):
+            ads = self._tokenize(query.ad_texts[chunk], self.loaded.spec.max_ad_tokens)
+            batch = PairBatch(user, ads, (len(ads.ids),), dense[chunk])
+            logits.append(self._model(batch).float().cpu().numpy())
+        return np.concatenate(logits)
+
+    def _chunks(self, query: RankQuery, extra_tokens: int) -> Iterator[slice]:
+        """Candidates in runs that keep to the token budget."""
+        tokens_each = self.loaded.spec.max_ad_tokens + extra_tokens
+        size = max(1, self._settings.token_budget // tokens_each)
+        for start in range(0, len(query.ad_texts), size):
+            yield slice(start, start + size)
+
+    def _ad_states(self, model: SharedUserCrossEncoder, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+        def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
+            rows = self._tokenize([texts[place] for place in places], self.loaded.spec.max_ad_tokens)
+            return rows, model.ad_states(rows)
+
+        assert self._cache is not None
+        return self._cache.gather(texts, compute)
+
+    def _tokenize(self, texts: Sequence[str], max_tokens: int) -> TokenRows:
+        return pad(tokenize(self.loaded.tokenizer, texts, max_tokens), self._pad_id).to(self.device)
+
+    def _dense(self, query: RankQuery) -> Tensor:
+        return torch.from_numpy(self.loaded.spec.normalise(self._features(query))).to(self.device)
+
+    def _features(self, query: RankQuery) -> Features:
+        counters, ctr = self.loaded.counters, self.loaded.spec.prior_ctr
+        ads = counters.counts("ad", list(query.ad_ids))
+        users = counters.counts("user", [query.user_id] * len(query.ad_ids))
+        return dense_features(ads, users, self._taste(query, ctr), ctr)
+
+    def _taste(self, query: RankQuery, ctr: float) -> npt.NDArray[np.float64]:
+        if not query.past_texts:
+            return np.zeros(len(query.ad_texts))
+        candidates, past = self._text_vectors(query.ad_texts), self._text_vectors(query.past_texts)
+        return taste_of(candidates, past, np.array(query.past_liked), ctr)
+
+    def _text_vectors(self, texts: Sequence[str]) -> Vectors:
+        def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
+            rows = self._tokenize([texts[place] for place in places], self.loaded.spec.max_ad_tokens)
+            return TokenRows(rows.ids[:, :1], torch.ones_like(rows.lengths)), self._model.text(rows)[:, None]
+
+        vectors: Vectors = self._vectors.gather(texts, compute)[0][:, 0].cpu().numpy()
+        return vectors
+
+    def _finish(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        p_click = self.loaded.spec.calibration.p_click(logits)
+        if not np.isfinite(p_click).all():
+            raise ModelError(f"model version {self.loaded.version} made a score that is not a number")
+        return p_click
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes the GPU where there is one. Raises ModelError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device {name!r} was asked for, but torch sees no GPU")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16; "auto" does where the hardware has it, since elsewhere it is far slower."""
+    if name not in ("auto", "float32", "bfloat16"):
+        raise ModelError(f"precision must be auto, float32 or bfloat16, not {name!r}")
+    return has_bfloat16(device) if name == "auto" else name == "bfloat16"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,299 @@
+"""The networks. Knows no gRPC and no files of clicks.
+
+`SharedUserCrossEncoder` reads the user once: user tokens attend to themselves; ad tokens attend to themselves and,
+from the join layer on, also to the user's keys and values. Ad positions start at 0, so below the join layer an ad's
+states do not depend on the user and can be cached. In the last layer only the ad's first token is computed. The idea
+follows PreTTR (arXiv 2004.14255), DeFormer (2005.00697) and HSTU's M-FALCON (2402.17152).
+
+`JointCrossEncoder` reads ``[CLS] user [SEP] ad [SEP]`` for every pair: the reference for quality, the baseline for
+speed, and the way to use any published reranker.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ranking.batch import PairBatch, TokenRows, pad
+
+SHARED_USER, JOINT = "shared_user", "joint"
+_HEAD_WIDTH = 64
+# Families whose layers have the shape of BERT's; those of RoBERTa count positions from padding_idx + 1.
+_ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert")
+BERT_LIKE = ("bert", "electra", *_ROBERTA_LIKE)
+
+
+class Ranker(Protocol):
+    """A network that scores pairs."""
+
+    def __call__(self, batch: PairBatch) -> Tensor:
+        """Logits of a click, float32 [pairs], not calibrated."""
+
+
+@dataclass(frozen=True)
+class UserStates:
+    """What ads read of one user: per joined layer keys [heads, head size, tokens] and values [heads, tokens, size]."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class ClickHead(nn.Module):
+    """Logit of a click from the ad's [CLS] row and the dense features.
+
+    The wide part is a logistic regression on the features; the deep part starts at zero and adds what the text knows
+    (wide and deep, arXiv 1606.07792).
+    """
+
+    def __init__(self, hidden: int, features: int) -> None:
+        super().__init__()
+        self.wide = nn.Linear(features, 1)
+        self.deep = nn.Sequential(nn.Linear(hidden + features, _HEAD_WIDTH), nn.GELU(), nn.Linear(_HEAD_WIDTH, 1))
+        last: Any = self.deep[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, cls: Tensor, dense: Tensor) -> Tensor:
+        """`cls` [pairs, hidden] and `dense` [pairs, features] to logits [pairs]."""
+        logits: Tensor = self.wide(dense) + self.deep(torch.cat([cls, dense], dim=1))
+        return logits[:, 0]
+
+
+class TextVectors(nn.Module):
+    """Unit vectors of texts for the taste feature: the centred mean of word embeddings, which are never trained."""
+
+    center: Tensor
+
+    def __init__(self, embeddings: nn.Module) -> None:
+        super().__init__()
+        embeddings.requires_grad_(False)
+        self._embeddings = (embeddings,)  # in a tuple, so that the weights are not saved twice
+        weight: Any = embeddings.weight
+        self.width = int(weight.shape[1])
+        self.register_buffer("center", torch.zeros(self.width))
+
+    @torch.no_grad()
+    def center_on(self, texts: Iterable[list[int]], pad_id: int) -> None:
+        """Makes the mean word embedding of these texts (token ids, with [CLS] and [SEP]) the center."""
+        words = torch.tensor([token for ids in texts for token in ids[1:-1]] or [pad_id])
+        self.center.copy_(self._embeddings[0](words).mean(dim=0))
+
+    def forward(self, rows: TokenRows) -> Tensor:
+        """float32 [rows, width]; [CLS] and [SEP] do not count, a text without words is a vector of zeros."""
+        mask = rows.mask & (torch.arange(rows.ids.shape[1], device=rows.ids.device) > 0)
+        mask &= torch.arange(rows.ids.shape[1], device=rows.ids.device) < rows.lengths[:, None] - 1
+        words = self._embeddings[0](rows.ids) * mask[..., None]
+        return F.normalize((words.sum(dim=1) - mask.sum(dim=1, keepdim=True) * self.center).float(), dim=1)
+
+
+class SharedUserCrossEncoder(nn.Module):
+    """A BERT-like encoder under the shared-user attention mask, with a click head.
+
+    Args:
+        encoder: Any model of the families in `BERT_LIKE`; its weights are used as they are.
+        join_layer: First layer in which ads attend to the user, 0 to layers - 1.
+        features: Number of dense features.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, join_layer: int, features: int) -> None:
+        super().__init__()
+        config = encoder.config
+        if not 0 <= join_layer < config.num_hidden_layers:
+            raise ValueError(f"join_layer must be 0 to {config.num_hidden_layers - 1}, not {join_layer}")
+        self.encoder: Any = encoder
+        self.join_layer = join_layer
+        self.head = ClickHead(config.hidden_size, features)
+        self.text = TextVectors(encoder.get_input_embeddings())
+        self._heads = int(config.num_attention_heads)
+        self._first_position = int(config.pad_token_id) + 1 if config.model_type in _ROBERTA_LIKE else 0
+        self._ad_segment = min(1, int(getattr(config, "type_vocab_size", 1)) - 1)
+
+    @property
+    def layers(self) -> Any:
+        """The transformer layers, in order."""
+        return self.encoder.encoder.layer
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """See `Ranker`."""
+        users, hidden = self.user_states(batch.users), self.ad_states(batch.ads)
+        return self.join(users, batch.ads_per_user, hidden, batch.ads.mask, batch.dense)
+
+    def user_states(self, users: TokenRows) -> list[UserStates]:
+        """The user pass: keys and values of each joined layer for each user, padding cut off."""
+        lengths = users.lengths.tolist()
+        states = [UserStates([], []) for _ in lengths]
+        hidden = self._embed(users, segment=0)
+        mask = users.mask[:, None, None, :]
+        for number, layer in enumerate(self.layers):
+            keys, values = self._keys_values(layer, hidden)
+            if number >= self.join_layer:
+                for row, length in enumerate(lengths):
+                    states[row].keys.append(keys[row, :, :length].transpose(1, 2))
+                    states[row].values.append(values[row, :, :length])
+            if number + 1 < len(self.layers):  # above the last keys and values nobody reads the user
+                context = F.scaled_dot_product_attention(
+                    self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
+                )
+                hidden = _finish_layer(layer, _merge_heads(context), hidden)
+        return states
+
+    def ad_states(self, ads: TokenRows) -> Tensor:
+        """The ads' hidden states below the join layer, [ads, tokens, hidden]; they do not depend on the user."""
+        hidden = self._embed(ads, segment=self._ad_segment)
+        mask = ads.mask[:, None, None, :]
+        for layer in self.layers[: self.join_layer]:
+            keys, values = self._keys_values(layer, hidden)
+            context = F.scaled_dot_product_attention(
+                self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
+            )
+            hidden = _finish_layer(layer, _merge_heads(context), hidden)
+        return hidden
+
+    def join(
+        self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor, dense: Tensor
+    ) -> Tensor:
+        """The joined layers and the head.
+
+        Args:
+            users: What `user_states` returned.
+            ads_per_user: How many ads each user has, in order.
+            hidden: What `ad_states` returned, [pairs, tokens, hidden].
+            mask: True where an ad has a token, bool [pairs, tokens].
+            dense: Normalised features, float32 [pairs, features].
+
+        Returns:
+            Logits [pairs].
+        """
+        mask = mask[:, None, None, :]
+        for depth, layer in enumerate(self.layers[self.join_layer :]):
+            is_last = self.join_layer + depth + 1 == len(self.layers)
+            keys, values = self._keys_values(layer, hidden)
+            hidden = hidden[:, :1] if is_last else hidden
+            queries = self._queries(layer, hidden)
+            dropout = self._attention_dropout(layer)
+            parts = [
+                _attend_both(queries[pairs], keys[pairs], values[pairs], mask[pairs], user, depth, dropout)
+                for pairs, user in zip(_ranges(ads_per_user), users, strict=True)
+            ]
+            hidden = _finish_layer(layer, _merge_heads(torch.cat(parts)), hidden)
+        logits: Tensor = self.head(hidden[:, 0], dense)
+        return logits
+
+    def _embed(self, rows: TokenRows, segment: int) -> Tensor:
+        positions = torch.arange(rows.ids.shape[1], device=rows.ids.device) + self._first_position
+        embedded: Tensor = self.encoder.embeddings(
+            input_ids=rows.ids,
+            token_type_ids=torch.full_like(rows.ids, segment),
+            position_ids=positions.expand_as(rows.ids),
+        )
+        projection = getattr(self.encoder, "embeddings_project", None)  # ELECTRA's smaller embeddings
+        return projection(embedded) if projection is not None else embedded
+
+    def _queries(self, layer: Any, hidden: Tensor) -> Tensor:
+        return self._split_heads(layer.attention.self.query(hidden))
+
+    def _keys_values(self, layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        attention = layer.attention.self
+        return self._split_heads(attention.key(hidden)), self._split_heads(attention.value(hidden))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """[rows, tokens, hidden] to [rows, heads, tokens, head size]."""
+        return x.view(*x.shape[:2], self._heads, -1).transpose(1, 2)
+
+    def _attention_dropout(self, layer: Any) -> float:
+        return float(layer.attention.self.dropout.p) if self.training else 0.0
+
+
+class JointCrossEncoder(nn.Module):
+    """A sequence classifier that reads user and ad together, for every pair anew.
+
+    Args:
+        classifier: Any `AutoModelForSequenceClassification` with one label, or two (then the second is the click).
+        features: Number of dense features, added to its logit by a linear layer that starts at zero.
+    """
+
+    def __init__(self, classifier: PreTrainedModel, features: int) -> None:
+        super().__init__()
+        self.encoder: Any = classifier
+        self.head = nn.Linear(features, 1)
+        self.text = TextVectors(classifier.get_input_embeddings())
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """See `Ranker`."""
+        pairs, segments = self._pairs(batch)
+        has_segments = int(getattr(self.encoder.config, "type_vocab_size", 1)) > 1
+        logits = self.encoder(
+            input_ids=pairs.ids,
+            attention_mask=pairs.mask.long(),
+            **({"token_type_ids": segments} if has_segments else {}),
+        ).logits.float()
+        click = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
+        summed: Tensor = click + self.head(batch.dense)[:, 0]
+        return summed
+
+    def _pairs(self, batch: PairBatch) -> tuple[TokenRows, Tensor]:
+        """[CLS] user [SEP] ad [SEP] of each pair, and which tokens are the ad's."""
+        users = [ids[:n] for ids, n in zip(batch.users.ids.tolist(), batch.users.lengths.tolist(), strict=True)]
+        ads = [ids[1:n] for ids, n in zip(batch.ads.ids.tolist(), batch.ads.lengths.tolist(), strict=True)]
+        owner = [user for user, count in zip(users, batch.ads_per_user, strict=True) for _ in range(count)]
+        rows = pad([user + ad for user, ad in zip(owner, ads, strict=True)], int(self.encoder.config.pad_token_id or 0))
+        places = torch.arange(rows.ids.shape[1])
+        segments = (places >= torch.tensor([len(user) for user in owner])[:, None]) & rows.mask
+        device = batch.users.ids.device
+        return rows.to(device), segments.long().to(device)
+
+
+def _attend_both(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, user: UserStates, depth: int, dropout: float
+) -> Tensor:
+    """Attention of one user's ads over themselves and over that user, in one softmax.
+
+    The user's keys are not copied per ad: all queries of all ads meet them in one matrix product.
+
+    Args:
+        queries: [ads, heads, query tokens, size].
+        keys, values: the ads' own, [ads, heads, tokens, size].
+        mask: True where an ad has a token, bool [ads, 1, 1, tokens].
+        user: the user's keys and values; `depth` says which joined layer.
+
+    Returns:
+        [ads, heads, query tokens, size].
+    """
+    ads, heads, tokens, size = queries.shape
+    queries = queries / math.sqrt(size)
+    flat = queries.transpose(0, 1).reshape(heads, ads * tokens, size)
+    to_user = (flat @ user.keys[depth]).view(heads, ads, tokens, -1).transpose(0, 1)
+    to_self = (queries @ keys.transpose(2, 3)).masked_fill(~mask, float("-inf"))
+    weights = torch.cat([to_user, to_self], dim=-1).softmax(dim=-1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    user_tokens = to_user.shape[-1]
+    on_user, on_self = weights[..., :user_tokens], weights[..., user_tokens:]
+    from_user = on_user.transpose(0, 1).reshape(heads, ads * tokens, -1) @ user.values[depth]
+    both: Tensor = from_user.view(heads, ads, tokens, size).transpose(0, 1) + on_self @ values
+    return both
+
+
+def _finish_layer(layer: Any, context: Tensor, hidden: Tensor) -> Tensor:
+    """What follows attention in a BERT layer; `context` and `hidden` are [rows, tokens, hidden]."""
+    attended = layer.attention.output(context, hidden)
+    finished: Tensor = layer.output(layer.intermediate(attended), attended)
+    return finished
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    """[rows, heads, tokens, size] to [rows, tokens, hidden]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _ranges(counts: Sequence[int]) -> Iterator[slice]:
+    start = 0
+    for count in counts:
+        yield slice(start, start + count)
+        start += count

@@ -1,0 +1,127 @@
+"""RankingService: validate, call, convert. Knows nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from artifacts.hotswap import HotSwap
+from protos import ranking_pb2, ranking_pb2_grpc, types_pb2
+from protos.convert import ad_from_wire, context_from_wire, timestamp_to_wire, user_from_wire
+from ranking.candidates import Candidates, CatalogVersion, prepare
+from ranking.engine import MAX_CANDIDATES, RankAnswer, RankingEngine, RankQuery
+from ranking.model import SHARED_USER
+from records.ads import Ad
+from records.errors import InputError
+from serving.batcher import Batched, Caller, MicroBatcher
+from serving.errors import Unavailable
+
+SERVICE_NAME = "adcascade.v1.RankingService"
+
+
+class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
+    """Answers from the model version that is loaded now; ids are resolved in the index version that is loaded now."""
+
+    def __init__(
+        self, engines: HotSwap[RankingEngine], catalogs: HotSwap[CatalogVersion] | None, batch_candidates: int
+    ) -> None:
+        self._engines = engines
+        self._catalogs = catalogs
+        self._batcher: MicroBatcher[RankQuery, RankAnswer] = MicroBatcher(
+            "ranking",
+            self._score,
+            cost=lambda query: len(query.ad_texts),
+            budget=batch_candidates,
+            max_waiting=1024,
+        )
+
+    def close(self) -> None:
+        """Answers what waits and stops the model's thread."""
+        self._batcher.close()
+
+    def Rank(self, request: ranking_pb2.RankRequest, context: Caller) -> ranking_pb2.RankResponse:
+        """See the proto."""
+        if not self._engines.is_loaded:
+            raise Unavailable("the model is not loaded yet")
+        candidates, index_version = self._prepare(request)
+        if not candidates.query.ad_ids:
+            return self._nothing_to_rank(candidates, index_version)
+        answer = self._batcher.submit(candidates.query, context)
+        return _response(request, candidates, answer, index_version)
+
+    def GetModel(self, request: ranking_pb2.GetModelRequest, context: Caller) -> ranking_pb2.GetModelResponse:
+        """See the proto."""
+        if not self._engines.is_loaded:
+            raise Unavailable("the model is not loaded yet")
+        with self._engines.lease() as engine:
+            loaded, spec = engine.loaded, engine.loaded.spec
+            return ranking_pb2.GetModelResponse(
+                model_version=loaded.version,
+                architecture=spec.architecture,
+                layers=spec.layers,
+                join_layer=spec.join_layer if spec.architecture == SHARED_USER else 0,
+                max_user_tokens=spec.max_user_tokens,
+                max_ad_tokens=spec.max_ad_tokens,
+                features=spec.features,
+                calibration=spec.calibration.method,
+                metrics={name: metric.value for name, metric in spec.metrics.items()},
+                created_at=timestamp_to_wire(loaded.created_at),
+                timing=types_pb2.Timing(),
+            )
+
+    def _prepare(self, request: ranking_pb2.RankRequest) -> tuple[Candidates, str]:
+        user, context = user_from_wire(request.user), context_from_wire(request.context)
+        wanted = _candidates(request)
+        if self._catalogs is None:
+            return prepare(user, context, wanted, None, skip_unknown=request.skip_unknown), ""
+        with self._catalogs.lease() as loaded:
+            prepared = prepare(user, context, wanted, loaded.catalog, skip_unknown=request.skip_unknown)
+            return prepared, loaded.version
+
+    def _nothing_to_rank(self, candidates: Candidates, index_version: str) -> ranking_pb2.RankResponse:
+        with self._engines.lease() as engine:
+            return ranking_pb2.RankResponse(
+                model_version=engine.loaded.version,
+                index_version=index_version,
+                timing=types_pb2.Timing(),
+                unknown_ad_ids=candidates.unknown,
+            )
+
+    def _score(self, queries: Sequence[RankQuery]) -> list[RankAnswer]:
+        with self._engines.lease() as engine:
+            return engine.rank(queries)
+
+
+def _candidates(request: ranking_pb2.RankRequest) -> list[str | Ad]:
+    count = len(request.candidates)
+    if not 1 <= count <= MAX_CANDIDATES:
+        raise InputError(
+            f"{count} candidates; a request ranks 1 to {MAX_CANDIDATES}. Retrieve fewer, or split the call"
+        )
+    return [
+        ad_from_wire(candidate.ad) if candidate.HasField("ad") else candidate.ad_id for candidate in request.candidates
+    ]
+
+
+def _response(
+    request: ranking_pb2.RankRequest, candidates: Candidates, answer: Batched[RankAnswer], index_version: str
+) -> ranking_pb2.RankResponse:
+    p_click = answer.value.p_click
+    order = np.argsort(-p_click, kind="stable")[: request.top_n or None]
+    return ranking_pb2.RankResponse(
+        ads=[
+            ranking_pb2.RankedAd(
+                ad_id=candidates.query.ad_ids[row],
+                p_click=p_click[row],
+                score=p_click[row],
+                candidate=candidates.places[row],
+            )
+            for row in order.tolist()
+        ],
+        model_version=answer.value.model_version,
+        index_version=index_version,
+        timing=types_pb2.Timing(
+            queue_ms=answer.queue_ms, tokenize_ms=answer.value.tokenize_ms, compute_ms=answer.value.compute_ms
+        ),
+        unknown_ad_ids=candidates.unknown,
+        cached_ads=answer.value.cached_ads,
+    )

@@ -1,0 +1,30 @@
+"""Settings of the ranking server: flags of ``python -m ranking``, or ADCASCADE_RANKING_* in the environment."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from ranking.engine import EngineSettings
+from serving.settings import ServerSettings
+
+
+class RankingSettings(ServerSettings):
+    """Ranking server: scores candidates with the published model version and swaps to a new one as it is published."""
+
+    model_config = SettingsConfigDict(env_prefix="ADCASCADE_RANKING_", cli_prog_name="python -m ranking")
+
+    model: Path = Field(description="Root of the model versions, as `adcascade train --out` writes it.")
+    index: Path | None = Field(
+        None, description="Root of the index versions; candidates and history may then name ads by id."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    precision: str = Field("auto", description="auto, float32 or bfloat16.")
+    cache_mib: int = Field(256, ge=1, description="Memory for ad states, in MiB.")
+    token_budget: int = Field(8192, ge=64, description="Ad tokens in one pass; bounds memory, not the request.")
+    batch_candidates: int = Field(2000, ge=1, description="Candidates of waiting calls that make up one batch.")
+    poll_seconds: float = Field(1.0, gt=0, description="How often to look for a new version.")
+
+    def engine(self) -> EngineSettings:
+        """The part that the engine reads."""
+        return EngineSettings(self.device, self.precision, self.cache_mib, self.token_budget)

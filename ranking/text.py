@@ -1,0 +1,91 @@
+"""A user, a context and an ad as the text that the model reads; the same functions in training and in serving.
+
+Knows no tensors. What matters most comes first, because long texts are cut at the end.
+"""
+
+from collections.abc import Callable, Mapping
+
+from records.ads import Ad
+from records.users import EVENT_WEIGHT, Context, Event, UserProfile
+
+# Newest events that are looked at, in training and in serving.
+HISTORY_EVENTS = 200
+# Of these, the newest that are written out; older ones rarely fit the token limit.
+LIKED_EVENTS = 24
+PASSED_EVENTS = 6
+
+# The ads of a history by id; ids that are not in it are skipped.
+AdLookup = Callable[[str], Ad | None]
+
+
+def render_ad(ad: Ad) -> str:
+    """Title, body, and what else tells the ad from others; parts that repeat an earlier one are left out."""
+    text = ""
+    for part in (ad.title, ad.body, ad.category, ad.advertiser, ", ".join(ad.keywords)):
+        if part.strip() and part.lower() not in text.lower():
+            text += f"{'. ' if text else ''}{part.strip()}"
+    return text
+
+
+def render_user(user: UserProfile, context: Context, lookup: AdLookup) -> str:
+    """Attributes, context, interests, then what the user liked and passed over, newest first."""
+    parts = [
+        _pairs(user.attributes),
+        _pairs(context_values(context)),
+        f"interests: {user.interests.strip()}" if user.interests.strip() else "",
+        _events("liked", user, lookup, LIKED_EVENTS, liked=True),
+        _events("passed", user, lookup, PASSED_EVENTS, liked=False),
+        f"page: {context.page_text.strip()}" if context.page_text.strip() else "",
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+def context_values(context: Context) -> dict[str, str]:
+    """The short values of a context by name, unset ones left out."""
+    named = {
+        "country": context.country,
+        "language": context.language,
+        "device": context.device,
+        "placement": context.placement,
+        **context.attributes,
+    }
+    return {name: value for name, value in named.items() if value}
+
+
+def past_events(user: UserProfile, lookup: AdLookup) -> list[tuple[str, bool]]:
+    """The texts of the newest events, oldest first, and whether the user liked each; unknown ads are skipped."""
+    events = []
+    for event in user.history[-HISTORY_EVENTS:]:
+        ad = lookup(event.ad_id) if event.ad_id else None
+        if event.text or ad is not None:
+            events.append((render_ad(ad) if ad is not None else event.text, is_liked(event)))
+    return events
+
+
+def is_liked(event: Event) -> bool:
+    """Whether an event speaks for what it is about."""
+    return EVENT_WEIGHT[event.type] > 0
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
+
+
+def _events(word: str, user: UserProfile, lookup: AdLookup, limit: int, *, liked: bool) -> str:
+    """The newest events that speak for (or not for) what they are about, without repeating a text."""
+    texts: dict[str, None] = {}
+    for event in reversed(user.history[-HISTORY_EVENTS:]):
+        if is_liked(event) == liked:
+            text = _event_text(event, lookup)
+            if text:
+                texts.setdefault(text)
+        if len(texts) == limit:
+            break
+    return f"{word}: {'; '.join(texts)}" if texts else ""
+
+
+def _event_text(event: Event, lookup: AdLookup) -> str:
+    if event.text:
+        return event.text.strip()
+    ad = lookup(event.ad_id)
+    return (ad.title.strip() or ad.body.strip()) if ad else ""

@@ -1,0 +1,328 @@
+"""Fine-tuning of the click model on a click log. Knows no serving."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from index_builder.encoder import EMBEDDED
+from ranking.ad_states import AdStateCache
+from ranking.artifact import CtrSpec, RankerModel, check_lengths, default_join_layer, load_base
+from ranking.batch import TokenRows
+from ranking.engine import choose_device, choose_precision
+from ranking.errors import ModelError
+from ranking.features import FEATURES, Features
+from ranking.model import SHARED_USER, SharedUserCrossEncoder
+from ranking.training.calibrate import fit_platt
+from ranking.training.dataset import AdTexts, BatchMaker, Dataset, LabelledBatch, make_blocks
+from records.clicks import Integers
+
+log = logging.getLogger(__name__)
+
+# Told (step, share of the run done from 0 to 1, training loss, best validation loss so far).
+Progress = Callable[[int, float, float, float], None]
+
+_CACHED_ADS = 50_000
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        base: Hugging Face directory or hub name of a BERT-like model, or the embedded MiniLM.
+        architecture: "shared_user", or "joint" for the plain cross-encoder.
+        join_layer: First layer in which ads attend to the user; None joins the top third.
+        train_layers: "joined" trains the joined layers and the head, and computes what lies below once per ad;
+            "all" trains everything. The joint architecture always trains everything.
+        epochs: Passes over the training rows, at most.
+        max_minutes: Wall-clock limit of training and validation together; None for none. With a limit the learning
+            rate follows the clock, so that two runs are not equal to the last digit.
+        validate_every: Steps between validations.
+        validation_rows: Rows of the validation part to use, at most.
+        patience: Validations without improvement after which training stops.
+        device, precision: as in `ranking.engine.EngineSettings`.
+    """
+
+    base: str = EMBEDDED
+    architecture: str = SHARED_USER
+    join_layer: int | None = None
+    train_layers: str = "joined"
+    max_user_tokens: int = 128
+    max_ad_tokens: int = 32
+    epochs: float = 1.0
+    max_minutes: float | None = None
+    pairs_per_step: int = 96
+    max_ads_per_user: int = 32
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    validate_every: int = 75
+    validation_rows: int = 2000
+    patience: int = 3
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with everything a version needs but its test metrics."""
+
+    model: RankerModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: CtrSpec
+
+
+class Scorer:
+    """Runs a model over batches; where nothing below the join layer is trained, those ad states are kept."""
+
+    def __init__(self, model: RankerModel, spec: CtrSpec, device: torch.device, bfloat16: bool, *, keep: bool) -> None:
+        self._model = model
+        self._device = device
+        self._bfloat16 = bfloat16
+        self._cache: AdStateCache | None = None
+        if keep and isinstance(model, SharedUserCrossEncoder):
+            hidden = int(model.encoder.config.hidden_size)
+            self._cache = AdStateCache(_CACHED_ADS, spec.max_ad_tokens, hidden, device)
+
+    def logits(self, batch: LabelledBatch) -> Tensor:
+        """Logits of a batch, float32 [pairs]."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            model = self._model
+            if self._cache is None or not isinstance(model, SharedUserCrossEncoder):
+                return model(batch.pairs).float()  # type: ignore[no-any-return]
+            hidden, mask = self._ad_states(model, self._cache, batch)
+            users = model.user_states(batch.pairs.users)
+            return model.join(users, batch.pairs.ads_per_user, hidden, mask, batch.pairs.dense).float()
+
+    @staticmethod
+    @torch.no_grad()
+    def _ad_states(model: SharedUserCrossEncoder, cache: AdStateCache, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
+        def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
+            rows = batch.pairs.ads.take(places)
+            return rows, model.ad_states(rows)
+
+        hidden, mask, _ = cache.gather(batch.ad_texts, compute)
+        return hidden, mask
+
+
+def train(data: Dataset, options: TrainOptions, progress: Progress = lambda *_: None) -> Trained:
+    """Trains on the training part, keeps the weights that are best on the validation part, and calibrates them there.
+
+    Raises:
+        ModelError: The base model cannot be used, or the loss is not a number.
+    """
+    torch.manual_seed(options.seed)
+    device = choose_device(options.device)
+    model, tokenizer, spec, maker = _start(data, options, device)
+    model.to(device)
+    keep = options.train_layers == "joined"
+    scorer = Scorer(model, spec, device, choose_precision(options.precision, device), keep=keep)
+    best = _fit(model, scorer, maker, data, options, progress)
+    model.load_state_dict(best, strict=False)
+    rows, logits = predict_logits(scorer, model, maker, _validation_blocks(data, options))
+    calibration = fit_platt(logits, data.log.clicks[rows], data.log.impressions[rows])
+    model.cpu()
+    return Trained(model, tokenizer, spec.model_copy(update={"calibration": calibration}))
+
+
+def _start(
+    data: Dataset, options: TrainOptions, device: torch.device
+) -> tuple[RankerModel, PreTrainedTokenizerBase, CtrSpec, BatchMaker]:
+    """The base model with a head that starts as the logistic regression on the dense features."""
+    if options.train_layers not in ("joined", "all"):
+        raise ModelError(f"train_layers must be joined or all, not {options.train_layers!r}")
+    model, tokenizer = load_base(options.base, options.architecture, options.join_layer or 0)
+    if isinstance(model, SharedUserCrossEncoder) and options.join_layer is None:
+        model.join_layer = default_join_layer(len(model.layers))
+    check_lengths(model, options.max_user_tokens, options.max_ad_tokens)
+    ads = AdTexts(data, tokenizer, options.max_ad_tokens)
+    pad_id = int(tokenizer.pad_token_id or 0)
+    model.text.center_on(ads.tokens.values(), pad_id)
+    prior_ctr = data.prior_ctr
+    features = data.features(ads.vectors(model.text, pad_id), prior_ctr)
+    train_features = features[data.parts[0]]
+    spec = CtrSpec(
+        architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
+        base=options.base,
+        layers=int(model.encoder.config.num_hidden_layers),
+        join_layer=model.join_layer if isinstance(model, SharedUserCrossEncoder) else 0,
+        max_user_tokens=options.max_user_tokens,
+        max_ad_tokens=options.max_ad_tokens,
+        features=FEATURES,
+        feature_mean=tuple(train_features.mean(axis=0).tolist()),
+        feature_std=tuple(np.maximum(train_features.std(axis=0), 1e-3).tolist()),
+        prior_ctr=prior_ctr,
+        training=asdict(options),
+        data_sha256=data.sha256,
+    )
+    normal = spec.normalise(features)
+    _start_wide_part(model, normal[data.parts[0]], data)
+    return model, tokenizer, spec, BatchMaker(data, ads, normal, tokenizer, spec, device)
+
+
+def _start_wide_part(model: RankerModel, features: Features, data: Dataset) -> None:
+    fitted = fit_logistic(features, data.log.clicks[data.parts[0]], data.log.impressions[data.parts[0]])
+    wide = model.head.wide if isinstance(model, SharedUserCrossEncoder) else model.head
+    if fitted is not None:
+        with torch.no_grad():
+            wide.weight.copy_(torch.from_numpy(fitted.coef_))
+            wide.bias.copy_(torch.from_numpy(fitted.intercept_))
+
+
+def fit_logistic(features: Features, clicks: Integers, impressions: Integers) -> LogisticRegression | None:
+    """Logistic regression of clicks on features [rows, features]; None if the rows hold one class only."""
+    others = impressions - clicks
+    if not clicks.any() or not others.any():
+        return None
+    rows = np.concatenate([features, features])
+    labels = np.repeat([1, 0], len(features))
+    return LogisticRegression(max_iter=1000).fit(rows, labels, sample_weight=np.concatenate([clicks, others]))
+
+
+def click_loss(logits: Tensor, clicks: Tensor, impressions: Tensor) -> Tensor:
+    """Binary cross-entropy per impression, with counts as weights; all [pairs]."""
+    total = clicks * F.softplus(-logits) + (impressions - clicks) * F.softplus(logits)
+    return total.sum() / impressions.sum()
+
+
+def predict_logits(
+    scorer: Scorer, model: RankerModel, maker: BatchMaker, blocks: list[Integers], pairs_per_batch: int = 256
+) -> tuple[Integers, npt.NDArray[np.float64]]:
+    """Row indices and logits of all rows in `blocks`, in evaluation mode."""
+    model.eval()
+    rows, logits = [], []
+    with torch.no_grad():
+        for batch in maker.batches(blocks, pairs_per_batch):
+            rows.append(batch.rows)
+            logits.append(scorer.logits(batch).cpu().numpy().astype(np.float64))
+    return np.concatenate(rows), np.concatenate(logits)
+
+
+def _fit(
+    model: RankerModel,
+    scorer: Scorer,
+    maker: BatchMaker,
+    data: Dataset,
+    options: TrainOptions,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Runs the steps; returns the trained weights that were best on the validation part."""
+    clock = _Clock(data, options)
+    trained = _freeze(model, options)
+    optimizer = torch.optim.AdamW(_groups(model, options), weight_decay=options.weight_decay)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    validation = _validation_blocks(data, options)
+
+    def validate() -> float:
+        rows, logits = predict_logits(scorer, model, maker, validation)
+        columns = (logits, data.log.clicks[rows], data.log.impressions[rows])
+        return float(click_loss(*(torch.from_numpy(column).double() for column in columns)))
+
+    best_loss, best, stale = validate(), _copy(model, trained), 0
+    progress(0, 0.0, float("nan"), best_loss)
+    for step, batch in enumerate(_endless_batches(maker, data, options), start=1):
+        done = clock.done(step - 1)
+        if done >= 1.0 or stale >= options.patience:
+            break
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, max(done, 1 / clock.steps) / options.warmup_share) * (1.0 - done)
+        loss = _step(model, scorer, optimizer, batch, options)
+        if step % options.validate_every == 0 or clock.done(step) >= 1.0:
+            current = validate()
+            stale = 0 if current < best_loss else stale + 1
+            if current < best_loss:
+                best_loss, best = current, _copy(model, trained)
+            log.info("step %d: validation log loss %.4f, best %.4f", step, current, best_loss)
+        progress(step, clock.done(step), loss, best_loss)
+    return best
+
+
+def _step(
+    model: RankerModel, scorer: Scorer, optimizer: torch.optim.Optimizer, batch: LabelledBatch, options: TrainOptions
+) -> float:
+    _train_mode(model, options)
+    loss = click_loss(scorer.logits(batch), batch.clicks, batch.impressions)
+    if not torch.isfinite(loss):
+        raise ModelError("the training loss is not a number; lower --learning-rate")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+class _Clock:
+    """How much of the run is done: the larger share of steps and of minutes."""
+
+    def __init__(self, data: Dataset, options: TrainOptions) -> None:
+        self.steps = max(1, round(options.epochs * len(data.parts[0]) / options.pairs_per_step))
+        self._seconds = options.max_minutes * 60 if options.max_minutes is not None else None
+        self._started = time.monotonic()
+
+    def done(self, step: int) -> float:
+        """From 0 to 1, after `step` steps."""
+        by_time = (time.monotonic() - self._started) / self._seconds if self._seconds else 0.0
+        return min(1.0, max(step / self.steps, by_time))
+
+
+def _endless_batches(maker: BatchMaker, data: Dataset, options: TrainOptions) -> Iterator[LabelledBatch]:
+    blocks = make_blocks(data.log, data.parts[0], max_ads=options.max_ads_per_user, merge_requests=True)
+    generator = np.random.default_rng(options.seed)
+    while True:
+        yield from maker.batches(
+            [blocks[place] for place in generator.permutation(len(blocks))], options.pairs_per_step
+        )
+
+
+def _validation_blocks(data: Dataset, options: TrainOptions) -> list[Integers]:
+    """Whole blocks drawn from the validation part, about `validation_rows` rows."""
+    blocks = make_blocks(data.log, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
+    order = np.random.default_rng(options.seed).permutation(len(blocks))
+    rows_before = np.cumsum([0, *(len(blocks[place]) for place in order)])[:-1]
+    return [blocks[place] for place in order[rows_before < options.validation_rows]]
+
+
+def _freeze(model: RankerModel, options: TrainOptions) -> list[str]:
+    """Freezes what is not to be trained; returns the names of the rest."""
+    for module in _frozen(model, options):
+        module.requires_grad_(False)
+    return [name for name, weight in model.named_parameters() if weight.requires_grad]
+
+
+def _frozen(model: RankerModel, options: TrainOptions) -> list[nn.Module]:
+    if options.train_layers == "all" or not isinstance(model, SharedUserCrossEncoder):
+        return []
+    below = list(model.layers[: model.join_layer])
+    projection = getattr(model.encoder, "embeddings_project", None)
+    return [model.encoder.embeddings, *below, *([projection] if projection is not None else [])]
+
+
+def _train_mode(model: RankerModel, options: TrainOptions) -> None:
+    """Dropout on, but not in frozen layers, whose states are cached."""
+    model.train()
+    for module in _frozen(model, options):
+        module.eval()
+
+
+def _groups(model: RankerModel, options: TrainOptions) -> list[dict[str, object]]:
+    encoder = [weight for weight in model.encoder.parameters() if weight.requires_grad]
+    return [
+        {"params": encoder, "lr": options.learning_rate},
+        {"params": list(model.head.parameters()), "lr": options.head_learning_rate},
+    ]
+
+
+def _copy(model: RankerModel, names: list[str]) -> dict[str, Tensor]:
+    wanted = set(names)
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if name in wanted}

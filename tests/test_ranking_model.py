@@ -1,0 +1,159 @@
+"""The shared-user forward against a plain Hugging Face forward with the equivalent mask and positions."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, RobertaConfig, RobertaModel
+
+from ranking.ad_states import AdStateCache
+from ranking.batch import PairBatch, TokenRows, pad
+from ranking.model import SharedUserCrossEncoder
+
+FEATURES = 4
+SIZES = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 200}
+SHAPES = [  # user lengths, ad lengths of each user
+    ((7,), ((5,),)),
+    ((7,), ((5, 3, 9, 1),)),
+    ((12, 3), ((4, 4), (2, 6, 6))),
+    ((40, 2, 17), ((1,), (8, 8, 8), (3, 11))),
+]
+
+
+def make_encoder(family: str, layers: int = 6) -> torch.nn.Module:
+    torch.manual_seed(1)
+    common = {**SIZES, "num_hidden_layers": layers, "initializer_range": 0.3, "attn_implementation": "eager"}
+    if family == "roberta":
+        return RobertaModel(RobertaConfig(**common, pad_token_id=1, type_vocab_size=1, max_position_embeddings=130))
+    if family == "electra":
+        return ElectraModel(ElectraConfig(**common, embedding_size=24))
+    return BertModel(BertConfig(**common))
+
+
+def make_model(family: str, join_layer: int) -> SharedUserCrossEncoder:
+    model = SharedUserCrossEncoder(make_encoder(family), join_layer, FEATURES).eval()
+    torch.nn.init.normal_(model.head.deep[-1].weight)  # the deep part starts at zero and would hide differences
+    return model
+
+
+def make_batch(user_lengths: tuple[int, ...], ad_lengths: tuple[tuple[int, ...], ...], pad_id: int) -> PairBatch:
+    generator = torch.Generator().manual_seed(sum(user_lengths))
+
+    def rows(lengths: tuple[int, ...]) -> TokenRows:
+        return pad([torch.randint(5, 200, (n,), generator=generator).tolist() for n in lengths], pad_id)
+
+    flat = tuple(length for lengths in ad_lengths for length in lengths)
+    dense = torch.randn(len(flat), FEATURES, generator=generator)
+    return PairBatch(rows(user_lengths), rows(flat), tuple(map(len, ad_lengths)), dense)
+
+
+def oracle_logit(model: SharedUserCrossEncoder, user: list[int], ad: list[int], dense: Tensor) -> Tensor:
+    """One pair through Hugging Face's own layers: [user ; ad], positions that restart, a mask for each layer."""
+    encoder = model.encoder
+    is_roberta = encoder.config.model_type == "roberta"
+    first = encoder.config.pad_token_id + 1 if is_roberta else 0
+    u, a = len(user), len(ad)
+    positions = torch.tensor([[*range(first, first + u), *range(first, first + a)]])
+    segments = torch.tensor([[0] * u + [0 if is_roberta else 1] * a])
+    hidden = encoder.embeddings(input_ids=torch.tensor([user + ad]), position_ids=positions, token_type_ids=segments)
+    if hasattr(encoder, "embeddings_project"):
+        hidden = encoder.embeddings_project(hidden)
+    for number, layer in enumerate(encoder.encoder.layer):
+        allowed = torch.zeros(u + a, u + a, dtype=torch.bool)
+        allowed[:u, :u] = True
+        allowed[u:, u:] = True
+        allowed[u:, :u] = number >= model.join_layer
+        mask = torch.zeros(1, 1, u + a, u + a).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        output = layer(hidden, attention_mask=mask)
+        hidden = output[0] if isinstance(output, tuple) else output
+    return model.head(hidden[:, u], dense[None])[0]
+
+
+def oracle(model: SharedUserCrossEncoder, batch: PairBatch) -> Tensor:
+    logits, pair = [], 0
+    for row, count in enumerate(batch.ads_per_user):
+        user = batch.users.ids[row, : batch.users.lengths[row]].tolist()
+        for _ in range(count):
+            ad = batch.ads.ids[pair, : batch.ads.lengths[pair]].tolist()
+            logits.append(oracle_logit(model, user, ad, batch.dense[pair]))
+            pair += 1
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize(("user_lengths", "ad_lengths"), SHAPES)
+@pytest.mark.parametrize("join_layer", [0, 2, 4, 5])
+@torch.no_grad()
+def test_shared_user_forward_equals_plain_hugging_face_forward(join_layer, user_lengths, ad_lengths):
+    model = make_model("bert", join_layer)
+    batch = make_batch(user_lengths, ad_lengths, pad_id=0)
+    want = oracle(model, batch)
+    assert want.std() > 1e-2 or len(want) == 1  # logits that do not vary would prove nothing
+    torch.testing.assert_close(model(batch), want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["roberta", "electra"])
+@torch.no_grad()
+def test_other_bert_like_families(family):
+    model = make_model(family, join_layer=3)
+    batch = make_batch(*SHAPES[2], pad_id=model.encoder.config.pad_token_id)
+    torch.testing.assert_close(model(batch), oracle(model, batch), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_fully_joined_equals_one_call_of_bert_model_with_a_4d_mask():
+    model = make_model("bert", join_layer=0)
+    batch = make_batch((9,), ((6,),), pad_id=0)
+    u, a = 9, 6
+    allowed = torch.ones(1, 1, u + a, u + a, dtype=torch.bool)
+    allowed[..., :u, u:] = False
+    hidden = model.encoder(
+        input_ids=torch.cat([batch.users.ids, batch.ads.ids], dim=1),
+        attention_mask=torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min),
+        position_ids=torch.tensor([[*range(u), *range(a)]]),
+        token_type_ids=torch.tensor([[0] * u + [1] * a]),
+    ).last_hidden_state
+    torch.testing.assert_close(model(batch), model.head(hidden[:, u], batch.dense), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("join_layer", [0, 2, 5])
+@torch.no_grad()
+def test_cached_ad_states_give_the_same_logits_cold_and_warm(join_layer):
+    model = make_model("bert", join_layer)
+    batch = make_batch(*SHAPES[3], pad_id=0)
+    texts = [f"ad {number}" for number in range(len(batch.dense))]
+    cache = AdStateCache(max_ads=8, max_tokens=16, hidden=48, device=torch.device("cpu"))
+    cache._states.fill_(float("nan"))  # what a fresh slab may hold
+
+    def compute(places):
+        rows = TokenRows(batch.ads.ids[list(places)], batch.ads.lengths[list(places)])
+        return rows, model.ad_states(rows)
+
+    users, want = model.user_states(batch.users), oracle(model, batch)
+    for expected_hits in (0, len(texts)):
+        states, mask, found = cache.gather(texts, compute)
+        got = model.join(users, batch.ads_per_user, states, mask, batch.dense)
+        assert found == expected_hits
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_an_ad_is_scored_alike_alone_and_among_others():
+    model = make_model("bert", join_layer=4)
+    batch = make_batch((20,), ((3, 14, 8),), pad_id=0)
+    together = model(batch)
+    for pair in range(3):
+        length = int(batch.ads.lengths[pair])
+        ads = TokenRows(batch.ads.ids[pair : pair + 1, :length], batch.ads.lengths[pair : pair + 1])
+        alone = model(PairBatch(batch.users, ads, (1,), batch.dense[pair : pair + 1]))
+        torch.testing.assert_close(alone[0], together[pair], atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_every_weight_above_the_embeddings():
+    model = make_model("bert", join_layer=4).train()
+    model(make_batch(*SHAPES[2], pad_id=0)).sum().backward()
+    unused = {name for name, weight in model.named_parameters() if weight.grad is None}
+    assert unused == {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}
+
+
+def test_join_layer_must_exist():
+    with pytest.raises(ValueError, match="join_layer must be 0 to 5"):
+        make_model("bert", join_layer=6)
