@@ -82,11 +82,14 @@ class LogReport:
         return sum(self.rejected.values()) / max(1, self.rows)
 
 
-def read_clicks(path: Path, known_ads: Collection[str], *, max_rejected: float = 0.01) -> tuple[ClickLog, LogReport]:
+def read_clicks(
+    path: Path, known_ads: Collection[str] | None, *, max_rejected: float = 0.01
+) -> tuple[ClickLog, LogReport]:
     """Reads a click log (Parquet, JSONL or CSV; row-level or aggregated) into memory.
 
     A row is rejected, and counted in the report, as ``bad_row``, ``bad_utf8``, ``missing_id`` (no request or ad id),
-    ``unknown_ad`` (not in `known_ads`) or ``bad_counts`` (clicks negative or above impressions, impressions below 1).
+    ``unknown_ad`` (not in `known_ads`, unless that is None) or ``bad_counts`` (clicks negative or above impressions,
+    impressions below 1).
 
     Raises:
         InputError: A required column is missing, no usable row is left, or more than `max_rejected` (a share, 0 to 1)
@@ -109,7 +112,10 @@ def read_clicks(path: Path, known_ads: Collection[str], *, max_rejected: float =
 
 
 def _append(
-    row: Mapping[str, Any], columns: dict[str, list[Any]], context: dict[str, list[Any]], known_ads: Collection[str]
+    row: Mapping[str, Any],
+    columns: dict[str, list[Any]],
+    context: dict[str, list[Any]],
+    known_ads: Collection[str] | None,
 ) -> DamagedRow | None:
     missing = [name for name in REQUIRED if name not in row]
     if missing:
@@ -122,7 +128,7 @@ def _append(
         return DamagedRow("bad_row", str(error))
     if not request_id or not ad_id:
         return DamagedRow("missing_id", "request_id or ad_id is empty")
-    if ad_id not in known_ads:
+    if known_ads is not None and ad_id not in known_ads:
         return DamagedRow("unknown_ad", f"ad {ad_id!r} is not in the catalog")
     if not 0 <= clicks <= impressions or impressions < 1:
         return DamagedRow("bad_counts", f"{clicks} clicks on {impressions} impressions")

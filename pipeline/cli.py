@@ -1,0 +1,168 @@
+"""The ``adcascade`` command. Knows which function does the work, not how."""
+
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from artifacts.commands import add_version_commands
+from artifacts.errors import ArtifactError
+from index_builder.artifact import open_store as open_index_store
+from index_builder.commands import build_command
+from index_builder.errors import BuildError
+from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
+from pipeline.display import as_dict, recommendations_table, user_panel
+from pipeline.processes import ServerProcess, running
+from pipeline.quickstart import quickstart
+from ranking.artifact import open_store as open_model_store
+from ranking.errors import ModelError
+from ranking.training.commands import evaluate_command, train_command
+from records.clicks import read_clicks
+from records.errors import InputError
+from records.history import Histories, with_history
+from records.users import Context, UserProfile, read_users
+from serving.errors import ServiceError
+from serving.exits import clean_exit
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A two-stage ad recommender: FAISS retrieval and a calibrated click model that reads the user once. "
+    "Start with `adcascade quickstart`.",
+)
+app.command("build")(build_command)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+index_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune index versions.")
+model_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune model versions.")
+add_version_commands(index_app, open_index_store)
+add_version_commands(model_app, open_model_store)
+app.add_typer(index_app, name="index")
+app.add_typer(model_app, name="model")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command("quickstart")
+def quickstart_command(
+    data: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("adcascade-data"),
+    max_minutes: Annotated[float, typer.Option(min=0, help="Limit of training.")] = 2.5,
+    smoke: Annotated[
+        bool, typer.Option(help="A small part of the log: shows in a minute or two that all works.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the main job on MovieLens-100k: data, index, ranker, two servers, recommendations for three users."""
+    quickstart(data, minutes=max_minutes, smoke=smoke, as_json=as_json)
+
+
+@app.command()
+def serve(
+    index: Annotated[Path, typer.Option(help="Root of the index versions.")],
+    model: Annotated[Path, typer.Option(help="Root of the model versions.")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the gateway (RecommendService); 0 is a free one.")
+    ] = 50050,
+    retrieval_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the retrieval server.")] = 50051,
+    ranking_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the ranking server.")] = 50052,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65533, help="Gateway's /metrics; retrieval and ranking take the next two.")
+    ] = None,
+    logs: Annotated[Path, typer.Option(help="Folder for the servers' logs.")] = Path("adcascade-logs"),
+    as_json: Json = False,
+) -> None:
+    """Run the retrieval server, the ranking server and the gateway until Ctrl-C or SIGTERM.
+
+    Each is a process of its own and swaps to newly published versions by itself. To run them on different machines,
+    start `python -m retrieval`, `python -m ranking` and `python -m pipeline`; their --help lists all settings.
+    """
+
+    def flags(own_port: int, offset: int) -> list[str]:
+        metrics = [] if metrics_port is None else ["--metrics_port", str(metrics_port + offset)]
+        return ["--host", host, "--port", str(own_port), *metrics]
+
+    stages = [
+        ("retrieval", ["--index", str(index), *flags(retrieval_port, 1)]),
+        ("ranking", ["--model", str(model), "--index", str(index), *flags(ranking_port, 2)]),
+    ]
+    console = Console(stderr=True)
+    with console.status("Loading"), running(stages, logs) as started:
+        retrieval, ranking = (server.wait_until_serving() for server in started)
+        gateway = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking, *flags(port, 0)])
+        with running([gateway], logs) as front:
+            addresses = {"gateway": front[0].wait_until_serving(), "retrieval": retrieval, "ranking": ranking}
+            if as_json:
+                print(json.dumps(addresses), flush=True)  # noqa: T201
+            console.print(", ".join(f"{name} on {address}" for name, address in addresses.items()), highlight=False)
+            console.print(f"Serving; logs are in {logs}. Ctrl-C stops.")
+            _wait_for_an_end([*started, *front])
+
+
+def _wait_for_an_end(servers: list[ServerProcess]) -> None:
+    while True:
+        for server in servers:
+            if server.process.poll() is not None:
+                raise ServiceError(f"the {server.name} server ended; see {server.log_file}")
+        time.sleep(0.2)
+
+
+@app.command()
+def recommend(
+    k: Annotated[int, typer.Option(help="How many ads, 1 to 1,000.")] = 10,
+    interests: Annotated[str, typer.Option(help='Free text, such as "trail running, home espresso".')] = "",
+    user_id: Annotated[str, typer.Option(help="A user of --users; the history comes from --clicks.")] = "",
+    users: Annotated[Path | None, typer.Option(help="Users: Parquet, JSONL or CSV.")] = None,
+    clicks: Annotated[Path | None, typer.Option(help="Click log: Parquet, JSONL or CSV.")] = None,
+    candidates: Annotated[int, typer.Option(help="How many ads to retrieve and rank.")] = DEFAULT_CANDIDATES,
+    country: str = "",
+    language: str = "",
+    device: str = "",
+    placement: str = "",
+    retrieval: Annotated[str, typer.Option(help="host:port of the retrieval server.")] = "127.0.0.1:50051",
+    ranking: Annotated[str, typer.Option(help="host:port of the ranking server.")] = "127.0.0.1:50052",
+    timeout_seconds: Annotated[float, typer.Option(min=0.001, help="For both stages together.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Ask running servers (see `adcascade serve`) for the ads that a user is most likely to click."""
+    user = _user(user_id, interests, users, clicks)
+    context = Context(country=country, language=language, device=device, placement=placement)
+    with AdPipeline(retrieval, ranking) as pipeline:
+        answer = pipeline.recommend(user, context, k, candidates=max(candidates, k), timeout_seconds=timeout_seconds)
+    if as_json:
+        print(json.dumps(as_dict(answer), indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        Console().print(user_panel(user, {}), recommendations_table(answer), sep="\n", highlight=False)
+
+
+def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:
+    user = UserProfile(user_id, interests)
+    if users is not None:
+        profiles = {profile.user_id: profile for profile in read_users(users)}
+        if user_id not in profiles:
+            raise InputError(f"{users} has no user {user_id!r}; choose one with --user-id")
+        found = profiles[user_id]
+        user = UserProfile(user_id, interests or found.interests, found.attributes, found.history)
+    if clicks is not None:
+        log, _ = read_clicks(clicks, None)
+        user = with_history(user, Histories(log), int(log.time.max()) + 1, limit=200)
+    return user
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are stopped too
+    with clean_exit(InputError, ArtifactError, BuildError, ModelError, ServiceError):
+        app(prog_name="adcascade")
+
+
+if __name__ == "__main__":
+    main()

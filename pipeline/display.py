@@ -1,0 +1,97 @@
+"""Recommendations as text for people and as JSON for programs."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.client import Recommendations
+from protos import types_pb2
+from records.users import Event, UserProfile
+
+_SHOWN_EVENTS = 5
+
+
+def user_panel(user: UserProfile, titles: dict[str, str]) -> Text:
+    """Who the user is and the newest things they did."""
+    attributes = ", ".join(f"{name} {value}" for name, value in user.attributes.items())
+    lines = [f"User {user.user_id or '(no id)'}{f' ({attributes})' if attributes else ''}"]
+    if user.interests:
+        lines.append(f"  interests: {user.interests}")
+    for event in user.history[: -_SHOWN_EVENTS - 1 : -1]:
+        lines.append(f"  {_event_line(event, titles)}")
+    if len(user.history) > _SHOWN_EVENTS:
+        lines.append(f"  ... and {len(user.history) - _SHOWN_EVENTS} earlier events")
+    return Text("\n".join(lines))
+
+
+def _event_line(event: Event, titles: dict[str, str]) -> str:
+    moment = f"{event.timestamp:%Y-%m-%d}  " if event.timestamp else ""
+    word = "shown, no click" if event.type.value == "impression" else event.type.value
+    return f"{moment}{word:<15} {event.text or titles.get(event.ad_id, event.ad_id)}"
+
+
+def recommendations_table(answer: Recommendations) -> Group:
+    """The recommended ads, how ranking moved them, and where the time went."""
+    table = Table(show_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("ad", overflow="ellipsis", no_wrap=True, max_width=52)
+    for column in ("similarity", "retrieved", "p_click", "moved"):
+        table.add_column(column, justify="right")
+    for place, item in enumerate(answer.items):
+        moved = item.retrieval_position - place
+        table.add_row(
+            str(place + 1),
+            item.ad.title or item.ad.body,
+            f"{item.similarity:.3f}",
+            f"#{item.retrieval_position + 1}",
+            f"{item.p_click:.3f}" if item.p_click is not None else "-",
+            f"up {moved}" if moved > 0 else f"down {-moved}" if moved else "=",
+        )
+    return Group(table, Text(_summary(answer), style="dim"))
+
+
+def _summary(answer: Recommendations) -> str:
+    if answer.degraded_reason:
+        return f"Ranking did not answer ({answer.degraded_reason}): this is the retrieval order. {_times(answer)}"
+    top = len(answer.items)
+    new = sum(item.retrieval_position >= top for item in answer.items)
+    return f"Ranking brought up {new} of {top} from below retrieval's top {top}. {_times(answer)}"
+
+
+def _times(answer: Recommendations) -> str:
+    def inside(timing: types_pb2.Timing) -> str:
+        return f"queue {timing.queue_ms:.1f}, text {timing.tokenize_ms:.1f}, compute {timing.compute_ms:.1f}"
+
+    return (
+        f"{answer.total_ms:.0f} ms: retrieval {answer.retrieval_ms:.0f} ({inside(answer.retrieval)}), "
+        f"ranking {answer.ranking_ms:.0f} ({inside(answer.ranking)})"
+    )
+
+
+def as_dict(answer: Recommendations) -> dict[str, Any]:
+    """The answer as plain JSON values."""
+    return {
+        "request_id": answer.request_id,
+        "index_version": answer.index_version,
+        "model_version": answer.model_version,
+        "degraded": bool(answer.degraded_reason),
+        "degraded_reason": answer.degraded_reason,
+        "milliseconds": {
+            "retrieval": round(answer.retrieval_ms, 2),
+            "ranking": round(answer.ranking_ms, 2),
+            "total": round(answer.total_ms, 2),
+        },
+        "recommendations": [
+            {
+                "ad_id": item.ad.ad_id,
+                "title": item.ad.title,
+                "similarity": round(item.similarity, 4),
+                "retrieval_position": item.retrieval_position,
+                "p_click": None if item.p_click is None else round(item.p_click, 6),
+                "source": item.source,
+            }
+            for item in answer.items
+        ],
+    }

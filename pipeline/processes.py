@@ -1,0 +1,98 @@
+"""Servers as child processes: started on free ports, waited for until healthy, and never left behind.
+
+A child holds the other end of a pipe to its standard input and drains when that closes, so that it ends even if this
+process is killed.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.channel import is_serving, open_channel
+from serving.errors import StartupError
+
+_START_SECONDS = 180.0
+_STOP_SECONDS = 20.0
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A running server of ours."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    address_file: Path
+    log_file: Path
+
+    @classmethod
+    def start(cls, module: str, flags: Sequence[str], folder: Path) -> "ServerProcess":
+        """Starts ``python -m module``; its log goes to ``folder/module.log``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        address_file, log_file = folder / f"{module}.address.json", folder / f"{module}.log"
+        address_file.unlink(missing_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            module,
+            *flags,
+            "--address_file",
+            str(address_file),
+            "--exit_with_parent",
+            "true",
+        ]
+        with log_file.open("wb") as log:
+            # A session of its own: Ctrl-C reaches this process alone, which then stops its children in order.
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        return cls(module, process, address_file, log_file)
+
+    def wait_until_serving(self, timeout_seconds: float = _START_SECONDS) -> str:
+        """The address, once the health check says SERVING. Raises StartupError if the server ends or takes too long."""
+        end = time.monotonic() + timeout_seconds
+        while not self.address_file.exists():
+            self._check(end)
+            time.sleep(0.05)
+        address = str(json.loads(self.address_file.read_bytes())["address"])
+        with open_channel(address) as channel:
+            while not is_serving(channel):
+                self._check(end)
+                time.sleep(0.05)
+        return address
+
+    def _check(self, end: float) -> None:
+        if self.process.poll() is not None:
+            tail = "\n".join(self.log_file.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+            raise StartupError(f"the {self.name} server ended with exit code {self.process.returncode}:\n{tail}")
+        if time.monotonic() > end:
+            raise StartupError(f"the {self.name} server is not healthy yet; see {self.log_file}")
+
+    def stop(self) -> None:
+        """Drains the server; kills it if it does not end."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def running(servers: Sequence[tuple[str, Sequence[str]]], folder: Path) -> Iterator[list[ServerProcess]]:
+    """Runs servers, given as (module, flags), side by side until the block ends; yields them once all are healthy."""
+    with ExitStack() as stack:
+        started = []
+        for module, flags in servers:
+            server = ServerProcess.start(module, flags, folder)
+            stack.callback(server.stop)
+            started.append(server)
+        for server in started:
+            server.wait_until_serving()
+        yield started

@@ -1,0 +1,165 @@
+"""The main job from nothing to recommendations, on MovieLens-100k: data, build, train, serve, recommend."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from index_builder.build import BuildOptions, BuildReport, build
+from index_builder.commands import build_progress, report_as_dict, report_table
+from index_builder.encoder import load_encoder
+from pipeline.client import AdPipeline, Recommendations
+from pipeline.display import as_dict, recommendations_table, user_panel
+from pipeline.processes import running
+from ranking.training.commands import TrainReport, evaluation_table, train_and_save, train_report_as_dict
+from ranking.training.dataset import Dataset, load_dataset
+from ranking.training.train import TrainOptions
+from records.clicks import Integers
+from records.history import with_history
+from records.movielens import LICENCE, DatasetFiles, export_movielens, find_movielens
+from records.users import UserProfile
+
+_USERS_SHOWN = 3
+_HISTORY_SHOWN_TO_SERVERS = 200
+_SMOKE_USERS, _SMOKE_MINUTES = 120, 0.3
+
+
+@dataclass(frozen=True)
+class QuickstartFolder:
+    """Where everything that the quickstart makes lies."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """The three input files."""
+        return self.root / "data"
+
+    @property
+    def index(self) -> Path:
+        """Root of the index versions."""
+        return self.root / "index"
+
+    @property
+    def model(self) -> Path:
+        """Root of the model versions."""
+        return self.root / "model"
+
+    @property
+    def logs(self) -> Path:
+        """What the servers log."""
+        return self.root / "logs"
+
+
+def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> None:
+    """Runs all steps and shows them.
+
+    Args:
+        root: Folder for everything that is made.
+        minutes: Limit of training.
+        smoke: A small part of the log and of the time, to see that everything works.
+        as_json: Print one JSON document on standard output; progress goes to standard error.
+
+    Raises:
+        InputError: MovieLens-100k is not installed.
+        BuildError, ModelError, ArtifactError, ServiceError: as the steps raise them.
+    """
+    console = Console(stderr=as_json)
+    started = time.perf_counter()
+    folder = QuickstartFolder(root)
+    files = _data(console, folder, smoke=smoke)
+    built = _build(console, folder, files)
+    data = load_dataset(files.ads, files.clicks, files.users)
+    trained = _train(console, folder, data, min(minutes, _SMOKE_MINUTES) if smoke else minutes)
+    answers = _serve(console, folder, data)
+    console.print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes; everything is under {root}.")
+    _next_steps(console, folder)
+    if as_json:
+        document = {
+            "build": report_as_dict(built),
+            "train": train_report_as_dict(trained),
+            "recommend": {user.user_id: as_dict(answer) for user, answer in answers},
+        }
+        print(json.dumps(document, indent=2))  # noqa: T201
+
+
+def _data(console: Console, folder: QuickstartFolder, *, smoke: bool) -> DatasetFiles:
+    console.rule("1. Data")
+    files = export_movielens(find_movielens(), folder.data, max_users=_SMOKE_USERS if smoke else None)
+    console.print("Titles stand in for ads, a rating of 4 or more for a click. Written in AdCascade's formats:")
+    for path in (files.ads, files.clicks, files.users):
+        console.print(f"  {path}", highlight=False)
+    console.print(f"{LICENCE}.", style="dim")
+    return files
+
+
+def _build(console: Console, folder: QuickstartFolder, files: DatasetFiles) -> BuildReport:
+    console.rule("2. Build the index")
+    with build_progress() as progress:
+        report = build(files.ads, folder.index, load_encoder(), BuildOptions(), progress)
+    console.print(report_table(report))
+    return report
+
+
+def _train(console: Console, folder: QuickstartFolder, data: Dataset, minutes: float) -> TrainReport:
+    console.rule("3. Train the ranker")
+    training, validation, test = map(len, data.parts)
+    console.print(
+        f"{len(data.log):,} impressions, CTR {data.log.ctr:.3f}; by time: {training:,} to train on, "
+        f"{validation:,} to choose and calibrate, {test:,} to test. At most {minutes:g} minutes of training."
+    )
+    report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
+    console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
+    return report
+
+
+def _serve(console: Console, folder: QuickstartFolder, data: Dataset) -> list[tuple[UserProfile, Recommendations]]:
+    console.rule("4. Serve and recommend")
+    servers = [
+        ("retrieval", ["--index", str(folder.index)]),
+        ("ranking", ["--model", str(folder.model), "--index", str(folder.index)]),
+    ]
+    titles = {ad_id: ad.title for ad_id, ad in data.ads.items()}
+    answers = []
+    with console.status("Starting the retrieval and the ranking server"), running(servers, folder.logs) as started:
+        retrieval, ranking = (server.wait_until_serving() for server in started)
+        console.print(f"retrieval on {retrieval}, ranking on {ranking}, both healthy\n", highlight=False)
+        with AdPipeline(retrieval, ranking) as pipeline:
+            for user in _some_users(data):
+                answer = pipeline.recommend(user, k=10, timeout_seconds=30)
+                answers.append((user, answer))
+                console.print(user_panel(user, titles), recommendations_table(answer), "", sep="\n", highlight=False)
+    return answers
+
+
+def _some_users(data: Dataset) -> list[UserProfile]:
+    """The users seen last who have a history to speak of, with what they did."""
+    end = int(data.log.time.max()) + 1
+    _, last_row = np.unique(data.log.user_id[::-1].astype(str), return_index=True)
+    newest: Integers = np.sort(last_row)
+    users = (str(data.log.user_id[len(data.log) - 1 - int(row)]) for row in newest)
+    found: list[UserProfile] = []
+    for user_id in users:
+        user = with_history(data.users[user_id], data.histories, end, _HISTORY_SHOWN_TO_SERVERS)
+        if len(user.history) >= 30:
+            found.append(user)
+        if len(found) == _USERS_SHOWN:
+            break
+    return found
+
+
+def _next_steps(console: Console, folder: QuickstartFolder) -> None:
+    index, model = folder.index, folder.model
+    console.rule("5. The same with your own files")
+    commands = (
+        f"adcascade build --ads your-ads.jsonl --out {index}",
+        f"adcascade train --ads your-ads.jsonl --clicks your-clicks.csv --users your-users.csv --out {model}",
+        f"adcascade evaluate --model {model} --ads your-ads.jsonl --clicks your-clicks.csv --users your-users.csv",
+        f"adcascade serve --index {index} --model {model}",
+        'adcascade recommend --interests "trail running shoes" --k 10',
+    )
+    for command in commands:
+        console.print(f"  {command}", highlight=False, soft_wrap=True)

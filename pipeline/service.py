@@ -1,0 +1,66 @@
+"""RecommendService: both stages as one RPC. Validate, call, convert."""
+
+from dataclasses import dataclass
+
+from pipeline.client import AdPipeline, Recommendation, Recommendations
+from pipeline.settings import GatewaySettings
+from protos import recommend_pb2, recommend_pb2_grpc
+from protos.convert import ad_to_wire, context_from_wire, user_from_wire
+from serving.batcher import Caller
+from serving.interceptors import request_id
+
+SERVICE_NAME = "adcascade.v1.RecommendService"
+
+# Part of the caller's remaining time that is kept back to send the answer, in seconds.
+_REPLY_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
+    """Answers through a pipeline client."""
+
+    pipeline: AdPipeline
+    settings: GatewaySettings
+
+    def Recommend(self, request: recommend_pb2.RecommendRequest, context: Caller) -> recommend_pb2.RecommendResponse:
+        """See the proto."""
+        remaining = context.time_remaining()
+        timeout = self.settings.timeout_seconds
+        answer = self.pipeline.recommend(
+            user_from_wire(request.user),
+            context_from_wire(request.context),
+            request.k,
+            candidates=request.candidates or max(self.settings.candidates, request.k),
+            include_history=request.include_history,
+            timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
+            request_id=request_id.get(),
+        )
+        return _response(answer)
+
+
+def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
+    return recommend_pb2.RecommendResponse(
+        recommendations=[_item(item) for item in answer.items],
+        index_version=answer.index_version,
+        model_version=answer.model_version,
+        degraded=bool(answer.degraded_reason),
+        degraded_reason=answer.degraded_reason,
+        timings=recommend_pb2.StageTimings(
+            retrieval_ms=answer.retrieval_ms,
+            ranking_ms=answer.ranking_ms,
+            total_ms=answer.total_ms,
+            retrieval=answer.retrieval,
+            ranking=None if answer.degraded_reason else answer.ranking,
+        ),
+        request_id=answer.request_id,
+    )
+
+
+def _item(item: Recommendation) -> recommend_pb2.Recommendation:
+    return recommend_pb2.Recommendation(
+        ad=ad_to_wire(item.ad),
+        similarity=item.similarity,
+        retrieval_position=item.retrieval_position,
+        p_click=item.p_click,
+        source=item.source,
+    )

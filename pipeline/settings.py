@@ -1,0 +1,20 @@
+"""Settings of the gateway: flags of ``python -m pipeline``, or ADCASCADE_PIPELINE_* in the environment."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from serving.settings import ServerSettings
+
+
+class GatewaySettings(ServerSettings):
+    """Gateway: both stages as one call, `adcascade.v1.RecommendService`, for callers in any language."""
+
+    model_config = SettingsConfigDict(env_prefix="ADCASCADE_PIPELINE_", cli_prog_name="python -m pipeline")
+
+    retrieval: str = Field("127.0.0.1:50051", description="host:port of the retrieval server.")
+    ranking: str = Field("127.0.0.1:50052", description="host:port of the ranking server.")
+    ca_certificate: Path | None = Field(None, description="PEM certificate; with it, both connections are TLS.")
+    candidates: int = Field(100, ge=1, le=1000, description="Candidates to retrieve and rank if a call does not say.")
+    timeout_seconds: float = Field(5.0, gt=0, description="For both stages together if a call has no deadline.")

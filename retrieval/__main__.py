@@ -1,0 +1,73 @@
+"""``python -m retrieval --index ROOT --port N``: the retrieval server."""
+
+from functools import partial
+
+from prometheus_client import Counter
+from pydantic_settings import CliApp
+
+from artifacts.errors import ArtifactError
+from artifacts.hotswap import HotSwap
+from artifacts.store import VersionStore
+from index_builder.artifact import load_version, open_store
+from index_builder.encoder import TextEncoder, load_encoder
+from index_builder.errors import BuildError
+from protos.retrieval_pb2_grpc import add_RetrievalServiceServicer_to_server
+from records.errors import InputError
+from retrieval.index import AdIndex
+from retrieval.retriever import Retriever
+from retrieval.service import SERVICE_NAME, RetrievalServicer
+from retrieval.settings import RetrievalSettings
+from serving.errors import ServiceError
+from serving.exits import clean_exit
+from serving.logs import set_up_logging
+from serving.server import Server
+
+
+class RetrieverLoader:
+    """Loads index versions; the encoder is loaded once for as long as versions name the same one."""
+
+    def __init__(self, store: VersionStore, settings: RetrievalSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._encoder: TextEncoder | None = None
+
+    def __call__(self, version: str) -> Retriever:
+        """A warmed retriever. Raises ArtifactError, or BuildError if the encoder does not fit the index."""
+        loaded = load_version(self._store, version)
+        name = self._settings.encoder or loaded.manifest.encoder_name
+        if self._encoder is None or self._encoder.name != name:
+            self._encoder = load_encoder(name)
+        index = AdIndex(loaded, self._settings.device)
+        retriever = Retriever(index, self._encoder, self._settings.interests(), self._settings.text_cache)
+        retriever.warm_up()
+        return retriever
+
+
+def serve(settings: RetrievalSettings) -> None:
+    """Runs the server until it is told to stop."""
+    server = Server(settings, caller_errors=(InputError,))
+    swaps = Counter(
+        "adcascade_version_swaps_total", "Versions swapped to, or refused.", ["kind", "event"], registry=server.registry
+    )
+    store = open_store(settings.index)
+    retrievers = HotSwap(
+        store,
+        RetrieverLoader(store, settings),
+        poll_seconds=settings.poll_seconds,
+        on_event=lambda event: swaps.labels("index", event).inc(),
+    )
+    servicer = RetrievalServicer(retrievers, settings.batch_vectors)
+    server.add(SERVICE_NAME, partial(add_RetrievalServiceServicer_to_server, servicer))
+
+    def close() -> None:
+        servicer.close()
+        retrievers.close()
+
+    server.run(retrievers.start, close)
+
+
+if __name__ == "__main__":
+    with clean_exit(ServiceError, ArtifactError, BuildError):
+        configured = CliApp.run(RetrievalSettings)
+        set_up_logging(configured.log_level)
+        serve(configured)

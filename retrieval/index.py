@@ -1,0 +1,75 @@
+"""Maximum inner product search over a loaded index version; the one place that chooses CPU or GPU.
+
+Knows no text and no users. Belongs to one thread at a time.
+"""
+
+import logging
+
+import numpy as np
+
+from index_builder.artifact import IndexVersion
+from index_builder.encoder import Vectors
+from index_builder.faiss_index import Rows, import_faiss
+from serving.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+
+class AdIndex:
+    """A searchable index version.
+
+    Args:
+        loaded: The index version.
+        device: "auto" takes the GPU where FAISS sees one, "cpu", or "cuda".
+
+    Raises:
+        StartupError: A GPU was asked for and FAISS has none, or has no GPU form of this index.
+    """
+
+    def __init__(self, loaded: IndexVersion, device: str = "auto") -> None:
+        self.loaded = loaded
+        self._faiss_index = loaded.faiss_index
+        self.device = "cpu"
+        if device not in ("auto", "cpu", "cuda"):
+            raise StartupError(f"device must be auto, cpu or cuda, not {device!r}")
+        if device != "cpu":
+            self._move_to_gpu(required=device == "cuda")
+
+    def _move_to_gpu(self, *, required: bool) -> None:
+        faiss = import_faiss()
+        if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
+            if required:
+                raise StartupError(
+                    "device cuda was asked for, but this FAISS sees no GPU: pip install 'adcascade[gpu]'"
+                )
+            return
+        options = faiss.GpuClonerOptions()
+        options.useFloat16 = True  # half the memory; similarities keep three digits
+        try:
+            self._faiss_index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss_index, options)
+        except RuntimeError as error:
+            if required:
+                raise StartupError(f"FAISS has no GPU form of the index {self.loaded.manifest.factory!r}") from error
+            log.warning("FAISS has no GPU form of %s; searching on the CPU", self.loaded.manifest.factory)
+            return
+        self.device = "cuda"
+
+    @property
+    def dimension(self) -> int:
+        """Numbers per vector."""
+        return self.loaded.manifest.dimension
+
+    def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """The `k` nearest ads of each vector, best first.
+
+        Args:
+            vectors: float32 [vectors, dimension].
+            k: At most the number of ads is returned.
+
+        Returns:
+            Similarities float32 and rows of the catalog int64, both [vectors, min(k, ads)]; row -1 where an approximate
+            index found fewer.
+        """
+        k = min(k, self.loaded.manifest.ad_count)
+        similarities, rows = self._faiss_index.search(np.ascontiguousarray(vectors, np.float32), k)
+        return similarities, rows

@@ -1,0 +1,156 @@
+"""A user's profile and history as one or more interest vectors. Knows no FAISS.
+
+Each event is a vector (of the ad it is about, or of its text) with a weight: its type's sign and strength, halved with
+every half-life of age. A long history is clustered (Ward, as in PinnerSage, arXiv 2007.03634), and each cluster of
+liked events, together with the interests text and away from disliked events, makes one unit vector.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from index_builder.encoder import Vectors
+from records.errors import InputError
+from records.users import EVENT_WEIGHT, Event, UserProfile
+
+Weights = npt.NDArray[np.float64]
+
+# Without a time, the event this many places from the newest counts half.
+_HALF_LIFE_EVENTS = 20.0
+# The interests text counts as much as this share of everything that was liked; alone, it is all there is.
+_TEXT_SHARE = 0.5
+# How far a vector of dislikes pushes.
+_PUSH = 0.3
+_SECONDS_PER_DAY = 86_400.0
+_CLUSTERED_EVENTS = 200
+
+
+@dataclass(frozen=True)
+class InterestSettings:
+    """How profiles become vectors; see `retrieval.settings`."""
+
+    half_life_days: float = 14.0
+    max_interests: int = 4
+    events_per_interest: int = 8
+
+
+@dataclass(frozen=True)
+class Interests:
+    """What a user is interested in.
+
+    Attributes:
+        vectors: Unit vectors, heaviest first, float32 [interests, dimension].
+        weights: Share of each interest, summing to 1, float64 [interests].
+        unknown_history: Events whose ad is not in the index version.
+    """
+
+    vectors: Vectors
+    weights: Weights
+    unknown_history: int
+
+
+def texts_of(user: UserProfile) -> list[str]:
+    """The texts that must be encoded before `compute_interests`."""
+    texts = [event.text for event in user.history if event.text]
+    return [*texts, user.interests.strip()] if user.interests.strip() else texts
+
+
+def compute_interests(
+    user: UserProfile,
+    ad_vectors: Callable[[list[str]], tuple[list[int], Vectors]],
+    text_vectors: Mapping[str, Vectors],
+    settings: InterestSettings,
+) -> Interests:
+    """Turns a user into interest vectors.
+
+    Args:
+        user: The profile; its history is oldest first.
+        ad_vectors: Takes ad ids; returns the places of those it knows, and their vectors [known, dimension].
+        text_vectors: Vector of each of `texts_of(user)`, float32 [dimension].
+
+    Raises:
+        InputError: Nothing is known of the user that could be searched with.
+    """
+    events, vectors, unknown = _event_vectors(user.history, ad_vectors, text_vectors)
+    weights = _weights(events, settings.half_life_days)
+    liked, disliked = weights > 0, weights < 0
+    text = text_vectors.get(user.interests.strip()) if user.interests.strip() else None
+    if not liked.any() and text is None:
+        raise InputError(_nothing_known(user, unknown))
+    push = _PUSH * _unit(np.abs(weights[disliked]) @ vectors[disliked]) if disliked.any() else 0.0
+    found = []
+    for members in _clusters(vectors[liked], weights[liked], settings):
+        mass = weights[liked][members]
+        center = _unit(mass @ vectors[liked][members])
+        pull = _TEXT_SHARE * text if text is not None else 0.0
+        found.append((float(mass.sum()), _unit(center + pull - push)))
+    if not found and text is not None:
+        found = [(1.0, _unit(text - push))]
+    found.sort(key=lambda interest: -interest[0])
+    masses = np.array([mass for mass, _ in found])
+    return Interests(np.stack([vector for _, vector in found]).astype(np.float32), masses / masses.sum(), unknown)
+
+
+def _event_vectors(
+    history: tuple[Event, ...],
+    ad_vectors: Callable[[list[str]], tuple[list[int], Vectors]],
+    text_vectors: Mapping[str, Vectors],
+) -> tuple[list[Event], Vectors, int]:
+    """The events that have a vector, in order, their vectors, and how many have none."""
+    about_ads = [event for event in history if event.ad_id]
+    places, vectors = ad_vectors([event.ad_id for event in about_ads])
+    by_event = {id(about_ads[place]): vector for place, vector in zip(places, vectors, strict=True)}
+    by_event.update({id(event): text_vectors[event.text] for event in history if event.text})
+    events = [event for event in history if id(event) in by_event]
+    known = [by_event[id(event)] for event in events]
+    stacked = np.stack(known) if known else np.zeros((0, vectors.shape[1]), np.float32)
+    return events, stacked, len(about_ads) - len(places)
+
+
+def _weights(events: list[Event], half_life_days: float) -> Weights:
+    """Signed weight of each event. Age counts from the newest event, so that a user who returns is not forgotten."""
+    strength = np.array([EVENT_WEIGHT[event.type] for event in events])
+    newest = max((event.timestamp for event in events if event.timestamp), default=datetime.now(UTC))
+    ages = [
+        (newest - event.timestamp).total_seconds() / _SECONDS_PER_DAY / half_life_days
+        if event.timestamp
+        else (len(events) - 1 - place) / _HALF_LIFE_EVENTS
+        for place, event in enumerate(events)
+    ]
+    weights: Weights = strength * 0.5 ** np.array(ages)
+    return weights
+
+
+def _clusters(vectors: Vectors, weights: Weights, settings: InterestSettings) -> list[npt.NDArray[np.int64]]:
+    """Groups of liked events by likeness; events older than the newest 200 join no group."""
+    count = len(vectors)
+    if count == 0:
+        return []
+    recent = np.arange(max(0, count - _CLUSTERED_EVENTS), count)
+    groups = min(settings.max_interests, max(1, len(recent) // settings.events_per_interest))
+    if groups == 1:
+        return [recent]
+    labels = fcluster(linkage(vectors[recent], method="ward"), groups, criterion="maxclust")
+    return [recent[labels == label] for label in np.unique(labels)]
+
+
+def _unit(vector: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
+def _nothing_known(user: UserProfile, unknown: int) -> str:
+    if not user.history:
+        return "the user is empty: send interests, or a history with at least one liked ad or search"
+    if unknown == len(user.history):
+        return f"none of the {unknown} ads of the history is in this index version; send interests, or newer events"
+    return "the history holds nothing the user liked; send interests, or a view, click, conversion or search"
+
+
+def quotas(weights: Weights, k: int) -> npt.NDArray[np.int64]:
+    """How many of `k` candidates each interest may bring first: its share, and at least one while there is room."""
+    wanted: npt.NDArray[np.int64] = np.maximum(1, np.floor(weights * k)).astype(np.int64)
+    return wanted

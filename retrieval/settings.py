@@ -1,0 +1,29 @@
+"""Settings of the retrieval server: flags of ``python -m retrieval``, or ADCASCADE_RETRIEVAL_* in the environment."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from retrieval.interests import InterestSettings
+from serving.settings import ServerSettings
+
+
+class RetrievalSettings(ServerSettings):
+    """Retrieval server: finds candidates in the published index version and swaps to a new one as it is published."""
+
+    model_config = SettingsConfigDict(env_prefix="ADCASCADE_RETRIEVAL_", cli_prog_name="python -m retrieval")
+
+    index: Path = Field(description="Root of the index versions, as `adcascade build --out` writes it.")
+    encoder: str = Field("", description="Text encoder; by default the one that the index version names.")
+    device: str = Field("auto", description="Where to search: auto, cpu or cuda.")
+    batch_vectors: int = Field(256, ge=1, description="Interest vectors of waiting calls searched in one FAISS call.")
+    half_life_days: float = Field(14.0, gt=0, description="Age at which an event counts half.")
+    max_interests: int = Field(4, ge=1, le=16, description="Interest vectors of a user with a long history, at most.")
+    events_per_interest: int = Field(8, ge=1, description="Liked events that justify one more interest vector.")
+    text_cache: int = Field(10_000, ge=0, description="Encoded texts of interests and events to keep.")
+    poll_seconds: float = Field(1.0, gt=0, description="How often to look for a new version.")
+
+    def interests(self) -> InterestSettings:
+        """The part that turns users into interest vectors."""
+        return InterestSettings(self.half_life_days, self.max_interests, self.events_per_interest)
