@@ -43,7 +43,8 @@ pytest: $(STAMP) ## Tests alone
 	$(BIN)/python -m pytest
 
 smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
-	$(BIN)/adcascade quickstart --smoke --data .smoke-data --force
+	rm -rf .smoke-data
+	$(BIN)/adcascade quickstart --smoke --data .smoke-data
 	rm -rf .smoke-data
 
 protos: $(STAMP) ## Regenerate the Python code of the wire contract

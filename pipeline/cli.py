@@ -19,9 +19,8 @@ from index_builder.errors import BuildError
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
 from pipeline.display import as_dict, recommendations_table, user_panel
 from pipeline.processes import ServerProcess, running
-from pipeline.quickstart import quickstart
-from ranking.artifact import open_store as open_model_store
 from ranking.errors import ModelError
+from ranking.store import open_store as open_model_store
 from ranking.training.commands import evaluate_command, train_command
 from records.clicks import read_clicks
 from records.errors import InputError
@@ -60,6 +59,8 @@ def quickstart_command(
     as_json: Json = False,
 ) -> None:
     """Run the main job on MovieLens-100k: data, index, ranker, two servers, recommendations for three users."""
+    from pipeline.quickstart import quickstart  # loads the model libraries, which other commands do without
+
     quickstart(data, minutes=max_minutes, smoke=smoke, as_json=as_json)
 
 

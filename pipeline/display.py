@@ -36,9 +36,9 @@ def recommendations_table(answer: Recommendations) -> Group:
     """The recommended ads, how ranking moved them, and where the time went."""
     table = Table(show_edge=False)
     table.add_column("#", justify="right")
-    table.add_column("ad", overflow="ellipsis", no_wrap=True, max_width=52)
+    table.add_column("ad", overflow="ellipsis", no_wrap=True)
     for column in ("similarity", "retrieved", "p_click", "moved"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=len(column))
     for place, item in enumerate(answer.items):
         moved = item.retrieval_position - place
         table.add_row(

@@ -14,9 +14,10 @@ from index_builder.encoder import load_encoder
 from pipeline.client import AdPipeline, Recommendations
 from pipeline.display import as_dict, recommendations_table, user_panel
 from pipeline.processes import running
-from ranking.training.commands import TrainReport, evaluation_table, train_and_save, train_report_as_dict
 from ranking.training.dataset import Dataset, load_dataset
-from ranking.training.train import TrainOptions
+from ranking.training.options import TrainOptions
+from ranking.training.report import TrainReport, evaluation_table, train_report_as_dict
+from ranking.training.run import train_and_save
 from records.clicks import Integers
 from records.history import with_history
 from records.movielens import LICENCE, DatasetFiles, export_movielens, find_movielens

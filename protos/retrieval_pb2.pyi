@@ -74,9 +74,9 @@ class Candidate(_message.Message):
     ad_id: _builtins.str
     """Id in the catalog."""
     similarity: _builtins.float
-    """Inner product with the best matching interest, -1 to 1 for unit vectors."""
+    """Inner product with the interest that found it, -1 to 1 for unit vectors."""
     interest: _builtins.int
-    """Which interest vector found it, from 0."""
+    """Which interest vector found it, from 0; the nearest if several did."""
     source: _builtins.str
     """Which candidate source brought it; "interests" for the dense search."""
     @_builtins.property

@@ -13,12 +13,13 @@ from index_builder.artifact import ADS_FILE, AdCatalog
 from index_builder.artifact import open_store as open_index_store
 from index_builder.errors import BuildError
 from protos.ranking_pb2_grpc import add_RankingServiceServicer_to_server
-from ranking.artifact import load_version, open_store
+from ranking.artifact import load_version
 from ranking.candidates import CatalogVersion
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.errors import ModelError
 from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.settings import RankingSettings
+from ranking.store import open_store
 from records.errors import InputError
 from serving.errors import ServiceError
 from serving.exits import clean_exit

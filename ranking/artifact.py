@@ -7,7 +7,6 @@ A Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer) bes
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,8 +31,6 @@ from ranking.features import FEATURES, Features
 from ranking.model import BERT_LIKE, JOINT, JointCrossEncoder, SharedUserCrossEncoder
 from records.history import CounterSnapshot
 
-KIND = "model"
-FORMAT_VERSION = 1
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 
 RankerModel = SharedUserCrossEncoder | JointCrossEncoder
@@ -106,11 +103,6 @@ class ModelVersion:
     model: RankerModel
     tokenizer: PreTrainedTokenizerBase
     counters: CounterSnapshot
-
-
-def open_store(root: Path) -> VersionStore:
-    """The store of model versions under `root`."""
-    return VersionStore(root, KIND, FORMAT_VERSION)
 
 
 def load_base(base: str, architecture: str, join_layer: int) -> tuple[RankerModel, PreTrainedTokenizerBase]:

@@ -151,7 +151,7 @@ class RankingEngine:
     def _ad_states(self, model: SharedUserCrossEncoder, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
         def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
             rows = self._tokenize([texts[place] for place in places], self.loaded.spec.max_ad_tokens)
-            return rows, model.ad_states(rows)
+            return rows, _states_by_length(model, rows)
 
         assert self._cache is not None
         return self._cache.gather(texts, compute)
@@ -187,6 +187,19 @@ class RankingEngine:
         if not np.isfinite(p_click).all():
             raise ModelError(f"model version {self.loaded.version} made a score that is not a number")
         return p_click
+
+
+def _states_by_length(model: SharedUserCrossEncoder, rows: TokenRows, *, chunk: int = 32) -> Tensor:
+    """`model.ad_states` in runs of like length, so that short ads are not padded to the longest."""
+    order = torch.argsort(rows.lengths)
+    config = model.encoder.config
+    states = torch.zeros((*rows.ids.shape, int(config.hidden_size)), device=rows.ids.device)
+    for start in range(0, len(order), chunk):
+        part = order[start : start + chunk]
+        lengths = rows.lengths[part]
+        longest = int(lengths.max())
+        states[part, :longest] = model.ad_states(TokenRows(rows.ids[part, :longest], lengths)).float()
+    return states
 
 
 def choose_device(name: str) -> torch.device:

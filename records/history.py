@@ -80,7 +80,7 @@ class Histories:
         order = np.argsort(users, kind="stable")  # the log is in order of time, and stays so within a user
         self._rows = rows[order]
         names, starts = np.unique(users[order], return_index=True)
-        ends = np.r_[starts[1:], len(rows)]
+        ends = [*starts[1:], *[len(rows)] * bool(len(rows))]
         self._range = {str(name): (int(start), int(end)) for name, start, end in zip(names, starts, ends, strict=True)}
         self._log = log
 

@@ -161,7 +161,7 @@ def merge(
         excluded: Rows that must not come back.
 
     Returns:
-        (row, similarity, interest), most similar first; each row once, with its best interest.
+        (row, similarity, interest), most similar first; each row once, with the nearest interest that found it.
     """
     best: dict[int, tuple[float, int]] = {}
     order = np.argsort(-similarities, axis=None, kind="stable")

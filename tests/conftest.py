@@ -1,11 +1,27 @@
 """Small real stand-ins shared by the tests: a tiny random BERT, a hashing encoder, the example catalog."""
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from index_builder.build import BuildOptions, build
+from index_builder.encoder import load_encoder
+from ranking.training.dataset import load_dataset
+from ranking.training.options import TrainOptions
+from ranking.training.run import train_and_save
+from records.errors import InputError
+from serving.channel import open_channel
+from serving.server import Server
+from serving.settings import ServerSettings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -49,3 +65,80 @@ def save_tiny_bert(directory: Path, *, layers: int = 3, seed: int = 0, model_typ
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
+
+
+@dataclass(frozen=True)
+class World:
+    """A small made-up platform: its files, a published index version and a published model version."""
+
+    folder: Path
+    ads: Path
+    clicks: Path
+    users: Path
+    index: Path
+    model: Path
+
+
+TOPICS = {
+    "running": ["trail", "shoes", "marathon", "sprint", "laces", "stride"],
+    "coffee": ["espresso", "grinder", "beans", "roast", "crema", "filter"],
+    "garden": ["roses", "spade", "compost", "seeds", "hedge", "soil"],
+}
+
+
+def write_world_files(folder: Path, *, ads_per_topic: int = 20, users: int = 40, seed: int = 0) -> None:
+    """Ads of three topics; each user clicks mostly on one of them."""
+    random = np.random.default_rng(seed)
+    ads = [
+        {
+            "ad_id": f"{topic}-{number}",
+            "title": f"{' '.join(random.choice(words, 3, replace=False))} offer {number}",
+            "body": f"all about {topic}",
+            "category": topic,
+        }
+        for topic, words in TOPICS.items()
+        for number in range(ads_per_topic)
+    ]
+    (folder / "ads.jsonl").write_text("".join(json.dumps(ad) + "\n" for ad in ads))
+    people = [{"user_id": f"u{number}", "age": str(20 + number)} for number in range(users)]
+    (folder / "users.jsonl").write_text("".join(json.dumps(person) + "\n" for person in people))
+    lines = ["request_id,ad_id,user_id,timestamp,clicks,impressions,device"]
+    for request in range(users * 5):
+        user = request % users
+        favourite = list(TOPICS)[user % 3]
+        for ad in random.choice(np.array(ads, object), 6, replace=False):
+            clicked = int(random.random() < (0.85 if ad["category"] == favourite else 0.15))
+            lines.append(f"r{request},{ad['ad_id']},u{user},{1_700_000_000 + 600 * request},{clicked},1,phone")
+    (folder / "clicks.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    write_world_files(folder)
+    found = World(
+        folder, folder / "ads.jsonl", folder / "clicks.csv", folder / "users.jsonl", folder / "index", folder / "model"
+    )
+    build(found.ads, found.index, load_encoder("hashing:64"), BuildOptions())
+    train_and_save(load_dataset(found.ads, found.clicks, found.users), found.model, tiny_options(tiny_bert))
+    return found
+
+
+def tiny_options(base: Path, **changes: object) -> TrainOptions:
+    """Options that train the tiny BERT in a second or two."""
+    defaults = {"max_user_tokens": 48, "max_ad_tokens": 24, "validate_every": 5, "pairs_per_step": 48, "device": "cpu"}
+    return TrainOptions(**{"base": str(base), **defaults, **changes})  # type: ignore[arg-type]
+
+
+@contextmanager
+def serving_server(
+    name: str, register: Callable[[grpc.Server], None], **settings: object
+) -> Iterator[tuple[Server, grpc.Channel]]:
+    """A real server on a free port with one service, and a channel to it."""
+    server = Server(ServerSettings(port=0, **settings), caller_errors=(InputError,))  # type: ignore[arg-type]
+    server.add(name, register)
+    server.start()
+    server.set_serving(True)
+    with open_channel(server.address) as channel:
+        yield server, channel
+    server.stop(0)

@@ -1,25 +1,20 @@
-"""The commands ``adcascade train`` and ``adcascade evaluate``."""
+"""The commands ``adcascade train`` and ``adcascade evaluate``.
+
+What loads a model library is imported where it is used, so that ``--help`` answers at once.
+"""
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from index_builder.encoder import EMBEDDED
-from ranking.artifact import load_version, open_store, save_version
-from ranking.training.dataset import Dataset, load_dataset
-from ranking.training.evaluate import MODEL, Evaluation, evaluate
-from ranking.training.train import Progress as TrainProgress
-from ranking.training.train import Trained, TrainOptions, train
-from records.history import CounterSnapshot
+from ranking.store import open_store
+from ranking.training.options import TrainOptions
+from ranking.training.report import TrainReport, evaluation_table, train_report_as_dict
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +25,6 @@ Clicks = Annotated[Path, typer.Option(help="Click log: request_id, ad_id, clicks
 Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a training made."""
-
-    version: str
-    split: str
-    rows: int
-    rejected: dict[str, int]
-    evaluation: Evaluation
 
 
 def train_command(
@@ -73,6 +57,9 @@ def train_command(
     The log is split by time: the first 80 % train, the next 10 % choose the best weights and calibrate them, the last
     10 % test. Without timestamps whole requests are drawn at random instead.
     """
+    from ranking.training.dataset import load_dataset
+    from ranking.training.run import train_and_save
+
     options = TrainOptions(
         base=base,
         architecture=architecture,
@@ -95,27 +82,6 @@ def train_command(
         Console().print(evaluation_table(report.evaluation, f"Model version {report.version}, split by {report.split}"))
 
 
-def train_and_save(data: Dataset, out: Path, options: TrainOptions, *, publish: bool = True) -> TrainReport:
-    """Trains, evaluates on the test part, and commits a version with its metrics.
-
-    Raises:
-        ModelError: The base model cannot be used.
-        ArtifactError: `out` cannot be written.
-    """
-    store = open_store(out)
-    with store.begin() as draft:
-        with train_progress() as progress:
-            trained = train(data, options, progress)
-        with Console(stderr=True).status("Evaluating on the newest rows"):
-            evaluation = evaluate(data, trained, device=options.device, precision=options.precision)
-        metrics = {f"test_{name}": metric for name, metric in evaluation.metrics[MODEL].items()}
-        spec = trained.spec.model_copy(update={"metrics": metrics})
-        save_version(store, draft, spec, trained.model, trained.tokenizer, CounterSnapshot.of(data.log))
-    if publish:
-        store.publish(draft.version)
-    return TrainReport(draft.version, data.split, len(data.log), dict(data.report.rejected), evaluation)
-
-
 def evaluate_command(
     model: Annotated[Path, typer.Option(help="Root of the model versions.")],
     ads: Ads,
@@ -130,6 +96,11 @@ def evaluate_command(
 
     If the log is the one that the version was trained on, these are the rows it was tested on then.
     """
+    from ranking.artifact import load_version
+    from ranking.training.dataset import load_dataset
+    from ranking.training.evaluate import evaluate
+    from ranking.training.train import Trained
+
     store = open_store(model)
     name = version or store.current_path().name
     store.verify(name)
@@ -144,52 +115,3 @@ def evaluate_command(
         print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
     else:
         Console().print(evaluation_table(evaluation, f"Model version {name}, split by {data.split}"))
-
-
-@contextmanager
-def train_progress() -> Iterator[TrainProgress]:
-    """A progress bar on standard error, with the losses."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        task = bars.add_task("Training", total=1.0)
-
-        def show(step: int, done: float, loss: float, best: float) -> None:
-            words = f"Training, step {step}, loss {loss:.3f}, best validation log loss {best:.4f}"
-            bars.update(task, completed=done, description=words if step else "Training")
-
-        yield show
-        bars.update(task, completed=1.0)
-
-
-def evaluation_table(evaluation: Evaluation, title: str) -> Table:
-    """Metrics of the ranker and the baselines, for people."""
-    table = Table(
-        title=f"{title}: {evaluation.impressions:,} newest impressions, {evaluation.clicks:,} clicks",
-        caption=f"95 % bootstrap intervals over users. Ranker: predicted / actual clicks "
-        f"{evaluation.predicted_over_actual:.3f}",
-    )
-    for column in ("model", "AUC", "log loss"):
-        table.add_column(column)
-    for model, metrics in evaluation.metrics.items():
-        cells = [f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]" for metric in metrics.values()]
-        table.add_row(model, *cells, style="bold" if model == MODEL else "")
-    return table
-
-
-def train_report_as_dict(report: TrainReport) -> dict[str, object]:
-    """A report as plain JSON values."""
-    return {
-        "version": report.version,
-        "split": report.split,
-        "rows": report.rows,
-        "rejected": report.rejected,
-        "test": {
-            "impressions": report.evaluation.impressions,
-            "clicks": report.evaluation.clicks,
-            "predicted_over_actual": report.evaluation.predicted_over_actual,
-            "metrics": {
-                model: {name: metric.model_dump() for name, metric in metrics.items()}
-                for model, metrics in report.evaluation.metrics.items()
-            },
-        },
-    }

@@ -11,10 +11,11 @@ from ranking.engine import choose_device, choose_precision
 from ranking.features import FEATURES, Features
 from ranking.training.dataset import AdTexts, BatchMaker, Dataset, make_blocks
 from ranking.training.metrics import Probabilities, with_intervals
+from ranking.training.report import RANKER
 from ranking.training.train import Scorer, Trained, fit_logistic, predict_logits
 from records.clicks import Integers
 
-MODEL, POPULARITY, CLICK_RATES = "ranker", "ad popularity", "logistic regression on past click rates"
+POPULARITY, CLICK_RATES = "ad popularity", "logistic regression on past click rates"
 
 # What each baseline is a logistic regression on, fitted on the training part.
 BASELINES: Mapping[str, tuple[str, ...]] = {
@@ -45,7 +46,7 @@ def evaluate(data: Dataset, trained: Trained, *, device: str = "auto", precision
     The ranker and the baselines see the same counters, made for each row from strictly earlier rows.
     """
     rows, p_click, features = _predict(data, trained, choose_device(device), precision)
-    predictions = {MODEL: p_click, **baselines(data, features, rows)}
+    predictions = {RANKER: p_click, **baselines(data, features, rows)}
     clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
     users = data.log.user_id[rows]
     groups = np.where(users != "", users, data.log.request_id[rows]).astype(str)

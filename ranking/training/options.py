@@ -1,0 +1,46 @@
+"""How to train, as plain values. Light, so that the command line shows its help without loading a model library."""
+
+from dataclasses import dataclass
+
+from index_builder.encoder import EMBEDDED
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        base: Hugging Face directory or hub name of a BERT-like model, or the embedded MiniLM.
+        architecture: "shared_user", or "joint" for the plain cross-encoder.
+        join_layer: First layer in which ads attend to the user; None joins the top third.
+        train_layers: "joined" trains the joined layers and the head, and computes what lies below once per ad;
+            "all" trains everything. The joint architecture always trains everything.
+        epochs: Passes over the training rows, at most.
+        max_minutes: Wall-clock limit of training and validation together; None for none. With a limit the learning
+            rate follows the clock, so that two runs are not equal to the last digit.
+        validate_every: Steps between validations.
+        validation_rows: Rows of the validation part to use, at most.
+        patience: Validations without improvement after which training stops.
+        device, precision: as in `ranking.engine.EngineSettings`.
+    """
+
+    base: str = EMBEDDED
+    architecture: str = "shared_user"
+    join_layer: int | None = None
+    train_layers: str = "joined"
+    max_user_tokens: int = 128
+    max_ad_tokens: int = 32
+    epochs: float = 1.0
+    max_minutes: float | None = None
+    pairs_per_step: int = 96
+    max_ads_per_user: int = 32
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    validate_every: int = 75
+    validation_rows: int = 2000
+    patience: int = 3
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"

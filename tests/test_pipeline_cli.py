@@ -1,0 +1,147 @@
+"""The command line as a user runs it: real processes, real servers, nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
+
+
+def adcascade(*arguments, timeout=120):
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
+
+
+@pytest.fixture(scope="module")
+def platform(world, tmp_path_factory):
+    """`adcascade serve` on free ports; yields the process and the addresses it printed."""
+    logs = tmp_path_factory.mktemp("logs")
+    flags = ["--port", "0", "--retrieval-port", "0", "--ranking-port", "0", "--logs", str(logs), "--json"]
+    command = [sys.executable, "-m", "pipeline.cli", "serve", "--index", str(world.index), "--model", str(world.model)]
+    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "".join(log.read_text() for log in logs.glob("*.log"))
+    yield process, json.loads(line)
+    process.terminate()
+    process.wait(30)
+
+
+def test_help_teaches_every_command():
+    top = adcascade("--help").stdout
+    for command in ("build", "train", "evaluate", "serve", "recommend", "quickstart"):
+        assert command in top
+        assert "--json" in adcascade(command, "--help").stdout
+
+
+def test_build_train_evaluate_recommend_with_the_users_own_files(world, platform, tiny_bert, tmp_path):
+    built = adcascade("build", "--ads", world.ads, "--out", tmp_path / "index", "--encoder", "hashing:64", "--json")
+    assert json.loads(built.stdout)["ad_count"] == 60
+    files = ["--ads", world.ads, "--clicks", world.clicks, "--users", world.users]
+    sizes = ["--max-user-tokens", 48, "--max-ad-tokens", 24, "--epochs", 0.2]
+    trained = adcascade("train", *files, "--out", tmp_path / "model", "--base", tiny_bert, *sizes, "--json")
+    report = json.loads(trained.stdout)
+    assert 0.5 < report["test"]["metrics"]["ranker"]["auc"]["value"] <= 1
+    evaluated = json.loads(adcascade("evaluate", *files, "--model", tmp_path / "model", "--json").stdout)
+    assert evaluated["version"] == report["version"]
+    for name in ("auc", "log_loss"):
+        want = report["test"]["metrics"]["ranker"][name]["value"]
+        assert evaluated["test"]["metrics"]["ranker"][name]["value"] == pytest.approx(want, abs=1e-6)
+    _, addresses = platform
+    where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"]]
+    who = ["--user-id", "u0", "--users", world.users, "--clicks", world.clicks]
+    answer = json.loads(adcascade("recommend", *where, *who, "--k", 5, "--json").stdout)
+    assert len(answer["recommendations"]) == 5
+    assert not answer["degraded"]
+    shown = adcascade("recommend", *where, "--interests", "espresso beans", "--k", 3).stdout
+    assert "p_click" in shown
+    assert "interests: espresso beans" in shown
+
+
+def test_versions_are_managed_from_the_command_line(world):
+    listed = json.loads(adcascade("model", "list", world.model, "--json").stdout)
+    assert [version["published"] for version in listed] == [True]
+    assert "files are intact" in adcascade("index", "verify", world.index).stdout
+    nothing_before = adcascade("index", "rollback", world.index)
+    assert nothing_before.returncode == 2
+    assert "no version was published before" in nothing_before.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--ads", "/no/such.jsonl", "--out", "{tmp}/index", "--encoder", "hashing:64"], "does not exist"),
+        (["build", "--ads", "{ads}", "--out", "{tmp}/index", "--encoder", "{tmp}"], "cannot load the encoder"),
+        (["train", "--ads", "{ads}", "--clicks", "{ads}", "--out", "{tmp}/model"], "the click log lacks request_id"),
+        (["evaluate", "--ads", "{ads}", "--clicks", "{clicks}", "--model", "{tmp}/none"], "nothing is published under"),
+        (["recommend", "--user-id", "nobody", "--users", "{users}"], "has no user 'nobody'"),
+        (["recommend", "--interests", "x", "--retrieval", "127.0.0.1:1"], "retrieval answered UNAVAILABLE"),
+        (["recommend", "--interests", "x", "--k", "0"], "k must be 1 to 1000"),
+        (
+            ["serve", "--index", "{tmp}/none", "--model", "{model}", "--logs", "{tmp}/logs"],
+            "nothing is published under",
+        ),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_exit_code_2(world, tmp_path, arguments, message):
+    places = {"tmp": tmp_path, "ads": world.ads, "clicks": world.clicks, "users": world.users, "model": world.model}
+    result = adcascade(*(argument.format(**places) for argument in arguments))
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_a_port_in_use_is_named(world, platform, tmp_path):
+    _, addresses = platform
+    port = addresses["retrieval"].split(":")[1]
+    command = [sys.executable, "-m", "retrieval", "--index", str(world.index), "--port", port]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "--port" in result.stderr
+
+
+def test_stopping_serve_leaves_no_process_behind(world, tmp_path):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        flags = ["--port", "0", "--retrieval-port", "0", "--ranking-port", "0", "--logs", str(tmp_path), "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "serve",
+            "--index",
+            str(world.index),
+            "--model",
+            str(world.model),
+        ]
+        process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["gateway"]
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 3
+        process.send_signal(number)
+        process.wait(60)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive, f"left behind after {number.name}"
+
+
+def test_an_interrupted_quickstart_leaves_no_process_and_no_half_published_version(tmp_path):
+    command = [sys.executable, "-m", "pipeline.cli", "quickstart", "--smoke", "--data", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (tmp_path / "model" / "drafts").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)  # until training has begun
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert not (tmp_path / "model" / "CURRENT").exists()
+    assert not list((tmp_path / "model" / "drafts").iterdir())
+    listed = json.loads(adcascade("index", "list", tmp_path / "index", "--json").stdout)
+    assert [version["problem"] for version in listed] == [""]

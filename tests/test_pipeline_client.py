@@ -1,0 +1,197 @@
+"""Both stages as one call, over real servers: the ranked answer, the deadline, and the fallback."""
+
+import time
+from contextlib import contextmanager
+from functools import partial
+
+import grpc
+import pytest
+from conftest import serving_server
+
+from artifacts.hotswap import HotSwap
+from index_builder.artifact import open_store as open_index_store
+from pipeline.client import AdPipeline
+from pipeline.service import SERVICE_NAME, RecommendServicer
+from pipeline.settings import GatewaySettings
+from protos import ranking_pb2, recommend_pb2, types_pb2
+from protos.ranking_pb2_grpc import RankingServiceServicer, add_RankingServiceServicer_to_server
+from protos.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
+from protos.retrieval_pb2_grpc import add_RetrievalServiceServicer_to_server
+from ranking.__main__ import _load_catalog, _load_engine
+from ranking.engine import EngineSettings
+from ranking.service import SERVICE_NAME as RANKING
+from ranking.service import RankingServicer
+from ranking.store import open_store as open_model_store
+from records.errors import InputError
+from records.users import Event, EventType, UserProfile
+from retrieval.__main__ import RetrieverLoader
+from retrieval.service import SERVICE_NAME as RETRIEVAL
+from retrieval.service import RetrievalServicer
+from retrieval.settings import RetrievalSettings
+from serving.errors import InvalidArgument, NotFound, ServiceError, Unavailable
+
+USER = UserProfile("u0", history=tuple(Event(EventType.CLICK, ad_id=f"running-{number}") for number in range(8)))
+
+
+@pytest.fixture(scope="module")
+def retrieval_address(world):
+    store = open_index_store(world.index)
+    swap = HotSwap(store, RetrieverLoader(store, RetrievalSettings(index=world.index)))
+    swap.start()
+    servicer = RetrievalServicer(swap, batch_vectors=64)
+    with serving_server(RETRIEVAL, partial(add_RetrievalServiceServicer_to_server, servicer)) as (server, _):
+        yield server.address
+    servicer.close()
+    swap.close()
+
+
+@pytest.fixture(scope="module")
+def ranking_address(world):
+    model, index = open_model_store(world.model), open_index_store(world.index)
+    engines = HotSwap(model, partial(_load_engine, model, EngineSettings("cpu")))
+    catalogs = HotSwap(index, partial(_load_catalog, index))
+    engines.start()
+    catalogs.start()
+    servicer = RankingServicer(engines, catalogs, batch_candidates=500)
+    with serving_server(RANKING, partial(add_RankingServiceServicer_to_server, servicer)) as (server, _):
+        yield server.address
+    servicer.close()
+    engines.close()
+    catalogs.close()
+
+
+class TroubledRanking(RankingServiceServicer):
+    """A ranking server that is late, or fails."""
+
+    def __init__(self, seconds=0.0, error=None):
+        self.seconds, self.error = seconds, error
+
+    def Rank(self, request, context):  # noqa: N802
+        time.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        return ranking_pb2.RankResponse()
+
+    def GetModel(self, request, context):  # noqa: N802
+        raise NotImplementedError
+
+
+@contextmanager
+def troubled_ranking(**trouble):
+    register = partial(add_RankingServiceServicer_to_server, TroubledRanking(**trouble))
+    with serving_server(RANKING, register) as (server, _):
+        yield server.address
+
+
+def nobody_listens_on() -> str:
+    with serving_server("none", lambda _: None) as (server, _):
+        return server.address
+
+
+def test_recommendations_are_ranked_by_p_click(retrieval_address, ranking_address):
+    with AdPipeline(retrieval_address, ranking_address) as pipeline:
+        answer = pipeline.recommend(USER, k=5, candidates=40)
+    assert len(answer.items) == 5
+    probabilities = [item.p_click for item in answer.items]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert answer.items[0].ad.category == "running"
+    assert not {item.ad.ad_id for item in answer.items} & {event.ad_id for event in USER.history}
+    assert answer.degraded_reason == ""
+    assert answer.index_version
+    assert answer.model_version
+    assert answer.total_ms >= answer.retrieval_ms + answer.ranking_ms - 1
+
+
+def test_when_ranking_is_down_the_retrieval_order_comes_back_marked_and_counted(retrieval_address):
+    reasons = []
+    with AdPipeline(retrieval_address, nobody_listens_on(), on_degraded=reasons.append) as pipeline:
+        answer = pipeline.recommend(USER, k=5)
+    assert reasons == ["UNAVAILABLE"]
+    assert answer.degraded_reason == "UNAVAILABLE"
+    assert [item.retrieval_position for item in answer.items] == [0, 1, 2, 3, 4]
+    assert [item.p_click for item in answer.items] == [None] * 5
+    assert answer.model_version == ""
+
+
+def test_when_ranking_is_late_the_answer_still_keeps_the_deadline(retrieval_address):
+    with troubled_ranking(seconds=3) as address, AdPipeline(retrieval_address, address) as pipeline:
+        started = time.monotonic()
+        answer = pipeline.recommend(USER, k=3, timeout_seconds=0.8)
+        assert time.monotonic() - started < 1.5
+    assert answer.degraded_reason == "DEADLINE_EXCEEDED"
+    assert len(answer.items) == 3
+
+
+def test_a_failing_ranking_degrades_but_a_wrong_request_does_not(retrieval_address):
+    with troubled_ranking(error=RuntimeError("boom")) as address, AdPipeline(retrieval_address, address) as pipeline:
+        assert pipeline.recommend(USER, k=3).degraded_reason == "INTERNAL"
+    with (
+        troubled_ranking(error=InvalidArgument("no such thing")) as address,
+        AdPipeline(retrieval_address, address) as pipeline,
+        pytest.raises(InvalidArgument, match="ranking answered INVALID_ARGUMENT: no such thing"),
+    ):
+        pipeline.recommend(USER, k=3)
+    with troubled_ranking(error=NotFound("gone")) as address, AdPipeline(retrieval_address, address) as pipeline:
+        assert pipeline.recommend(USER, k=3).degraded_reason == "NOT_FOUND"
+
+
+def test_without_retrieval_there_is_an_error(ranking_address):
+    with AdPipeline(nobody_listens_on(), ranking_address) as pipeline, pytest.raises(Unavailable, match="retrieval"):
+        pipeline.recommend(USER)
+
+
+def test_an_empty_user_is_told_so(retrieval_address, ranking_address):
+    with (
+        AdPipeline(retrieval_address, ranking_address) as pipeline,
+        pytest.raises(ServiceError, match="the user is empty"),
+    ):
+        pipeline.recommend(UserProfile())
+
+
+@pytest.mark.parametrize(("k", "candidates"), [(0, 100), (10_000, 10_000), (20, 10), (10, 5000)])
+def test_impossible_sizes_are_refused(k, candidates):
+    with AdPipeline("127.0.0.1:1", "127.0.0.1:1") as pipeline, pytest.raises(InputError, match="must be"):
+        pipeline.recommend(USER, k=k, candidates=candidates)
+
+
+@contextmanager
+def gateway(retrieval, ranking):
+    with AdPipeline(retrieval, ranking) as pipeline:
+        servicer = RecommendServicer(pipeline, GatewaySettings(candidates=30))
+        with serving_server(SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, servicer)) as (_, channel):
+            yield RecommendServiceStub(channel)
+
+
+def test_the_gateway_answers_like_the_client_and_passes_the_request_id(retrieval_address, ranking_address):
+    user = types_pb2.UserProfile(user_id="u0", interests="trail stride")
+    with gateway(retrieval_address, ranking_address) as stub:
+        request = recommend_pb2.RecommendRequest(user=user, k=4)
+        reply = stub.Recommend(request, metadata=(("x-request-id", "my-id-1"),))
+    assert len(reply.recommendations) == 4
+    assert reply.request_id == "my-id-1"
+    assert not reply.degraded
+    assert reply.recommendations[0].ad.title
+    assert all(item.HasField("p_click") for item in reply.recommendations)
+    assert reply.timings.total_ms > 0
+    assert reply.timings.HasField("ranking")
+
+
+def test_the_gateway_marks_a_degraded_answer_and_keeps_the_callers_deadline(retrieval_address):
+    user = types_pb2.UserProfile(interests="trail")
+    with troubled_ranking(seconds=3) as address, gateway(retrieval_address, address) as stub:
+        reply = stub.Recommend(recommend_pb2.RecommendRequest(user=user, k=2), timeout=1.0)
+    assert reply.degraded
+    assert reply.degraded_reason == "DEADLINE_EXCEEDED"
+    assert not reply.recommendations[0].HasField("p_click")
+
+
+def test_the_gateway_passes_on_what_is_wrong_with_a_request(retrieval_address, ranking_address):
+    with gateway(retrieval_address, ranking_address) as stub:
+        for request, message in (
+            (recommend_pb2.RecommendRequest(user=types_pb2.UserProfile(interests="x"), k=0), "k must be 1 to 1000"),
+            (recommend_pb2.RecommendRequest(user=types_pb2.UserProfile(), k=5), "the user is empty"),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Recommend(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert message in caught.value.details()

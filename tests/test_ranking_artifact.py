@@ -1,0 +1,104 @@
+"""Model versions on disk: what is saved comes back, and what cannot be run is refused with a reason."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_tiny_bert
+from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel
+
+from artifacts.errors import CorruptVersion
+from ranking.artifact import Calibration, CtrSpec, check_lengths, load_base, load_version
+from ranking.batch import PairBatch, pad
+from ranking.errors import ModelError
+from ranking.features import FEATURES
+from ranking.model import JointCrossEncoder
+from ranking.store import open_store
+
+
+def test_a_loaded_version_scores_and_describes_itself(world):
+    store = open_store(world.model)
+    loaded = load_version(store, store.current())
+    assert loaded.spec.architecture == "shared_user"
+    assert (loaded.spec.layers, loaded.spec.join_layer) == (3, 2)
+    assert loaded.spec.features == FEATURES
+    assert set(loaded.spec.metrics) == {"test_auc", "test_log_loss"}
+    assert loaded.model.text.center.abs().sum() > 0
+    assert loaded.counters.users["u1"][0] == 30
+
+
+def test_a_model_of_another_architecture_is_refused_with_the_families_that_work(tmp_path):
+    DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64, vocab_size=50)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ModelError, match=r"'distilbert' model; the shared-user ranker runs on bert, electra"):
+        load_base(str(tmp_path), "shared_user", 0)
+
+
+def test_missing_models_and_impossible_join_layers_are_refused(tmp_path, tiny_bert):
+    with pytest.raises(ModelError, match="cannot load"):
+        load_base(str(tmp_path / "nothing"), "shared_user", 0)
+    with pytest.raises(ModelError, match="has 3 layers; the join layer 3"):
+        load_base(str(tiny_bert), "shared_user", 3)
+
+
+def test_texts_longer_than_the_model_has_positions_are_refused(tiny_bert):
+    model, _ = load_base(str(tiny_bert), "shared_user", 2)
+    check_lengths(model, 500, 32)
+    with pytest.raises(ModelError, match="lower --max-user-tokens"):
+        check_lengths(model, 600, 32)
+
+
+def test_any_published_reranker_runs_as_a_joint_model(tmp_path):
+    save_tiny_bert(tmp_path)
+    torch.manual_seed(3)
+    config = BertConfig.from_pretrained(tmp_path, num_labels=1)
+    classifier = BertForSequenceClassification(config).eval()
+    classifier.save_pretrained(tmp_path)
+    model, _ = load_base(str(tmp_path), "joint", 0)
+    assert isinstance(model, JointCrossEncoder)
+    model.eval()
+    user, ad = [2, 10, 11, 12, 3], [2, 20, 21, 3]
+    batch = PairBatch(pad([user], 0), pad([ad, [*ad[:2], 3]], 0), (2,), torch.zeros(2, len(FEATURES)))
+    with torch.no_grad():
+        want = classifier(
+            input_ids=torch.tensor([user + ad[1:]]),
+            token_type_ids=torch.tensor([[0] * len(user) + [1] * (len(ad) - 1)]),
+        ).logits[0, 0]
+        torch.testing.assert_close(model(batch)[0], want, atol=1e-5, rtol=0)
+
+
+def test_a_classifier_of_many_labels_is_no_click_model(tmp_path):
+    save_tiny_bert(tmp_path)
+    config = BertConfig.from_pretrained(tmp_path, num_labels=5)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="classifier of 5 labels"):
+        load_base(str(tmp_path), "joint", 0)
+
+
+def test_a_damaged_ctr_file_is_refused(world, tmp_path):
+    root = tmp_path / "model"
+    shutil.copytree(world.model, root)
+    store = open_store(root)
+    version = store.current()
+    (store.path(version) / "ctr.json").write_text("{}")
+    with pytest.raises(CorruptVersion, match=r"ctr\.json differs from its checksum"):
+        store.verify(version)
+    with pytest.raises(CorruptVersion, match="another shape"):
+        load_version(store, version)
+
+
+def test_a_version_with_features_of_another_program_is_refused(world):
+    store = open_store(world.model)
+    document = json.loads((store.path(store.current()) / "ctr.json").read_text())
+    with pytest.raises(ValueError, match="this program computes the features"):
+        CtrSpec.model_validate({**document, "features": ["something else"]})
+
+
+def test_calibration_keeps_the_order_and_stays_a_probability():
+    p_click = Calibration(method="platt", slope=2.0, intercept=-1.0).p_click(np.array([-50.0, 0.0, 3.0, 50.0]))
+    assert (np.diff(p_click) >= 0).all()
+    assert p_click[1] == pytest.approx(1 / (1 + np.e))
+    assert 0 <= p_click.min() <= p_click.max() <= 1

@@ -1,0 +1,187 @@
+"""RankingService through a real server: order, ids, bad input, swaps."""
+
+import json
+import shutil
+from functools import partial
+
+import grpc
+import pytest
+from conftest import save_tiny_bert, serving_server, tiny_options
+
+from artifacts.hotswap import HotSwap
+from index_builder.artifact import open_store as open_index_store
+from protos import ranking_pb2 as pb
+from protos import types_pb2
+from protos.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
+from ranking.__main__ import _load_catalog, _load_engine
+from ranking.engine import EngineSettings
+from ranking.service import SERVICE_NAME, RankingServicer
+from ranking.store import open_store
+from ranking.training.dataset import load_dataset
+from ranking.training.run import train_and_save
+
+IDS = ["coffee-1", "garden-1", "running-1", "running-2"]
+USER = types_pb2.UserProfile(
+    user_id="u0",
+    history=[types_pb2.Event(type=types_pb2.EVENT_TYPE_CLICK, ad_id=f"running-{number}") for number in range(5, 15)],
+)
+
+
+@pytest.fixture
+def roots(world, tmp_path):
+    shutil.copytree(world.model, tmp_path / "model")
+    return tmp_path / "model", world.index
+
+
+@pytest.fixture
+def served(roots):
+    model_root, index_root = roots
+    engines = HotSwap(
+        open_store(model_root), partial(_load_engine, open_store(model_root), EngineSettings("cpu")), poll_seconds=0.05
+    )
+    catalogs = HotSwap(open_index_store(index_root), partial(_load_catalog, open_index_store(index_root)))
+    engines.start()
+    catalogs.start()
+    servicer = RankingServicer(engines, catalogs, batch_candidates=500)
+    with serving_server(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer)) as (_, channel):
+        yield RankingServiceStub(channel), engines
+    servicer.close()
+    engines.close()
+    catalogs.close()
+
+
+@pytest.fixture
+def stub(served):
+    return served[0]
+
+
+def by_id(*ids):
+    return [pb.RankCandidate(ad_id=ad_id) for ad_id in ids]
+
+
+def status_of(call, request):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request)
+    return caught.value.code(), caught.value.details()
+
+
+def test_candidates_come_back_ordered_by_p_click_and_taste_wins(stub):
+    reply = stub.Rank(pb.RankRequest(user=USER, candidates=by_id(*IDS)))
+    probabilities = [ad.p_click for ad in reply.ads]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert all(0 < p_click < 1 for p_click in probabilities)
+    assert {ad.ad_id for ad in reply.ads[:2]} == {"running-1", "running-2"}
+    assert [IDS[ad.candidate] for ad in reply.ads] == [ad.ad_id for ad in reply.ads]
+    assert reply.model_version
+    assert reply.index_version
+    assert reply.timing.compute_ms > 0
+
+
+def test_an_inline_ad_scores_like_the_same_ad_by_id(stub, world):
+    by_their_id = stub.Rank(pb.RankRequest(user=USER, candidates=by_id("garden-1")))
+    line = next(line for line in world.ads.read_text().splitlines() if '"garden-1"' in line)
+    values = json.loads(line)
+    inline = stub.Rank(pb.RankRequest(user=USER, candidates=[pb.RankCandidate(ad=types_pb2.Ad(**values))]))
+    assert inline.ads[0].p_click == pytest.approx(by_their_id.ads[0].p_click, abs=1e-6)
+
+
+def test_top_n_keeps_the_best(stub):
+    everything = stub.Rank(pb.RankRequest(user=USER, candidates=by_id(*IDS)))
+    best = stub.Rank(pb.RankRequest(user=USER, candidates=by_id(*IDS), top_n=2))
+    assert [ad.ad_id for ad in best.ads] == [ad.ad_id for ad in everything.ads[:2]]
+    assert best.cached_ads == 4
+
+
+def test_an_empty_user_is_ranked_by_ad_and_context_alone(stub):
+    reply = stub.Rank(pb.RankRequest(candidates=by_id(*IDS), context=types_pb2.Context(device="phone")))
+    assert len(reply.ads) == 4
+
+
+def test_a_thousand_candidates_are_ranked(stub):
+    candidates = [
+        pb.RankCandidate(ad=types_pb2.Ad(ad_id=f"x{number}", title=f"Ad number {number}")) for number in range(1000)
+    ]
+    assert len(stub.Rank(pb.RankRequest(user=USER, candidates=candidates)).ads) == 1000
+
+
+def test_unknown_ids_fail_unless_they_may_be_skipped(stub):
+    request = pb.RankRequest(user=USER, candidates=by_id("coffee-1", "nobody", "nothing"))
+    code, details = status_of(stub.Rank, request)
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "2 ads are not in this index version: nobody, nothing; set skip_unknown" in details
+    request.skip_unknown = True
+    reply = stub.Rank(request)
+    assert [ad.ad_id for ad in reply.ads] == ["coffee-1"]
+    assert list(reply.unknown_ad_ids) == ["nobody", "nothing"]
+    only_unknown = stub.Rank(pb.RankRequest(user=USER, candidates=by_id("nobody"), skip_unknown=True))
+    assert (list(only_unknown.ads), list(only_unknown.unknown_ad_ids)) == ([], ["nobody"])
+
+
+LONG_AD = types_pb2.Ad(ad_id="long", title="x" * 1_000_000)
+BAD_REQUESTS = {
+    "no candidates": (pb.RankRequest(user=USER), "0 candidates; a request ranks 1 to 1000"),
+    "5,000 candidates": (pb.RankRequest(user=USER, candidates=by_id(*map(str, range(5000)))), "5000 candidates"),
+    "an id twice": (pb.RankRequest(user=USER, candidates=by_id("coffee-1", "coffee-1")), "'coffee-1' stands twice"),
+    "an empty id": (pb.RankRequest(user=USER, candidates=by_id("")), "has no ad_id"),
+    "an ad without text": (
+        pb.RankRequest(user=USER, candidates=[pb.RankCandidate(ad=types_pb2.Ad(ad_id="a"))]),
+        "title and body are empty",
+    ),
+    "a 1 MB text": (
+        pb.RankRequest(user=USER, candidates=[pb.RankCandidate(ad=LONG_AD)]),
+        "1000000 characters; the limit is 32768",
+    ),
+    "an event without type": (
+        pb.RankRequest(user=types_pb2.UserProfile(history=[types_pb2.Event(ad_id="a")]), candidates=by_id("coffee-1")),
+        "history[0].type",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_requests_are_invalid_and_say_what_to_do(stub, name):
+    request, message = BAD_REQUESTS[name]
+    code, details = status_of(stub.Rank, request)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in details
+
+
+def test_ids_need_a_server_with_an_index(roots):
+    store = open_store(roots[0])
+    engines = HotSwap(store, partial(_load_engine, store, EngineSettings("cpu")))
+    engines.start()
+    servicer = RankingServicer(engines, None, batch_candidates=500)
+    with serving_server(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer)) as (_, channel):
+        stub = RankingServiceStub(channel)
+        code, details = status_of(stub.Rank, pb.RankRequest(user=USER, candidates=by_id("coffee-1")))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "start it with --index" in details
+        inline = pb.RankCandidate(ad=types_pb2.Ad(ad_id="a", title="text"))
+        assert len(stub.Rank(pb.RankRequest(user=USER, candidates=[inline])).ads) == 1
+    servicer.close()
+    engines.close()
+
+
+def test_calls_before_the_model_is_loaded_are_unavailable(roots):
+    store = open_store(roots[0])
+    servicer = RankingServicer(HotSwap(store, partial(_load_engine, store, EngineSettings("cpu"))), None, 500)
+    with serving_server(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer)) as (_, channel):
+        for call, request in (("Rank", pb.RankRequest(candidates=by_id("a"))), ("GetModel", pb.GetModelRequest())):
+            code, _ = status_of(getattr(RankingServiceStub(channel), call), request)
+            assert code is grpc.StatusCode.UNAVAILABLE
+    servicer.close()
+
+
+def test_the_model_describes_itself_and_a_new_version_takes_over(served, roots, world, tmp_path):
+    stub, engines = served
+    first = stub.GetModel(pb.GetModelRequest())
+    assert (first.architecture, first.layers, first.join_layer) == ("shared_user", 3, 2)
+    assert "taste" in first.features
+    assert set(first.metrics) == {"test_auc", "test_log_loss"}
+    base = save_tiny_bert(tmp_path / "deeper", layers=4)
+    report = train_and_save(load_dataset(world.ads, world.clicks, world.users), roots[0], tiny_options(base, epochs=0))
+    engines.refresh()
+    second = stub.GetModel(pb.GetModelRequest())
+    assert second.model_version == report.version != first.model_version
+    assert (second.layers, second.join_layer) == (4, 3)
+    assert stub.Rank(pb.RankRequest(user=USER, candidates=by_id("coffee-1"))).model_version == report.version

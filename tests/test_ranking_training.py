@@ -1,0 +1,223 @@
+"""Training on a small made-up log: it learns, it repeats, and it never reads the future."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_options, write_world_files
+
+from ranking.artifact import load_base, load_version
+from ranking.errors import ModelError
+from ranking.features import FEATURES
+from ranking.model import SharedUserCrossEncoder
+from ranking.store import open_store
+from ranking.training.calibrate import fit_platt
+from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
+from ranking.training.evaluate import CLICK_RATES, POPULARITY, evaluate
+from ranking.training.metrics import auc, log_loss, with_intervals
+from ranking.training.report import RANKER, train_report_as_dict
+from ranking.training.run import train_and_save
+from ranking.training.train import click_loss, train
+from records.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data(world):
+    return load_dataset(world.ads, world.clicks, world.users)
+
+
+def text_vectors(data):
+    return {ad_id: np.random.default_rng(len(ad_id)).normal(size=8).astype(np.float32) for ad_id in data.ads}
+
+
+def test_training_learns_tastes_that_click_rates_cannot_know(data, tiny_bert):
+    trained = train(data, tiny_options(tiny_bert, epochs=2))
+    metrics = evaluate(data, trained).metrics
+    assert metrics[RANKER]["auc"].value > metrics[CLICK_RATES]["auc"].value + 0.1
+    assert metrics[RANKER]["auc"].value > metrics[POPULARITY]["auc"].value + 0.1
+    assert metrics[RANKER]["auc"].low <= metrics[RANKER]["auc"].value <= metrics[RANKER]["auc"].high
+
+
+def test_the_same_seed_trains_the_same_model(data, tiny_bert):
+    first, second = (train(data, tiny_options(tiny_bert, epochs=1)) for _ in range(2))
+    for name, weight in first.model.state_dict().items():
+        torch.testing.assert_close(weight, second.model.state_dict()[name], atol=1e-6, rtol=0)
+    assert first.spec.calibration == second.spec.calibration
+
+
+def test_only_what_is_to_be_trained_changes(data, tiny_bert):
+    before = load_base(str(tiny_bert), "shared_user", 2)[0].state_dict()
+    options = tiny_options(tiny_bert, epochs=2, join_layer=2, learning_rate=1e-2)
+    joined = train(data, options).model.state_dict()
+    everything = train(data, replace(options, train_layers="all")).model.state_dict()
+    lower, upper = "encoder.encoder.layer.0.output.dense.weight", "encoder.encoder.layer.2.output.dense.weight"
+    assert torch.equal(joined[lower], before[lower])
+    assert not torch.equal(joined[upper], before[upper])
+    assert not torch.equal(everything[lower], before[lower])
+    words = "encoder.embeddings.word_embeddings.weight"
+    assert torch.equal(everything[words], before[words])
+
+
+def test_the_plain_joint_cross_encoder_trains_and_serves_too(data, tiny_bert, tmp_path):
+    report = train_and_save(data, tmp_path, tiny_options(tiny_bert, architecture="joint", epochs=0.3))
+    store = open_store(tmp_path)
+    loaded = load_version(store, report.version)
+    assert loaded.spec.architecture == "joint"
+    assert report.evaluation.metrics[RANKER]["auc"].value > 0.5
+
+
+def plant_future_click(folder, world):
+    """The same log with one more click of user u0, of a moment after every other row but the last part of the log."""
+    lines = world.clicks.read_text().splitlines()
+    last = max(int(line.split(",")[3]) for line in lines[1:])
+    planted = folder / "planted.csv"
+    planted.write_text("\n".join([*lines, f"future,garden-7,u0,{last + 10_000},1,1,tv"]) + "\n")
+    return planted
+
+
+def test_a_planted_future_click_changes_nothing_before_it(data, world, tmp_path):
+    planted = load_dataset(world.ads, plant_future_click(tmp_path, world), world.users)
+    rows = len(data.log)
+    assert len(planted.log) == rows + 1
+    assert [planted.user_text(row) for row in range(rows)] == [data.user_text(row) for row in range(rows)]
+    vectors = text_vectors(data)
+    np.testing.assert_array_equal(planted.features(vectors, 0.4)[:rows], data.features(vectors, 0.4))
+
+
+def test_the_label_of_a_row_is_in_none_of_its_own_inputs(data, world, tmp_path):
+    row = len(data.log) // 2
+    clicks = data.log.clicks.copy()
+    clicks[row] = 1 - clicks[row]
+    lines = world.clicks.read_text().splitlines()
+    order = np.argsort([int(line.split(",")[3]) for line in lines[1:]], kind="stable")
+    parts = lines[1 + order[row]].split(",")
+    parts[4] = str(clicks[row])
+    lines[1 + order[row]] = ",".join(parts)
+    flipped_file = tmp_path / "flipped.csv"
+    flipped_file.write_text("\n".join(lines) + "\n")
+    flipped = load_dataset(world.ads, flipped_file, world.users)
+    assert flipped.log.clicks[row] != data.log.clicks[row]
+    assert flipped.user_text(row) == data.user_text(row)
+    vectors = text_vectors(data)
+    np.testing.assert_array_equal(flipped.features(vectors, 0.4)[row], data.features(vectors, 0.4)[row])
+
+
+def test_a_block_holds_one_user_and_its_text_is_older_than_all_its_rows(data):
+    blocks = make_blocks(data.log, data.parts[0], max_ads=8, merge_requests=True)
+    assert sorted(row for block in blocks for row in block) == sorted(data.parts[0])
+    for block in blocks:
+        assert len(set(data.log.user_id[block])) == 1
+        assert len(block) <= 8
+        assert data.log.time[block[0]] == data.log.time[block].min()
+    by_request = make_blocks(data.log, data.parts[0], max_ads=1000, merge_requests=False)
+    assert all(len(set(data.log.request_id[block])) == 1 for block in by_request)
+
+
+def test_a_batch_lines_up_users_ads_features_and_labels(data, tiny_bert):
+    model, tokenizer = load_base(str(tiny_bert), "shared_user", 2)
+    spec = train(data, tiny_options(tiny_bert, epochs=0)).spec
+    features = np.arange(len(data.log) * len(FEATURES), dtype=np.float32).reshape(-1, len(FEATURES))
+    ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
+    maker = BatchMaker(data, ads, features, tokenizer, spec, torch.device("cpu"))
+    blocks = make_blocks(data.log, data.parts[0], max_ads=4, merge_requests=True)[:3]
+    batch = maker.batch(blocks)
+    assert batch.pairs.ads_per_user == tuple(map(len, blocks))
+    np.testing.assert_array_equal(batch.pairs.dense.numpy(), features[batch.rows])
+    np.testing.assert_array_equal(batch.clicks.numpy(), data.log.clicks[batch.rows])
+    for place, row in enumerate(batch.rows):
+        assert batch.ad_texts[place] == ads.texts[data.log.ad_id[row]]
+    assert isinstance(model, SharedUserCrossEncoder)
+
+
+def test_a_killed_training_leaves_the_published_version_untouched(world, data, tiny_bert):
+    store = open_store(world.model)
+    before = store.current()
+
+    def stop(step, *_):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), store.begin() as draft:
+        train(data, tiny_options(tiny_bert), stop)
+    assert store.current() == before
+    assert not draft.path.exists()
+
+
+def test_an_aggregated_log_without_users_and_times_trains(tmp_path, tiny_bert):
+    write_world_files(tmp_path)
+    random = np.random.default_rng(0)
+    ads = [json.loads(line)["ad_id"] for line in (tmp_path / "ads.jsonl").read_text().splitlines()]
+    lines = ["request_id,ad_id,clicks,impressions"]
+    lines += [f"test{n // 3},{random.choice(ads)},{random.integers(0, 50)},{1000 + n}" for n in range(150)]
+    (tmp_path / "tests.csv").write_text("\n".join(lines) + "\n")
+    data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "tests.csv", None)
+    assert data.split == "request"
+    trained = train(data, tiny_options(tiny_bert, epochs=0.5))
+    evaluation = evaluate(data, trained)
+    assert evaluation.impressions == data.log.impressions[data.parts[2]].sum()
+    assert 0.3 < evaluation.predicted_over_actual < 3
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_a_log_with_one_class_still_makes_a_version_that_loads(tmp_path, tiny_bert):
+    write_world_files(tmp_path)
+    lines = (tmp_path / "clicks.csv").read_text().splitlines()
+    none = [lines[0], *(",".join([*line.split(",")[:4], "0", *line.split(",")[5:]]) for line in lines[1:])]
+    (tmp_path / "none.csv").write_text("\n".join(none) + "\n")
+    data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "none.csv", None)
+    report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0.2))
+    assert np.isnan(report.evaluation.metrics[RANKER]["auc"].value)
+    assert set(load_version(open_store(tmp_path / "model"), report.version).spec.metrics) == {"test_log_loss"}
+    assert '"value": null' in json.dumps(train_report_as_dict(report))
+
+
+def test_a_log_of_unknown_ads_is_refused(world, tmp_path):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("request_id,ad_id,clicks,impressions\nr1,nobody,1,1\n")
+    with pytest.raises(InputError, match="1 unknown_ad"):
+        load_dataset(world.ads, bad, None)
+
+
+def test_a_learning_rate_that_explodes_is_an_error_and_not_a_model(data, tiny_bert):
+    with pytest.raises(ModelError, match="not a number"):
+        train(data, tiny_options(tiny_bert, learning_rate=1e30, head_learning_rate=1e30, epochs=5))
+
+
+def test_counts_weigh_like_rows():
+    scores = np.array([0.2, 0.7, 0.4])
+    clicks, impressions = np.array([1, 3, 0]), np.array([4, 5, 2])
+    rows = [(s, y) for s, c, n in zip(scores, clicks, impressions, strict=True) for y in [1] * c + [0] * (n - c)]
+    single, labels = np.array([s for s, _ in rows]), np.array([y for _, y in rows])
+    ones = np.ones(len(rows), np.int64)
+    assert auc(scores, clicks, impressions) == pytest.approx(auc(single, labels, ones))
+    assert log_loss(scores, clicks, impressions) == pytest.approx(log_loss(single, labels, ones))
+    logits = torch.logit(torch.from_numpy(scores))
+    loss = click_loss(logits, torch.from_numpy(clicks).double(), torch.from_numpy(impressions).double())
+    assert float(loss) == pytest.approx(log_loss(scores, clicks, impressions))
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    grid = np.linspace(0.05, 0.95, 10_001)
+    truth = float(np.mean(-grid * np.log(grid) - (1 - grid) * np.log(1 - grid)))
+    held = 0
+    for trial in range(16):
+        p_click = random.uniform(0.05, 0.95, 300)
+        clicks = (random.random(300) < p_click).astype(np.int64)
+        metric = with_intervals(
+            {"m": p_click}, clicks, np.ones(300, np.int64), np.arange(300), resamples=60, seed=trial
+        )
+        held += metric["m"]["log_loss"].low <= truth <= metric["m"]["log_loss"].high
+    assert held >= 12
+
+
+def test_platt_scaling_recovers_a_known_distortion():
+    random = np.random.default_rng(1)
+    true_logits = random.normal(size=20_000)
+    clicks = (random.random(20_000) < 1 / (1 + np.exp(-true_logits))).astype(np.int64)
+    found = fit_platt((true_logits - 0.5) / 2.0, clicks, np.ones_like(clicks))
+    assert found.slope == pytest.approx(2.0, abs=0.1)
+    assert found.intercept == pytest.approx(0.5, abs=0.1)
+    assert fit_platt(true_logits, np.zeros_like(clicks), np.ones_like(clicks)).method == "none"
