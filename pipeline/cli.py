@@ -22,6 +22,7 @@ from pipeline.processes import ServerProcess, running
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
 from ranking.training.commands import evaluate_command, train_command
+from records.ads import Ad, read_ads
 from records.clicks import read_clicks
 from records.errors import InputError
 from records.history import Histories, with_history
@@ -122,6 +123,7 @@ def recommend(
     user_id: Annotated[str, typer.Option(help="A user of --users; the history comes from --clicks.")] = "",
     users: Annotated[Path | None, typer.Option(help="Users: Parquet, JSONL or CSV.")] = None,
     clicks: Annotated[Path | None, typer.Option(help="Click log: Parquet, JSONL or CSV.")] = None,
+    ads: Annotated[Path | None, typer.Option(help="Catalog; only to show the titles of the history.")] = None,
     candidates: Annotated[int, typer.Option(help="How many ads to retrieve and rank.")] = DEFAULT_CANDIDATES,
     country: str = "",
     language: str = "",
@@ -140,7 +142,9 @@ def recommend(
     if as_json:
         print(json.dumps(as_dict(answer), indent=2, ensure_ascii=False))  # noqa: T201
     else:
-        Console().print(user_panel(user, {}), recommendations_table(answer), sep="\n", highlight=False)
+        console = Console()
+        titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}
+        console.print(user_panel(user, titles), recommendations_table(answer, console.width), sep="\n", highlight=False)
 
 
 def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:

@@ -11,6 +11,8 @@ from protos import types_pb2
 from records.users import Event, UserProfile
 
 _SHOWN_EVENTS = 5
+# Columns of the terminal that the numbers beside a title take.
+_NUMBERS_WIDTH = 54
 
 
 def user_panel(user: UserProfile, titles: dict[str, str]) -> Text:
@@ -32,11 +34,11 @@ def _event_line(event: Event, titles: dict[str, str]) -> str:
     return f"{moment}{word:<15} {event.text or titles.get(event.ad_id, event.ad_id)}"
 
 
-def recommendations_table(answer: Recommendations) -> Group:
-    """The recommended ads, how ranking moved them, and where the time went."""
+def recommendations_table(answer: Recommendations, width: int) -> Group:
+    """The recommended ads, how ranking moved them, and where the time went, for a terminal of `width` columns."""
     table = Table(show_edge=False)
     table.add_column("#", justify="right")
-    table.add_column("ad", overflow="ellipsis", no_wrap=True)
+    table.add_column("ad", overflow="ellipsis", no_wrap=True, max_width=max(16, width - _NUMBERS_WIDTH))
     for column in ("similarity", "retrieved", "p_click", "moved"):
         table.add_column(column, justify="right", min_width=len(column))
     for place, item in enumerate(answer.items):

@@ -132,7 +132,8 @@ def _serve(console: Console, folder: QuickstartFolder, data: Dataset) -> list[tu
             for user in _some_users(data):
                 answer = pipeline.recommend(user, k=10, timeout_seconds=30)
                 answers.append((user, answer))
-                console.print(user_panel(user, titles), recommendations_table(answer), "", sep="\n", highlight=False)
+                table = recommendations_table(answer, console.width)
+                console.print(user_panel(user, titles), table, "", sep="\n", highlight=False)
     return answers
 
 

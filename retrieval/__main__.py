@@ -69,5 +69,5 @@ def serve(settings: RetrievalSettings) -> None:
 if __name__ == "__main__":
     with clean_exit(ServiceError, ArtifactError, BuildError):
         configured = CliApp.run(RetrievalSettings)
-        set_up_logging(configured.log_level)
+        set_up_logging(configured.log_level, quiet=("faiss", "sentence_transformers"))
         serve(configured)

@@ -1,0 +1,246 @@
+"""The click log: three ways to write a time, a reason for every lost row, and splits that leak nothing."""
+
+import csv
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from records.clicks import NO_TIME, ClickLog, read_clicks, split_by_request, split_by_time
+from records.errors import InputError
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+ROW = {"request_id": "r1", "ad_id": "a1", "clicks": 0, "impressions": 1}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read(tmp_path, rows, known_ads=None, **options):
+    return read_clicks(write_jsonl(tmp_path / "clicks.jsonl", rows), known_ads, **options)
+
+
+def make_log(times, requests=None):
+    """A log of rows at the given seconds; None is a row without a time."""
+    moments = np.sort(np.array([NO_TIME if time is None else time * 1_000_000 for time in times], np.int64))
+    names = np.array(requests or [f"r{number}" for number in range(len(times))], object)
+    ones = np.ones(len(times), np.int64)
+    return ClickLog(names, np.full(len(times), "a", object), np.full(len(times), "u", object), moments, ones, ones, {})
+
+
+def test_a_log_is_ordered_by_time_and_keeps_its_context(tmp_path):
+    rows = [
+        {**ROW, "request_id": "late", "user_id": "u1", "timestamp": 20, "device": "phone", "position": 3},
+        {**ROW, "request_id": "early", "user_id": "", "timestamp": 10.5, "clicks": 1, "hour": 7},
+        {**ROW, "request_id": "late too", "ad_id": 5, "timestamp": 20, "clicks": 2, "impressions": 9, "conversions": 1},
+        {**ROW, "request_id": "timeless"},
+    ]
+    log, report = read(tmp_path, rows)
+    assert log.request_id.tolist() == ["timeless", "early", "late", "late too"]
+    assert log.ad_id.tolist() == ["a1", "a1", "a1", "5"]
+    assert log.user_id.tolist() == ["", "", "u1", ""]
+    assert log.time.tolist() == [NO_TIME, 10_500_000, 20_000_000, 20_000_000]
+    assert (log.clicks.tolist(), log.impressions.tolist()) == ([0, 1, 0, 2], [1, 1, 1, 9])
+    context = {name: column.tolist() for name, column in log.context.items()}
+    assert context == {"device": [None, None, "phone", None], "hour": [None, "7", None, None]}
+    assert (report.rows, report.kept, report.rejected, report.rejected_share) == (4, 4, {}, 0)
+    assert log.ctr == pytest.approx(3 / 12)
+    assert not log.has_time
+
+
+def test_take_keeps_the_columns_together(tmp_path):
+    rows = [{**ROW, "request_id": f"r{number}", "timestamp": number, "device": f"d{number}"} for number in range(5)]
+    log, _ = read(tmp_path, rows)
+    for chosen in (np.array([3, 1]), np.array([False, True, False, True, False])):
+        part = log.take(chosen)
+        wanted = [int(number) for number in (chosen if chosen.dtype != bool else np.flatnonzero(chosen))]
+        assert part.request_id.tolist() == [f"r{number}" for number in wanted]
+        assert part.time.tolist() == [number * 1_000_000 for number in wanted]
+        assert part.context["device"].tolist() == [f"d{number}" for number in wanted]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_row_level_and_aggregated_logs_read_alike_from_every_format(tmp_path, suffix):
+    rows = [
+        {**ROW, "clicks": 1, "timestamp": 5},
+        {**ROW, "ad_id": "a2", "clicks": 3, "impressions": 70, "timestamp": 6},
+    ]
+    path = tmp_path / f"clicks.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        {"csv": write_csv, "jsonl": write_jsonl}[suffix](path, rows)
+    log, _ = read_clicks(path, ["a1", "a2"])
+    assert log.clicks.tolist() == [1, 3]
+    assert log.impressions.tolist() == [1, 70]
+    assert log.time.tolist() == [5_000_000, 6_000_000]
+
+
+def test_seconds_iso_text_and_arrow_timestamps_mean_the_same_moment(tmp_path):
+    moment = NOON + timedelta(microseconds=123_456)
+    micros = int(NOON.timestamp()) * 1_000_000 + 123_456
+    written = [
+        moment.timestamp(),
+        str(moment.timestamp()),
+        moment.isoformat(),
+        moment.isoformat().replace("+00:00", "Z"),
+        moment.replace(tzinfo=None).isoformat(" "),
+        "2024-05-01T14:00:00.123456+02:00",
+    ]
+    log, _ = read(tmp_path, [{**ROW, "timestamp": time} for time in written])
+    assert log.time.tolist() == [micros] * len(written)
+    for number, kind in enumerate([pa.timestamp("us"), pa.timestamp("us", tz="Asia/Tokyo"), pa.timestamp("ns")]):
+        path = tmp_path / f"clicks{number}.parquet"
+        columns = {name: [value] for name, value in ROW.items()}
+        pq.write_table(pa.table({**columns, "timestamp": pa.array([micros], pa.timestamp("us")).cast(kind)}), path)
+        assert read_clicks(path, None)[0].time.tolist() == [micros]
+
+
+def test_the_first_second_of_1970_is_a_time_in_text_too(tmp_path):
+    log, _ = read(tmp_path, [{**ROW, "timestamp": 0}, {**ROW, "timestamp": "0"}], max_rejected=1)
+    assert log.time.tolist() == [0, 0]
+
+
+def test_nanoseconds_are_cut_to_microseconds(tmp_path):
+    columns = {name: [value] for name, value in ROW.items()}
+    times = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
+    pq.write_table(pa.table({**columns, "timestamp": times}), tmp_path / "clicks.parquet")
+    log, _ = read_clicks(tmp_path / "clicks.parquet", None)
+    assert abs(log.time[0] - 1_700_000_000_123_456) <= 1
+
+
+REJECTED = {
+    "a click in words": ("bad_row", {**ROW, "clicks": "yes"}),
+    "a true click": ("bad_row", {**ROW, "clicks": True}),
+    "half an impression": ("bad_row", {**ROW, "impressions": 1.5}),
+    "a time in words": ("bad_row", {**ROW, "timestamp": "yesterday"}),
+    "a user that is a list": ("bad_row", {**ROW, "user_id": ["u1"]}),
+    "no request": ("missing_id", {**ROW, "request_id": ""}),
+    "no ad": ("missing_id", {**ROW, "ad_id": None}),
+    "an ad outside the catalog": ("unknown_ad", {**ROW, "ad_id": "gone"}),
+    "negative clicks": ("bad_counts", {**ROW, "clicks": -1}),
+    "more clicks than impressions": ("bad_counts", {**ROW, "clicks": 2}),
+    "no impressions": ("bad_counts", {**ROW, "impressions": 0}),
+}
+
+
+@pytest.mark.parametrize(("reason", "row"), REJECTED.values(), ids=REJECTED)
+def test_an_unusable_row_is_counted_with_its_reason_and_an_example(tmp_path, reason, row):
+    log, report = read(tmp_path, [ROW, row, ROW, row], ["a1"], max_rejected=0.5)
+    assert (len(log), report.rows, report.kept, report.rejected_share) == (2, 4, 2, 0.5)
+    assert report.rejected == {reason: 2}
+    assert report.examples[reason].startswith("clicks.jsonl, row 2: ")
+
+
+def test_counts_beyond_64_bits_cost_only_their_own_row(tmp_path):
+    log, report = read(tmp_path, [ROW, {**ROW, "clicks": 10**30, "impressions": 10**30}], max_rejected=0.5)
+    assert (len(log), report.kept, sum(report.rejected.values())) == (1, 1, 1)
+
+
+def test_damaged_lines_are_counted_apart(tmp_path):
+    path = tmp_path / "clicks.jsonl"
+    path.write_bytes(json.dumps(ROW).encode() + b'\nnot json\n{"request_id": "\xe9"}\n')
+    _, report = read_clicks(path, None, max_rejected=0.9)
+    assert report.rejected == {"bad_row": 1, "bad_utf8": 1}
+
+
+def test_a_context_value_that_is_no_text_costs_at_most_its_own_row(tmp_path):
+    rows = [{**ROW, "device": "phone"}, {**ROW, "device": {"os": "x"}}, {**ROW, "muted": True}, {**ROW, "device": "tv"}]
+    log, report = read(tmp_path, rows, max_rejected=1)
+    assert report.rows == 4
+    assert len(log) == report.kept >= 2
+    assert {"phone", "tv"} <= set(log.context["device"])
+    assert {len(column) for column in log.context.values()} == {len(log)}
+
+
+def test_a_parquet_time_beyond_the_calendar_costs_only_its_own_row(tmp_path):
+    columns = {name: [value] * 2 for name, value in ROW.items()}
+    times = pa.array([2**50, 1000], pa.timestamp("ms"))
+    pq.write_table(pa.table({**columns, "timestamp": times}), tmp_path / "clicks.parquet")
+    log, report = read_clicks(tmp_path / "clicks.parquet", None, max_rejected=0.5)
+    assert log.time.tolist() == [1_000_000]
+    assert report.rejected == {"bad_row": 1}
+
+
+def test_more_rejected_rows_than_allowed_are_an_error_with_the_reasons(tmp_path):
+    rows = [ROW] * 97 + [{**ROW, "ad_id": "gone"}] * 2 + [{**ROW, "clicks": 2}]
+    assert read(tmp_path, rows, ["a1"], max_rejected=0.03)[1].kept == 97
+    with pytest.raises(InputError, match=r"3\.0% of 100 rows .* 2\.0% allowed: 2 unknown_ad .*row 98.* 1 bad_counts"):
+        read(tmp_path, rows, ["a1"], max_rejected=0.02)
+
+
+def test_a_log_without_a_usable_row_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no usable row: 1 missing_id"):
+        read(tmp_path, [{**ROW, "request_id": ""}], max_rejected=1)
+    with pytest.raises(InputError, match="no usable row"):
+        read(tmp_path, [])
+
+
+@pytest.mark.parametrize("column", ROW)
+def test_a_missing_column_is_named(tmp_path, column):
+    rows = [{name: value for name, value in {**ROW, "user_id": "u"}.items() if name != column}]
+    with pytest.raises(InputError, match=f"lacks {column}; it needs request_id, ad_id"):
+        read_clicks(write_csv(tmp_path / "clicks.csv", rows), None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=20, max_size=80).filter(lambda times: len(set(times)) > 12))
+def test_a_split_by_time_is_in_order_and_parts_no_moment(times):
+    log = make_log(times)
+    try:
+        parts = split_by_time(log)
+    except InputError:
+        return
+    assert np.concatenate(parts).tolist() == list(range(len(log)))
+    training, validation, test = (set(log.time[part]) for part in parts)
+    assert max(training) < min(validation)
+    assert max(validation) < min(test)
+
+
+def test_a_split_by_time_has_the_shares_asked_for():
+    assert [len(part) for part in split_by_time(make_log(range(200)))] == [160, 20, 20]
+    assert [len(part) for part in split_by_time(make_log(range(200)), (0.5, 0.25, 0.25))] == [100, 50, 50]
+
+
+def test_a_split_by_time_needs_every_time():
+    with pytest.raises(InputError, match="timestamp in every row"):
+        split_by_time(make_log([None, *range(50)]))
+
+
+@pytest.mark.parametrize(("times", "part"), [([7] * 50, "training"), ([1] * 50 + [2] * 3, "training|validation|test")])
+def test_a_log_too_small_to_split_by_time_is_an_error(times, part):
+    with pytest.raises(InputError, match=f"too small to split: the ({part}) part would be empty"):
+        split_by_time(make_log(times))
+
+
+def test_a_split_by_request_keeps_requests_whole_and_follows_its_seed():
+    requests = [f"r{number % 100}" for number in range(350)]
+    log = make_log(range(350), requests)
+    parts = split_by_request(log, seed=3)
+    assert np.sort(np.concatenate(parts)).tolist() == list(range(350))
+    groups = [set(log.request_id[part]) for part in parts]
+    assert [len(group) for group in groups] == [80, 10, 10]
+    assert len(set().union(*groups)) == 100
+    again, other = split_by_request(log, seed=3), split_by_request(log, seed=4)
+    assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
+    assert not all(np.array_equal(one, two) for one, two in zip(parts, other, strict=True))
+
+
+def test_too_few_requests_to_split_are_an_error():
+    with pytest.raises(InputError, match="too small to split"):
+        split_by_request(make_log(range(50), ["r1", "r2"] * 25), seed=0)
