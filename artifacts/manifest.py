@@ -39,7 +39,9 @@ class Manifest(BaseModel):
         """Writes ``manifest.json`` with a checksum of its own and returns its path."""
         document = self.model_dump(mode="json")
         path = directory / MANIFEST_FILE
-        path.write_text(json.dumps({"checksum": _checksum(document), **document}, indent=2, ensure_ascii=False))
+        path.write_text(
+            json.dumps({"checksum": _checksum(document), **document}, indent=2, ensure_ascii=False), "utf-8"
+        )
         return path
 
     @classmethod
@@ -50,7 +52,7 @@ class Manifest(BaseModel):
             document = json.loads(path.read_bytes())
             checksum = document.pop("checksum")
             manifest = cls.model_validate(document)
-        except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             raise CorruptVersion(f"{path} is missing or damaged ({type(error).__name__})") from error
         if checksum != _checksum(document):
             raise CorruptVersion(f"{path} was altered: its checksum differs")

@@ -74,7 +74,7 @@ class VersionStore:
         """
         with storage_errors(self.root), self._lock(".drafts.lock", wait_seconds=0):
             shutil.rmtree(self._drafts, ignore_errors=True)  # the lock is ours, so whoever wrote these is gone
-            version = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+            version = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:6]}"
             draft = Draft(version, self._drafts / version)
             draft.path.mkdir(parents=True)
             try:
@@ -105,7 +105,10 @@ class VersionStore:
         """Makes a complete version the current one. Raises VersionNotFound or CorruptVersion."""
         self.verify(version)
         with storage_errors(self.root), self._lock(".current.lock", wait_seconds=10):
-            history = [name for name in self._published() if name != version]
+            try:
+                history = [name for name in self._published() if name != version]
+            except CorruptVersion:
+                history = []  # publishing is how a damaged CURRENT is repaired
             self._write_current([version, *history][:_REMEMBERED])
 
     def rollback(self) -> str:
@@ -139,7 +142,7 @@ class VersionStore:
     def path(self, version: str) -> Path:
         """Where a version lies. Raises VersionNotFound."""
         path = self._versions / version
-        if not version or Path(version).name != version or not path.is_dir():
+        if version in ("", "..") or Path(version).name != version or not path.is_dir():
             raise VersionNotFound(f"there is no version {version!r} under {self.root}")
         return path
 
@@ -181,11 +184,13 @@ class VersionStore:
         return VersionInfo(name, manifest.created_at, size, published, "")
 
     def _names(self) -> list[str]:
-        return [path.name for path in self._versions.iterdir()] if self._versions.is_dir() else []
+        return [path.name for path in self._versions.iterdir() if path.is_dir()] if self._versions.is_dir() else []
 
     def _published(self) -> list[str]:
         try:
             names = json.loads(self._current.read_bytes())["published"]
+            if not isinstance(names, list):
+                raise TypeError
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:

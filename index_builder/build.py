@@ -138,7 +138,11 @@ def _write_catalog(
                 else:
                     yield row, text_key(embedding_text(row))
 
-        count = write_ads(usable(), directory / ADS_FILE)
+        try:
+            count = write_ads(usable(), directory / ADS_FILE)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
     os.replace(beside, rejected_file)
     progress("read", count, count)
     bad = sum(rejected.values())

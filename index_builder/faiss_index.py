@@ -83,7 +83,7 @@ def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progr
 def _training_vectors(faiss: Any, index: Any, vectors: Vectors, held_out: Rows, seed: int) -> Vectors:
     """A sample that k-means can use, without the held-out rows (which stay in if nothing else is left)."""
     rows = np.setdiff1d(np.arange(len(vectors)), held_out)
-    rows = rows if len(rows) else np.arange(len(vectors))
+    rows = rows if len(rows) >= 0.5 * len(vectors) else np.arange(len(vectors))
     ivf = faiss.try_extract_index_ivf(index)
     wanted = max(10_000, _TRAIN_PER_LIST * (ivf.nlist if ivf is not None else 256))
     if len(rows) > wanted:
@@ -163,12 +163,18 @@ def reach_recall(index: Any, vectors: Vectors, query_rows: Rows, k: int, minimum
         return Recall(1.0, 0, 0, {})
     queries = np.ascontiguousarray(vectors[query_rows])
     truth = _without_self(exact_search(vectors, queries, k + 1), query_rows, k)
+    # Whatever is as near as the k-th true neighbour counts: equal texts are equally good answers.
+    lowest = np.array([(vectors[rows] @ query).min() for rows, query in zip(truth, queries, strict=True)]) - 1e-6
     parameters: dict[str, int] = {}
     recall = 0.0
     for parameters in _ever_wider(index):
         set_search_parameters(index, parameters)
         found = _without_self(index.search(queries, k + 1)[1], query_rows, k)
-        recall = float(np.mean([np.isin(want, got).mean() for want, got in zip(truth, found, strict=True)]))
+        hits = [
+            (vectors[rows] @ query >= low) & (rows >= 0)
+            for rows, query, low in zip(found, queries, lowest, strict=True)
+        ]
+        recall = float(np.mean(hits))
         log.info("recall@%d is %.4f with %s", k, recall, dict(parameters) or "no search parameters")
         if recall >= minimum:
             return Recall(recall, k, len(query_rows), dict(parameters))
@@ -223,6 +229,8 @@ def write_index(index: Any, path: Path) -> None:
             faiss.write_index(index, faiss.BufferedIOWriter(writer))
         except RuntimeError as error:
             raise (failure[0] if failure else error) from None
+        if failure:
+            raise failure[0]
 
 
 def read_index(path: Path, parameters: SearchParameters) -> Any:

@@ -196,5 +196,5 @@ def _event(position: int, message: types_pb2.Event) -> Event:
 def _attributes(name: str, message: Mapping[str, str]) -> dict[str, str]:
     if len(message) > MAX_ATTRIBUTES:
         raise InputError(f"{name} has {len(message)} entries; the limit is {MAX_ATTRIBUTES}")
-    check_text(name, "".join(message.values()))
+    check_text(name, "".join([*message.keys(), *message.values()]))
     return dict(message)

@@ -67,6 +67,7 @@ def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
         ad_or_reason = row if isinstance(row, DamagedRow) else _ad_of(row)
         if isinstance(ad_or_reason, DamagedRow):
             given_id = "" if isinstance(row, DamagedRow) else str(row.get("ad_id") or "")[:MAX_ID_CHARS]
+            given_id = given_id.encode(errors="replace").decode()
             yield RejectedAd(source, number, given_id, ad_or_reason.reason, ad_or_reason.detail)
         elif ad_or_reason.ad_id in seen:
             yield RejectedAd(source, number, ad_or_reason.ad_id, "duplicate_id", "an earlier row has this ad_id")
@@ -111,11 +112,13 @@ def problem_with(ad: Ad) -> tuple[str, str] | None:
         return "missing_id", "ad_id is empty"
     if len(ad.ad_id) > MAX_ID_CHARS:
         return "long_id", f"ad_id has {len(ad.ad_id)} characters; the limit is {MAX_ID_CHARS}"
-    if not ad.title.strip() and not ad.body.strip():
+    if not (ad.title + ad.body).translate(dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))).strip():
         return "empty_text", "title and body are empty"
     length = len(ad.title) + len(ad.body)
     if length > MAX_TEXT_CHARS:
         return "long_text", f"title and body have {length} characters; the limit is {MAX_TEXT_CHARS}"
+    if ad.bid_micros < 0:
+        return "bad_row", f"bid_micros is {ad.bid_micros}; it must be 0 or more"
     if len(ad.keywords) > MAX_KEYWORDS:
         return "long_text", f"{len(ad.keywords)} keywords; the limit is {MAX_KEYWORDS}"
     for name, value in (

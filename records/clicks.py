@@ -124,6 +124,7 @@ def _append(
         request_id, ad_id, user_id = (as_text(row, name) for name in ("request_id", "ad_id", "user_id"))
         clicks, impressions = as_int(row, "clicks"), as_int(row, "impressions")
         moment = as_time(row, "timestamp")
+        extra = {name: as_text(row, name) or None for name in row.keys() - _NO_CONTEXT}
     except InputError as error:
         return DamagedRow("bad_row", str(error))
     if not request_id or not ad_id:
@@ -136,10 +137,10 @@ def _append(
     values = (request_id, ad_id, clicks, impressions, user_id, time)
     for column, value in zip(columns.values(), values, strict=True):
         column.append(value)
-    for name in row.keys() - _NO_CONTEXT - context.keys():
+    for name in extra.keys() - context.keys():
         context[name] = [None] * (len(columns["ad_id"]) - 1)
     for name, texts in context.items():
-        texts.append(as_text(row, name) or None)
+        texts.append(extra.get(name))
     return None
 
 

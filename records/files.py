@@ -58,14 +58,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, int, Row]]:
 
 def _jsonl_rows(file: Path) -> Iterator[Row]:
     with file.open("rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines):
+            if number == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
             try:
                 row = json.loads(line.decode())
             except UnicodeDecodeError as error:
                 yield DamagedRow("bad_utf8", f"byte {error.start} of the line is no UTF-8")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield DamagedRow("bad_row", f"not valid JSON: {error}")
             else:
                 yield row if isinstance(row, dict) else DamagedRow("bad_row", "the line is not a JSON object")
@@ -79,7 +81,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
             for row in reader:
                 if None in row or None in row.values():
                     yield DamagedRow("bad_row", f"expected {len(reader.fieldnames or ())} columns")
-                elif any(_has_bad_bytes(value) for value in row.values()):
+                elif any(_has_bad_bytes(value) for pair in row.items() for value in pair):
                     yield DamagedRow("bad_utf8", "the row has bytes that are no UTF-8")
                 else:
                     yield row
@@ -95,9 +97,13 @@ def _has_bad_bytes(text: str) -> bool:
 def _parquet_rows(file: Path) -> Iterator[Row]:
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS):
+            for place, column in enumerate(batch.schema):
+                if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+                    micros = batch.column(place).cast(pa.timestamp("us", column.type.tz), safe=False)
+                    batch = batch.set_column(place, column.name, micros)
             try:
                 yield from batch.to_pylist(maps_as_pydicts="lossy")
-            except UnicodeDecodeError:
+            except (ValueError, OverflowError):
                 for index in range(batch.num_rows):
                     yield _parquet_row(batch.slice(index, 1))
 
@@ -107,3 +113,5 @@ def _parquet_row(batch: pa.RecordBatch) -> Row:
         return dict(batch.to_pylist(maps_as_pydicts="lossy")[0])
     except UnicodeDecodeError:
         return DamagedRow("bad_utf8", "the row has bytes that are no UTF-8")
+    except (ValueError, OverflowError) as error:
+        return DamagedRow("bad_row", str(error))

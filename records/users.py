@@ -110,6 +110,8 @@ def read_users(path: Path) -> Iterator[UserProfile]:
 def user_from_row(row: Mapping[str, Any]) -> UserProfile:
     """A user from named values. Raises InputError."""
     known = ("user_id", "interests", "attributes", "history")
+    if not isinstance(row.get("history") or [], list):
+        raise InputError(f"history must be a list, not {type(row['history']).__name__}")
     extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
     user = UserProfile(
         user_id=as_text(row, "user_id"),

@@ -14,12 +14,10 @@ def as_text(row: Mapping[str, Any], name: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise InputError(f"{name} has half of a surrogate pair, which is no UTF-8")
-        return value
+        return _utf8(name, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name} must be text, not {type(value).__name__}")
-    return str(int(value)) if float(value).is_integer() else str(value)
+    return str(int(value)) if isinstance(value, int) or value.is_integer() else str(value)
 
 
 def as_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -43,7 +41,10 @@ def as_int(row: Mapping[str, Any], name: str) -> int:
         number = float(value)
         if isinstance(value, bool) or not number.is_integer():
             raise ValueError
-        return int(value) if isinstance(value, int) else int(number)
+        whole = int(value) if isinstance(value, int) else int(number)
+        if not -(2**63) <= whole < 2**63:
+            raise ValueError
+        return whole
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} must be a whole number, not {value!r}") from None
 
@@ -58,10 +59,20 @@ def as_attributes(value: Any) -> dict[str, str]:
         except ValueError:
             raise InputError(f"attributes must be a JSON object, not {value[:80]!r}") from None
     if isinstance(value, list):
-        value = dict(value)
+        try:
+            value = dict(value)
+        except (TypeError, ValueError):
+            raise InputError("attributes must be an object, not a list") from None
     if not isinstance(value, dict):
         raise InputError(f"attributes must be an object, not {type(value).__name__}")
-    return {str(name): _plain(part) for name, part in value.items() if part is not None}
+    given = [(name, part) for name, part in value.items() if part is not None]
+    return {_utf8("attributes", str(name)): _utf8("attributes", _plain(part)) for name, part in given}
+
+
+def _utf8(name: str, value: str) -> str:
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise InputError(f"{name} has half of a surrogate pair, which is no UTF-8")
+    return value
 
 
 def _plain(value: Any) -> str:
@@ -75,7 +86,8 @@ def as_time(row: Mapping[str, Any], name: str) -> datetime | None:
         return None
     try:
         if isinstance(value, str):
-            value = _number(value) or datetime.fromisoformat(value)
+            number = _number(value)
+            value = datetime.fromisoformat(value) if number is None else number
         if isinstance(value, int | float) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, datetime):

@@ -105,6 +105,8 @@ class MicroBatcher(Generic[Query, Answer]):
             future.cancel()
             raise DeadlineExceeded("the deadline passed while the call waited for its turn or its answer") from None
         except CancelledError:
+            if time.monotonic() >= arrived + wait:
+                raise DeadlineExceeded("the deadline passed while the call waited for its turn") from None
             raise Cancelled("the caller left before its answer was ready") from None
 
     def _enqueue(self, waiting: _Waiting[Query, Answer]) -> None:
@@ -152,6 +154,8 @@ class MicroBatcher(Generic[Query, Answer]):
         begun = time.monotonic()
         try:
             answers = self._process([item.query for item in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(batch)} queries got {len(answers)} answers")
         except Exception as error:  # noqa: BLE001 - handed to the caller, whose interceptor reports it
             if len(batch) == 1:
                 batch[0].future.set_exception(error)

@@ -26,6 +26,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 _SAFE_ID = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+# gRPC sends a status message as metadata, of which it takes 8 KB; a longer one would hide the status itself.
+_MAX_MESSAGE_CHARS = 1000
 _INTERNAL_MESSAGE = "internal error; the server's log has the details under this request id"
 
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
@@ -126,5 +128,5 @@ def _request_id(context: grpc.ServicerContext) -> str:
 
 
 def _abort(context: grpc.ServicerContext, status: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(status, message)
+    context.abort(status, message[:_MAX_MESSAGE_CHARS])
     raise AssertionError("abort always raises")

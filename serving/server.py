@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # Threads beyond `max_concurrent`, so that health checks are answered while every slot is taken.
 _SPARE_THREADS = 8
+# How long idle threads may take to end.
+_THREAD_END_SECONDS = 0.5
 
 
 class Server:
@@ -49,8 +51,9 @@ class Server:
         self._settings = settings
         self.registry = registry or new_registry()
         threads = settings.max_concurrent + _SPARE_THREADS
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
         self._grpc = grpc.server(
-            ThreadPoolExecutor(threads, thread_name_prefix="rpc"),
+            self._threads,
             interceptors=[CallInterceptor(CallMetrics(self.registry), settings.max_concurrent, caller_errors)],
             options=[
                 ("grpc.so_reuseport", 0),  # two servers must not share a port unseen
@@ -83,8 +86,9 @@ class Server:
         try:
             port = self._bind(wanted)
         except RuntimeError as error:
+            tls = "the TLS certificate or key cannot be used, or " if settings.tls_certificate else ""
             raise StartupError(
-                f"cannot listen on {wanted}: the port is in use or the address is not this machine's; "
+                f"cannot listen on {wanted}: {tls}the port is in use or the address is not this machine's; "
                 "choose another with --port (0 takes a free one)"
             ) from error
         self.address = f"{settings.host}:{port}"
@@ -127,8 +131,11 @@ class Server:
         if path is None:
             return
         beside = path.with_name(path.name + ".tmp")
-        beside.write_text(json.dumps({"address": self.address, "metrics": self.metrics_address}))
-        os.replace(beside, path)
+        try:
+            beside.write_text(json.dumps({"address": self.address, "metrics": self.metrics_address}))
+            os.replace(beside, path)
+        except OSError as error:
+            raise StartupError(f"cannot write the address file {path}: {error}") from error
 
     def set_serving(self, serving: bool) -> None:
         """Tells health checks whether this server should get traffic."""
@@ -166,10 +173,22 @@ class Server:
         self._stop.wait()
         log.info("draining for up to %.0f s", self._settings.grace_seconds)
         self.stop()
+        self._abandon_stuck_calls()
         if not loader.is_alive():
             close()
         if failures:
             raise failures[0]
+
+    def _abandon_stuck_calls(self) -> None:
+        """Ends the process if a call outlived the grace period: Python itself would wait for its thread."""
+        self._threads.shutdown(wait=False)
+        end = time.monotonic() + _THREAD_END_SECONDS
+        while any(thread.name.startswith("rpc_") for thread in threading.enumerate()):
+            if time.monotonic() > end:
+                log.warning("a call is still running after the grace period; leaving it")
+                logging.shutdown()
+                os._exit(0)
+            time.sleep(0.01)
 
     def _load(self, load: Callable[[], None], failures: list[Exception]) -> None:
         try:
@@ -182,6 +201,6 @@ class Server:
             log.info("serving")
 
     def _stop_at_end_of_input(self) -> None:
-        while sys.stdin.buffer.read(4096):
+        while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when the interpreter ends
             pass
         self._stop.set()
