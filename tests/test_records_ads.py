@@ -296,7 +296,7 @@ CATALOGS = st.lists(
             "body": WORDS,
             "category": WORDS,
             "keywords": st.lists(WORDS, max_size=3),
-            "bid_micros": st.integers(0, 2**53), 2**63 - 1),
+            "bid_micros": st.integers(0, 2**63 - 1),
             "attributes": st.dictionaries(WORDS, WORDS, max_size=3),
             "start_time": MOMENTS,
         }
