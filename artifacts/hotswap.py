@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class HotSwap(Generic[Loaded]):
         load: Takes a version's name (already verified) and returns its loaded and warmed form.
         release: Frees a loaded form, once its last user is done.
         poll_seconds: How often CURRENT is looked at.
+        retry_seconds: How long a published version that could not be loaded is left alone before it is tried again.
         on_event: Told of "swapped" and "refused", for metrics.
     """
 
@@ -42,15 +44,18 @@ class HotSwap(Generic[Loaded]):
         *,
         release: Callable[[Loaded], None] = lambda _: None,
         poll_seconds: float = 1.0,
+        retry_seconds: float = 60.0,
         on_event: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._load = load
         self._release = release
         self._poll_seconds = poll_seconds
+        self._retry_seconds = retry_seconds
         self._on_event = on_event
         self._generation: _Generation[Loaded] | None = None
         self._refused: str | None = None
+        self._retry_at = 0.0
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{store.kind}", daemon=True)
 
@@ -94,11 +99,13 @@ class HotSwap(Generic[Loaded]):
         try:
             version = self._store.current()
             loaded = self._generation.version if self._generation else None
-            if version is None or version in (loaded, self._refused):
+            if version is None or version == loaded:
+                return
+            if version == self._refused and time.monotonic() < self._retry_at:
                 return
             self._swap_to(version)
         except Exception as error:  # whatever is wrong with the new version, the old one must go on answering
-            self._refused = version
+            self._refused, self._retry_at = version, time.monotonic() + self._retry_seconds
             self._on_event("refused")
             log.error("keeping the old version: %s", error, exc_info=not isinstance(error, ArtifactError))
         else:

@@ -27,7 +27,7 @@ from index_builder.artifact import (
 )
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
-from index_builder.faiss_index import build_index, draw_queries, factory_string, reach_recall, write_index
+from index_builder.faiss_index import build_index, check_kind, draw_queries, factory_string, reach_recall, write_index
 from records.ads import Ad, RejectedAd, read_ads
 
 log = logging.getLogger(__name__)
@@ -84,10 +84,12 @@ def build(
 
     Raises:
         InputError: The catalog cannot be read.
-        BuildError: Too many rows are unusable, no ad is left, or the recall is too low.
+        BuildError: FAISS is missing or refuses the kind of index, too many rows are unusable, no ad is left, or the
+            recall is too low.
         ArtifactError: The root cannot be written, is full, or is being written by another build.
     """
     started = time.perf_counter()
+    check_kind(options.index, encoder.dimension)
     store = open_store(root)
     with store.begin() as draft:
         count, rejected = _write_catalog(ads, draft.path, root / REJECTED_FILE, options.max_rejected, progress)

@@ -49,6 +49,28 @@ def factory_string(kind: str, count: int) -> str:
     return {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat"}.get(kind, kind)
 
 
+def check_kind(kind: str, dimension: int) -> None:
+    """Raises BuildError if FAISS is missing or refuses the factory string, before hours go into embedding."""
+    new_index(dimension, factory_string(kind, count=1))
+
+
+def new_index(dimension: int, factory: str) -> Any:
+    """An empty inner-product index. Raises BuildError if FAISS is missing or refuses the factory string."""
+    faiss = import_faiss()
+    try:
+        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise BuildError(
+            f"FAISS knows no index {factory!r} of {dimension} dimensions: {_last_line(error)}. "
+            f"Choose --index from {', '.join(KINDS)}, or another factory string"
+        ) from error
+
+
+def _last_line(error: RuntimeError) -> str:
+    """What FAISS says, without its source lines."""
+    return str(error).strip().splitlines()[-1]
+
+
 def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progress: Callable[[int], None]) -> Any:
     """Trains and fills an inner-product index.
 
@@ -63,8 +85,8 @@ def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progr
         BuildError: FAISS refuses the factory string or the training.
     """
     faiss = import_faiss()
+    index = new_index(vectors.shape[1], factory)
     try:
-        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         index = _to_gpu(faiss, index)
         if not index.is_trained:
             index.train(_training_vectors(faiss, index, vectors, held_out, seed))
@@ -72,9 +94,8 @@ def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progr
             index.add(np.ascontiguousarray(vectors[start : start + _CHUNK_ROWS]))
             progress(min(start + _CHUNK_ROWS, len(vectors)))
     except RuntimeError as error:
-        first_line = str(error).strip().splitlines()[-1]
         raise BuildError(
-            f"FAISS cannot build {factory!r} for {len(vectors)} vectors: {first_line}. "
+            f"FAISS cannot build {factory!r} for {len(vectors)} vectors: {_last_line(error)}. "
             f"Choose --index from {', '.join(KINDS)}, or another factory string"
         ) from error
     return _to_cpu(faiss, index)
@@ -239,6 +260,6 @@ def read_index(path: Path, parameters: SearchParameters) -> Any:
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise BuildError(f"FAISS cannot read {path}: {str(error).strip().splitlines()[-1]}") from error
+        raise BuildError(f"FAISS cannot read {path}: {_last_line(error)}") from error
     set_search_parameters(index, parameters)
     return index

@@ -13,9 +13,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from protos import types_pb2
 from records.ads import Ad, problem_with
 from records.errors import InputError
-from records.users import MAX_HISTORY, Context, Event, EventType, UserProfile, check_text, check_user
+from records.limits import MAX_HISTORY
+from records.users import Context, Event, EventType, UserProfile, check_context, check_user
 
-MAX_ATTRIBUTES = 64
 MAX_VECTORS = 16
 
 _EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
@@ -43,7 +43,7 @@ def ad_from_wire(message: types_pb2.Ad) -> Ad:
         landing_url=message.landing_url,
         image_uri=message.image_uri,
         bid_micros=message.bid_micros,
-        attributes=_attributes("ad.attributes", message.attributes),
+        attributes=dict(message.attributes),
         start_time=_time(message, "start_time", message.start_time),
         end_time=_time(message, "end_time", message.end_time),
     )
@@ -79,7 +79,7 @@ def user_from_wire(message: types_pb2.UserProfile) -> UserProfile:
     user = UserProfile(
         user_id=message.user_id,
         interests=message.interests,
-        attributes=_attributes("user.attributes", message.attributes),
+        attributes=dict(message.attributes),
         history=tuple(_event(position, event) for position, event in enumerate(message.history)),
     )
     check_user(user)
@@ -98,16 +98,17 @@ def user_to_wire(user: UserProfile) -> types_pb2.UserProfile:
 
 def context_from_wire(message: types_pb2.Context) -> Context:
     """The context of a request. Raises InputError if a limit is broken."""
-    check_text("context.page_text", message.page_text)
-    return Context(
+    context = Context(
         country=message.country,
         language=message.language,
         device=message.device,
         placement=message.placement,
         page_text=message.page_text,
         timestamp=_time(message, "timestamp", message.timestamp),
-        attributes=_attributes("context.attributes", message.attributes),
+        attributes=dict(message.attributes),
     )
+    check_context(context)
+    return context
 
 
 def context_to_wire(context: Context) -> types_pb2.Context:
@@ -191,10 +192,3 @@ def _event(position: int, message: types_pb2.Event) -> Event:
     if kind is None:
         raise InputError(f"history[{position}].type is not set, or is not one this server knows")
     return Event(kind, message.ad_id, message.text, _time(message, "timestamp", message.timestamp))
-
-
-def _attributes(name: str, message: Mapping[str, str]) -> dict[str, str]:
-    if len(message) > MAX_ATTRIBUTES:
-        raise InputError(f"{name} has {len(message)} entries; the limit is {MAX_ATTRIBUTES}")
-    check_text(name, "".join([*message.keys(), *message.values()]))
-    return dict(message)

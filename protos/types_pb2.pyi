@@ -117,11 +117,11 @@ class Ad(_message.Message):
     category: _builtins.str
     """Category in the owner's own taxonomy; at most 256 characters."""
     language: _builtins.str
-    """BCP 47 tag such as "en" or "pt-BR"."""
+    """BCP 47 tag such as "en" or "pt-BR"; at most 256 characters."""
     landing_url: _builtins.str
-    """Where a click leads; not read by any model."""
+    """Where a click leads; not read by any model; at most 2,048 characters."""
     image_uri: _builtins.str
-    """Where the picture lies; not read by any model yet."""
+    """Where the picture lies; not read by any model yet; at most 2,048 characters."""
     bid_micros: _builtins.int
     """Bid in millionths of the account's currency; 0 or more."""
     @_builtins.property
@@ -130,7 +130,7 @@ class Ad(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Anything else the owner wants carried along; at most 64 entries."""
+        """Anything else the owner wants carried along; at most 64 entries, 32,768 characters in all."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -178,7 +178,7 @@ class Event(_message.Message):
     type: Global___EventType.ValueType
     """Required."""
     ad_id: _builtins.str
-    """An ad of the catalog; ids that are no longer known are skipped and counted in the reply."""
+    """An ad of the catalog, at most 256 characters; ids that are no longer known are skipped and counted in the reply."""
     text: _builtins.str
     """Free text; at most 32,768 characters."""
     @_builtins.property
@@ -234,12 +234,12 @@ class UserProfile(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The owner's id; joins past click rates where the model has them. May be empty."""
+    """The owner's id; joins past click rates where the model has them. May be empty; at most 256 characters."""
     interests: _builtins.str
     """Free text such as "trail running, home espresso"; at most 32,768 characters."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Such as age_band or occupation; at most 64 entries, read by the ranker as text."""
+        """Such as age_band or occupation; at most 64 entries, 32,768 characters in all, read by the ranker as text."""
 
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
@@ -295,13 +295,13 @@ class Context(_message.Message):
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     country: _builtins.str
-    """ISO 3166-1 alpha-2, such as "DE"."""
+    """ISO 3166-1 alpha-2, such as "DE"; at most 256 characters."""
     language: _builtins.str
-    """BCP 47 tag."""
+    """BCP 47 tag; at most 256 characters."""
     device: _builtins.str
-    """Such as "phone", "desktop", "tv"."""
+    """Such as "phone", "desktop", "tv"; at most 256 characters."""
     placement: _builtins.str
-    """The owner's name of the slot."""
+    """The owner's name of the slot; at most 256 characters."""
     page_text: _builtins.str
     """Text of the page around the slot; at most 32,768 characters."""
     @_builtins.property
@@ -310,7 +310,7 @@ class Context(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Anything else; at most 64 entries."""
+        """Anything else; at most 64 entries, 32,768 characters in all."""
 
     def __init__(
         self,

@@ -201,5 +201,5 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
 
 
 def default_join_layer(layers: int) -> int:
-    """The top third of the layers is joined (two of six): the same quality as all of them at a third of the ad pass."""
+    """The top third of the layers (two of six): below it an ad's states are the same for every user, and kept."""
     return layers - max(1, layers // 3)

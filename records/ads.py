@@ -8,12 +8,18 @@ from typing import Any
 
 from records.errors import InputError
 from records.files import DamagedRow, read_rows
+from records.limits import (
+    MAX_FIELD_CHARS,
+    MAX_ID_CHARS,
+    MAX_KEYWORDS,
+    MAX_TEXT_CHARS,
+    MAX_URL_CHARS,
+    check_attributes,
+    check_text,
+)
 from records.values import as_attributes, as_int, as_text, as_texts, as_time
 
-MAX_ID_CHARS = 256
-MAX_FIELD_CHARS = 256
-MAX_TEXT_CHARS = 32_768
-MAX_KEYWORDS = 64
+_INVISIBLE = str.maketrans("", "", "\u200b\u200c\u200d\u2060\ufeff")  # zero-width spaces, joiners, byte order mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ def problem_with(ad: Ad) -> tuple[str, str] | None:
         return "missing_id", "ad_id is empty"
     if len(ad.ad_id) > MAX_ID_CHARS:
         return "long_id", f"ad_id has {len(ad.ad_id)} characters; the limit is {MAX_ID_CHARS}"
-    if not (ad.title + ad.body).translate(dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))).strip():
+    if not (ad.title + ad.body).translate(_INVISIBLE).strip():
         return "empty_text", "title and body are empty"
     length = len(ad.title) + len(ad.body)
     if length > MAX_TEXT_CHARS:
@@ -121,11 +127,13 @@ def problem_with(ad: Ad) -> tuple[str, str] | None:
         return "bad_row", f"bid_micros is {ad.bid_micros}; it must be 0 or more"
     if len(ad.keywords) > MAX_KEYWORDS:
         return "long_text", f"{len(ad.keywords)} keywords; the limit is {MAX_KEYWORDS}"
-    for name, value in (
-        ("advertiser", ad.advertiser),
-        ("category", ad.category),
-        ("keyword", max(ad.keywords, key=len, default="")),
-    ):
-        if len(value) > MAX_FIELD_CHARS:
-            return "long_text", f"{name} has {len(value)} characters; the limit is {MAX_FIELD_CHARS}"
+    try:
+        for name in ("advertiser", "category", "language"):
+            check_text(name, getattr(ad, name), MAX_FIELD_CHARS)
+        check_text("keyword", max(ad.keywords, key=len, default=""), MAX_FIELD_CHARS)
+        check_text("landing_url", ad.landing_url, MAX_URL_CHARS)
+        check_text("image_uri", ad.image_uri, MAX_URL_CHARS)
+        check_attributes("attributes", ad.attributes)
+    except InputError as error:
+        return "long_text", str(error)
     return None

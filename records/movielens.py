@@ -25,6 +25,7 @@ LICENCE = (
 CLICK_RATING = 4
 _SESSION_GAP_SECONDS = 30 * 60
 _REQUEST_ROWS = 20
+_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,13 @@ def export_movielens(source: Path, target: Path, max_users: int | None = None) -
         source: Folder with the ``ml-100k.*`` files.
         target: Folder to write to; made if missing.
         max_users: Keep only this many users, those with the smallest ids, and their ratings; all if None.
+
+    Raises:
+        InputError: `source` lacks one of the three files.
     """
+    missing = [name for name in _FILES if not (source / name).is_file()]
+    if missing:
+        raise InputError(f"{source} is not a MovieLens-100k folder: it lacks {', '.join(missing)}")
     target.mkdir(parents=True, exist_ok=True)
     files = DatasetFiles(target / "ads.parquet", target / "clicks.parquet", target / "users.parquet")
     users = sorted(_read(source / "ml-100k.user"), key=lambda row: int(row["user_id"]))[:max_users]

@@ -7,12 +7,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from records.ads import MAX_TEXT_CHARS
 from records.errors import InputError
 from records.files import DamagedRow, read_rows
+from records.limits import MAX_FIELD_CHARS, MAX_HISTORY, MAX_ID_CHARS, check_attributes, check_text
 from records.values import as_attributes, as_text, as_time
-
-MAX_HISTORY = 1000
 
 
 class EventType(Enum):
@@ -76,17 +74,22 @@ def check_user(user: UserProfile) -> None:
     """Raises InputError if a text, the history or an event breaks its limit."""
     if len(user.history) > MAX_HISTORY:
         raise InputError(f"history has {len(user.history)} events; the limit is {MAX_HISTORY}: send the newest")
+    check_text("user_id", user.user_id, MAX_ID_CHARS)
     check_text("interests", user.interests)
+    check_attributes("user.attributes", user.attributes)
     for position, event in enumerate(user.history):
         if bool(event.ad_id) == bool(event.text):
             raise InputError(f"history[{position}] needs exactly one of ad_id and text")
+        check_text(f"history[{position}].ad_id", event.ad_id, MAX_ID_CHARS)
         check_text(f"history[{position}].text", event.text)
 
 
-def check_text(name: str, text: str) -> None:
-    """Raises InputError if `text` is longer than any model would read."""
-    if len(text) > MAX_TEXT_CHARS:
-        raise InputError(f"{name} has {len(text)} characters; the limit is {MAX_TEXT_CHARS}")
+def check_context(context: Context) -> None:
+    """Raises InputError if a text or the attributes break their limit."""
+    for name in ("country", "language", "device", "placement"):
+        check_text(f"context.{name}", getattr(context, name), MAX_FIELD_CHARS)
+    check_text("context.page_text", context.page_text)
+    check_attributes("context.attributes", context.attributes)
 
 
 def read_users(path: Path) -> Iterator[UserProfile]:
@@ -127,7 +130,7 @@ def context_from_row(row: Mapping[str, Any]) -> Context:
     """A context from named values. Raises InputError."""
     known = ("country", "language", "device", "placement", "page_text", "timestamp", "attributes")
     extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
-    return Context(
+    context = Context(
         country=as_text(row, "country"),
         language=as_text(row, "language"),
         device=as_text(row, "device"),
@@ -136,6 +139,8 @@ def context_from_row(row: Mapping[str, Any]) -> Context:
         timestamp=as_time(row, "timestamp"),
         attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
     )
+    check_context(context)
+    return context
 
 
 def _event_from_row(row: Any) -> Event:

@@ -1,13 +1,11 @@
-"""Client channels: size limits, keepalive, retries of what is safe to retry, and waiting for health."""
+"""Client channels: size limits, keepalive, retries of what is safe to retry, and health checks."""
 
 import json
-import time
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.errors import Unavailable
 from serving.settings import MEBIBYTE
 
 # All calls are pure reads, so a call that no server took may be sent again.
@@ -52,12 +50,3 @@ def is_serving(channel: grpc.Channel, service: str = "", timeout_seconds: float 
     except grpc.RpcError:
         return False
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def wait_until_serving(channel: grpc.Channel, service: str = "", timeout_seconds: float = 60.0) -> None:
-    """Waits for a SERVING health check; raises Unavailable after `timeout_seconds`."""
-    end = time.monotonic() + timeout_seconds
-    while not is_serving(channel, service):
-        if time.monotonic() > end:
-            raise Unavailable(f"{service or 'the server'} did not become healthy within {timeout_seconds:.0f} s")
-        time.sleep(0.05)

@@ -26,7 +26,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 _SAFE_ID = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
-# gRPC sends a status message as metadata, of which it takes 8 KB; a longer one would hide the status itself.
+# gRPC sends a status message as metadata, whose size it limits; a longer one would hide the status itself.
 _MAX_MESSAGE_CHARS = 1000
 _INTERNAL_MESSAGE = "internal error; the server's log has the details under this request id"
 
@@ -69,10 +69,10 @@ class CallInterceptor(grpc.ServerInterceptor):
     def _surround(self, method: str, behaviour: Behaviour) -> Behaviour:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             token = request_id.set(_request_id(context))
-            context.send_initial_metadata(((REQUEST_ID_KEY, request_id.get()),))
             started = time.perf_counter()
             status = grpc.StatusCode.OK
             try:
+                context.send_initial_metadata(((REQUEST_ID_KEY, request_id.get()),))
                 with self._slot():
                     return self._answer(behaviour, request, context)
             except ServiceError as error:

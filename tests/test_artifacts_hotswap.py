@@ -47,8 +47,15 @@ class Room:
         (self.store.path(version) / "words.txt").write_text("altered")
 
     @contextmanager
-    def swap(self, poll_seconds=NEVER):
-        swap = HotSwap(self.store, self.load, release=release, poll_seconds=poll_seconds, on_event=self.events.append)
+    def swap(self, poll_seconds=NEVER, retry_seconds=NEVER):
+        swap = HotSwap(
+            self.store,
+            self.load,
+            release=release,
+            poll_seconds=poll_seconds,
+            retry_seconds=retry_seconds,
+            on_event=self.events.append,
+        )
         try:
             yield swap
         finally:
@@ -175,6 +182,20 @@ def test_a_new_version_that_is_no_good_is_refused_once_and_the_old_one_stays(roo
     assert [(value.words, value.released) for value in room.loaded] == [("one", 1), ("three", 1)]
 
 
+def test_a_refused_version_is_tried_again_after_a_while(room):
+    room.publish("one")
+    with room.swap(retry_seconds=0) as swap:
+        swap.start()
+        version = room.publish("two")
+        path = room.store.path(version)
+        hidden = path.rename(room.store.root / "not-copied-yet")
+        swap.refresh()
+        assert (words_of(swap), room.events) == ("one", ["refused"])
+        hidden.rename(path)
+        swap.refresh()
+        assert (words_of(swap), room.events) == ("two", ["refused", "swapped"])
+
+
 def test_a_damaged_current_keeps_the_old_value_until_it_is_repaired(room):
     room.publish("one")
     with room.swap() as swap:
@@ -231,6 +252,8 @@ def test_the_watcher_swaps_by_itself(room):
         room.damage(room.publish("damaged"))
         room.publish("four")
         wait_until(lambda: words_of(swap) == "four")
+    assert [value.words for value in room.loaded if value.words != "damaged"] == ["one", "two", "four"]
+    assert [value.released for value in room.loaded] == [1] * len(room.loaded)
 
 
 def test_many_users_never_hold_a_released_value_while_versions_change(room):

@@ -229,7 +229,7 @@ def test_a_damaged_current_is_repaired_by_the_next_build(catalog, root):
 
 
 def nothing_published(root):
-    return open_store(root).versions() == [] and not list((root / "drafts").iterdir())
+    return open_store(root).versions() == [] and not list(root.glob("drafts/*"))
 
 
 def test_rejected_ads_are_listed_with_their_reasons(catalog, root):
@@ -302,6 +302,11 @@ def test_a_recall_below_the_minimum_fails_and_publishes_nothing(two_thousand, ro
         build(two_thousand, root, ENCODER, BuildOptions(index="SQ4", min_recall=0.99))
     assert nothing_published(root)
     assert build(two_thousand, root, ENCODER, BuildOptions(index="SQ4", min_recall=0.5)).manifest.recall < 0.99
+
+
+def test_a_kind_of_index_that_faiss_does_not_know_is_refused_before_the_catalog_is_read(root, tmp_path):
+    with pytest.raises(BuildError, match="FAISS knows no index 'IVF16,Nonsense' of 64 dimensions"):
+        build(tmp_path / "not-even-there.jsonl", root, ENCODER, BuildOptions(index="IVF16,Nonsense"))
 
 
 @pytest.mark.parametrize("index", ["nonsense", "", "IVF16,Nonsense", "IVF5000,Flat"])

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from records.ads import MAX_TEXT_CHARS, Ad, RejectedAd, read_ads
+from records.ads import Ad, RejectedAd, read_ads
 from records.errors import InputError
+from records.limits import MAX_TEXT_CHARS
 
 START = datetime(2024, 5, 1, 12, 30, tzinfo=UTC)
 SHOES = Ad(
@@ -139,6 +140,11 @@ REJECTED = {
     "a long keyword": ("long_text", json.dumps({"ad_id": "x", "title": "a", "keywords": ["k", "k" * 257]})),
     "a long category": ("long_text", json.dumps({"ad_id": "x", "title": "a", "category": "c" * 257})),
     "a long advertiser": ("long_text", json.dumps({"ad_id": "x", "title": "a", "advertiser": "c" * 257})),
+    "a long language": ("long_text", json.dumps({"ad_id": "x", "title": "a", "language": "c" * 257})),
+    "a long landing URL": ("long_text", json.dumps({"ad_id": "x", "title": "a", "landing_url": "h" * 2049})),
+    "a long image URI": ("long_text", json.dumps({"ad_id": "x", "title": "a", "image_uri": "h" * 2049})),
+    "65 attributes": ("long_text", json.dumps({"ad_id": "x", "title": "a"} | {f"a{n}": "v" for n in range(65)})),
+    "a long attribute": ("long_text", json.dumps({"ad_id": "x", "title": "a", "story": "s" * 32_768})),
 }
 
 

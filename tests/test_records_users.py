@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from records.errors import InputError
+from records.limits import MAX_HISTORY
 from records.users import (
     EVENT_WEIGHT,
-    MAX_HISTORY,
     Context,
     Event,
     EventType,
@@ -97,6 +97,13 @@ REFUSED = {
         with_history({"type": "search", "text": "x" * 32_769}),
         r"history\[0\].text has 32769 characters",
     ),
+    "a long id": ({"user_id": "u" * 257}, "user_id has 257 characters; the limit is 256"),
+    "a long ad id": (with_history({"type": "view", "ad_id": "a" * 257}), r"history\[0\].ad_id has 257 characters"),
+    "65 attributes": (
+        {"user_id": "u"} | {f"a{number}": "x" for number in range(65)},
+        "user.attributes has 65 entries; the limit is 64",
+    ),
+    "a long attribute": ({"user_id": "u", "story": "x" * 32_768}, "user.attributes has 32773 characters"),
     "interests that are a list": ({"user_id": "u", "interests": ["a"]}, "interests must be text, not list"),
     "attributes that are a list": ({"user_id": "u", "attributes": [1]}, "attributes"),
 }
@@ -132,6 +139,13 @@ def test_a_context_is_read_from_named_values():
     assert context_from_row({}) == Context()
     with pytest.raises(InputError, match="device must be text"):
         context_from_row({"device": {"os": "x"}})
+
+
+@pytest.mark.parametrize("field", ["country", "language", "device", "placement"])
+def test_a_context_field_has_a_limit(field):
+    assert getattr(context_from_row({field: "x" * 256}), field) == "x" * 256
+    with pytest.raises(InputError, match=f"context.{field} has 257 characters; the limit is 256"):
+        context_from_row({field: "x" * 257})
 
 
 def test_every_event_type_has_a_weight_and_dislike_weighs_less_than_nothing():
