@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 REJECTED_FILE = "rejected.jsonl"
 
+# Enough to sort by length, few enough that a progress bar moves every few seconds on a laptop.
+_EMBED_ROWS = 1024
+
 # Told (stage, done, total); total is 0 while it is not known.
 Progress = Callable[[str, int, int], None]
 
@@ -204,7 +207,8 @@ def _embed(
     with path.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, encoder.dimension)}
         np.lib.format.write_array_header_1_0(file, header)
-        for batch in iter_ads(draft.path / ADS_FILE):
+        progress("embed", 0, count)
+        for batch in iter_ads(draft.path / ADS_FILE, _EMBED_ROWS):
             known = reusable.find([key for _, key in batch]) if reusable else np.full(len(batch), -1)
             fresh = np.flatnonzero(known < 0)
             block = np.empty((len(batch), encoder.dimension), "<f4")
