@@ -16,7 +16,8 @@ from pipeline.display import as_dict, recommendations_table, user_panel
 from pipeline.processes import running
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.options import TrainOptions
-from ranking.training.report import TrainReport, evaluation_table, train_report_as_dict
+from ranking.training.report import evaluation_table, train_report_as_dict
+from ranking.training.results import TrainReport
 from ranking.training.run import train_and_save
 from records.clicks import Integers
 from records.history import with_history

@@ -12,7 +12,7 @@ speed, and the way to use any published reranker.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,6 @@ _HEAD_WIDTH = 64
 # Families whose layers have the shape of BERT's; those of RoBERTa count positions from padding_idx + 1.
 _ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert")
 BERT_LIKE = ("bert", "electra", *_ROBERTA_LIKE)
-
-
-class Ranker(Protocol):
-    """A network that scores pairs."""
-
-    def __call__(self, batch: PairBatch) -> Tensor:
-        """Logits of a click, float32 [pairs], not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ class SharedUserCrossEncoder(nn.Module):
         return self.encoder.encoder.layer
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """See `Ranker`."""
+        """Logits of a click, float32 [pairs], not calibrated."""
         users, hidden = self.user_states(batch.users), self.ad_states(batch.ads)
         return self.join(users, batch.ads_per_user, hidden, batch.ads.mask, batch.dense)
 
@@ -226,7 +219,7 @@ class JointCrossEncoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """See `Ranker`."""
+        """Logits of a click, float32 [pairs], not calibrated."""
         pairs, segments = self._pairs(batch)
         has_segments = int(getattr(self.encoder.config, "type_vocab_size", 1)) > 1
         logits = self.encoder(

@@ -10,7 +10,7 @@ from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from ranking.training.dataset import load_dataset
-from ranking.training.report import RANKER
+from ranking.training.results import RANKER
 from ranking.training.run import train_and_save
 from records.ads import Ad, read_ads
 from records.users import read_users

@@ -17,7 +17,8 @@ from ranking.training.calibrate import fit_platt
 from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
 from ranking.training.evaluate import CLICK_RATES, POPULARITY, evaluate
 from ranking.training.metrics import auc, log_loss, with_intervals
-from ranking.training.report import RANKER, train_report_as_dict
+from ranking.training.report import train_report_as_dict
+from ranking.training.results import RANKER
 from ranking.training.run import train_and_save
 from ranking.training.train import click_loss, train
 from records.errors import InputError

@@ -14,7 +14,8 @@ from rich.console import Console
 from index_builder.encoder import EMBEDDED
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
-from ranking.training.report import TrainReport, evaluation_table, train_report_as_dict
+from ranking.training.report import evaluation_table, train_report_as_dict
+from ranking.training.results import TrainReport
 
 log = logging.getLogger(__name__)
 

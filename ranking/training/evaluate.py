@@ -1,17 +1,15 @@
 """A model against simple baselines on the same rows, with confidence intervals. Knows no serving."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ranking.artifact import Metric
 from ranking.engine import choose_device, choose_precision
 from ranking.features import FEATURES, Features
 from ranking.training.dataset import AdTexts, BatchMaker, Dataset, make_blocks
 from ranking.training.metrics import Probabilities, with_intervals
-from ranking.training.report import RANKER
+from ranking.training.results import RANKER, Evaluation
 from ranking.training.train import Scorer, Trained, fit_logistic, predict_logits
 from records.clicks import Integers
 
@@ -22,22 +20,6 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     POPULARITY: ("ad_impressions_log",),
     CLICK_RATES: ("ad_ctr_logit", "user_ctr_logit"),
 }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics by model and name on one part of a log.
-
-    Attributes:
-        metrics: model name -> metric name ("auc", "log_loss") -> value with its 95 % interval.
-        impressions, clicks: of the rows evaluated.
-        predicted_over_actual: sum of p_click over clicks, 1 for a calibrated model.
-    """
-
-    metrics: dict[str, dict[str, Metric]]
-    impressions: int
-    clicks: int
-    predicted_over_actual: float
 
 
 def evaluate(data: Dataset, trained: Trained, *, device: str = "auto", precision: str = "auto") -> Evaluation:

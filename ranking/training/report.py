@@ -3,30 +3,16 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ranking.training.results import RANKER, Evaluation, TrainReport
+
 if TYPE_CHECKING:
-    from ranking.training.evaluate import Evaluation
     from ranking.training.train import Progress as TrainProgress
-
-# Name of the trained model among the baselines.
-RANKER = "ranker"
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a training made."""
-
-    version: str
-    split: str
-    rows: int
-    rejected: dict[str, int]
-    evaluation: "Evaluation"
 
 
 @contextmanager
@@ -43,7 +29,7 @@ def train_progress() -> "Iterator[TrainProgress]":
         bars.update(task, completed=1.0)
 
 
-def evaluation_table(evaluation: "Evaluation", title: str) -> Table:
+def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     """Metrics of the ranker and the baselines, for people."""
     table = Table(
         title=f"{title}: {evaluation.impressions:,} newest impressions, {evaluation.clicks:,} clicks",

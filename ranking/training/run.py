@@ -10,7 +10,8 @@ from ranking.store import open_store
 from ranking.training.dataset import Dataset
 from ranking.training.evaluate import evaluate
 from ranking.training.options import TrainOptions
-from ranking.training.report import RANKER, TrainReport, train_progress
+from ranking.training.report import train_progress
+from ranking.training.results import RANKER, TrainReport
 from ranking.training.train import train
 from records.history import CounterSnapshot
 
