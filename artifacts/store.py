@@ -15,6 +15,7 @@ process killed at any point leaves the published version as it was.
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ class VersionStore:
         )
         manifest.write(draft.path)
         for path in draft.path.rglob("*"):
+            _let_others_read(path)
             _flush(path)
         _flush(draft.path)
         self._versions.mkdir(exist_ok=True)
@@ -216,6 +218,12 @@ class VersionStore:
             yield
         finally:
             lock.release()
+
+
+def _let_others_read(path: Path) -> None:
+    """Some libraries write files that only their owner may read; a server often runs as another user."""
+    mode = path.stat().st_mode
+    path.chmod(mode | (mode & stat.S_IRUSR) >> 3 | (mode & stat.S_IRUSR) >> 6)
 
 
 def _flush(path: Path) -> None:

@@ -18,7 +18,7 @@ from index_builder.commands import build_command
 from index_builder.errors import BuildError
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
 from pipeline.display import as_dict, recommendations_table, user_panel
-from pipeline.processes import ServerProcess, running
+from pipeline.processes import ServerProcess, own_folder, running
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
 from ranking.training.commands import evaluate_command, train_command
@@ -88,7 +88,7 @@ def serve(
     """
 
     def flags(own_port: int, offset: int) -> list[str]:
-        metrics = [] if metrics_port is None else ["--metrics_port", str(metrics_port + offset)]
+        metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port + offset)]
         return ["--host", host, "--port", str(own_port), *metrics]
 
     stages = [
@@ -96,11 +96,14 @@ def serve(
         ("ranking", ["--model", str(model), "--index", str(index), *flags(ranking_port, 2)]),
     ]
     console = Console(stderr=True)
-    with console.status("Loading"), running(stages, logs) as started:
+    loading = console.status("Loading")
+    loading.start()
+    with own_folder(logs), running(stages, logs) as started:
         retrieval, ranking = (server.wait_until_serving() for server in started)
         gateway = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking, *flags(port, 0)])
         with running([gateway], logs) as front:
             addresses = {"gateway": front[0].wait_until_serving(), "retrieval": retrieval, "ranking": ranking}
+            loading.stop()
             if as_json:
                 print(json.dumps(addresses), flush=True)  # noqa: T201
             console.print(", ".join(f"{name} on {address}" for name, address in addresses.items()), highlight=False)
@@ -124,11 +127,13 @@ def recommend(
     users: Annotated[Path | None, typer.Option(help="Users: Parquet, JSONL or CSV.")] = None,
     clicks: Annotated[Path | None, typer.Option(help="Click log: Parquet, JSONL or CSV.")] = None,
     ads: Annotated[Path | None, typer.Option(help="Catalog; only to show the titles of the history.")] = None,
-    candidates: Annotated[int, typer.Option(help="How many ads to retrieve and rank.")] = DEFAULT_CANDIDATES,
-    country: str = "",
-    language: str = "",
-    device: str = "",
-    placement: str = "",
+    candidates: Annotated[
+        int, typer.Option(help="How many ads to retrieve and rank; at least k.")
+    ] = DEFAULT_CANDIDATES,
+    country: Annotated[str, typer.Option(help="Where the user is, such as DE.")] = "",
+    language: Annotated[str, typer.Option(help="Of the page, such as en.")] = "",
+    device: Annotated[str, typer.Option(help="What the user looks at: phone, desktop, ...")] = "",
+    placement: Annotated[str, typer.Option(help="Name of the slot that the ads are for.")] = "",
     retrieval: Annotated[str, typer.Option(help="host:port of the retrieval server.")] = "127.0.0.1:50051",
     ranking: Annotated[str, typer.Option(help="host:port of the ranking server.")] = "127.0.0.1:50052",
     timeout_seconds: Annotated[float, typer.Option(min=0.001, help="For both stages together.")] = 5.0,
@@ -149,6 +154,8 @@ def recommend(
 
 def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:
     user = UserProfile(user_id, interests)
+    if user_id and not interests and users is None and clicks is None:
+        raise InputError("--user-id alone says nothing of the user: add --clicks (the history), --users or --interests")
     if users is not None:
         profiles = {profile.user_id: profile for profile in read_users(users)}
         if user_id not in profiles:

@@ -34,6 +34,7 @@ DEFAULT_CANDIDATES = 100
 # Share of the time left that retrieval may take, so that some is left to rank in.
 _RETRIEVAL_SHARE = 0.5
 # Answers of ranking that mean the request is wrong, which retrieval order would only hide.
+_NOBODY_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED)
 _CALLER_FAULTS = (grpc.StatusCode.INVALID_ARGUMENT,)
 _ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
     error.status: error
@@ -219,4 +220,5 @@ def _status(error: grpc.RpcError) -> grpc.StatusCode:
 def _as_service_error(stage: str, error: grpc.RpcError) -> ServiceError:
     status = _status(error)
     details = error.details() if isinstance(error, grpc.Call) else str(error)
-    return _ERRORS.get(status, ServiceError)(f"{stage} answered {status.name}: {details}")
+    hint = f" Is the {stage} server running at this address?" if status in _NOBODY_THERE else ""
+    return _ERRORS.get(status, ServiceError)(f"{stage} answered {status.name}: {details}.{hint}")

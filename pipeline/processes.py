@@ -5,6 +5,7 @@ process is killed.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,9 +14,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from serving.channel import is_serving, open_channel
 from serving.errors import StartupError
 
+_LOCK = ".lock"
 _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 _LOG_LINES = 15
@@ -41,15 +45,21 @@ class ServerProcess:
             "-m",
             module,
             *flags,
-            "--address_file",
+            "--address-file",
             str(address_file),
-            "--exit_with_parent",
+            "--exit-with-parent",
             "true",
         ]
         with log_file.open("wb") as log:
             # A session of its own: Ctrl-C reaches this process alone, which then stops its children in order.
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # Ours says what went wrong; gRPC's own lines would bury it.
+                env={"GRPC_VERBOSITY": "NONE", **os.environ},
             )
         return cls(module, process, address_file, log_file)
 
@@ -82,6 +92,21 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing their servers' logs over ours. Raises StartupError if one does so now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StartupError(f"other servers write their logs to {folder}; choose another folder with --logs") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from index_builder.commands import build_progress, report_as_dict, report_table
 from index_builder.encoder import load_encoder
 from pipeline.client import AdPipeline, Recommendations
 from pipeline.display import as_dict, recommendations_table, user_panel
-from pipeline.processes import running
+from pipeline.processes import own_folder, running
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.report import evaluation_table, train_report_as_dict
@@ -115,6 +115,7 @@ def _train(console: Console, folder: QuickstartFolder, data: Dataset, minutes: f
     )
     report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
+    console.print(str(report.text_fit), highlight=False)
     return report
 
 
@@ -126,7 +127,7 @@ def _serve(console: Console, folder: QuickstartFolder, data: Dataset) -> list[tu
     ]
     titles = {ad_id: ad.title for ad_id, ad in data.ads.items()}
     answers = []
-    with console.status("Starting the retrieval and the ranking server"), running(servers, folder.logs) as started:
+    with own_folder(folder.logs), running(servers, folder.logs) as started:
         retrieval, ranking = (server.wait_until_serving() for server in started)
         console.print(f"retrieval on {retrieval}, ranking on {ranking}, both healthy\n", highlight=False)
         with AdPipeline(retrieval, ranking) as pipeline:

@@ -11,7 +11,9 @@ from serving.settings import ServerSettings
 class GatewaySettings(ServerSettings):
     """Gateway: both stages as one call, `adcascade.v1.RecommendService`, for callers in any language."""
 
-    model_config = SettingsConfigDict(env_prefix="ADCASCADE_PIPELINE_", cli_prog_name="python -m pipeline")
+    model_config = SettingsConfigDict(
+        env_prefix="ADCASCADE_PIPELINE_", cli_kebab_case=True, cli_prog_name="python -m pipeline"
+    )
 
     retrieval: str = Field("127.0.0.1:50051", description="host:port of the retrieval server.")
     ranking: str = Field("127.0.0.1:50052", description="host:port of the ranking server.")

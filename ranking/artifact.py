@@ -29,7 +29,7 @@ from index_builder.encoder import EMBEDDED, embedded_model_path
 from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
 from ranking.model import BERT_LIKE, JOINT, JointCrossEncoder, SharedUserCrossEncoder
-from records.history import CounterSnapshot
+from records.counters import CounterSnapshot
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 
@@ -75,6 +75,7 @@ class CtrSpec(BaseModel):
     feature_mean: tuple[float, ...]
     feature_std: tuple[float, ...]
     prior_ctr: float
+    id_buckets: int
     calibration: Calibration = Calibration()
     metrics: dict[str, Metric] = {}
     training: dict[str, Any] = {}
@@ -105,7 +106,9 @@ class ModelVersion:
     counters: CounterSnapshot
 
 
-def load_base(base: str, architecture: str, join_layer: int) -> tuple[RankerModel, PreTrainedTokenizerBase]:
+def load_base(
+    base: str, architecture: str, join_layer: int, id_buckets: int
+) -> tuple[RankerModel, PreTrainedTokenizerBase]:
     """A network and its tokenizer from a Hugging Face directory or hub name, or the embedded MiniLM.
 
     Raises:
@@ -124,11 +127,11 @@ def load_base(base: str, architecture: str, join_layer: int) -> tuple[RankerMode
         if architecture == JOINT:
             labels = {} if "SequenceClassification" in str(config.architectures) else {"num_labels": 1}
             classifier = AutoModelForSequenceClassification.from_pretrained(place, **labels)
-            return JointCrossEncoder(classifier, len(FEATURES)), tokenizer
+            return JointCrossEncoder(classifier, len(FEATURES), id_buckets), tokenizer
         encoder = AutoModel.from_pretrained(place, attn_implementation="sdpa")
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load the weights of {base!r}: {error}") from error
-    return SharedUserCrossEncoder(encoder, join_layer, len(FEATURES)), tokenizer
+    return SharedUserCrossEncoder(encoder, join_layer, len(FEATURES), id_buckets), tokenizer
 
 
 def _check_family(base: str, config: Any, architecture: str, join_layer: int) -> None:
@@ -186,7 +189,7 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
         spec = CtrSpec.model_validate_json((path / CTR_FILE).read_bytes())
     except (OSError, ValidationError) as error:
         raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
-    model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer)
+    model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer, spec.id_buckets)
     try:
         learned = load_file(path / HEAD_FILE)
         if learned.keys() != _beside_encoder(model).keys():

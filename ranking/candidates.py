@@ -1,11 +1,14 @@
 """From a user and candidates to what the model reads; ids are resolved in an index version. Knows no wire."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from index_builder.artifact import AdCatalog
-from ranking.engine import RankQuery
-from ranking.text import HISTORY_EVENTS, past_events, render_ad, render_user
+from ranking.engine import PastEvent, RankQuery
+from ranking.features import COUNTED, event_class, keys_of
+from ranking.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
 from records.ads import Ad
 from records.errors import InputError
 from records.users import Context, UserProfile
@@ -73,15 +76,27 @@ def prepare(
 
 
 def _query(user: UserProfile, context: Context, ads: Sequence[Ad], known: Mapping[str, Ad]) -> RankQuery:
-    past = past_events(user, known.get)
+    keys = [keys_of(ad, user.user_id) for ad in ads]
     return RankQuery(
         user_text=render_user(user, context, known.get),
-        user_id=user.user_id,
-        past_texts=[text for text, _ in past],
-        past_liked=[liked for _, liked in past],
+        interests=user.interests.strip(),
+        past=_past_events(user, known.get, context.timestamp or datetime.now(UTC)),
         ad_ids=[ad.ad_id for ad in ads],
         ad_texts=[render_ad(ad) for ad in ads],
+        keys={name: [ids[name] for ids in keys] for name in COUNTED},
     )
+
+
+def _past_events(user: UserProfile, lookup: AdLookup, moment: datetime) -> list[PastEvent]:
+    """The newest events, oldest first, seen from `moment`; ads that are not known are skipped."""
+    events = []
+    for event in user.history[-HISTORY_EVENTS:]:
+        ad = lookup(event.ad_id) if event.ad_id else None
+        if event.text or ad is not None:
+            seconds = (moment - event.timestamp).total_seconds() if event.timestamp else math.nan
+            text = render_ad(ad) if ad is not None else event.text
+            events.append(PastEvent(event.ad_id, text, event_class(event.type), seconds))
+    return events
 
 
 def _check_ids(ids: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ Belongs to one thread at a time.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import Tensor
 from ranking.ad_states import AdStateCache
 from ranking.artifact import ModelVersion
 from ranking.batch import PairBatch, TokenRows, pad, tokenize
+from ranking.behaviour import AdKeys, History, with_interests
 from ranking.errors import ModelError
-from ranking.features import Features, Vectors, dense_features, taste_of
+from ranking.features import COUNTED, dense_features, gap_classes, id_bucket
 from ranking.model import SharedUserCrossEncoder, UserStates
 
 log = logging.getLogger(__name__)
@@ -45,18 +46,31 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
-class RankQuery:
-    """One user and their candidates: what the model reads, and the ids that join the counters.
+class PastEvent:
+    """What a user did with an ad, or with a text that is no ad; `seconds` ago, NaN if nobody knows."""
 
-    `past_texts` are the ads (or searches) of the user's newest events, `past_liked` whether the user liked each.
+    ad_id: str
+    text: str
+    event_class: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RankQuery:
+    """One user and their candidates.
+
+    Attributes:
+        interests: what the user says of themselves; may be empty.
+        past: the user's newest events, oldest first.
+        keys: for each of `ranking.features.COUNTED`, what each candidate's counters are looked up by.
     """
 
     user_text: str
-    user_id: str
-    past_texts: Sequence[str]
-    past_liked: Sequence[bool]
+    interests: str
+    past: Sequence[PastEvent]
     ad_ids: Sequence[str]
     ad_texts: Sequence[str]
+    keys: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -79,11 +93,14 @@ class RankingEngine:
         self._autocast = choose_precision(settings.precision, self.device)
         self._settings = settings
         self._model = loaded.model.to(self.device).eval()
+        self._reads_text = not self._model.adds_nothing
         self._pad_id = int(loaded.tokenizer.pad_token_id or 0)
         self._cache = self._make_cache()
         self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device)
         precision = "bfloat16" if self._autocast else "float32"
         log.info("model %s runs in torch on %s in %s", loaded.version, self.device, precision)
+        if not self._reads_text:
+            log.info("its text layers were not trained for clicks and are left out")
 
     def _make_cache(self) -> AdStateCache | None:
         if not isinstance(self._model, SharedUserCrossEncoder):
@@ -94,7 +111,10 @@ class RankingEngine:
 
     def warm_up(self) -> None:
         """One small request, so that the first real one does not pay for lazy initialisation."""
-        self.rank([RankQuery("warm up", "", [], [], ["a", "b"], ["an ad", "another ad"])])
+        past = [PastEvent("a", "an ad", 1, 60.0)]
+        self.rank(
+            [RankQuery("warm up", "ads", past, ["a", "b"], ["an ad", "another ad"], {key: ["", ""] for key in COUNTED})]
+        )
 
     def rank(self, queries: Sequence[RankQuery]) -> list[RankAnswer]:
         """Scores each query's candidates; users are read together, and each once.
@@ -105,7 +125,7 @@ class RankingEngine:
         started = time.perf_counter()
         users = self._tokenize([query.user_text for query in queries], self.loaded.spec.max_user_tokens)
         tokenized = time.perf_counter()
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.inference_mode():
             scored = self._score(users, queries)
         compute_ms = 1000 * (time.perf_counter() - tokenized)
         return [
@@ -114,32 +134,63 @@ class RankingEngine:
         ]
 
     def _score(self, users: TokenRows, queries: Sequence[RankQuery]) -> list[tuple[npt.NDArray[np.float32], int]]:
+        """Logits of each query's candidates, and how many of their states were cached."""
+        dense = [self._dense(query) for query in queries]
+        behaviour = [self._behaviour(query, features) for query, features in zip(queries, dense, strict=True)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            text = self._text(users, queries, dense)
+        return [
+            ((known + added.float()).cpu().numpy(), cached)
+            for known, (added, cached) in zip(behaviour, text, strict=True)
+        ]
+
+    def _behaviour(self, query: RankQuery, dense: Tensor) -> Tensor:
+        """Logits from counters and the user's past events; what they are about is read once an ad, and kept."""
+        interests = [query.interests] if query.interests else []
+        texts = self._text_vectors([*query.ad_texts, *interests, *(event.text for event in query.past)])
+        count = len(query.ad_texts)
+        stated, past = texts[count : count + len(interests)], texts[count + len(interests) :]
+        gaps = self._integers(gap_classes(np.array([event.seconds for event in query.past])))
+        history = History(
+            AdKeys(past, self._buckets([event.ad_id for event in query.past])),
+            self._integers([event.event_class for event in query.past]),
+            gaps.expand(count, -1),
+            torch.ones((count, len(query.past)), dtype=torch.bool, device=self.device),
+        )
+        if interests:
+            history = with_interests(history, stated, history.seen.new_ones((count, 1)))
+        candidates = AdKeys(texts[:count], self._buckets(query.ad_ids))
+        return self._model.behaviour(dense, candidates, history).click  # type: ignore[no-any-return]
+
+    def _text(
+        self, users: TokenRows, queries: Sequence[RankQuery], dense: Sequence[Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """What the text adds to the logits of each query, and how many ad states were cached."""
         model = self._model
+        if not self._reads_text:
+            return [(torch.zeros(len(features), device=self.device), 0) for features in dense]
         if isinstance(model, SharedUserCrossEncoder):
             states = model.user_states(users)
-            return [self._score_shared(model, state, query) for state, query in zip(states, queries, strict=True)]
-        return [(self._score_joint(users, row, query), 0) for row, query in enumerate(queries)]
+            return [self._text_shared(model, *query) for query in zip(states, queries, dense, strict=True)]
+        return [(self._text_joint(users, *query), 0) for query in zip(range(len(queries)), queries, dense, strict=True)]
 
-    def _score_shared(
-        self, model: SharedUserCrossEncoder, user: UserStates, query: RankQuery
-    ) -> tuple[npt.NDArray[np.float32], int]:
-        dense = self._dense(query)
+    def _text_shared(
+        self, model: SharedUserCrossEncoder, user: UserStates, query: RankQuery, dense: Tensor
+    ) -> tuple[Tensor, int]:
         logits, cached = [], 0
         for chunk in self._chunks(query, extra_tokens=0):
             hidden, mask, found = self._ad_states(model, query.ad_texts[chunk])
             cached += found
-            logits.append(model.join([user], [len(hidden)], hidden, mask, dense[chunk]).float().cpu().numpy())
-        return np.concatenate(logits), cached
+            logits.append(model.join([user], [len(hidden)], hidden, mask, dense[chunk]))
+        return torch.cat(logits), cached
 
-    def _score_joint(self, users: TokenRows, row: int, query: RankQuery) -> npt.NDArray[np.float32]:
-        dense = self._dense(query)
+    def _text_joint(self, users: TokenRows, row: int, query: RankQuery, dense: Tensor) -> Tensor:
         user = TokenRows(users.ids[row : row + 1], users.lengths[row : row + 1])
         logits = []
         for chunk in self._chunks(query, extra_tokens=int(user.lengths[0])):
             ads = self._tokenize(query.ad_texts[chunk], self.loaded.spec.max_ad_tokens)
-            batch = PairBatch(user, ads, (len(ads.ids),), dense[chunk])
-            logits.append(self._model(batch).float().cpu().numpy())
-        return np.concatenate(logits)
+            logits.append(self._model(PairBatch(user, ads, (len(ads.ids),), dense[chunk])))
+        return torch.cat(logits)
 
     def _chunks(self, query: RankQuery, extra_tokens: int) -> Iterator[slice]:
         """Candidates in runs that keep to the token budget."""
@@ -160,27 +211,22 @@ class RankingEngine:
         return pad(tokenize(self.loaded.tokenizer, texts, max_tokens), self._pad_id).to(self.device)
 
     def _dense(self, query: RankQuery) -> Tensor:
-        return torch.from_numpy(self.loaded.spec.normalise(self._features(query))).to(self.device)
+        counts = {key: self.loaded.counters.counts(key, list(query.keys[key])) for key in COUNTED}
+        features = dense_features(counts, self.loaded.spec.prior_ctr)
+        return torch.from_numpy(self.loaded.spec.normalise(features)).to(self.device)
 
-    def _features(self, query: RankQuery) -> Features:
-        counters, ctr = self.loaded.counters, self.loaded.spec.prior_ctr
-        ads = counters.counts("ad", list(query.ad_ids))
-        users = counters.counts("user", [query.user_id] * len(query.ad_ids))
-        return dense_features(ads, users, self._taste(query, ctr), ctr)
+    def _buckets(self, ad_ids: Sequence[str]) -> Tensor:
+        return self._integers([id_bucket(ad_id, self.loaded.spec.id_buckets) for ad_id in ad_ids])
 
-    def _taste(self, query: RankQuery, ctr: float) -> npt.NDArray[np.float64]:
-        if not query.past_texts:
-            return np.zeros(len(query.ad_texts))
-        candidates, past = self._text_vectors(query.ad_texts), self._text_vectors(query.past_texts)
-        return taste_of(candidates, past, np.array(query.past_liked), ctr)
+    def _integers(self, values: npt.ArrayLike) -> Tensor:
+        return torch.from_numpy(np.array(values, np.int64)).to(self.device)
 
-    def _text_vectors(self, texts: Sequence[str]) -> Vectors:
+    def _text_vectors(self, texts: Sequence[str]) -> Tensor:
         def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
             rows = self._tokenize([texts[place] for place in places], self.loaded.spec.max_ad_tokens)
             return TokenRows(rows.ids[:, :1], torch.ones_like(rows.lengths)), self._model.text(rows)[:, None]
 
-        vectors: Vectors = self._vectors.gather(texts, compute)[0][:, 0].cpu().numpy()
-        return vectors
+        return self._vectors.gather(texts, compute)[0][:, 0]
 
     def _finish(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         p_click = self.loaded.spec.calibration.p_click(logits)

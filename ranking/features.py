@@ -1,75 +1,90 @@
-"""Dense features beside the text: past impressions and click rates, computed alike for training and serving."""
+"""What the ranker knows beside the text, computed alike for training and for serving.
 
-from typing import Any
+Counters of ad, advertiser, category and user; hashed ids; how long ago the user did what. Knows no tensors.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from records.history import Counts
+from records.ads import Ad
+from records.counters import Counts
+from records.users import EVENT_WEIGHT, EventType
 
 Features = npt.NDArray[np.float32]
-
 Vectors = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
-FEATURES = ("ad_impressions_log", "ad_ctr_logit", "user_impressions_log", "user_ctr_logit", "taste")
+# What is counted, and the features made from each count.
+COUNTED = ("ad", "advertiser", "category", "user")
+FEATURES = tuple(f"{key}_{feature}" for key in COUNTED for feature in ("impressions_log", "ctr_logit"))
 
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
 PRIOR_IMPRESSIONS = 10.0
 
-# Taste: how fast the weight of a past event falls with its distance, the similarity at which it weighs 1, and how much
-# weight of events without a like or dislike is assumed beforehand.
-_SHARPNESS, _NEUTRAL_SIMILARITY, _PRIOR_WEIGHT = 4.0, 0.3, 5.0
+# Upper ends, in seconds, of the classes into which the time between an event and an impression falls.
+_GAP_ENDS = (1, 10, 60, 300, 1800, 6 * 3600, 86_400, 7 * 86_400, 60 * 86_400)
+UNKNOWN_GAP = 0
+GAP_CLASSES = len(_GAP_ENDS) + 2
+
+# What a click log can teach of an event: passed over, liked, converted. Other kinds count as the nearest of these.
+EVENT_CLASSES = 3
+# What a user says of their interests counts as something they liked.
+INTERESTS_CLASS = 1
 
 
-def dense_features(ad: Counts, user: Counts, taste: npt.NDArray[np.floating[Any]], ctr: float) -> Features:
-    """Features of (ad, user) pairs.
+def event_class(kind: EventType) -> int:
+    """0 for an event that does not speak for its ad, 1 for one that does, 2 for a conversion."""
+    return 2 if kind is EventType.CONVERSION else int(is_liked(kind))
+
+
+def is_liked(kind: EventType) -> bool:
+    """Whether an event speaks for what it is about."""
+    return EVENT_WEIGHT[kind] > 0
+
+
+def keys_of(ad: Ad, user_id: str) -> dict[str, str]:
+    """What the counters of an impression are looked up by: the id for each of `COUNTED`, "" where there is none."""
+    return {"ad": ad.ad_id, "advertiser": ad.advertiser, "category": ad.category, "user": user_id}
+
+
+def dense_features(counts: Mapping[str, Counts], ctr: float) -> Features:
+    """Features of impressions.
 
     Args:
-        ad: Past counts of the ad of each row, shape [rows].
-        user: Past counts of the user of each row, shape [rows].
-        taste: What `taste_of` says of each row, shape [rows].
+        counts: Past counts of each of `COUNTED`, arrays of shape [rows].
         ctr: Clicks per impression that rates shrink to, 0 to 1.
 
     Returns:
         float32 [rows, len(FEATURES)], not normalised.
     """
-    columns = (np.log1p(ad.impressions), _ctr_logit(ad, ctr), np.log1p(user.impressions), _ctr_logit(user, ctr), taste)
+    columns = [
+        column for key in COUNTED for column in (np.log1p(counts[key].impressions), _ctr_logit(counts[key], ctr))
+    ]
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def taste_of(
-    candidates: Vectors,
-    past: Vectors,
-    liked: npt.NDArray[np.bool_],
-    ctr: float,
-    seen: npt.NDArray[np.bool_] | None = None,
-) -> npt.NDArray[np.float64]:
-    """How much more than usual a user liked past ads that read like the candidate: positive, 0, or negative.
-
-    A kernel-weighted mean (Nadaraya 1964, Watson 1964) of past likes, less what is usual, shrunk to 0 where little is
-    near. It is what attention over the past ads (DIN, arXiv 1706.06978) says before anything is learned.
-
-    Args:
-        candidates: Unit text vectors [candidates, width].
-        past: Unit text vectors of past ads [events, width].
-        liked: Which of them the user liked, [events].
-        ctr: The usual share of likes, 0 to 1.
-        seen: Which events count for which candidate, [candidates, events]; all if None.
-
-    Returns:
-        float64 [candidates].
-    """
-    similarity = (candidates @ past.T).astype(np.float64)
-    weights = np.exp(_SHARPNESS * (similarity - _NEUTRAL_SIMILARITY))
-    if seen is not None:
-        weights *= seen
-    taste: npt.NDArray[np.float64] = weights @ (liked - ctr) / (weights.sum(axis=1) + _PRIOR_WEIGHT)
-    return taste
-
-
-def _ctr_logit(counts: Counts, ctr: float) -> npt.NDArray[np.floating[Any]]:
+def _ctr_logit(counts: Counts, ctr: float) -> npt.NDArray[np.float64]:
     """Log-odds of the smoothed click rate."""
     prior = float(np.clip(ctr, 1e-6, 1 - 1e-6))
     clicks = counts.clicks + PRIOR_IMPRESSIONS * prior
     others = counts.impressions - counts.clicks + PRIOR_IMPRESSIONS * (1 - prior)
     return np.log(clicks / others)
+
+
+@lru_cache(maxsize=100_000)
+def id_bucket(ad_id: str, buckets: int) -> int:
+    """Where the learned vector of an id stands, 1 to buckets - 1; 0, which is never learned, for no id."""
+    if not ad_id:
+        return 0
+    digest = hashlib.blake2b(ad_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return 1 + int.from_bytes(digest, "little") % (buckets - 1)
+
+
+def gap_classes(seconds: npt.NDArray[np.float64]) -> Integers:
+    """The class of each time between an event and an impression, whichever came first; NaN is unknown."""
+    classes = 1 + np.searchsorted(_GAP_ENDS, np.abs(seconds), side="right")
+    return np.where(np.isnan(seconds), UNKNOWN_GAP, classes).astype(np.int64)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ranking.batch import PairBatch, TokenRows, pad
+from ranking.behaviour import BehaviourModel
 
 SHARED_USER, JOINT = "shared_user", "joint"
 _HEAD_WIDTH = 64
@@ -37,15 +38,10 @@ class UserStates:
 
 
 class ClickHead(nn.Module):
-    """Logit of a click from the ad's [CLS] row and the dense features.
-
-    The wide part is a logistic regression on the features; the deep part starts at zero and adds what the text knows
-    (wide and deep, arXiv 1606.07792).
-    """
+    """What the ad's [CLS] row adds to the logit of a click; it starts at nothing."""
 
     def __init__(self, hidden: int, features: int) -> None:
         super().__init__()
-        self.wide = nn.Linear(features, 1)
         self.deep = nn.Sequential(nn.Linear(hidden + features, _HEAD_WIDTH), nn.GELU(), nn.Linear(_HEAD_WIDTH, 1))
         last: Any = self.deep[-1]
         nn.init.zeros_(last.weight)
@@ -53,12 +49,12 @@ class ClickHead(nn.Module):
 
     def forward(self, cls: Tensor, dense: Tensor) -> Tensor:
         """`cls` [pairs, hidden] and `dense` [pairs, features] to logits [pairs]."""
-        logits: Tensor = self.wide(dense) + self.deep(torch.cat([cls, dense], dim=1))
-        return logits[:, 0]
+        logits: Tensor = self.deep(torch.cat([cls, dense], dim=1))[:, 0]
+        return logits
 
 
 class TextVectors(nn.Module):
-    """Unit vectors of texts for the taste feature: the centred mean of word embeddings, which are never trained."""
+    """Unit vectors of texts for the behaviour part: the centred mean of word embeddings, which are never trained."""
 
     center: Tensor
 
@@ -91,9 +87,10 @@ class SharedUserCrossEncoder(nn.Module):
         encoder: Any model of the families in `BERT_LIKE`; its weights are used as they are.
         join_layer: First layer in which ads attend to the user, 0 to layers - 1.
         features: Number of dense features.
+        id_buckets: Number of learned ad ids.
     """
 
-    def __init__(self, encoder: PreTrainedModel, join_layer: int, features: int) -> None:
+    def __init__(self, encoder: PreTrainedModel, join_layer: int, features: int, id_buckets: int) -> None:
         super().__init__()
         config = encoder.config
         if not 0 <= join_layer < config.num_hidden_layers:
@@ -102,9 +99,16 @@ class SharedUserCrossEncoder(nn.Module):
         self.join_layer = join_layer
         self.head = ClickHead(config.hidden_size, features)
         self.text = TextVectors(encoder.get_input_embeddings())
+        self.behaviour = BehaviourModel(self.text.width, features, id_buckets)
         self._heads = int(config.num_attention_heads)
         self._first_position = int(config.pad_token_id) + 1 if config.model_type in _ROBERTA_LIKE else 0
         self._ad_segment = min(1, int(getattr(config, "type_vocab_size", 1)) - 1)
+
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether the text has not been trained for clicks, so that reading it would be in vain."""
+        last: Any = self.head.deep[-1]
+        return not (last.weight.any() or last.bias.any())
 
     @property
     def layers(self) -> Any:
@@ -112,7 +116,7 @@ class SharedUserCrossEncoder(nn.Module):
         return self.encoder.encoder.layer
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """Logits of a click, float32 [pairs], not calibrated."""
+        """What the text adds to the logits of the behaviour part, float32 [pairs]."""
         users, hidden = self.user_states(batch.users), self.ad_states(batch.ads)
         return self.join(users, batch.ads_per_user, hidden, batch.ads.mask, batch.dense)
 
@@ -160,7 +164,7 @@ class SharedUserCrossEncoder(nn.Module):
             dense: Normalised features, float32 [pairs, features].
 
         Returns:
-            Logits [pairs].
+            What the text adds to the logits, [pairs].
         """
         mask = mask[:, None, None, :]
         for depth, layer in enumerate(self.layers[self.join_layer :]):
@@ -207,19 +211,22 @@ class JointCrossEncoder(nn.Module):
 
     Args:
         classifier: Any `AutoModelForSequenceClassification` with one label, or two (then the second is the click).
-        features: Number of dense features, added to its logit by a linear layer that starts at zero.
+        features: Number of dense features.
+        id_buckets: Number of learned ad ids.
     """
 
-    def __init__(self, classifier: PreTrainedModel, features: int) -> None:
+    def __init__(self, classifier: PreTrainedModel, features: int, id_buckets: int) -> None:
         super().__init__()
         self.encoder: Any = classifier
-        self.head = nn.Linear(features, 1)
+        # How much the classifier counts beside the behaviour part: nothing until it has been trained for clicks.
+        self.head = nn.Linear(1, 1)
         self.text = TextVectors(classifier.get_input_embeddings())
+        self.behaviour = BehaviourModel(self.text.width, features, id_buckets)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """Logits of a click, float32 [pairs], not calibrated."""
+        """What the text adds to the logits of the behaviour part, float32 [pairs]."""
         pairs, segments = self._pairs(batch)
         has_segments = int(getattr(self.encoder.config, "type_vocab_size", 1)) > 1
         logits = self.encoder(
@@ -228,8 +235,13 @@ class JointCrossEncoder(nn.Module):
             **({"token_type_ids": segments} if has_segments else {}),
         ).logits.float()
         click = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
-        summed: Tensor = click + self.head(batch.dense)[:, 0]
-        return summed
+        added: Tensor = self.head(click[:, None])[:, 0]
+        return added
+
+    @property
+    def adds_nothing(self) -> bool:
+        """See `SharedUserCrossEncoder.adds_nothing`."""
+        return not (self.head.weight.any() or self.head.bias.any())
 
     def _pairs(self, batch: PairBatch) -> tuple[TokenRows, Tensor]:
         """[CLS] user [SEP] ad [SEP] of each pair, and which tokens are the ad's."""

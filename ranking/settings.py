@@ -12,7 +12,9 @@ from serving.settings import ServerSettings
 class RankingSettings(ServerSettings):
     """Ranking server: scores candidates with the published model version and swaps to a new one as it is published."""
 
-    model_config = SettingsConfigDict(env_prefix="ADCASCADE_RANKING_", cli_prog_name="python -m ranking")
+    model_config = SettingsConfigDict(
+        env_prefix="ADCASCADE_RANKING_", cli_kebab_case=True, cli_prog_name="python -m ranking"
+    )
 
     model: Path = Field(description="Root of the model versions, as `adcascade train --out` writes it.")
     index: Path | None = Field(

@@ -5,8 +5,9 @@ Knows no tensors. What matters most comes first, because long texts are cut at t
 
 from collections.abc import Callable, Mapping
 
+from ranking.features import is_liked
 from records.ads import Ad
-from records.users import EVENT_WEIGHT, Context, Event, UserProfile
+from records.users import Context, Event, UserProfile
 
 # Newest events that are looked at, in training and in serving.
 HISTORY_EVENTS = 200
@@ -52,21 +53,6 @@ def context_values(context: Context) -> dict[str, str]:
     return {name: value for name, value in named.items() if value}
 
 
-def past_events(user: UserProfile, lookup: AdLookup) -> list[tuple[str, bool]]:
-    """The texts of the newest events, oldest first, and whether the user liked each; unknown ads are skipped."""
-    events = []
-    for event in user.history[-HISTORY_EVENTS:]:
-        ad = lookup(event.ad_id) if event.ad_id else None
-        if event.text or ad is not None:
-            events.append((render_ad(ad) if ad is not None else event.text, is_liked(event)))
-    return events
-
-
-def is_liked(event: Event) -> bool:
-    """Whether an event speaks for what it is about."""
-    return EVENT_WEIGHT[event.type] > 0
-
-
 def _pairs(values: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
 
@@ -75,7 +61,7 @@ def _events(word: str, user: UserProfile, lookup: AdLookup, limit: int, *, liked
     """The newest events that speak for (or not for) what they are about, without repeating a text."""
     texts: dict[str, None] = {}
     for event in reversed(user.history[-HISTORY_EVENTS:]):
-        if is_liked(event) == liked:
+        if is_liked(event.type) == liked:
             text = _event_text(event, lookup)
             if text:
                 texts.setdefault(text)

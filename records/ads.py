@@ -66,10 +66,13 @@ def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
     - ``long_text``: title and body exceed 32,768 characters together, or another field its limit
 
     Raises:
-        InputError: No such file, no file of a known format, or a file that cannot be read at all.
+        InputError: No such file, no file of a known format, a file that cannot be read at all, or a table without the
+            columns that an ad needs.
     """
     seen: set[str] = set()
     for source, number, row in read_rows(path):
+        if number == 1 and not isinstance(row, DamagedRow) and not source.endswith(".jsonl"):
+            _check_columns(source, row)
         ad_or_reason = row if isinstance(row, DamagedRow) else _ad_of(row)
         if isinstance(ad_or_reason, DamagedRow):
             given_id = "" if isinstance(row, DamagedRow) else str(row.get("ad_id") or "")[:MAX_ID_CHARS]
@@ -80,6 +83,11 @@ def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
         else:
             seen.add(ad_or_reason.ad_id)
             yield ad_or_reason
+
+
+def _check_columns(source: str, row: Mapping[str, Any]) -> None:
+    if "ad_id" not in row or not {"title", "body"} & row.keys():
+        raise InputError(f"{source} needs the columns ad_id and title (or body); it has {', '.join(row)}")
 
 
 def _ad_of(row: Mapping[str, Any]) -> Ad | DamagedRow:

@@ -18,6 +18,9 @@ Integers = npt.NDArray[np.int64]
 
 REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 _NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions"))
+MAX_POSITION = 1000
+_TEXTS = ("request_id", "ad_id", "user_id")
+_COLUMNS = (*_TEXTS, "time", "clicks", "impressions", "conversions", "position")
 # Time of a row without one: before everything, so that no history or counter is ever made from it.
 NO_TIME = np.iinfo(np.int64).min
 
@@ -29,7 +32,8 @@ class ClickLog:
     Attributes:
         request_id, ad_id, user_id: object arrays of str; user_id is "" where unknown.
         time: int64, microseconds since 1970 UTC, or `NO_TIME`.
-        clicks, impressions: int64; clicks <= impressions, impressions >= 1.
+        clicks, impressions, conversions: int64; conversions <= clicks <= impressions, impressions >= 1.
+        position: int64, place on the page from 1; 0 where unknown.
         context: further columns, by name; None where a row has no value.
     """
 
@@ -39,6 +43,8 @@ class ClickLog:
     time: Integers
     clicks: Integers
     impressions: Integers
+    conversions: Integers
+    position: Integers
     context: Mapping[str, Texts]
 
     def __len__(self) -> int:
@@ -63,6 +69,8 @@ class ClickLog:
             self.time[rows],
             self.clicks[rows],
             self.impressions[rows],
+            self.conversions[rows],
+            self.position[rows],
             {name: column[rows] for name, column in self.context.items()},
         )
 
@@ -89,13 +97,13 @@ def read_clicks(
 
     A row is rejected, and counted in the report, as ``bad_row``, ``bad_utf8``, ``missing_id`` (no request or ad id),
     ``unknown_ad`` (not in `known_ads`, unless that is None) or ``bad_counts`` (clicks negative or above impressions,
-    impressions below 1).
+    impressions below 1, conversions negative or above clicks, a position below 0 or above 1,000).
 
     Raises:
         InputError: A required column is missing, no usable row is left, or more than `max_rejected` (a share, 0 to 1)
             of the rows were rejected.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in (*REQUIRED, "user_id", "time")}
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     context: dict[str, list[Any]] = {}
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -123,6 +131,7 @@ def _append(
     try:
         request_id, ad_id, user_id = (as_text(row, name) for name in ("request_id", "ad_id", "user_id"))
         clicks, impressions = as_int(row, "clicks"), as_int(row, "impressions")
+        conversions, position = as_int(row, "conversions"), as_int(row, "position")
         moment = as_time(row, "timestamp")
         extra = {name: as_text(row, name) or None for name in row.keys() - _NO_CONTEXT}
     except InputError as error:
@@ -133,8 +142,12 @@ def _append(
         return DamagedRow("unknown_ad", f"ad {ad_id!r} is not in the catalog")
     if not 0 <= clicks <= impressions or impressions < 1:
         return DamagedRow("bad_counts", f"{clicks} clicks on {impressions} impressions")
+    if not 0 <= conversions <= clicks:
+        return DamagedRow("bad_counts", f"{conversions} conversions of {clicks} clicks")
+    if not 0 <= position <= MAX_POSITION:
+        return DamagedRow("bad_counts", f"position {position} is not 1 to {MAX_POSITION}, or 0 for unknown")
     time = NO_TIME if moment is None else round(moment.timestamp() * 1_000_000)
-    values = (request_id, ad_id, clicks, impressions, user_id, time)
+    values = (request_id, ad_id, user_id, time, clicks, impressions, conversions, position)
     for column, value in zip(columns.values(), values, strict=True):
         column.append(value)
     for name in extra.keys() - context.keys():
@@ -156,17 +169,9 @@ def _check_share(path: Path, report: LogReport, max_rejected: float) -> None:
 
 
 def _sorted_log(columns: dict[str, list[Any]], context: dict[str, list[Any]]) -> ClickLog:
-    time = np.array(columns["time"], np.int64)
-    order = np.argsort(time, kind="stable")
-    return ClickLog(
-        np.array(columns["request_id"], object)[order],
-        np.array(columns["ad_id"], object)[order],
-        np.array(columns["user_id"], object)[order],
-        time[order],
-        np.array(columns["clicks"], np.int64)[order],
-        np.array(columns["impressions"], np.int64)[order],
-        {name: np.array(texts, object)[order] for name, texts in context.items()},
-    )
+    order = np.argsort(np.array(columns["time"], np.int64), kind="stable")
+    ordered = {name: np.array(columns[name], object if name in _TEXTS else np.int64)[order] for name in _COLUMNS}
+    return ClickLog(**ordered, context={name: np.array(values, object)[order] for name, values in context.items()})
 
 
 def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
@@ -180,14 +185,26 @@ def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1,
     return _non_empty(np.split(np.arange(len(log)), cuts))
 
 
-def split_by_request(
-    log: ClickLog, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: all rows of one key together, keys at random.
+
+    With request ids, no request is torn apart; with ad ids, the test holds ads that no training row has. Raises
+    InputError if a part is empty.
+    """
+    names, group = np.unique(keys.astype(str), return_inverse=True)
+    return split_at_random(len(names), seed, shares, group)
+
+
+def split_at_random(
+    count: int,
+    seed: int,
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    group: npt.NDArray[np.integer[Any]] | None = None,
 ) -> tuple[Integers, ...]:
-    """Row indices of training, validation and test: whole requests at random. Raises InputError if one is empty."""
-    names, group = np.unique(log.request_id.astype(str), return_inverse=True)
-    place = np.random.default_rng(seed).permutation(len(names)) / len(names)
-    part = np.searchsorted(np.cumsum(shares[:2]), place, side="right")[group]
-    return _non_empty([np.flatnonzero(part == number) for number in range(3)])
+    """Row indices of training, validation and test: `count` rows (or groups, with the group of each row) at random."""
+    place = np.random.default_rng(seed).permutation(count) / count
+    part = np.searchsorted(np.cumsum(shares[:2]) - 1e-9, place, side="right")
+    return _non_empty([np.flatnonzero((part if group is None else part[group]) == number) for number in range(3)])
 
 
 def _cut(time: Integers, share: float) -> int:

@@ -1,165 +1,172 @@
-"""What was known just before an impression: histories and counters made from strictly earlier rows only.
+"""What each row of a log may look back on: the user's strictly earlier events, or those of other folds.
 
-The same functions replay a log for training and make the snapshot that serving reads. Knows no models.
+A training must never see its own answer. In a split by time, a row sees only what happened before it (`EarlierRows`).
+In any other split it sees the training rows of other folds than its own (`OtherFolds`): were it alone left out of its
+own counters, what is missing there would still tell its answer. Knows no models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
+from scipy.linalg import block_diag
 
 from records.clicks import NO_TIME, ClickLog, Integers, Texts
+from records.counters import Counts, counts_before, counts_of_other_folds
 from records.users import Event, EventType, UserProfile
 
-KEYS = ("ad", "user")
-_WINDOW_ROWS = 512
+_WINDOW_ROWS = 128
+_NOBODY = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Impressions and clicks, int64 arrays of one shape."""
+class Window:
+    """Some rows, of one user unless merged, and what they look back on.
 
-    impressions: Integers
-    clicks: Integers
-
-
-def counts_before(keys: Texts, log: ClickLog) -> Counts:
-    """For each row of `log`: impressions and clicks of its key in strictly earlier rows. Arrays of shape [rows].
-
-    Rows of the same moment do not see each other; a row without a time neither sees nor is seen. An empty key counts
-    nothing.
+    Attributes:
+        rows: row indices, [rows].
+        past: row indices of events that any of them sees, oldest first, [past].
+        seen: which of those each row sees, bool [rows, past].
     """
-    codes = np.unique(keys.astype(str), return_inverse=True)[1]
-    order = np.lexsort((log.time, codes))
-    code, time = codes[order], log.time[order]
-    new_key = np.r_[True, code[1:] != code[:-1]]
-    new_moment = new_key | np.r_[True, time[1:] != time[:-1]]
-    rows = np.arange(len(order))
-    key_start = np.maximum.accumulate(np.where(new_key, rows, 0))
-    moment_start = np.maximum.accumulate(np.where(new_moment, rows, 0))
-    usable = (time != NO_TIME) & (keys[order] != "")
 
-    def before(column: Integers) -> Integers:
-        total = np.r_[0, np.cumsum(np.where(usable, column[order], 0))]
-        result = np.empty(len(order), np.int64)
-        result[order] = np.where(usable, total[moment_start] - total[key_start], 0)
-        return result
-
-    return Counts(before(log.impressions), before(log.clicks))
+    rows: Integers
+    past: Integers
+    seen: npt.NDArray[np.bool_]
 
 
-def earlier_windows(log: ClickLog, limit: int) -> Iterator[tuple[Integers, Integers, npt.NDArray[np.bool_]]]:
-    """For the rows of each user: what `Histories.before` would return, as arrays.
+def merged(windows: Iterable[Window], max_cells: int) -> Iterator[Window]:
+    """The same windows, neighbours put together while rows x past stays within `max_cells`; no row sees more."""
+    waiting: list[Window] = []
+    rows = past = 0
+    for window in windows:
+        rows, past = rows + len(window.rows), past + len(window.past)
+        if waiting and rows * past > max_cells:
+            yield _together(waiting)
+            waiting, rows, past = [], len(window.rows), len(window.past)
+        waiting.append(window)
+    if waiting:
+        yield _together(waiting)
 
-    Yields (rows, past, seen): some rows of one user, the rows that any of them looks back on, and which of those each
-    row sees, bool [rows, past]: its newest `limit` strictly earlier ones.
+
+def _together(windows: list[Window]) -> Window:
+    rows, past = ([getattr(window, name) for window in windows] for name in ("rows", "past"))
+    return Window(np.concatenate(rows), np.concatenate(past), block_diag(*(window.seen for window in windows)))
+
+
+class Past(Protocol):
+    """What each row of a log may look back on."""
+
+    def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
+        """The given rows in windows of one user; each row sees at most `limit` events."""
+
+    def counts(self, keys: Texts) -> Counts:
+        """Impressions and clicks of each row's key in the rows it may look back on; `keys` has one for each row."""
+
+
+class EarlierRows:
+    """Each row sees the strictly earlier rows of the log: rows of the same moment do not see each other."""
+
+    def __init__(self, log: ClickLog) -> None:
+        self._log = log
+        self._histories = Histories(log)
+
+    def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
+        """See `Past`."""
+        for user, wanted in _by_user(self._log, rows):
+            mine = self._histories.rows_of(user)
+            time = self._log.time[mine]
+            for part in _parts(wanted[np.argsort(self._log.time[wanted], kind="stable")]):
+                earlier = np.searchsorted(time, self._log.time[part], side="left")
+                first, last = max(0, int(earlier[0]) - limit), int(earlier[-1])
+                place = np.arange(first, last)
+                seen = (place < earlier[:, None]) & (place >= earlier[:, None] - limit)
+                yield Window(part, mine[first:last], seen & (self._log.time[part] != NO_TIME)[:, None])
+
+    def counts(self, keys: Texts) -> Counts:
+        """See `Past`."""
+        return counts_before(keys, self._log)
+
+
+class OtherFolds:
+    """Each training row sees the training rows of other folds, any other row all of them; time plays no part.
+
+    Args:
+        fold: Fold of each training row, 0 or more; -1 for all other rows, which nobody sees.
     """
-    histories = Histories(log)
-    for rows in histories.rows_by_user():
-        time = log.time[rows]
-        earlier = np.searchsorted(time, time, side="left")
-        for start in range(0, len(rows), _WINDOW_ROWS):
-            part = slice(start, start + _WINDOW_ROWS)
-            first, last = max(0, int(earlier[start]) - limit), int(earlier[part][-1])
-            place = np.arange(first, last)
-            seen = (place < earlier[part, None]) & (place >= earlier[part, None] - limit)
-            yield rows[part], rows[first:last], seen
+
+    def __init__(self, log: ClickLog, fold: Integers) -> None:
+        self._log = log
+        self._fold = fold
+        training = np.flatnonzero((fold >= 0) & (log.user_id != ""))
+        self._mine = dict(_by_user(log, training))
+
+    def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
+        """See `Past`; of a user with more events than `limit`, those nearest in time."""
+        for user, wanted in _by_user(self._log, rows):
+            mine = self._mine.get(user, _NOBODY)
+            for part in _parts(wanted[np.argsort(self._log.time[wanted], kind="stable")]):
+                near = np.searchsorted(self._log.time[mine], self._log.time[part])
+                start = np.clip(near - limit // 2, 0, max(0, len(mine) - limit))
+                first, last = int(start.min()), min(len(mine), int(start.max()) + limit)
+                place = np.arange(first, last)
+                seen = (place >= start[:, None]) & (place < start[:, None] + limit)
+                yield Window(part, mine[first:last], seen & self._other_fold(part, mine[first:last]))
+
+    def _other_fold(self, rows: Integers, past: Integers) -> npt.NDArray[np.bool_]:
+        different: npt.NDArray[np.bool_] = self._fold[rows][:, None] != self._fold[past][None]
+        return different
+
+    def counts(self, keys: Texts) -> Counts:
+        """See `Past`."""
+        return counts_of_other_folds(keys, self._log, self._fold)
+
+
+def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[str, Integers]]:
+    """The rows of each user, in order of time; rows without a user stand together under ""."""
+    if not len(rows):
+        return
+    ordered = rows[np.argsort(rows, kind="stable")]  # the log is in order of time
+    names, codes = np.unique(log.user_id[ordered].astype(str), return_inverse=True)
+    groups = np.split(ordered[np.argsort(codes, kind="stable")], np.cumsum(np.bincount(codes, minlength=1))[:-1])
+    yield from zip(names.tolist(), groups, strict=True)
+
+
+def _parts(rows: Integers) -> Iterator[Integers]:
+    for start in range(0, len(rows), _WINDOW_ROWS):
+        yield rows[start : start + _WINDOW_ROWS]
 
 
 class Histories:
     """Every user's events in the order of time."""
 
     def __init__(self, log: ClickLog) -> None:
-        rows = np.flatnonzero((log.time != NO_TIME) & (log.user_id != ""))
-        users = log.user_id[rows].astype(str)
-        order = np.argsort(users, kind="stable")  # the log is in order of time, and stays so within a user
-        self._rows = rows[order]
-        names, starts = np.unique(users[order], return_index=True)
-        ends = [*starts[1:], *[len(rows)] * bool(len(rows))]
-        self._range = {str(name): (int(start), int(end)) for name, start, end in zip(names, starts, ends, strict=True)}
         self._log = log
+        self._rows = dict(_by_user(log, np.flatnonzero((log.time != NO_TIME) & (log.user_id != ""))))
 
-    def rows_by_user(self) -> Iterator[Integers]:
-        """Row indices of each user's events, in the order of time."""
-        for start, end in self._range.values():
-            yield self._rows[start:end]
+    def rows_of(self, user_id: str) -> Integers:
+        """Row indices of a user's events in the order of time; rows without a time or a user are nobody's."""
+        return self._rows.get(user_id, _NOBODY)
 
     def before(self, user_id: str, time: int, limit: int) -> tuple[Event, ...]:
         """A user's newest `limit` events strictly before `time` (microseconds since 1970), oldest first."""
-        start, end = self._range.get(user_id, (0, 0))
-        rows = self._rows[start:end]
+        rows = self.rows_of(user_id)
         earlier = rows[: np.searchsorted(self._log.time[rows], time, side="left")]
-        return tuple(self._event(int(row)) for row in earlier[-limit:]) if limit > 0 else ()
+        return tuple(event_of(self._log, int(row)) for row in earlier[-limit:]) if limit > 0 else ()
 
-    def _event(self, row: int) -> Event:
-        kind = EventType.CLICK if self._log.clicks[row] > 0 else EventType.IMPRESSION
-        moment = datetime.fromtimestamp(int(self._log.time[row]) / 1_000_000, UTC)
-        return Event(kind, ad_id=str(self._log.ad_id[row]), timestamp=moment)
+
+def event_of(log: ClickLog, row: int) -> Event:
+    """What a row of the log says that the user did."""
+    kind = EventType.CLICK if log.clicks[row] > 0 else EventType.IMPRESSION
+    if log.conversions[row] > 0:
+        kind = EventType.CONVERSION
+    time = int(log.time[row])
+    moment = datetime.fromtimestamp(time / 1_000_000, UTC) if time != NO_TIME else None
+    return Event(kind, ad_id=str(log.ad_id[row]), timestamp=moment)
 
 
 def with_history(user: UserProfile, histories: Histories, time: int, limit: int) -> UserProfile:
     """`user` with the history of the log before `time` (microseconds since 1970)."""
     return replace(user, history=histories.before(user.user_id, time, limit))
-
-
-@dataclass(frozen=True)
-class CounterSnapshot:
-    """Impressions and clicks per ad and per user at the end of a log, for serving.
-
-    Attributes:
-        ads, users: id -> (impressions, clicks).
-    """
-
-    ads: Mapping[str, tuple[int, int]]
-    users: Mapping[str, tuple[int, int]]
-
-    @classmethod
-    def of(cls, log: ClickLog) -> "CounterSnapshot":
-        """Counts the whole log."""
-        return cls(_totals(log.ad_id, log), _totals(log.user_id, log))
-
-    def save(self, path: Path) -> None:
-        """Writes a Parquet table with the columns key, id, impressions and clicks."""
-        lines = [(key, name, *counts) for key in KEYS for name, counts in self._of(key).items()]
-        key, name, impressions, clicks = zip(*lines, strict=True) if lines else ((), (), (), ())
-        table = pa.table(
-            {
-                "key": pa.array(key, pa.string()),
-                "id": pa.array(name, pa.string()),
-                "impressions": pa.array(impressions, pa.int64()),
-                "clicks": pa.array(clicks, pa.int64()),
-            }
-        )
-        pq.write_table(table, path)
-
-    @classmethod
-    def load(cls, path: Path) -> "CounterSnapshot":
-        """Reads what `save` wrote."""
-        table = pq.read_table(path)
-        found: dict[str, dict[str, tuple[int, int]]] = {key: {} for key in KEYS}
-        columns = (table[name].to_pylist() for name in ("key", "id", "impressions", "clicks"))
-        for key, name, impressions, clicks in zip(*columns, strict=True):
-            found[key][name] = (impressions, clicks)
-        return cls(found["ad"], found["user"])
-
-    def _of(self, key: str) -> Mapping[str, tuple[int, int]]:
-        return self.ads if key == "ad" else self.users
-
-    def counts(self, key: str, ids: list[str]) -> Counts:
-        """Counts of the given ads ("ad") or users ("user"); zeros for unknown ones. Arrays of shape [ids]."""
-        known = self._of(key)
-        pairs = np.array([known.get(name, (0, 0)) for name in ids], np.int64).reshape(len(ids), 2)
-        return Counts(pairs[:, 0], pairs[:, 1])
-
-
-def _totals(keys: Texts, log: ClickLog) -> dict[str, tuple[int, int]]:
-    names, codes = np.unique(keys.astype(str), return_inverse=True)
-    impressions = np.bincount(codes, log.impressions, len(names)).astype(np.int64)
-    clicks = np.bincount(codes, log.clicks, len(names)).astype(np.int64)
-    lines = zip(names.tolist(), impressions.tolist(), clicks.tolist(), strict=True)
-    return {name: (shown, clicked) for name, shown, clicked in lines if name}

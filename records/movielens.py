@@ -1,7 +1,7 @@
 """MovieLens-100k as a stand-in for an ad platform, written out in the product's own formats.
 
-Titles with year and genres are the ads, a rating of 4 or more is a click. The files come from an installed `recbole`
-wheel (never imported) or from any folder with its ``ml-100k.inter/.item/.user`` files.
+Titles with year and genres are the ads, a rating of 4 or more is a click, one of 5 a conversion. The files come from an
+installed `recbole` wheel (never imported) or from any folder with its ``ml-100k.inter/.item/.user`` files.
 
 Source: Harper and Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 2015. Licence: free for research,
 no commercial use without permission, no redistribution; see https://grouplens.org/datasets/movielens/100k/.
@@ -22,7 +22,7 @@ LICENCE = (
     "MovieLens-100k, GroupLens Research (Harper and Konstan 2015): research use only, no commercial use "
     "without permission, no redistribution"
 )
-CLICK_RATING = 4
+CLICK_RATING, CONVERSION_RATING = 4, 5
 _SESSION_GAP_SECONDS = 30 * 60
 _REQUEST_ROWS = 20
 _FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
@@ -122,6 +122,7 @@ def _clicks(source: Path, users: set[str]) -> pa.Table:
             "ad_id": [row["item_id"] for row in ratings],
             "timestamp": seconds.cast(pa.timestamp("s", tz="UTC")),
             "clicks": pa.array([int(float(row["rating"]) >= CLICK_RATING) for row in ratings], pa.int64()),
+            "conversions": pa.array([int(float(row["rating"]) >= CONVERSION_RATING) for row in ratings], pa.int64()),
             "impressions": pa.array([1] * len(ratings), pa.int64()),
         }
     )

@@ -105,7 +105,10 @@ def read_users(path: Path) -> Iterator[UserProfile]:
         if isinstance(row, DamagedRow):
             raise InputError(f"{source}, row {number}: {row.detail}")
         try:
-            yield user_from_row(row)
+            user = user_from_row(row)
+            if not user.user_id:
+                raise InputError(f"there is no user_id; the columns are {', '.join(row)}")
+            yield user
         except InputError as error:
             raise InputError(f"{source}, row {number}: {error}") from error
 

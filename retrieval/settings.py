@@ -12,7 +12,9 @@ from serving.settings import ServerSettings
 class RetrievalSettings(ServerSettings):
     """Retrieval server: finds candidates in the published index version and swaps to a new one as it is published."""
 
-    model_config = SettingsConfigDict(env_prefix="ADCASCADE_RETRIEVAL_", cli_prog_name="python -m retrieval")
+    model_config = SettingsConfigDict(
+        env_prefix="ADCASCADE_RETRIEVAL_", cli_kebab_case=True, cli_prog_name="python -m retrieval"
+    )
 
     index: Path = Field(description="Root of the index versions, as `adcascade build --out` writes it.")
     encoder: str = Field("", description="Text encoder; by default the one that the index version names.")

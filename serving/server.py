@@ -117,7 +117,7 @@ class Server:
             tls = "the TLS certificate or key cannot be used, or " if credentials else ""
             raise StartupError(
                 f"cannot listen on {wanted}: {tls}the port is in use or the address is not this machine's; "
-                "choose another with --port (0 takes a free one)"
+                "choose another port (0 takes a free one)"
             ) from error
 
     def _start_metrics(self) -> None:
@@ -129,7 +129,7 @@ class Server:
         except OSError as error:
             raise StartupError(
                 f"cannot serve metrics on {_address(settings.host, settings.metrics_port)} ({error}); "
-                "choose another port with --metrics_port"
+                "choose another port with --metrics-port"
             ) from error
         self.metrics_address = _address(settings.host, self._metrics_server.server_port)
 

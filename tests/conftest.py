@@ -126,7 +126,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> World:
 
 def tiny_options(base: Path, **changes: object) -> TrainOptions:
     """Options that train the tiny BERT in a second or two."""
-    defaults = {"max_user_tokens": 48, "max_ad_tokens": 24, "validate_every": 5, "pairs_per_step": 48, "device": "cpu"}
+    defaults = {
+        "behaviour_min_steps": 100,
+        "max_user_tokens": 48,
+        "max_ad_tokens": 24,
+        "validate_every": 5,
+        "pairs_per_step": 48,
+        "device": "cpu",
+    }
     return TrainOptions(**{"base": str(base), **defaults, **changes})  # type: ignore[arg-type]
 
 

@@ -26,7 +26,7 @@ def test_a_loaded_version_scores_and_describes_itself(world):
     assert loaded.spec.features == FEATURES
     assert set(loaded.spec.metrics) == {"test_auc", "test_log_loss"}
     assert loaded.model.text.center.abs().sum() > 0
-    assert loaded.counters.users["u1"][0] == 30
+    assert loaded.counters.totals["user"]["u1"][0] == 30
 
 
 def test_a_model_of_another_architecture_is_refused_with_the_families_that_work(tmp_path):
@@ -34,18 +34,18 @@ def test_a_model_of_another_architecture_is_refused_with_the_families_that_work(
         tmp_path
     )
     with pytest.raises(ModelError, match=r"'distilbert' model; the shared-user ranker runs on bert, electra"):
-        load_base(str(tmp_path), "shared_user", 0)
+        load_base(str(tmp_path), "shared_user", 0, 256)
 
 
 def test_missing_models_and_impossible_join_layers_are_refused(tmp_path, tiny_bert):
     with pytest.raises(ModelError, match="cannot load"):
-        load_base(str(tmp_path / "nothing"), "shared_user", 0)
+        load_base(str(tmp_path / "nothing"), "shared_user", 0, 256)
     with pytest.raises(ModelError, match="has 3 layers; the join layer 3"):
-        load_base(str(tiny_bert), "shared_user", 3)
+        load_base(str(tiny_bert), "shared_user", 3, 256)
 
 
 def test_texts_longer_than_the_model_has_positions_are_refused(tiny_bert):
-    model, _ = load_base(str(tiny_bert), "shared_user", 2)
+    model, _ = load_base(str(tiny_bert), "shared_user", 2, 256)
     check_lengths(model, 500, 32)
     with pytest.raises(ModelError, match="lower --max-user-tokens"):
         check_lengths(model, 600, 32)
@@ -57,9 +57,11 @@ def test_any_published_reranker_runs_as_a_joint_model(tmp_path):
     config = BertConfig.from_pretrained(tmp_path, num_labels=1)
     classifier = BertForSequenceClassification(config).eval()
     classifier.save_pretrained(tmp_path)
-    model, _ = load_base(str(tmp_path), "joint", 0)
+    model, _ = load_base(str(tmp_path), "joint", 0, 256)
     assert isinstance(model, JointCrossEncoder)
     model.eval()
+    assert model.adds_nothing
+    torch.nn.init.constant_(model.head.weight, 0.5)
     user, ad = [2, 10, 11, 12, 3], [2, 20, 21, 3]
     batch = PairBatch(pad([user], 0), pad([ad, [*ad[:2], 3]], 0), (2,), torch.zeros(2, len(FEATURES)))
     with torch.no_grad():
@@ -67,7 +69,8 @@ def test_any_published_reranker_runs_as_a_joint_model(tmp_path):
             input_ids=torch.tensor([user + ad[1:]]),
             token_type_ids=torch.tensor([[0] * len(user) + [1] * (len(ad) - 1)]),
         ).logits[0, 0]
-        torch.testing.assert_close(model(batch)[0], want, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(batch)[0], 0.5 * want, atol=1e-5, rtol=0)
+    assert not model.adds_nothing
 
 
 def test_a_classifier_of_many_labels_is_no_click_model(tmp_path):
@@ -75,7 +78,7 @@ def test_a_classifier_of_many_labels_is_no_click_model(tmp_path):
     config = BertConfig.from_pretrained(tmp_path, num_labels=5)
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="classifier of 5 labels"):
-        load_base(str(tmp_path), "joint", 0)
+        load_base(str(tmp_path), "joint", 0, 256)
 
 
 def test_a_damaged_ctr_file_is_refused(world, tmp_path):

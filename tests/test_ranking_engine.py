@@ -1,16 +1,25 @@
 """The engine over a real model version: same answers however requests are batched, chunked and cached."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ranking.artifact import load_version
-from ranking.batch import PairBatch, pad, tokenize
-from ranking.engine import EngineSettings, RankingEngine, RankQuery, choose_device, choose_precision, has_bfloat16
+from ranking.engine import (
+    EngineSettings,
+    PastEvent,
+    RankingEngine,
+    RankQuery,
+    choose_device,
+    choose_precision,
+    has_bfloat16,
+)
 from ranking.errors import ModelError
-from ranking.features import FEATURES, dense_features, taste_of
+from ranking.features import COUNTED, keys_of
 from ranking.store import open_store
-from records.history import Counts
+from records.ads import Ad
 
 
 @pytest.fixture
@@ -23,14 +32,22 @@ def make_engine(world, **settings):
     return RankingEngine(load_version(store, store.current()), EngineSettings(device="cpu", **settings))
 
 
-def make_query(user="u1", ads=5, words="trail shoes", past=()):
+def make_query(user="u1", ads=5, words="trail shoes", past=(), interests=""):
     ids = [f"running-{number}" for number in range(ads)]
     texts = [f"{words} offer {number}" for number in range(ads)]
-    return RankQuery(f"age 21 | liked: {words}", user, list(past), [True] * len(past), ids, texts)
+    keys = [keys_of(Ad(ad_id, category="running"), user) for ad_id in ids]
+    events = [PastEvent(f"past-{text}", text, 1, 3600.0) for text in past]
+    return RankQuery(
+        f"age 21 | liked: {words}", interests, events, ids, texts, {name: [k[name] for k in keys] for name in COUNTED}
+    )
 
 
 def test_queries_are_answered_alike_alone_and_in_a_batch(engine):
-    queries = [make_query(ads=3), make_query("u2", 7, "espresso beans"), make_query("u3", 1, past=["roses"])]
+    queries = [
+        make_query(ads=3),
+        make_query("u2", 7, "espresso beans", interests="coffee"),
+        make_query("u3", 1, past=["roses"]),
+    ]
     together = engine.rank(queries)
     for query, answer in zip(queries, together, strict=True):
         np.testing.assert_allclose(answer.p_click, engine.rank([query])[0].p_click, atol=1e-6)
@@ -51,35 +68,19 @@ def test_a_small_token_budget_changes_nothing_but_memory(world):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@torch.no_grad()
-def test_the_engine_agrees_with_the_plain_forward(engine):
-    query, loaded = make_query(ads=4, past=["espresso", "trail shoes"]), engine.loaded
-    users = pad(tokenize(loaded.tokenizer, [query.user_text], loaded.spec.max_user_tokens), 0)
-    ads = pad(tokenize(loaded.tokenizer, query.ad_texts, loaded.spec.max_ad_tokens), 0)
-    past = pad(tokenize(loaded.tokenizer, query.past_texts, loaded.spec.max_ad_tokens), 0)
-    ctr, counters = loaded.spec.prior_ctr, loaded.counters
-    taste = taste_of(loaded.model.text(ads).numpy(), loaded.model.text(past).numpy(), np.array([True, True]), ctr)
-    features = dense_features(counters.counts("ad", query.ad_ids), counters.counts("user", ["u1"] * 4), taste, ctr)
-    dense = torch.from_numpy(loaded.spec.normalise(features))
-    logits = loaded.model(PairBatch(users, ads, (4,), dense)).numpy()
-    np.testing.assert_allclose(engine.rank([query])[0].p_click, loaded.spec.calibration.p_click(logits), atol=1e-5)
+def test_what_a_user_likes_moves_the_click_probability(engine):
+    """Ads of one topic rise with interests and events of that topic, without any counter telling them apart."""
+    espresso, roses = (make_query("nobody", 1, words).ad_texts[0] for words in ("espresso beans", "roses spade"))
 
+    def lead(**likes):
+        query = replace(make_query("nobody", 2, **likes), ad_texts=[espresso, roses], ad_ids=["new-1", "new-2"])
+        coffee, garden = engine.rank([query])[0].p_click
+        return coffee - garden
 
-def test_features_of_nothing_known_are_the_prior():
-    none = Counts(np.zeros(1, np.int64), np.zeros(1, np.int64))
-    features = dense_features(none, none, np.zeros(1), ctr=0.25)[0]
-    expected = {"ad_impressions_log": 0, "ad_ctr_logit": np.log(1 / 3), "user_ctr_logit": np.log(1 / 3), "taste": 0}
-    for name, value in expected.items():
-        assert features[FEATURES.index(name)] == pytest.approx(value, abs=1e-6)
-
-
-def test_taste_follows_what_reads_alike():
-    past = np.eye(2, dtype=np.float32)
-    candidates = np.array([[1, 0], [0, 1]], np.float32)
-    liked_first, liked_second = taste_of(candidates, past, np.array([True, False]), ctr=0.5)
-    assert liked_first > 0 > liked_second
-    unseen = taste_of(candidates, past, np.array([True, False]), 0.5, np.zeros((2, 2), bool))
-    assert (unseen == 0).all()
+    coffee_events = [f"espresso beans offer {number}" for number in range(5)]
+    garden_events = [f"roses spade offer {number}" for number in range(5)]
+    assert lead(past=coffee_events) > lead(past=garden_events) + 0.03
+    assert lead(interests="espresso beans") > lead(interests="roses spade") + 0.01
 
 
 def test_device_and_precision_that_do_not_exist_are_refused():

@@ -13,11 +13,11 @@ from ranking.errors import ModelError
 from ranking.features import FEATURES
 from ranking.model import SharedUserCrossEncoder
 from ranking.store import open_store
+from ranking.training.baselines import CLICK_RATES, POPULARITY
 from ranking.training.calibrate import fit_platt
 from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
-from ranking.training.evaluate import CLICK_RATES, POPULARITY, evaluate
+from ranking.training.evaluate import evaluate
 from ranking.training.metrics import auc, log_loss, with_intervals
-from ranking.training.report import train_report_as_dict
 from ranking.training.results import RANKER
 from ranking.training.run import train_and_save
 from ranking.training.train import click_loss, train
@@ -29,13 +29,9 @@ def data(world):
     return load_dataset(world.ads, world.clicks, world.users)
 
 
-def text_vectors(data):
-    return {ad_id: np.random.default_rng(len(ad_id)).normal(size=8).astype(np.float32) for ad_id in data.ads}
-
-
 def test_training_learns_tastes_that_click_rates_cannot_know(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=2))
-    metrics = evaluate(data, trained).metrics
+    metrics = evaluate(data, trained.model, trained.tokenizer, trained.spec).metrics
     assert metrics[RANKER]["auc"].value > metrics[CLICK_RATES]["auc"].value + 0.1
     assert metrics[RANKER]["auc"].value > metrics[POPULARITY]["auc"].value + 0.1
     assert metrics[RANKER]["auc"].low <= metrics[RANKER]["auc"].value <= metrics[RANKER]["auc"].high
@@ -49,7 +45,7 @@ def test_the_same_seed_trains_the_same_model(data, tiny_bert):
 
 
 def test_only_what_is_to_be_trained_changes(data, tiny_bert):
-    before = load_base(str(tiny_bert), "shared_user", 2)[0].state_dict()
+    before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].state_dict()
     options = tiny_options(tiny_bert, epochs=2, join_layer=2, learning_rate=1e-2)
     joined = train(data, options).model.state_dict()
     everything = train(data, replace(options, train_layers="all")).model.state_dict()
@@ -83,8 +79,7 @@ def test_a_planted_future_click_changes_nothing_before_it(data, world, tmp_path)
     rows = len(data.log)
     assert len(planted.log) == rows + 1
     assert [planted.user_text(row) for row in range(rows)] == [data.user_text(row) for row in range(rows)]
-    vectors = text_vectors(data)
-    np.testing.assert_array_equal(planted.features(vectors, 0.4)[:rows], data.features(vectors, 0.4))
+    np.testing.assert_array_equal(planted.features(planted.past, 0.4)[:rows], data.features(data.past, 0.4))
 
 
 def test_the_label_of_a_row_is_in_none_of_its_own_inputs(data, world, tmp_path):
@@ -101,43 +96,45 @@ def test_the_label_of_a_row_is_in_none_of_its_own_inputs(data, world, tmp_path):
     flipped = load_dataset(world.ads, flipped_file, world.users)
     assert flipped.log.clicks[row] != data.log.clicks[row]
     assert flipped.user_text(row) == data.user_text(row)
-    vectors = text_vectors(data)
-    np.testing.assert_array_equal(flipped.features(vectors, 0.4)[row], data.features(vectors, 0.4)[row])
+    np.testing.assert_array_equal(flipped.features(flipped.past, 0.4)[row], data.features(data.past, 0.4)[row])
 
 
 def test_a_block_holds_one_user_and_its_text_is_older_than_all_its_rows(data):
-    blocks = make_blocks(data.log, data.parts[0], max_ads=8, merge_requests=True)
+    blocks = make_blocks(data, data.parts[0], max_ads=8, merge_requests=True)
     assert sorted(row for block in blocks for row in block) == sorted(data.parts[0])
     for block in blocks:
         assert len(set(data.log.user_id[block])) == 1
         assert len(block) <= 8
         assert data.log.time[block[0]] == data.log.time[block].min()
-    by_request = make_blocks(data.log, data.parts[0], max_ads=1000, merge_requests=False)
+    by_request = make_blocks(data, data.parts[0], max_ads=1000, merge_requests=False)
     assert all(len(set(data.log.request_id[block])) == 1 for block in by_request)
 
 
 def test_a_batch_lines_up_users_ads_features_and_labels(data, tiny_bert):
-    model, tokenizer = load_base(str(tiny_bert), "shared_user", 2)
+    model, tokenizer = load_base(str(tiny_bert), "shared_user", 2, 256)
     spec = train(data, tiny_options(tiny_bert, epochs=0)).spec
     features = np.arange(len(data.log) * len(FEATURES), dtype=np.float32).reshape(-1, len(FEATURES))
     ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
-    maker = BatchMaker(data, ads, features, tokenizer, spec, torch.device("cpu"))
-    blocks = make_blocks(data.log, data.parts[0], max_ads=4, merge_requests=True)[:3]
+    behaviour = np.arange(len(data.log), dtype=np.float32)
+    maker = BatchMaker(data, ads, features, behaviour, tokenizer, spec, torch.device("cpu"))
+    blocks = make_blocks(data, data.parts[0], max_ads=4, merge_requests=True)[:3]
     batch = maker.batch(blocks)
     assert batch.pairs.ads_per_user == tuple(map(len, blocks))
     np.testing.assert_array_equal(batch.pairs.dense.numpy(), features[batch.rows])
+    np.testing.assert_array_equal(batch.behaviour.numpy(), behaviour[batch.rows])
     np.testing.assert_array_equal(batch.clicks.numpy(), data.log.clicks[batch.rows])
     for place, row in enumerate(batch.rows):
         assert batch.ad_texts[place] == ads.texts[data.log.ad_id[row]]
     assert isinstance(model, SharedUserCrossEncoder)
 
 
-def test_a_killed_training_leaves_the_published_version_untouched(world, data, tiny_bert):
+@pytest.mark.parametrize("at", ["behaviour", "text"])
+def test_a_killed_training_leaves_the_published_version_untouched(world, data, tiny_bert, at):
     store = open_store(world.model)
     before = store.current()
 
-    def stop(step, *_):
-        if step == 3:
+    def stop(stage, step, *_):
+        if (stage, step) == (at, 3):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), store.begin() as draft:
@@ -156,22 +153,25 @@ def test_an_aggregated_log_without_users_and_times_trains(tmp_path, tiny_bert):
     data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "tests.csv", None)
     assert data.split == "request"
     trained = train(data, tiny_options(tiny_bert, epochs=0.5))
-    evaluation = evaluate(data, trained)
+    evaluation = evaluate(data, trained.model, trained.tokenizer, trained.spec)
     assert evaluation.impressions == data.log.impressions[data.parts[2]].sum()
     assert 0.3 < evaluation.predicted_over_actual < 3
 
 
-@pytest.mark.filterwarnings("ignore:All-NaN slice")
-def test_a_log_with_one_class_still_makes_a_version_that_loads(tmp_path, tiny_bert):
+def test_a_log_without_a_click_is_refused(tmp_path, tiny_bert):
     write_world_files(tmp_path)
     lines = (tmp_path / "clicks.csv").read_text().splitlines()
     none = [lines[0], *(",".join([*line.split(",")[:4], "0", *line.split(",")[5:]]) for line in lines[1:])]
     (tmp_path / "none.csv").write_text("\n".join(none) + "\n")
     data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "none.csv", None)
-    report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0.2))
-    assert np.isnan(report.evaluation.metrics[RANKER]["auc"].value)
-    assert set(load_version(open_store(tmp_path / "model"), report.version).spec.metrics) == {"test_log_loss"}
-    assert '"value": null' in json.dumps(train_report_as_dict(report))
+    with pytest.raises(InputError, match="no clicks to learn from: 0 clicks on 960 impressions"):
+        train(data, tiny_options(tiny_bert))
+
+
+@pytest.mark.parametrize("architecture", ["foo", ""])
+def test_an_architecture_that_does_not_exist_is_refused(data, tiny_bert, architecture):
+    with pytest.raises(ModelError, match="architecture must be shared_user or joint"):
+        train(data, tiny_options(tiny_bert, architecture=architecture))
 
 
 def test_a_log_of_unknown_ads_is_refused(world, tmp_path):
@@ -184,6 +184,8 @@ def test_a_log_of_unknown_ads_is_refused(world, tmp_path):
 def test_a_learning_rate_that_explodes_is_an_error_and_not_a_model(data, tiny_bert):
     with pytest.raises(ModelError, match="not a number"):
         train(data, tiny_options(tiny_bert, learning_rate=1e30, head_learning_rate=1e30, epochs=5))
+    with pytest.raises(ModelError, match="lower --behaviour-learning-rate"):
+        train(data, tiny_options(tiny_bert, behaviour_learning_rate=1e38))
 
 
 def test_counts_weigh_like_rows():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from records.clicks import NO_TIME, ClickLog, read_clicks, split_by_request, split_by_time
+from records.clicks import NO_TIME, ClickLog, read_clicks, split_at_random, split_by_key, split_by_time
 from records.errors import InputError
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -40,7 +40,17 @@ def make_log(times, requests=None):
     moments = np.sort(np.array([NO_TIME if time is None else time * 1_000_000 for time in times], np.int64))
     names = np.array(requests or [f"r{number}" for number in range(len(times))], object)
     ones = np.ones(len(times), np.int64)
-    return ClickLog(names, np.full(len(times), "a", object), np.full(len(times), "u", object), moments, ones, ones, {})
+    return ClickLog(
+        names,
+        np.full(len(times), "a", object),
+        np.full(len(times), "u", object),
+        moments,
+        ones,
+        ones,
+        0 * ones,
+        0 * ones,
+        {},
+    )
 
 
 def test_a_log_is_ordered_by_time_and_keeps_its_context(tmp_path):
@@ -56,6 +66,7 @@ def test_a_log_is_ordered_by_time_and_keeps_its_context(tmp_path):
     assert log.user_id.tolist() == ["", "", "u1", ""]
     assert log.time.tolist() == [NO_TIME, 10_500_000, 20_000_000, 20_000_000]
     assert (log.clicks.tolist(), log.impressions.tolist()) == ([0, 1, 0, 2], [1, 1, 1, 9])
+    assert (log.conversions.tolist(), log.position.tolist()) == ([0, 0, 0, 1], [0, 0, 3, 0])
     context = {name: column.tolist() for name, column in log.context.items()}
     assert context == {"device": [None, None, "phone", None], "hour": [None, "7", None, None]}
     assert (report.rows, report.kept, report.rejected, report.rejected_share) == (4, 4, {}, 0)
@@ -136,6 +147,10 @@ REJECTED = {
     "negative clicks": ("bad_counts", {**ROW, "clicks": -1}),
     "more clicks than impressions": ("bad_counts", {**ROW, "clicks": 2}),
     "no impressions": ("bad_counts", {**ROW, "impressions": 0}),
+    "more conversions than clicks": ("bad_counts", {**ROW, "clicks": 1, "conversions": 2}),
+    "negative conversions": ("bad_counts", {**ROW, "conversions": -1}),
+    "a negative position": ("bad_counts", {**ROW, "position": -1}),
+    "a position beyond any page": ("bad_counts", {**ROW, "position": 1001}),
 }
 
 
@@ -231,16 +246,24 @@ def test_a_log_too_small_to_split_by_time_is_an_error(times, part):
 def test_a_split_by_request_keeps_requests_whole_and_follows_its_seed():
     requests = [f"r{number % 100}" for number in range(350)]
     log = make_log(range(350), requests)
-    parts = split_by_request(log, seed=3)
+    parts = split_by_key(log.request_id, seed=3)
     assert np.sort(np.concatenate(parts)).tolist() == list(range(350))
     groups = [set(log.request_id[part]) for part in parts]
     assert [len(group) for group in groups] == [80, 10, 10]
     assert len(set().union(*groups)) == 100
-    again, other = split_by_request(log, seed=3), split_by_request(log, seed=4)
+    again, other = split_by_key(log.request_id, seed=3), split_by_key(log.request_id, seed=4)
     assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
     assert not all(np.array_equal(one, two) for one, two in zip(parts, other, strict=True))
 
 
 def test_too_few_requests_to_split_are_an_error():
     with pytest.raises(InputError, match="too small to split"):
-        split_by_request(make_log(range(50), ["r1", "r2"] * 25), seed=0)
+        split_by_key(make_log(range(50), ["r1", "r2"] * 25).request_id, seed=0)
+
+
+def test_a_split_at_random_has_the_shares_asked_for_and_every_row_once():
+    parts = split_at_random(1000, seed=1)
+    assert [len(part) for part in parts] == [800, 100, 100]
+    assert np.sort(np.concatenate(parts)).tolist() == list(range(1000))
+    assert all(np.array_equal(one, two) for one, two in zip(parts, split_at_random(1000, seed=1), strict=True))
+    assert not np.array_equal(parts[0], split_at_random(1000, seed=2)[0])

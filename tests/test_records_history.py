@@ -1,12 +1,14 @@
 """Counters and histories against references that look at every pair of rows: nothing of the present or future leaks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from records.clicks import NO_TIME, ClickLog
-from records.history import CounterSnapshot, Histories, counts_before, earlier_windows, with_history
+from records.history import EarlierRows, Histories, OtherFolds, with_history
 from records.users import EventType, UserProfile
 
 ROWS = st.tuples(
@@ -31,21 +33,10 @@ def make_log(rows):
         np.array([NO_TIME if time is None else time for time in times], np.int64),
         clicked,
         clicked + np.array(further, np.int64),
+        np.zeros(len(ordered), np.int64),
+        np.zeros(len(ordered), np.int64),
         {},
     )
-
-
-def slow_counts_before(keys, log):
-    """What `counts_before` promises, by looking at every pair of rows."""
-    found = []
-    for row in range(len(log)):
-        earlier = [
-            other
-            for other in range(len(log))
-            if keys[other] == keys[row] != "" and NO_TIME != log.time[other] < log.time[row]
-        ]
-        found.append((int(log.impressions[earlier].sum()), int(log.clicks[earlier].sum())))
-    return found
 
 
 def slow_before(log, user, time, limit):
@@ -61,43 +52,64 @@ def plain(events):
 
 
 @settings(max_examples=200, deadline=None)
-@given(LOGS, st.sampled_from(["ad_id", "user_id"]))
-def test_counts_before_equals_looking_at_every_pair_of_rows(log, column):
-    keys = getattr(log, column)
-    counts = counts_before(keys, log)
-    got = list(zip(counts.impressions.tolist(), counts.clicks.tolist(), strict=True))
-    assert got == slow_counts_before(keys, log)
-
-
-@settings(max_examples=200, deadline=None)
 @given(LOGS, st.sampled_from(["", "u1", "u2", "nobody"]), st.integers(-4, 14), st.integers(0, 6))
 def test_a_history_holds_the_newest_strictly_earlier_events(log, user, time, limit):
     assert plain(Histories(log).before(user, time, limit)) == slow_before(log, user, time, limit)
 
 
+def rows_of(past, log, limit):
+    """For each row of the log, the rows that it looks back on."""
+    found = {}
+    for window in past.windows(np.arange(len(log)), limit):
+        assert window.seen.shape == (len(window.rows), len(window.past))
+        assert len(set(log.user_id[window.rows])) == 1
+        found |= {int(row): window.past[mask].tolist() for row, mask in zip(window.rows, window.seen, strict=True)}
+    assert sorted(found) == list(range(len(log)))
+    return found
+
+
 @settings(max_examples=100, deadline=None)
 @given(LOGS, st.integers(0, 5))
-def test_earlier_windows_agree_with_histories_row_by_row(log, limit):
-    histories, visited = Histories(log), []
-    for rows, past, seen in earlier_windows(log, limit):
-        assert seen.shape == (len(rows), len(past))
-        for row, mask in zip(rows.tolist(), seen, strict=True):
-            want = histories.before(log.user_id[row], int(log.time[row]), limit)
-            assert [(log.ad_id[other], log.time[other]) for other in past[mask]] == [
-                (ad, time) for ad, _, time in plain(want)
-            ]
-            visited.append(row)
-    assert sorted(visited) == np.flatnonzero((log.time != NO_TIME) & (log.user_id != "")).tolist()
+def test_windows_of_earlier_rows_agree_with_histories_row_by_row(log, limit):
+    histories = Histories(log)
+    for row, seen in rows_of(EarlierRows(log), log, limit).items():
+        want = plain(histories.before(log.user_id[row], int(log.time[row]), limit)) if log.time[row] != NO_TIME else []
+        assert [(log.ad_id[other], log.time[other]) for other in seen] == [(ad, time) for ad, _, time in want]
 
 
 def test_windows_of_a_user_with_thousands_of_events_agree_with_histories():
     random = np.random.default_rng(0)
     log = make_log([(int(time), "u1", f"a{number}", 0, 1) for number, time in enumerate(random.integers(0, 900, 1500))])
     histories = Histories(log)
-    for rows, past, seen in earlier_windows(log, 7):
-        for row, mask in zip(rows.tolist(), seen, strict=True):
-            want = [event.ad_id for event in histories.before("u1", int(log.time[row]), 7)]
-            assert log.ad_id[past[mask]].tolist() == want
+    for row, seen in rows_of(EarlierRows(log), log, 7).items():
+        want = [event.ad_id for event in histories.before("u1", int(log.time[row]), 7)]
+        assert log.ad_id[seen].tolist() == want
+
+
+FOLDS = st.lists(st.integers(-1, 3), min_size=40, max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGS, FOLDS)
+def test_a_row_sees_all_training_rows_of_its_user_but_those_of_its_own_fold(log, folds):
+    fold = np.array(folds[: len(log)])
+    for row, seen in rows_of(OtherFolds(log, fold), log, 100).items():
+        want = [
+            other
+            for other in range(len(log))
+            if log.user_id[other] == log.user_id[row] != "" and fold[other] >= 0 and fold[other] != fold[row]
+        ]
+        assert sorted(seen) == want
+        assert row not in seen
+
+
+def test_a_long_history_of_other_folds_shows_the_events_nearest_in_time():
+    log = make_log([(time, "u1", f"a{time}", 0, 1) for time in range(300)])
+    fold = np.arange(300) % 2
+    seen = rows_of(OtherFolds(log, fold), log, 20)
+    assert set(seen[150]) <= set(range(140, 161))
+    assert set(seen[0]) <= set(range(21))
+    assert all(5 <= len(rows) <= 20 for rows in seen.values())
 
 
 @pytest.mark.parametrize("delay", [0, 1, 1_000_000])
@@ -106,21 +118,20 @@ def test_a_planted_click_of_the_same_moment_or_later_is_not_seen(delay):
     past = [(moment - 1, "u1", "a1", 0, 1), (moment, "u1", "a1", 0, 1)]
     clean, planted = make_log(past), make_log([*past, (moment + delay, "u1", "a1", 3, 0)])
     for keys in ("ad_id", "user_id"):
-        before, after = counts_before(getattr(clean, keys), clean), counts_before(getattr(planted, keys), planted)
+        before = EarlierRows(clean).counts(getattr(clean, keys))
+        after = EarlierRows(planted).counts(getattr(planted, keys))
         assert after.clicks.max() == 0
         assert after.impressions[:2].tolist() == before.impressions.tolist() == [0, 1]
     assert Histories(planted).before("u1", moment, 10) == Histories(clean).before("u1", moment, 10)
     assert len(Histories(planted).before("u1", moment + delay + 1, 10)) == 3
-    seen = [past[mask].tolist() for rows, past, masks in earlier_windows(planted, 10) for mask in masks]
-    assert seen[1] == [0]
+    assert rows_of(EarlierRows(planted), planted, 10)[1] == [0]
 
 
 @pytest.mark.parametrize("row", [(5, "", "a1", 1, 1), (None, "u1", "a1", 1, 1), (None, "", "a1", 1, 1)])
 def test_a_log_without_users_or_times_has_no_histories(row):
     log = make_log([row] * 3)
     assert Histories(log).before("u1", 100, 5) == ()
-    assert list(Histories(log).rows_by_user()) == []
-    assert list(earlier_windows(log, 5)) == []
+    assert rows_of(EarlierRows(log), log, 5) == {0: [], 1: [], 2: []}
 
 
 def test_with_history_replaces_only_the_history():
@@ -133,32 +144,8 @@ def test_with_history_replaces_only_the_history():
     ]
 
 
-def test_a_snapshot_counts_the_whole_log_and_survives_a_file(tmp_path):
-    log = make_log([(1, "u1", "a1", 1, 2), (None, "", "a1", 0, 4), (3, "u2", "user", 2, 0), (4, "u1", "a2", 0, 1)])
-    snapshot = CounterSnapshot.of(log)
-    assert snapshot.ads == {"a1": (7, 1), "user": (2, 2), "a2": (1, 0)}
-    assert snapshot.users == {"u1": (4, 1), "u2": (2, 2)}
-    snapshot.save(tmp_path / "counters.parquet")
-    assert CounterSnapshot.load(tmp_path / "counters.parquet") == snapshot
-
-
-def test_an_empty_snapshot_survives_a_file(tmp_path):
-    CounterSnapshot({}, {}).save(tmp_path / "counters.parquet")
-    assert CounterSnapshot.load(tmp_path / "counters.parquet") == CounterSnapshot({}, {})
-
-
-def test_a_snapshot_knows_nothing_of_unknown_ids():
-    snapshot = CounterSnapshot({"a1": (7, 1)}, {"u1": (3, 0)})
-    ads, users = snapshot.counts("ad", ["u1", "a1", ""]), snapshot.counts("user", ["u1", "u1"])
-    assert (ads.impressions.tolist(), ads.clicks.tolist()) == ([0, 7, 0], [0, 1, 0])
-    assert (users.impressions.tolist(), users.clicks.tolist()) == ([3, 3], [0, 0])
-    assert snapshot.counts("ad", []).clicks.shape == (0,)
-
-
-def test_a_snapshot_holds_what_the_counters_would_say_after_the_last_row():
-    rows = [(time, f"u{time % 3}", f"a{time % 5}", time % 2, 1) for time in range(40)]
-    log = make_log([*rows, *((99, f"u{number}", f"a{number}", 0, 1) for number in range(3))])
-    head, at_end = CounterSnapshot.of(log.take(np.arange(40))), counts_before(log.ad_id, log)
-    want = head.counts("ad", log.ad_id[40:].tolist())
-    assert at_end.impressions[40:].tolist() == want.impressions.tolist()
-    assert at_end.clicks[40:].tolist() == want.clicks.tolist()
+def test_conversions_clicks_and_impressions_are_told_apart():
+    log = make_log([(1, "u1", "a1", 1, 0), (2, "u1", "a2", 0, 1), (3, "u1", "a3", 1, 0)])
+    log = replace(log, conversions=np.array([0, 0, 1]))
+    kinds = [event.type for event in Histories(log).before("u1", 9, 9)]
+    assert kinds == [EventType.CLICK, EventType.IMPRESSION, EventType.CONVERSION]

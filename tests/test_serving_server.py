@@ -280,7 +280,7 @@ def test_a_limit_above_the_usual_one_lets_bigger_messages_pass():
 def test_a_port_in_use_is_a_startup_error_that_names_the_option():
     with serve() as first:
         second = make_server(port=int(first.address.rpartition(":")[2]))
-        with pytest.raises(StartupError, match=f"{first.address}.*--port"):
+        with pytest.raises(StartupError, match=f"{first.address}.*choose another port"):
             second.start()
         with connect(first.address) as channel:
             assert recommend(channel, "first") == "first"
@@ -290,7 +290,7 @@ def test_a_metrics_port_in_use_is_a_startup_error_that_names_the_option():
     with serve(metrics_port=0) as first:
         taken = int(first.metrics_address.rpartition(":")[2])
         second = make_server(metrics_port=taken)
-        with pytest.raises(StartupError, match=f"{taken}.*--metrics_port"):
+        with pytest.raises(StartupError, match=f"{taken}.*--metrics-port"):
             second.start()
 
 

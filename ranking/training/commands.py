@@ -6,7 +6,7 @@ What loads a model library is imported where it is used, so that ``--help`` answ
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,8 +14,10 @@ from rich.console import Console
 from index_builder.encoder import EMBEDDED
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
-from ranking.training.report import evaluation_table, train_report_as_dict
-from ranking.training.results import TrainReport
+from ranking.training.report import evaluation_as_dict, evaluation_table, rejected_lines, train_report_as_dict
+
+if TYPE_CHECKING:
+    from records.clicks import LogReport
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,13 @@ DEFAULTS = TrainOptions()
 Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
 Clicks = Annotated[Path, typer.Option(help="Click log: request_id, ad_id, clicks, impressions; user_id, timestamp.")]
 Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="What the test holds: time (the newest rows), random (rows), request (whole requests), ad (ads never "
+        "trained on), or auto: time where every row has one, else request."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
 
@@ -46,6 +55,7 @@ def train_command(
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the training rows, at most.")] = DEFAULTS.epochs,
     max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop training after this long.")] = None,
     learning_rate: Annotated[float, typer.Option(min=0)] = DEFAULTS.learning_rate,
+    split: Split = "auto",
     seed: int = DEFAULTS.seed,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = DEFAULTS.device,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = DEFAULTS.precision,
@@ -75,12 +85,20 @@ def train_command(
         device=device,
         precision=precision,
     )
-    data = load_dataset(ads, clicks, users, seed=seed, max_rejected=max_rejected)
+    data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected)
+    _show_rejected(data.report)
     report = train_and_save(data, out, options, publish=publish)
     if as_json:
         print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
-    else:
-        Console().print(evaluation_table(report.evaluation, f"Model version {report.version}, split by {report.split}"))
+        return
+    console = Console()
+    console.print(evaluation_table(report.evaluation, f"Model version {report.version}, split by {report.split}"))
+    console.print(str(report.text_fit), highlight=False)
+
+
+def _show_rejected(report: "LogReport") -> None:
+    if report.rejected:
+        Console(stderr=True).print(rejected_lines(report), highlight=False, soft_wrap=True)
 
 
 def evaluate_command(
@@ -89,30 +107,31 @@ def evaluate_command(
     clicks: Clicks,
     users: Users = None,
     version: Annotated[str, typer.Option(help="Default: the published one.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the split, for logs without timestamps.")] = 0,
+    split: Split = "auto",
+    seed: Annotated[int, typer.Option(help="Of a split at random.")] = 0,
     max_rejected: MaxRejected = 0.01,
     as_json: Json = False,
 ) -> None:
-    """Measure a model version on the newest 10 % of a click log, beside two baselines.
+    """Measure a model version on a tenth of a click log (the newest rows), beside two baselines.
 
     If the log is the one that the version was trained on, these are the rows it was tested on then.
     """
     from ranking.artifact import load_version
     from ranking.training.dataset import load_dataset
     from ranking.training.evaluate import evaluate
-    from ranking.training.train import Trained
 
     store = open_store(model)
     name = version or store.current_path().name
     store.verify(name)
     loaded = load_version(store, name)
-    data = load_dataset(ads, clicks, users, seed=seed, max_rejected=max_rejected)
+    data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected)
+    _show_rejected(data.report)
     if data.sha256 != loaded.spec.data_sha256:
         log.warning("this is not the log that version %s was trained on; rows it learned from may be tested", name)
     with Console(stderr=True).status("Evaluating"):
-        evaluation = evaluate(data, Trained(loaded.model, loaded.tokenizer, loaded.spec))
+        evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec)
     if as_json:
-        report = TrainReport(name, data.split, len(data.log), dict(data.report.rejected), evaluation)
-        print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
+        document = {"version": name, "split": data.split, "rejected": data.report.rejected}
+        print(json.dumps({**document, "test": evaluation_as_dict(evaluation)}, indent=2))  # noqa: T201
     else:
         Console().print(evaluation_table(evaluation, f"Model version {name}, split by {data.split}"))

@@ -1,12 +1,13 @@
 """A click log as batches of (user, ads): what training and evaluation feed to the model.
 
-Rows of one user stand together, so that the user is read once for many ads. A block's user text is made from events
-strictly before its first row; the counters of each row from rows strictly before that row.
+Rows of one user stand together, so that the user is read once for many ads. A block's user text is made from what its
+first row may look back on; the counters of each row from what that row may (see `records.history`).
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,29 @@ from transformers import PreTrainedTokenizerBase
 
 from ranking.artifact import CtrSpec
 from ranking.batch import PairBatch, TokenIds, pad, tokenize
-from ranking.features import Features, Vectors, dense_features, taste_of
+from ranking.features import COUNTED, Features, dense_features, keys_of
 from ranking.model import TextVectors
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from records.ads import Ad, RejectedAd, read_ads
-from records.clicks import NO_TIME, ClickLog, Integers, LogReport, read_clicks, split_by_request, split_by_time
-from records.history import Counts, Histories, counts_before, earlier_windows
+from records.clicks import (
+    ClickLog,
+    Integers,
+    LogReport,
+    Texts,
+    read_clicks,
+    split_at_random,
+    split_by_key,
+    split_by_time,
+)
+from records.errors import InputError
+from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
 from records.users import Context, UserProfile, context_from_row, read_users
 
 _MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
+
+
+SPLITS = ("time", "random", "request", "ad")
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -34,28 +49,26 @@ class Dataset:
     """A click log joined with its catalog and users.
 
     Attributes:
-        ad_counts, user_counts: impressions and clicks of each row's ad and user in strictly earlier rows.
+        keys: for each of `ranking.features.COUNTED`, what each row's counters are looked up by.
         parts: row indices of training, validation and test.
-        split: how the parts were made: "time" or "request".
+        split: how the parts were made, one of `SPLITS`.
     """
 
     log: ClickLog
     report: LogReport
     ads: Mapping[str, Ad]
     users: Mapping[str, UserProfile]
-    histories: Histories
-    ad_counts: Counts
-    user_counts: Counts
+    keys: Mapping[str, Texts]
     parts: tuple[Integers, ...]
     split: str
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the log and of the texts it refers to."""
         digest = hashlib.sha256()
         for column in (self.log.request_id, self.log.ad_id, self.log.user_id):
             digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
-        for numbers in (self.log.time, self.log.clicks, self.log.impressions):
+        for numbers in (self.log.time, self.log.clicks, self.log.impressions, self.log.conversions):
             digest.update(numbers.tobytes())
         for ad_id in sorted(self.ads):
             digest.update(f"{ad_id}\0{render_ad(self.ads[ad_id])}\0".encode("utf-8", "surrogatepass"))
@@ -66,20 +79,42 @@ class Dataset:
         """Clicks per impression of the training part."""
         return self.log.take(self.parts[0]).ctr
 
-    def features(self, text_vectors: Mapping[str, Vectors], ctr: float) -> Features:
-        """Dense features of each row from strictly earlier rows, float32 [rows, features], not normalised.
+    @cached_property
+    def histories(self) -> Histories:
+        """Every user's events, for serving."""
+        return Histories(self.log)
 
-        Args:
-            text_vectors: Unit vector of each ad's text, by ad id.
-            ctr: What rates shrink to.
-        """
-        taste = np.zeros(len(self.log))
-        names, codes = np.unique(self.log.ad_id.astype(str), return_inverse=True)
-        vectors = np.stack([text_vectors[name] for name in names])[codes]
-        liked = self.log.clicks > 0
-        for rows, past, seen in earlier_windows(self.log, HISTORY_EVENTS):
-            taste[rows] = taste_of(vectors[rows], vectors[past], liked[past], ctr, seen)
-        return dense_features(self.ad_counts, self.user_counts, taste, ctr)
+    @cached_property
+    def fold(self) -> Integers:
+        """The fold of each row that `past` goes by; a split by time has but one."""
+        if self.split == "time":
+            return np.zeros(len(self.log), np.int64)
+        return self._draw_folds(np.random.default_rng(0))
+
+    @cached_property
+    def past(self) -> Past:
+        """What each row may look back on."""
+        return EarlierRows(self.log) if self.split == "time" else OtherFolds(self.log, self.fold)
+
+    def redrawn_past(self, generator: np.random.Generator) -> Past:
+        """The same with other folds, so that no training row is seen in one way only."""
+        return self.past if self.split == "time" else OtherFolds(self.log, self._draw_folds(generator))
+
+    def _draw_folds(self, generator: np.random.Generator) -> Integers:
+        """A fold for each training row, -1 for others; what the split keeps together is in one fold."""
+        units = {"request": self.log.request_id, "ad": self.log.ad_id}.get(self.split)
+        if units is None:
+            fold = generator.integers(0, _FOLDS, len(self.log))
+        else:
+            names, codes = np.unique(units.astype(str), return_inverse=True)
+            fold = generator.integers(0, _FOLDS, len(names))[codes]
+        of_training = np.full(len(self.log), -1)
+        of_training[self.parts[0]] = fold[self.parts[0]]
+        return of_training
+
+    def features(self, past: Past, ctr: float) -> Features:
+        """Dense features of each row from what it may look back on, float32 [rows, features], not normalised."""
+        return dense_features({key: past.counts(ids) for key, ids in self.keys.items()}, ctr)
 
     def context(self, row: int) -> Context:
         """Where the impression of a row happened, from the log's further columns."""
@@ -89,15 +124,21 @@ class Dataset:
     def user_text(self, row: int) -> str:
         """What the model reads of the user just before the impression of `row`."""
         user_id = str(self.log.user_id[row])
-        time = int(self.log.time[row])
         user = self.users.get(user_id, UserProfile(user_id))
-        if time != NO_TIME:
-            user = replace(user, history=self.histories.before(user_id, time, HISTORY_EVENTS))
-        return render_user(user, self.context(row), self.ads.get)
+        (window,) = self.past.windows(np.array([row]), HISTORY_EVENTS)
+        history = tuple(event_of(self.log, int(event)) for event in window.past[window.seen[0]])
+        return render_user(replace(user, history=history or user.history), self.context(row), self.ads.get)
 
 
-def load_dataset(ads: Path, clicks: Path, users: Path | None, *, seed: int = 0, max_rejected: float = 0.01) -> Dataset:
-    """Reads and joins the three files and splits the log 8:1:1, by time where every row has one, else by request.
+def load_dataset(
+    ads: Path, clicks: Path, users: Path | None, *, split: str = "auto", seed: int = 0, max_rejected: float = 0.01
+) -> Dataset:
+    """Reads and joins the three files and splits the log 8:1:1.
+
+    Args:
+        split: "time" (the newest rows test), "random" (rows), "request" (whole requests), "ad" (the test holds ads
+            that were never trained on), or "auto": by time where every row has one, else by request.
+        seed: for a split at random.
 
     Raises:
         InputError: A file cannot be read, too many rows are unusable, or the log is too small to split.
@@ -105,13 +146,27 @@ def load_dataset(ads: Path, clicks: Path, users: Path | None, *, seed: int = 0, 
     catalog = {ad.ad_id: ad for ad in read_ads(ads) if not isinstance(ad, RejectedAd)}
     profiles = {user.user_id: user for user in read_users(users)} if users else {}
     log, report = read_clicks(clicks, catalog.keys(), max_rejected=max_rejected)
-    by_time = log.has_time
-    parts = split_by_time(log) if by_time else split_by_request(log, seed)
-    counts = counts_before(log.ad_id, log), counts_before(log.user_id, log)
-    return Dataset(log, report, catalog, profiles, Histories(log), *counts, parts, "time" if by_time else "request")
+    if split == "auto":
+        split = "time" if log.has_time else "request"
+    return Dataset(log, report, catalog, profiles, _keys(log, catalog), _split(log, split, seed), split)
 
 
-def make_blocks(log: ClickLog, rows: Integers, *, max_ads: int, merge_requests: bool) -> list[Integers]:
+def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:
+    if split == "time":
+        return split_by_time(log)
+    if split == "random":
+        return split_at_random(len(log), seed)
+    if split in ("request", "ad"):
+        return split_by_key(log.request_id if split == "request" else log.ad_id, seed)
+    raise InputError(f"there is no split {split!r}; choose auto or one of {', '.join(SPLITS)}")
+
+
+def _keys(log: ClickLog, catalog: Mapping[str, Ad]) -> dict[str, Texts]:
+    keys = [keys_of(catalog[ad_id], user) for ad_id, user in zip(log.ad_id, log.user_id, strict=True)]
+    return {name: np.array([ids[name] for ids in keys], object) for name in COUNTED}
+
+
+def make_blocks(data: Dataset, rows: Integers, *, max_ads: int, merge_requests: bool) -> list[Integers]:
     """Groups rows so that each group reads its user once.
 
     Args:
@@ -119,11 +174,14 @@ def make_blocks(log: ClickLog, rows: Integers, *, max_ads: int, merge_requests: 
         max_ads: Rows in a block, at most.
         merge_requests: Put a user's consecutive requests of one day into one block (fewer user passes, histories up
             to a day old); otherwise a block is one request, as in serving.
+
+    Rows of a block are of one fold, so that none of them is in the history that the others look back on.
     """
-    blocks: dict[tuple[str, str], list[list[int]]] = {}
+    log, fold = data.log, data.fold
+    blocks: dict[tuple[str, str, int], list[list[int]]] = {}
     for row in rows.tolist():
         user, request = str(log.user_id[row]), str(log.request_id[row])
-        key = (user, "") if merge_requests and user else (user, request)
+        key = (user, "" if merge_requests and user else request, int(fold[row]))
         groups = blocks.setdefault(key, [])
         if groups and len(groups[-1]) < max_ads and log.time[row] - log.time[groups[-1][0]] <= _MAX_BLOCK_MICROSECONDS:
             groups[-1].append(row)
@@ -134,9 +192,13 @@ def make_blocks(log: ClickLog, rows: Integers, *, max_ads: int, merge_requests: 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Pairs with what happened: float32 [pairs] each. `ad_texts` are in the order of the pairs."""
+    """Pairs with what the behaviour part says of them and what happened: float32 [pairs] each.
+
+    `ad_texts` are in the order of the pairs.
+    """
 
     pairs: PairBatch
+    behaviour: Tensor
     clicks: Tensor
     impressions: Tensor
     rows: Integers
@@ -152,11 +214,10 @@ class AdTexts:
         self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
 
     @torch.no_grad()
-    def vectors(self, text: TextVectors, pad_id: int, *, chunk: int = 1024) -> dict[str, Vectors]:
-        """Unit text vector of each ad, by ad id."""
+    def vectors(self, text: TextVectors, pad_id: int, *, chunk: int = 1024) -> Tensor:
+        """Unit text vector of each ad in the order of `texts`, float32 [ads, width]."""
         rows = list(self.tokens.values())
-        parts = [text(pad(rows[start : start + chunk], pad_id)).numpy() for start in range(0, len(rows), chunk)]
-        return dict(zip(self.texts, np.concatenate(parts), strict=True))
+        return torch.cat([text(pad(rows[start : start + chunk], pad_id)) for start in range(0, len(rows), chunk)])
 
 
 class BatchMaker:
@@ -164,6 +225,7 @@ class BatchMaker:
 
     Args:
         features: Normalised dense features of every row of the log, float32 [rows, features].
+        behaviour: Logit of the behaviour part for every row of the log, float32 [rows].
     """
 
     def __init__(
@@ -171,6 +233,7 @@ class BatchMaker:
         data: Dataset,
         ads: AdTexts,
         features: Features,
+        behaviour: npt.NDArray[np.float32],
         tokenizer: PreTrainedTokenizerBase,
         spec: CtrSpec,
         device: torch.device,
@@ -178,6 +241,7 @@ class BatchMaker:
         self._data = data
         self._ads = ads
         self._features = features
+        self._behaviour = behaviour
         self._tokenizer = tokenizer
         self._spec = spec
         self._device = device
@@ -193,6 +257,7 @@ class BatchMaker:
         dense = torch.from_numpy(self._features[rows])
         return LabelledBatch(
             PairBatch(users.to(self._device), ads.to(self._device), tuple(map(len, blocks)), dense.to(self._device)),
+            torch.from_numpy(self._behaviour[rows]).to(self._device),
             torch.from_numpy(log.clicks[rows].astype(np.float32)).to(self._device),
             torch.from_numpy(log.impressions[rows].astype(np.float32)).to(self._device),
             rows,

@@ -15,7 +15,11 @@ class TrainOptions:
         join_layer: First layer in which ads attend to the user; None joins the top third.
         train_layers: "joined" trains the joined layers and the head, and computes what lies below once per ad;
             "all" trains everything. The joint architecture always trains everything.
-        epochs: Passes over the training rows, at most.
+        behaviour_epochs: Passes over the training rows for the behaviour part, at most.
+        behaviour_min_steps: Steps that a small log is read over and over for.
+        behaviour_share: Share of `max_minutes` that the behaviour part may take.
+        conversion_weight: Weight of the conversion loss beside the click loss, where the log has conversions.
+        epochs: Passes over the training rows for the text layers, at most.
         max_minutes: Wall-clock limit of training and validation together; None for none. With a limit the learning
             rate follows the clock, so that two runs are not equal to the last digit.
         validate_every: Steps between validations.
@@ -30,6 +34,12 @@ class TrainOptions:
     train_layers: str = "joined"
     max_user_tokens: int = 128
     max_ad_tokens: int = 32
+    behaviour_epochs: int = 8
+    behaviour_batch: int = 512
+    behaviour_min_steps: int = 300
+    behaviour_learning_rate: float = 8e-3
+    behaviour_share: float = 0.5
+    conversion_weight: float = 0.5
     epochs: float = 1.0
     max_minutes: float | None = None
     pairs_per_step: int = 96

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,28 +13,36 @@ from rich.table import Table
 from ranking.training.results import RANKER, Evaluation, TrainReport
 
 if TYPE_CHECKING:
-    from ranking.training.train import Progress as TrainProgress
+    from ranking.training.behaviour import Progress as TrainProgress
+    from records.clicks import LogReport
+
+
+_STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
 
 
 @contextmanager
 def train_progress() -> "Iterator[TrainProgress]":
-    """A progress bar on standard error, with the losses."""
+    """A progress bar for each stage on standard error, with the best validation loss so far."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        task = bars.add_task("Training", total=1.0)
+        tasks = {}
 
-        def show(step: int, done: float, loss: float, best: float) -> None:
-            bars.update(task, completed=done, description=f"Training, step {step}, validation loss {best:.4f}")
+        def show(stage: str, step: int, done: float, best: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task("", total=1.0)
+            bars.update(tasks[stage], completed=done, description=f"{_STAGES[stage]}, step {step}, loss {best:.4f}")
 
         yield show
-        bars.update(task, completed=1.0)
+        for task in tasks.values():
+            bars.update(task, completed=1.0)
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     """Metrics of the ranker and the baselines, for people."""
     table = Table(
-        title=f"{title}: {evaluation.impressions:,} newest impressions, {evaluation.clicks:,} clicks",
-        caption=f"95 % bootstrap intervals over users. Ranker: predicted / actual clicks "
+        title=title,
+        caption=f"Tested on the newest {evaluation.impressions:,} impressions, {evaluation.clicks:,} clicks. "
+        "Brackets: 95 % bootstrap intervals over users. Ranker: predicted / actual clicks "
         f"{evaluation.predicted_over_actual:.3f}",
     )
     for column in ("model", "AUC", "log loss"):
@@ -44,6 +53,14 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     return table
 
 
+def rejected_lines(report: "LogReport") -> str:
+    """What was left out of a click log and why; empty if nothing was."""
+    if not report.rejected:
+        return ""
+    lines = [f"  {count} {reason}, such as {report.examples[reason]}" for reason, count in report.rejected.items()]
+    return "\n".join([f"{sum(report.rejected.values()):,} of {report.rows:,} rows of the log were left out:", *lines])
+
+
 def train_report_as_dict(report: TrainReport) -> dict[str, object]:
     """A report as plain JSON values."""
     return {
@@ -51,13 +68,19 @@ def train_report_as_dict(report: TrainReport) -> dict[str, object]:
         "split": report.split,
         "rows": report.rows,
         "rejected": report.rejected,
-        "test": {
-            "impressions": report.evaluation.impressions,
-            "clicks": report.evaluation.clicks,
-            "predicted_over_actual": report.evaluation.predicted_over_actual,
-            "metrics": {
-                model: {name: json.loads(metric.model_dump_json()) for name, metric in metrics.items()}
-                for model, metrics in report.evaluation.metrics.items()
-            },
+        "text_fit": asdict(report.text_fit),
+        "test": evaluation_as_dict(report.evaluation),
+    }
+
+
+def evaluation_as_dict(evaluation: Evaluation) -> dict[str, object]:
+    """An evaluation as plain JSON values."""
+    return {
+        "impressions": evaluation.impressions,
+        "clicks": evaluation.clicks,
+        "predicted_over_actual": evaluation.predicted_over_actual,
+        "metrics": {
+            model: {name: json.loads(metric.model_dump_json()) for name, metric in metrics.items()}
+            for model, metrics in evaluation.metrics.items()
         },
     }

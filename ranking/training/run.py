@@ -13,7 +13,7 @@ from ranking.training.options import TrainOptions
 from ranking.training.report import train_progress
 from ranking.training.results import RANKER, TrainReport
 from ranking.training.train import train
-from records.history import CounterSnapshot
+from records.counters import CounterSnapshot
 
 
 def train_and_save(data: Dataset, out: Path, options: TrainOptions, *, publish: bool = True) -> TrainReport:
@@ -28,11 +28,20 @@ def train_and_save(data: Dataset, out: Path, options: TrainOptions, *, publish: 
         with train_progress() as progress:
             trained = train(data, options, progress)
         with Console(stderr=True).status("Evaluating on the newest rows"):
-            evaluation = evaluate(data, trained, device=options.device, precision=options.precision)
+            evaluation = evaluate(
+                data,
+                trained.model,
+                trained.tokenizer,
+                trained.spec,
+                device=options.device,
+                precision=options.precision,
+            )
         measured = evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
         spec = trained.spec.model_copy(update={"metrics": metrics})
-        save_version(store, draft, spec, trained.model, trained.tokenizer, CounterSnapshot.of(data.log))
+        save_version(store, draft, spec, trained.model, trained.tokenizer, CounterSnapshot.of(data.log, data.keys))
     if publish:
         store.publish(draft.version)
-    return TrainReport(draft.version, data.split, len(data.log), dict(data.report.rejected), evaluation)
+    return TrainReport(
+        draft.version, data.split, len(data.log), dict(data.report.rejected), trained.text_fit, evaluation
+    )

@@ -2,13 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
@@ -18,17 +17,18 @@ from ranking.artifact import CtrSpec, RankerModel, check_lengths, default_join_l
 from ranking.batch import TokenRows
 from ranking.engine import choose_device, choose_precision
 from ranking.errors import ModelError
-from ranking.features import FEATURES, Features
-from ranking.model import SharedUserCrossEncoder
+from ranking.features import FEATURES
+from ranking.model import JOINT, SHARED_USER, SharedUserCrossEncoder
+from ranking.training.behaviour import BehaviourRows, Progress, behaviour_logits, train_behaviour
 from ranking.training.calibrate import fit_platt
 from ranking.training.dataset import AdTexts, BatchMaker, Dataset, LabelledBatch, make_blocks
 from ranking.training.options import TrainOptions
+from ranking.training.results import TextFit
 from records.clicks import Integers
+from records.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Told (step, share of the run done from 0 to 1, training loss, best validation loss so far).
-Progress = Callable[[int, float, float, float], None]
 
 _CACHED_ADS = 50_000
 
@@ -40,6 +40,7 @@ class Trained:
     model: RankerModel
     tokenizer: PreTrainedTokenizerBase
     spec: CtrSpec
+    text_fit: TextFit
 
 
 class Scorer:
@@ -59,10 +60,11 @@ class Scorer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             model = self._model
             if self._cache is None or not isinstance(model, SharedUserCrossEncoder):
-                return model(batch.pairs).float()  # type: ignore[no-any-return]
+                return batch.behaviour + model(batch.pairs).float()  # type: ignore[no-any-return]
             hidden, mask = self._ad_states(model, self._cache, batch)
             users = model.user_states(batch.pairs.users)
-            return model.join(users, batch.pairs.ads_per_user, hidden, mask, batch.pairs.dense).float()
+            added = model.join(users, batch.pairs.ads_per_user, hidden, mask, batch.pairs.dense)
+            return batch.behaviour + added.float()
 
     @staticmethod
     @torch.no_grad()
@@ -79,39 +81,73 @@ def train(data: Dataset, options: TrainOptions, progress: Progress = lambda *_: 
     """Trains on the training part, keeps the weights that are best on the validation part, and calibrates them there.
 
     Raises:
+        InputError: The training part holds no click, or nothing but clicks.
         ModelError: The base model cannot be used, or the loss is not a number.
     """
     torch.manual_seed(options.seed)
     device = choose_device(options.device)
-    model, tokenizer, spec, maker = _start(data, options, device)
-    model.to(device)
+    if options.architecture not in (SHARED_USER, JOINT):
+        raise ModelError(f"architecture must be {SHARED_USER} or {JOINT}, not {options.architecture!r}")
+    _check_clicks(data)
+    start = _start(data, options, device, progress)
+    model, tokenizer, spec, maker = start.model.to(device), start.tokenizer, start.spec, start.maker
     keep = options.train_layers == "joined"
     scorer = Scorer(model, spec, device, choose_precision(options.precision, device), keep=keep)
-    best = _fit(model, scorer, maker, data, options, progress)
+    best, text_fit = _fit(model, scorer, maker, data, options, progress)
     model.load_state_dict(best, strict=False)
     rows, logits = predict_logits(scorer, model, maker, _validation_blocks(data, options))
     calibration = fit_platt(logits, data.log.clicks[rows], data.log.impressions[rows])
     model.cpu()
-    return Trained(model, tokenizer, spec.model_copy(update={"calibration": calibration}))
+    return Trained(model, tokenizer, spec.model_copy(update={"calibration": calibration}), text_fit)
 
 
-def _start(
-    data: Dataset, options: TrainOptions, device: torch.device
-) -> tuple[RankerModel, PreTrainedTokenizerBase, CtrSpec, BatchMaker]:
-    """The base model with a head that starts as the logistic regression on the dense features."""
+def _check_clicks(data: Dataset) -> None:
+    training = data.log.take(data.parts[0])
+    clicks, impressions = int(training.clicks.sum()), int(training.impressions.sum())
+    if clicks in (0, impressions):
+        raise InputError(
+            f"the training part of the log has {'no clicks' if not clicks else 'only clicks'} to learn from: {clicks} "
+            f"clicks on {impressions} impressions. A log needs the impressions with a click and those without one"
+        )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The base model with a trained behaviour part, ready for fine-tuning."""
+
+    model: RankerModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: CtrSpec
+    maker: BatchMaker
+
+
+def _start(data: Dataset, options: TrainOptions, device: torch.device, progress: Progress) -> _Start:
     if options.train_layers not in ("joined", "all"):
         raise ModelError(f"train_layers must be joined or all, not {options.train_layers!r}")
-    model, tokenizer = load_base(options.base, options.architecture, options.join_layer or 0)
+    buckets = _id_buckets(len(data.ads))
+    model, tokenizer = load_base(options.base, options.architecture, options.join_layer or 0, buckets)
     if isinstance(model, SharedUserCrossEncoder) and options.join_layer is None:
         model.join_layer = default_join_layer(len(model.layers))
     check_lengths(model, options.max_user_tokens, options.max_ad_tokens)
     ads = AdTexts(data, tokenizer, options.max_ad_tokens)
-    pad_id = int(tokenizer.pad_token_id or 0)
-    model.text.center_on(ads.tokens.values(), pad_id)
+    model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
+    spec = _spec(data, options, model, buckets)
+    rows = BehaviourRows(data, ads, model.text, tokenizer, spec, device)
+    model.behaviour.to(device)
+    train_behaviour(model.behaviour, rows, data, options, progress)
+    known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log))).click.numpy()
+    return _Start(model, tokenizer, spec, BatchMaker(data, ads, rows.dense, known, tokenizer, spec, device))
+
+
+def _id_buckets(ads: int) -> int:
+    """Learned ids: a power of two with room to spare, so that few ads share one."""
+    return int(2 ** np.clip(np.ceil(np.log2(4 * ads)), 8, 20))
+
+
+def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int) -> CtrSpec:
     prior_ctr = data.prior_ctr
-    features = data.features(ads.vectors(model.text, pad_id), prior_ctr)
-    train_features = features[data.parts[0]]
-    spec = CtrSpec(
+    features = data.features(data.past, prior_ctr)[data.parts[0]]
+    return CtrSpec(
         architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
         base=options.base,
         layers=int(model.encoder.config.num_hidden_layers),
@@ -119,34 +155,13 @@ def _start(
         max_user_tokens=options.max_user_tokens,
         max_ad_tokens=options.max_ad_tokens,
         features=FEATURES,
-        feature_mean=tuple(train_features.mean(axis=0).tolist()),
-        feature_std=tuple(np.maximum(train_features.std(axis=0), 1e-3).tolist()),
+        feature_mean=tuple(features.mean(axis=0).tolist()),
+        feature_std=tuple(np.maximum(features.std(axis=0), 0.1).tolist()),
         prior_ctr=prior_ctr,
+        id_buckets=buckets,
         training=asdict(options),
         data_sha256=data.sha256,
     )
-    normal = spec.normalise(features)
-    _start_wide_part(model, normal[data.parts[0]], data)
-    return model, tokenizer, spec, BatchMaker(data, ads, normal, tokenizer, spec, device)
-
-
-def _start_wide_part(model: RankerModel, features: Features, data: Dataset) -> None:
-    fitted = fit_logistic(features, data.log.clicks[data.parts[0]], data.log.impressions[data.parts[0]])
-    wide = model.head.wide if isinstance(model, SharedUserCrossEncoder) else model.head
-    if fitted is not None:
-        with torch.no_grad():
-            wide.weight.copy_(torch.from_numpy(fitted.coef_))
-            wide.bias.copy_(torch.from_numpy(fitted.intercept_))
-
-
-def fit_logistic(features: Features, clicks: Integers, impressions: Integers) -> LogisticRegression | None:
-    """Logistic regression of clicks on features [rows, features]; None if the rows hold one class only."""
-    others = impressions - clicks
-    if not clicks.any() or not others.any():
-        return None
-    rows = np.concatenate([features, features])
-    labels = np.repeat([1, 0], len(features))
-    return LogisticRegression(max_iter=1000).fit(rows, labels, sample_weight=np.concatenate([clicks, others]))
 
 
 def click_loss(logits: Tensor, clicks: Tensor, impressions: Tensor) -> Tensor:
@@ -175,9 +190,10 @@ def _fit(
     data: Dataset,
     options: TrainOptions,
     progress: Progress,
-) -> dict[str, Tensor]:
-    """Runs the steps; returns the trained weights that were best on the validation part."""
+) -> tuple[dict[str, Tensor], TextFit]:
+    """Runs the steps; returns the trained weights that were best on the validation part, and what they brought."""
     clock = _Clock(data, options)
+    model.behaviour.requires_grad_(False)
     trained = _freeze(model, options)
     optimizer = torch.optim.AdamW(_groups(model, options), weight_decay=options.weight_decay)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -189,27 +205,28 @@ def _fit(
         return float(click_loss(*(torch.from_numpy(column).double() for column in columns)))
 
     best_loss, best, stale = validate(), _copy(model, trained), 0
-    progress(0, 0.0, float("nan"), best_loss)
+    loss_before, kept_step, step = best_loss, 0, 0
+    progress("text", 0, 0.0, best_loss)
     for step, batch in enumerate(_endless_batches(maker, data, options), start=1):
         done = clock.done(step - 1)
         if done >= 1.0 or stale >= options.patience:
             break
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, max(done, 1 / clock.steps) / options.warmup_share) * (1.0 - done)
-        loss = _step(model, scorer, optimizer, batch, options)
+        _step(model, scorer, optimizer, batch, options)
         if step % options.validate_every == 0 or clock.done(step) >= 1.0:
             current = validate()
             stale = 0 if current < best_loss else stale + 1
             if current < best_loss:
-                best_loss, best = current, _copy(model, trained)
+                best_loss, best, kept_step = current, _copy(model, trained), step
             log.info("step %d: validation log loss %.4f, best %.4f", step, current, best_loss)
-        progress(step, clock.done(step), loss, best_loss)
-    return best
+        progress("text", step, clock.done(step), best_loss)
+    return best, TextFit(step, kept_step, loss_before, best_loss)
 
 
 def _step(
     model: RankerModel, scorer: Scorer, optimizer: torch.optim.Optimizer, batch: LabelledBatch, options: TrainOptions
-) -> float:
+) -> None:
     _train_mode(model, options)
     loss = click_loss(scorer.logits(batch), batch.clicks, batch.impressions)
     if not torch.isfinite(loss):
@@ -218,7 +235,6 @@ def _step(
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return float(loss.detach())
 
 
 class _Clock:
@@ -226,7 +242,8 @@ class _Clock:
 
     def __init__(self, data: Dataset, options: TrainOptions) -> None:
         self.steps = max(1, round(options.epochs * len(data.parts[0]) / options.pairs_per_step))
-        self._seconds = options.max_minutes * 60 if options.max_minutes is not None else None
+        share = 1 - options.behaviour_share
+        self._seconds = share * options.max_minutes * 60 if options.max_minutes is not None else None
         self._started = time.monotonic()
 
     def done(self, step: int) -> float:
@@ -236,7 +253,7 @@ class _Clock:
 
 
 def _endless_batches(maker: BatchMaker, data: Dataset, options: TrainOptions) -> Iterator[LabelledBatch]:
-    blocks = make_blocks(data.log, data.parts[0], max_ads=options.max_ads_per_user, merge_requests=True)
+    blocks = make_blocks(data, data.parts[0], max_ads=options.max_ads_per_user, merge_requests=True)
     generator = np.random.default_rng(options.seed)
     while True:
         yield from maker.batches(
@@ -246,7 +263,7 @@ def _endless_batches(maker: BatchMaker, data: Dataset, options: TrainOptions) ->
 
 def _validation_blocks(data: Dataset, options: TrainOptions) -> list[Integers]:
     """Whole blocks drawn from the validation part, about `validation_rows` rows."""
-    blocks = make_blocks(data.log, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
+    blocks = make_blocks(data, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
     order = np.random.default_rng(options.seed).permutation(len(blocks))
     rows_before = np.cumsum([0, *(len(blocks[place]) for place in order)])[:-1]
     return [blocks[place] for place in order[rows_before < options.validation_rows]]

@@ -1,0 +1,158 @@
+"""The part of the ranker that knows what people did: counters, and attention over the user's past ads.
+
+It reads no text while scoring, only one ready vector an ad: scoring is cheap, and training takes minutes. The candidate
+attends to the user's past events (after DIN, arXiv 1706.06978): each event is the ad's text vector and learned id, what
+the user did, and how long before the impression. One head more attends by likeness of the texts alone (kernel
+regression, Nadaraya 1964, Watson 1964), so that tastes count before anything is learned. Knows no gRPC and no files.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ranking.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
+
+_WIDTH, _HEADS, _HIDDEN = 32, 4, 64
+_ALL_HEADS = _HEADS + 1
+# Where the head of likeness begins: how fast attention falls as texts differ, and how much of it goes to nothing.
+_SHARPNESS, _LIKENESS_INDIFFERENCE = 4.0, 2.8
+_DROPOUT, _DROP_IDS, _DROP_EVENTS = 0.3, 0.2, 0.2
+
+
+@dataclass(frozen=True)
+class AdKeys:
+    """What the behaviour part reads of ads.
+
+    Attributes:
+        vectors: unit text vectors, float32 [ads, width].
+        buckets: hashed ids, int64 [ads]; 0 for a text that is no ad.
+    """
+
+    vectors: Tensor
+    buckets: Tensor
+
+
+@dataclass(frozen=True)
+class History:
+    """Past events, and how each of some impressions stands to them.
+
+    Attributes:
+        ads: what the events are about, [events].
+        types: class of each event's type, int64 [events].
+        gaps: class of the time between event and impression, int64 [impressions, events].
+        seen: which events each impression may look back on, bool [impressions, events].
+    """
+
+    ads: AdKeys
+    types: Tensor
+    gaps: Tensor
+    seen: Tensor
+
+
+def with_interests(history: History, interests: Tensor, seen: Tensor) -> History:
+    """`history` after what users say of themselves: texts that they like, at no known time.
+
+    Args:
+        interests: their text vectors, float32 [texts, width].
+        seen: which impressions are of the user who says so, bool [impressions, texts].
+    """
+    texts = len(interests)
+    return History(
+        AdKeys(torch.cat([interests, history.ads.vectors]), F.pad(history.ads.buckets, (texts, 0))),
+        F.pad(history.types, (texts, 0), value=INTERESTS_CLASS),
+        F.pad(history.gaps, (texts, 0), value=UNKNOWN_GAP),
+        torch.cat([seen, history.seen], dim=1),
+    )
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Logits of a click, and of a conversion given the click, float32 [impressions]."""
+
+    click: Tensor
+    conversion: Tensor
+
+
+class BehaviourModel(nn.Module):
+    """Counters and attention over past events to logits.
+
+    The wide part is a logistic regression on the features (wide and deep, arXiv 1606.07792). In training an ad's
+    learned id is dropped at random, so that the text alone stands for an ad that nobody has seen, and so are events.
+
+    Args:
+        text_width: Numbers in an ad's text vector.
+        features: Number of dense features.
+        buckets: Number of learned ids.
+    """
+
+    def __init__(self, text_width: int, features: int, buckets: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(text_width, _WIDTH)
+        self.ids = nn.Embedding(buckets, _WIDTH)
+        self.types = nn.Embedding(EVENT_CLASSES, _WIDTH)
+        self.gaps = nn.Embedding(GAP_CLASSES, _ALL_HEADS)
+        self.query, self.key, self.value = (nn.Linear(_WIDTH, _WIDTH) for _ in range(3))
+        # How much each kind of event speaks for the ad that it is about, and how strongly nothing is attended to.
+        self.liking = nn.Embedding(EVENT_CLASSES, 1)
+        self.indifference = nn.Parameter(torch.tensor([1.0] * _HEADS + [_LIKENESS_INDIFFERENCE]))
+        self.sharpness = nn.Parameter(torch.tensor(_SHARPNESS))
+        self.dropout = nn.Dropout(_DROPOUT)
+        self.wide = nn.Linear(features + _ALL_HEADS, 1)
+        self.deep = nn.Sequential(
+            nn.Linear(features + 3 * _WIDTH + _ALL_HEADS, _HIDDEN),
+            nn.GELU(),
+            nn.Dropout(_DROPOUT),
+            nn.Linear(_HIDDEN, 2),
+        )
+        for embedding in (self.ids, self.gaps):
+            nn.init.zeros_(embedding.weight)
+        with torch.no_grad():
+            self.liking.weight.copy_(torch.linspace(-0.5, 1.0, EVENT_CLASSES)[:, None])
+        nn.init.normal_(self.types.weight, std=0.1)
+
+    def forward(self, dense: Tensor, candidates: AdKeys, history: History) -> Behaviour:
+        """Logits of impressions; `dense` is normalised, float32 [impressions, features]."""
+        ads = self._ads(candidates)
+        attended, liking = self._attend(candidates.vectors, ads, history)
+        together = torch.cat(
+            [dense, self.dropout(ads), self.dropout(attended), self.dropout(attended * ads), liking], dim=1
+        )
+        click, conversion = self.deep(together).unbind(dim=1)
+        return Behaviour(click + self.wide(torch.cat([dense, liking], dim=1))[:, 0], conversion)
+
+    def liking_of(self, candidates: AdKeys, history: History) -> Tensor:
+        """How much the user liked what each head attends to, float32 [impressions, heads]."""
+        return self._attend(candidates.vectors, self._ads(candidates), history)[1]
+
+    def _ads(self, ads: AdKeys) -> Tensor:
+        ids = self.ids(ads.buckets) * (ads.buckets > 0)[:, None]
+        if self.training:
+            ids = ids * (torch.rand(ads.buckets.shape, device=ids.device) >= _DROP_IDS)[:, None]
+        vectors: Tensor = self.text(ads.vectors) + ids
+        return vectors
+
+    def _attend(self, texts: Tensor, ads: Tensor, history: History) -> tuple[Tensor, Tensor]:
+        """What the candidates find in the history, [impressions, width], and how it was liked, [impressions, heads]."""
+        events = self._ads(history.ads)
+        keys = _split(self.key(events))
+        values = _split(self.value(self.dropout(events) + self.types(history.types)))
+        learned = _split(self.query(ads)) @ keys.transpose(1, 2) / math.sqrt(_WIDTH // _HEADS)
+        likeness = self.sharpness * (texts @ history.ads.vectors.T)
+        seen = history.seen
+        if self.training:
+            seen = seen & (torch.rand(history.types.shape, device=seen.device) >= _DROP_EVENTS)
+        scores = torch.cat([learned, likeness[None]]) + self.gaps(history.gaps).permute(2, 0, 1)
+        nothing = self.indifference[:, None, None].expand(_ALL_HEADS, len(ads), 1)
+        scores = torch.cat([scores.masked_fill(~seen, float("-inf")), nothing], dim=2)
+        weights = scores.softmax(dim=2)[:, :, :-1]
+        attended = (weights[:_HEADS] @ values).transpose(0, 1).flatten(1)
+        liking = (weights @ self.liking(history.types))[:, :, 0].transpose(0, 1)
+        return attended, liking
+
+
+def _split(x: Tensor) -> Tensor:
+    """[rows, width] to [heads, rows, size]."""
+    return x.view(len(x), _HEADS, _WIDTH // _HEADS).transpose(0, 1)

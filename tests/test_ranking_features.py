@@ -1,0 +1,54 @@
+"""What the ranker knows beside the text."""
+
+import numpy as np
+import pytest
+
+from ranking.features import (
+    COUNTED,
+    FEATURES,
+    GAP_CLASSES,
+    UNKNOWN_GAP,
+    dense_features,
+    event_class,
+    gap_classes,
+    id_bucket,
+)
+from records.counters import Counts
+from records.users import EVENT_WEIGHT, EventType
+
+
+def test_features_of_nothing_known_are_the_prior():
+    none = Counts(np.zeros(1), np.zeros(1))
+    features = dict(zip(FEATURES, dense_features(dict.fromkeys(COUNTED, none), 0.25)[0], strict=True))
+    assert all(features[name] == 0 for name in FEATURES if name.endswith("impressions_log"))
+    assert all(features[name] == pytest.approx(np.log(1 / 3)) for name in FEATURES if name.endswith("ctr_logit"))
+
+
+def test_a_click_rate_moves_from_the_prior_to_what_was_seen():
+    def ctr_logit(clicks, impressions):
+        seen = Counts(np.array([float(impressions)]), np.array([float(clicks)]))
+        columns = dense_features(dict.fromkeys(COUNTED, seen), 0.1)
+        return columns[0, FEATURES.index("ad_ctr_logit")]
+
+    assert ctr_logit(0, 0) < ctr_logit(5, 10) < ctr_logit(500, 1000) < 0.01
+    assert ctr_logit(500, 1000) == pytest.approx(0, abs=0.02)
+
+
+def test_ids_have_fixed_buckets_and_no_id_has_its_own():
+    assert id_bucket("", 256) == 0
+    buckets = [id_bucket(f"ad-{number}", 256) for number in range(5000)]
+    assert (min(buckets), max(buckets)) == (1, 255)
+    assert id_bucket("ad-1", 4096) == 3968
+
+
+def test_gaps_fall_into_classes_that_grow_with_time_and_have_no_sign():
+    classes = gap_classes(np.array([np.nan, 0.0, 5.0, 3600.0, -3600.0, 1e5, 1e9]))
+    assert classes[0] == UNKNOWN_GAP
+    assert classes[3] == classes[4]
+    assert (np.diff(classes[[1, 2, 3, 5, 6]]) > 0).all()
+    assert classes.max() == GAP_CLASSES - 1
+
+
+@pytest.mark.parametrize("kind", EventType)
+def test_an_event_counts_as_passed_liked_or_converted(kind):
+    assert event_class(kind) == (2 if kind is EventType.CONVERSION else int(EVENT_WEIGHT[kind] > 0))

@@ -1,0 +1,68 @@
+"""A log replayed through serving gives what training saw: one meaning of every feature, offline and online."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from index_builder.artifact import ADS_FILE, AdCatalog
+from index_builder.artifact import open_store as open_index_store
+from ranking.artifact import load_version
+from ranking.candidates import prepare
+from ranking.engine import EngineSettings, RankingEngine
+from ranking.store import open_store
+from ranking.training.behaviour import BehaviourRows, behaviour_logits
+from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
+from ranking.training.train import Scorer, predict_logits
+from records.counters import CounterSnapshot
+from records.history import with_history
+
+
+@pytest.fixture(scope="module")
+def loaded(world):
+    store = open_store(world.model)
+    return load_version(store, store.current())
+
+
+@pytest.fixture(scope="module", params=["without interests", "with interests"])
+def data(world, request):
+    data = load_dataset(world.ads, world.clicks, world.users)
+    if request.param == "with interests":
+        users = {name: replace(user, interests="espresso beans") for name, user in data.users.items()}
+        data = replace(data, users=users)
+    return data
+
+
+@pytest.fixture(scope="module")
+def p_click_offline(data, loaded):
+    """Calibrated p_click of every row, as evaluation computes it."""
+    device = torch.device("cpu")
+    ads = AdTexts(data, loaded.tokenizer, loaded.spec.max_ad_tokens)
+    rows = BehaviourRows(data, ads, loaded.model.text, loaded.tokenizer, loaded.spec, device)
+    known = behaviour_logits(loaded.model.behaviour, rows, np.arange(len(data.log))).click.numpy()
+    maker = BatchMaker(data, ads, rows.dense, known, loaded.tokenizer, loaded.spec, device)
+    scorer = Scorer(loaded.model, loaded.spec, device, bfloat16=False, keep=False)
+    blocks = make_blocks(data, np.arange(len(data.log)), max_ads=1000, merge_requests=False)
+    order, logits = predict_logits(scorer, loaded.model, maker, blocks)
+    p_click = np.empty(len(data.log))
+    p_click[order] = loaded.spec.calibration.p_click(logits)
+    return p_click
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_request_of_the_log_gets_the_same_p_click_online(data, loaded, p_click_offline, world, share):
+    log = data.log
+    row = int(share * len(log))
+    request = np.flatnonzero(log.request_id == log.request_id[row])
+    time, user_id = int(log.time[row]), str(log.user_id[row])
+    earlier = log.time < time
+    counters = CounterSnapshot.of(log.take(earlier), {key: ids[earlier] for key, ids in data.keys.items()})
+    engine = RankingEngine(replace(loaded, counters=counters), EngineSettings(device="cpu", precision="float32"))
+    store = open_index_store(world.index)
+    catalog = AdCatalog(store.current_path() / ADS_FILE)
+    user = with_history(data.users[user_id], data.histories, time, limit=1000)
+    context = replace(data.context(row), timestamp=datetime.fromtimestamp(time / 1e6, UTC))
+    prepared = prepare(user, context, log.ad_id[request].tolist(), catalog, skip_unknown=False)
+    np.testing.assert_allclose(engine.rank([prepared.query])[0].p_click, p_click_offline[request], atol=1e-5)

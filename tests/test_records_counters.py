@@ -1,0 +1,84 @@
+"""Counters against references that look at every pair of rows, and the snapshot that serving reads."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_records_history import FOLDS, LOGS, make_log
+
+from records.clicks import NO_TIME
+from records.counters import CounterSnapshot, counts_before, counts_of_other_folds
+
+
+def as_pairs(counts):
+    return list(zip(counts.impressions.tolist(), counts.clicks.tolist(), strict=True))
+
+
+def slow_counts_before(keys, log):
+    """What `counts_before` promises, by looking at every pair of rows."""
+    found = []
+    for row in range(len(log)):
+        earlier = [
+            other
+            for other in range(len(log))
+            if keys[other] == keys[row] != "" and NO_TIME != log.time[other] < log.time[row]
+        ]
+        found.append((int(log.impressions[earlier].sum()), int(log.clicks[earlier].sum())))
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGS, st.sampled_from(["ad_id", "user_id"]))
+def test_counts_before_equals_looking_at_every_pair_of_rows(log, column):
+    keys = getattr(log, column)
+    assert as_pairs(counts_before(keys, log)) == slow_counts_before(keys, log)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGS, st.sampled_from(["ad_id", "user_id"]), FOLDS)
+def test_counts_of_other_folds_equal_looking_at_every_pair_of_rows(log, column, folds):
+    keys, fold = getattr(log, column), np.array(folds[: len(log)])
+    counts, used = counts_of_other_folds(keys, log, fold), max(0, fold.max()) + 1
+    for row in range(len(log)):
+        others = [
+            other
+            for other in range(len(log))
+            if keys[other] == keys[row] != "" and fold[other] >= 0 and fold[other] != fold[row]
+        ]
+        scale = used / max(1, used - 1) if fold[row] >= 0 else 1
+        np.testing.assert_allclose(counts.impressions[row], scale * log.impressions[others].sum())
+        np.testing.assert_allclose(counts.clicks[row], scale * log.clicks[others].sum())
+
+
+def snapshot_of(log):
+    return CounterSnapshot.of(log, {"ad": log.ad_id, "user": log.user_id})
+
+
+def test_a_snapshot_counts_the_whole_log_and_survives_a_file(tmp_path):
+    log = make_log([(1, "u1", "a1", 1, 2), (None, "", "a1", 0, 4), (3, "u2", "user", 2, 0), (4, "u1", "a2", 0, 1)])
+    snapshot = snapshot_of(log)
+    assert snapshot.totals["ad"] == {"a1": (7, 1), "user": (2, 2), "a2": (1, 0)}
+    assert snapshot.totals["user"] == {"u1": (4, 1), "u2": (2, 2)}
+    snapshot.save(tmp_path / "counters.parquet")
+    assert CounterSnapshot.load(tmp_path / "counters.parquet") == snapshot
+
+
+def test_an_empty_snapshot_survives_a_file(tmp_path):
+    CounterSnapshot({}).save(tmp_path / "counters.parquet")
+    assert CounterSnapshot.load(tmp_path / "counters.parquet") == CounterSnapshot({})
+
+
+def test_a_snapshot_knows_nothing_of_unknown_ids():
+    snapshot = CounterSnapshot({"ad": {"a1": (7, 1)}, "user": {"u1": (3, 0)}})
+    ads, users = snapshot.counts("ad", ["u1", "a1", ""]), snapshot.counts("user", ["u1", "u1"])
+    assert (ads.impressions.tolist(), ads.clicks.tolist()) == ([0, 7, 0], [0, 1, 0])
+    assert (users.impressions.tolist(), users.clicks.tolist()) == ([3, 3], [0, 0])
+    assert snapshot.counts("ad", []).clicks.shape == (0,)
+
+
+def test_a_snapshot_holds_what_the_counters_would_say_after_the_last_row():
+    rows = [(time, f"u{time % 3}", f"a{time % 5}", time % 2, 1) for time in range(40)]
+    log = make_log([*rows, *((99, f"u{number}", f"a{number}", 0, 1) for number in range(3))])
+    head, at_end = snapshot_of(log.take(np.arange(40))), counts_before(log.ad_id, log)
+    want = head.counts("ad", log.ad_id[40:].tolist())
+    assert at_end.impressions[40:].tolist() == want.impressions.tolist()
+    assert at_end.clicks[40:].tolist() == want.clicks.tolist()
