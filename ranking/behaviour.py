@@ -124,7 +124,7 @@ class BehaviourModel(nn.Module):
         return Behaviour(click + self.wide(torch.cat([dense, liking], dim=1))[:, 0], conversion)
 
     def liking_of(self, candidates: AdKeys, history: History) -> Tensor:
-        """How much the user liked what each head attends to, float32 [impressions, heads]."""
+        """How much the user liked what each head attends to, that of likeness last, float32 [impressions, heads]."""
         return self._attend(candidates.vectors, self._ads(candidates), history)[1]
 
     def _ads(self, ads: AdKeys) -> Tensor:

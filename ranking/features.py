@@ -19,7 +19,7 @@ Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 # What is counted, and the features made from each count.
-COUNTED = ("ad", "advertiser", "category", "user")
+COUNTED = ("ad", "advertiser", "category", "user", "user_category", "user_advertiser")
 FEATURES = tuple(f"{key}_{feature}" for key in COUNTED for feature in ("impressions_log", "ctr_logit"))
 
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
@@ -48,7 +48,18 @@ def is_liked(kind: EventType) -> bool:
 
 def keys_of(ad: Ad, user_id: str) -> dict[str, str]:
     """What the counters of an impression are looked up by: the id for each of `COUNTED`, "" where there is none."""
-    return {"ad": ad.ad_id, "advertiser": ad.advertiser, "category": ad.category, "user": user_id}
+    return {
+        "ad": ad.ad_id,
+        "advertiser": ad.advertiser,
+        "category": ad.category,
+        "user": user_id,
+        "user_category": _both(user_id, ad.category),
+        "user_advertiser": _both(user_id, ad.advertiser),
+    }
+
+
+def _both(first: str, second: str) -> str:
+    return f"{first}\x1f{second}" if first and second else ""
 
 
 def dense_features(counts: Mapping[str, Counts], ctr: float) -> Features:

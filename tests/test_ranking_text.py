@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from ranking.text import past_events, render_ad, render_user
+from ranking.text import render_ad, render_user
 from records.ads import Ad
 from records.users import Context, Event, EventType, UserProfile
 
@@ -41,7 +41,6 @@ def test_a_user_reads_attributes_context_interests_then_the_newest_events():
 def test_ads_that_are_not_known_are_skipped():
     user = UserProfile("u", history=(click("gone"), click("a1")))
     assert render_user(user, Context(), ADS.get) == "liked: Title 1"
-    assert past_events(user, ADS.get) == [("Title 1. body", True)]
 
 
 def test_only_the_newest_events_of_a_long_history_are_read():
@@ -49,7 +48,6 @@ def test_only_the_newest_events_of_a_long_history_are_read():
     text = render_user(user, Context(), ADS.get)
     assert text.startswith("liked: Title 299; Title 298;")
     assert text.count("Title") == 24
-    assert len(past_events(user, ADS.get)) == 200
 
 
 def test_an_empty_user_reads_as_nothing():

@@ -83,8 +83,8 @@ class BehaviourRows:
         return other
 
     def windows(self, rows: Integers) -> list[Window]:
-        """The rows in windows; users with little to look back on share one."""
-        return list(merged(self.past.windows(rows, HISTORY_EVENTS), _CELLS_PER_WINDOW))
+        """The rows in windows of one user."""
+        return list(self.past.windows(rows, HISTORY_EVENTS))
 
     def score(self, model: BehaviourModel, window: Window) -> Behaviour:
         """Logits of the rows of a window."""
@@ -157,7 +157,7 @@ def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integer
     model.eval()
     order: list[Integers] = []
     clicks, conversions = [], []
-    for window in rows.windows(wanted):
+    for window in merged(rows.windows(wanted), _CELLS_PER_WINDOW):
         scored = rows.score(model, window)
         order.append(window.rows)
         clicks.append(scored.click.cpu())
@@ -176,7 +176,8 @@ def train_behaviour(
     """
     generator = np.random.default_rng(options.seed)
     training = rows.looking_back_on(data.redrawn_past(generator))
-    windows, validation = training.windows(data.parts[0]), rows.windows(data.parts[1])
+    windows = training.windows(data.parts[0])
+    validation = list(merged(rows.windows(data.parts[1]), _CELLS_PER_WINDOW))
     _start_wide_part(model, training, windows, data)
     run = _Run(model, options, len(data.parts[0]))
     conversion_weight = options.conversion_weight if data.log.conversions[data.parts[0]].any() else 0.0
@@ -209,10 +210,15 @@ def train_behaviour(
 
 
 def _start_wide_part(model: BehaviourModel, rows: BehaviourRows, windows: list[Window], data: Dataset) -> None:
-    """The wide part begins as the logistic regression on the features and on what heads say before they learn."""
+    """The wide part begins as the logistic regression on the features and on what the head of likeness says.
+
+    The other heads know nothing yet.
+    """
     model.eval()
+    windows = list(merged(windows, _CELLS_PER_WINDOW))
     with torch.no_grad():
         liking = torch.cat([rows.liking(model, window) for window in windows]).cpu().numpy()
+    liking[:, :-1] = 0
     training = np.concatenate([window.rows for window in windows])
     columns = np.concatenate([rows.dense[training], liking], axis=1)
     fitted = fit_logistic(columns, data.log.clicks[training], data.log.impressions[training])
@@ -236,10 +242,10 @@ def _batches(windows: list[Window], rows_per_batch: int, generator: np.random.Ge
     for place in generator.permutation(len(windows)):
         batch.append(windows[place])
         if sum(map(_size, batch)) >= rows_per_batch:
-            yield batch
+            yield list(merged(batch, _CELLS_PER_WINDOW))
             batch = []
     if batch:
-        yield batch
+        yield list(merged(batch, _CELLS_PER_WINDOW))
 
 
 class _Run:
