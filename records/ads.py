@@ -71,7 +71,7 @@ def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
     """
     seen: set[str] = set()
     for source, number, row in read_rows(path):
-        if number == 1 and not isinstance(row, DamagedRow) and not source.endswith(".jsonl"):
+        if number == 1 and not isinstance(row, DamagedRow) and source.endswith((".csv", ".parquet")):
             _check_columns(source, row)
         ad_or_reason = row if isinstance(row, DamagedRow) else _ad_of(row)
         if isinstance(ad_or_reason, DamagedRow):

@@ -378,3 +378,12 @@ def test_current_may_name_a_version_that_is_gone(store):
     assert store.current() == "gone"
     with pytest.raises(VersionNotFound, match="there is no version 'gone'"):
         store.current_path()
+
+
+def test_files_that_a_library_made_private_are_readable_for_a_server_of_another_user(store):
+    with store.begin() as draft:
+        private = draft.path / "weights"
+        private.write_text("numbers")
+        private.chmod(0o600)
+        store.commit(draft, {})
+    assert (store.path(draft.version) / "weights").stat().st_mode & 0o777 == 0o644

@@ -10,6 +10,8 @@ import time
 import psutil
 import pytest
 
+from pipeline.processes import own_folder
+
 ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
 
 
@@ -67,10 +69,18 @@ def test_build_train_evaluate_recommend_with_the_users_own_files(world, platform
 def test_versions_are_managed_from_the_command_line(world):
     listed = json.loads(adcascade("model", "list", world.model, "--json").stdout)
     assert [version["published"] for version in listed] == [True]
+    version = listed[0]["version"]
+    assert version in adcascade("model", "list", world.model).stdout
     assert "files are intact" in adcascade("index", "verify", world.index).stdout
+    assert json.loads(adcascade("model", "verify", world.model, "--json").stdout)["version"] == version
+    assert json.loads(adcascade("model", "publish", world.model, version, "--json").stdout) == {"published": version}
+    assert json.loads(adcascade("model", "prune", world.model, "--json").stdout) == {"removed": []}
     nothing_before = adcascade("index", "rollback", world.index)
     assert nothing_before.returncode == 2
     assert "no version was published before" in nothing_before.stderr
+
+
+LOG = ("--ads", "{ads}", "--clicks", "{clicks}", "--out", "{tmp}/model")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +91,12 @@ def test_versions_are_managed_from_the_command_line(world):
         (["train", "--ads", "{ads}", "--clicks", "{ads}", "--out", "{tmp}/model"], "the click log lacks request_id"),
         (["evaluate", "--ads", "{ads}", "--clicks", "{clicks}", "--model", "{tmp}/none"], "nothing is published under"),
         (["recommend", "--user-id", "nobody", "--users", "{users}"], "has no user 'nobody'"),
-        (["recommend", "--interests", "x", "--retrieval", "127.0.0.1:1"], "retrieval answered UNAVAILABLE"),
+        (["recommend", "--interests", "x", "--retrieval", "127.0.0.1:1"], "Is the retrieval server running"),
+        (["recommend", "--user-id", "u0"], "--user-id alone says nothing"),
+        (["train", *LOG, "--users", "{ads}"], "there is no user_id; the columns are ad_id"),
+        (["train", *LOG, "--architecture", "foo"], "architecture must be shared_user or joint"),
+        (["train", *LOG, "--split", "moon"], "there is no split 'moon'"),
+        (["index", "list", "{tmp}/none"], "there is no folder"),
         (["recommend", "--interests", "x", "--k", "0"], "k must be 1 to 1000"),
         (
             ["serve", "--index", "{tmp}/none", "--model", "{model}", "--logs", "{tmp}/logs"],
@@ -105,6 +120,16 @@ def test_a_port_in_use_is_named(world, platform, tmp_path):
     assert result.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
     assert "choose another port" in result.stderr
+
+
+def test_a_second_serve_leaves_the_logs_of_the_first_alone(world, tmp_path):
+    roots, ports = ["--index", world.index, "--model", world.model], ["--port", 0, "--retrieval-port", 0]
+    with own_folder(tmp_path):
+        (tmp_path / "ranking.log").write_text("of the first")
+        second = adcascade("serve", *roots, *ports, "--ranking-port", 0, "--logs", tmp_path)
+    assert second.returncode == 2
+    assert "choose another folder with --logs" in " ".join(second.stderr.split())
+    assert (tmp_path / "ranking.log").read_text() == "of the first"
 
 
 def test_stopping_serve_leaves_no_process_behind(world, tmp_path):

@@ -57,6 +57,8 @@ class Scorer:
 
     def logits(self, batch: LabelledBatch) -> Tensor:
         """Logits of a batch, float32 [pairs]."""
+        if not torch.is_grad_enabled() and self._model.adds_nothing:
+            return batch.behaviour
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             model = self._model
             if self._cache is None or not isinstance(model, SharedUserCrossEncoder):
@@ -95,7 +97,7 @@ def train(data: Dataset, options: TrainOptions, progress: Progress = lambda *_: 
     scorer = Scorer(model, spec, device, choose_precision(options.precision, device), keep=keep)
     best, text_fit = _fit(model, scorer, maker, data, options, progress)
     model.load_state_dict(best, strict=False)
-    rows, logits = predict_logits(scorer, model, maker, _validation_blocks(data, options))
+    rows, logits = predict_logits(scorer, model, maker, _calibration_blocks(model, data, options))
     calibration = fit_platt(logits, data.log.clicks[rows], data.log.impressions[rows])
     model.cpu()
     return Trained(model, tokenizer, spec.model_copy(update={"calibration": calibration}), text_fit)
@@ -267,6 +269,13 @@ def _validation_blocks(data: Dataset, options: TrainOptions) -> list[Integers]:
     order = np.random.default_rng(options.seed).permutation(len(blocks))
     rows_before = np.cumsum([0, *(len(blocks[place]) for place in order)])[:-1]
     return [blocks[place] for place in order[rows_before < options.validation_rows]]
+
+
+def _calibration_blocks(model: RankerModel, data: Dataset, options: TrainOptions) -> list[Integers]:
+    """All of the validation part where that costs nothing, since no text is read."""
+    if model.adds_nothing:
+        return make_blocks(data, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
+    return _validation_blocks(data, options)
 
 
 def _freeze(model: RankerModel, options: TrainOptions) -> list[str]:
