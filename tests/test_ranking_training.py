@@ -37,6 +37,16 @@ def test_training_learns_tastes_that_click_rates_cannot_know(data, tiny_bert):
     assert metrics[RANKER]["auc"].low <= metrics[RANKER]["auc"].value <= metrics[RANKER]["auc"].high
 
 
+def test_text_that_does_not_help_is_left_out_and_the_report_says_so(data, tiny_bert):
+    trained = train(data, tiny_options(tiny_bert, epochs=0.5, min_text_gain=1.0))
+    assert trained.model.adds_nothing
+    assert (trained.text_fit.kept_step, trained.text_fit.loss_kept) == (0, trained.text_fit.loss_before)
+    assert "leaves its text layers out" in str(trained.text_fit)
+    before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].encoder.state_dict()
+    for name, weight in trained.model.encoder.state_dict().items():
+        torch.testing.assert_close(weight, before[name])
+
+
 def test_the_same_seed_trains_the_same_model(data, tiny_bert):
     first, second = (train(data, tiny_options(tiny_bert, epochs=1)) for _ in range(2))
     for name, weight in first.model.state_dict().items():

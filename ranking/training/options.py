@@ -22,6 +22,8 @@ class TrainOptions:
         epochs: Passes over the training rows for the text layers, at most.
         max_minutes: Wall-clock limit of training and validation together; None for none. With a limit the learning
             rate follows the clock, so that two runs are not equal to the last digit.
+        min_text_gain: By how much fine-tuning must lower the validation log loss for the text layers to be kept;
+            otherwise serving leaves them out and is the faster for it.
         validate_every: Steps between validations.
         validation_rows: Rows of the validation part to use, at most.
         patience: Validations without improvement after which training stops.
@@ -48,6 +50,7 @@ class TrainOptions:
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_share: float = 0.1
+    min_text_gain: float = 0.0005
     validate_every: int = 75
     validation_rows: int = 2000
     patience: int = 3

@@ -38,7 +38,7 @@ class TextFit:
     def __str__(self) -> str:
         if self.kept_step == 0:
             return (
-                f"Fine-tuning the text for {self.steps} steps did not lower the validation loss "
+                f"Fine-tuning the text for {self.steps} steps hardly lowered the validation loss "
                 f"({self.loss_before:.4f}): the model predicts from counters, past events and interests, and leaves "
                 "its text layers out. A larger log or more time (--max-minutes, --epochs) may change that."
             )

@@ -206,7 +206,8 @@ def _fit(
         columns = (logits, data.log.clicks[rows], data.log.impressions[rows])
         return float(click_loss(*(torch.from_numpy(column).double() for column in columns)))
 
-    best_loss, best, stale = validate(), _copy(model, trained), 0
+    untrained = _copy(model, trained)
+    best_loss, best, stale = validate(), untrained, 0
     loss_before, kept_step, step = best_loss, 0, 0
     progress("text", 0, 0.0, best_loss)
     for step, batch in enumerate(_endless_batches(maker, data, options), start=1):
@@ -223,6 +224,8 @@ def _fit(
                 best_loss, best, kept_step = current, _copy(model, trained), step
             log.info("step %d: validation log loss %.4f, best %.4f", step, current, best_loss)
         progress("text", step, clock.done(step), best_loss)
+    if loss_before - best_loss < options.min_text_gain:
+        best, best_loss, kept_step = untrained, loss_before, 0
     return best, TextFit(step, kept_step, loss_before, best_loss)
 
 
