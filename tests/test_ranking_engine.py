@@ -1,10 +1,12 @@
 """The engine over a real model version: same answers however requests are batched, chunked and cached."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_options
 
 from ranking.artifact import load_version
 from ranking.engine import (
@@ -19,6 +21,8 @@ from ranking.engine import (
 from ranking.errors import ModelError
 from ranking.features import COUNTED, keys_of
 from ranking.store import open_store
+from ranking.training.dataset import load_dataset
+from ranking.training.run import train_and_save
 from records.ads import Ad
 
 
@@ -32,11 +36,13 @@ def make_engine(world, **settings):
     return RankingEngine(load_version(store, store.current()), EngineSettings(device="cpu", **settings))
 
 
-def make_query(user="u1", ads=5, words="trail shoes", past=(), interests=""):
+def make_query(user="u1", ads=5, words="trail shoes", past=(), passed=(), interests=""):
     ids = [f"running-{number}" for number in range(ads)]
     texts = [f"{words} offer {number}" for number in range(ads)]
     keys = [keys_of(Ad(ad_id, category="running"), user) for ad_id in ids]
-    events = [PastEvent(f"past-{text}", text, 1, 3600.0) for text in past]
+    events = [
+        PastEvent(f"past-{text}", text, liked, 86_000.0) for liked, texts in ((0, passed), (1, past)) for text in texts
+    ]
     return RankQuery(
         f"age 21 | liked: {words}", interests, events, ids, texts, {name: [k[name] for k in keys] for name in COUNTED}
     )
@@ -68,19 +74,33 @@ def test_a_small_token_budget_changes_nothing_but_memory(world):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_what_a_user_likes_moves_the_click_probability(engine):
-    """Ads of one topic rise with interests and events of that topic, without any counter telling them apart."""
-    espresso, roses = (make_query("nobody", 1, words).ad_texts[0] for words in ("espresso beans", "roses spade"))
+@pytest.fixture(scope="module")
+def engine_without_categories(world, tiny_bert, tmp_path_factory):
+    """Trained on the same log, but no ad has a category: only texts tell topics apart."""
+    folder = tmp_path_factory.mktemp("no-categories")
+    ads = [json.loads(line) for line in world.ads.read_text().splitlines()]
+    (folder / "ads.jsonl").write_text("".join(json.dumps({**ad, "category": ""}) + "\n" for ad in ads))
+    data = load_dataset(folder / "ads.jsonl", world.clicks, world.users)
+    report = train_and_save(data, folder / "model", tiny_options(tiny_bert, epochs=0))
+    return RankingEngine(load_version(open_store(folder / "model"), report.version), EngineSettings(device="cpu"))
+
+
+def test_what_a_user_likes_moves_the_click_probability(engine_without_categories):
+    """A new ad of a topic rises with events and interests of that topic, though no counter knows ad or user."""
+
+    def offers(words, count):
+        return [f"{words} offer {number}" for number in range(count)]
 
     def lead(**likes):
-        query = replace(make_query("nobody", 2, **likes), ad_texts=[espresso, roses], ad_ids=["new-1", "new-2"])
-        coffee, garden = engine.rank([query])[0].p_click
+        two = [*offers("espresso beans all about coffee", 1), *offers("roses spade all about garden", 1)]
+        query = replace(make_query("nobody", 2, **likes), ad_texts=two, ad_ids=["new-1", "new-2"])
+        coffee, garden = engine_without_categories.rank([query])[0].p_click
         return coffee - garden
 
-    coffee_events = [f"espresso beans offer {number}" for number in range(5)]
-    garden_events = [f"roses spade offer {number}" for number in range(5)]
-    assert lead(past=coffee_events) > lead(past=garden_events) + 0.03
-    assert lead(interests="espresso beans") > lead(interests="roses spade") + 0.01
+    coffee = offers("crema roast all about coffee", 5)
+    garden = offers("soil hedge all about garden", 5)
+    assert lead(past=coffee, passed=garden) > lead(past=garden, passed=coffee) + 0.03
+    assert lead(interests=coffee[0]) > lead(interests=garden[0])
 
 
 def test_device_and_precision_that_do_not_exist_are_refused():

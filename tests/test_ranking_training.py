@@ -47,6 +47,13 @@ def test_text_that_does_not_help_is_left_out_and_the_report_says_so(data, tiny_b
         torch.testing.assert_close(weight, before[name])
 
 
+def test_no_epochs_train_no_text(data, tiny_bert):
+    trained = train(data, tiny_options(tiny_bert, epochs=0))
+    assert trained.text_fit.steps == 0
+    assert trained.model.adds_nothing
+    assert "were not fine-tuned" in str(trained.text_fit)
+
+
 def test_the_same_seed_trains_the_same_model(data, tiny_bert):
     first, second = (train(data, tiny_options(tiny_bert, epochs=1)) for _ in range(2))
     for name, weight in first.model.state_dict().items():

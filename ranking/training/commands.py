@@ -52,21 +52,29 @@ def train_command(
     train_layers: Annotated[str, typer.Option(help="joined (fast) or all.")] = DEFAULTS.train_layers,
     max_user_tokens: Annotated[int, typer.Option(min=8)] = DEFAULTS.max_user_tokens,
     max_ad_tokens: Annotated[int, typer.Option(min=4)] = DEFAULTS.max_ad_tokens,
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training rows, at most.")] = DEFAULTS.epochs,
+    behaviour_epochs: Annotated[
+        int, typer.Option(min=0, help="Passes over the training rows for counters and past events, at most.")
+    ] = DEFAULTS.behaviour_epochs,
+    behaviour_learning_rate: Annotated[float, typer.Option(min=0)] = DEFAULTS.behaviour_learning_rate,
+    epochs: Annotated[
+        float, typer.Option(min=0, help="Passes over the training rows for the text, at most; 0 leaves it out.")
+    ] = DEFAULTS.epochs,
     max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop training after this long.")] = None,
     learning_rate: Annotated[float, typer.Option(min=0)] = DEFAULTS.learning_rate,
     split: Split = "auto",
-    seed: int = DEFAULTS.seed,
+    seed: Annotated[int, typer.Option(help="Of a split at random, and of training.")] = DEFAULTS.seed,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = DEFAULTS.device,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = DEFAULTS.precision,
     max_rejected: MaxRejected = 0.01,
     publish: Annotated[bool, typer.Option(help="Make the new version the one that servers load.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the click model on a click log, evaluate it on the newest rows, and publish it.
+    """Train the click model on a click log, evaluate it on the newest rows, and publish it.
+
+    It learns from counters and past events first, then fine-tunes the text.
 
     The log is split by time: the first 80 % train, the next 10 % choose the best weights and calibrate them, the last
-    10 % test. Without timestamps whole requests are drawn at random instead.
+    10 % test. Without timestamps whole requests are drawn at random instead; see --split.
     """
     from ranking.training.dataset import load_dataset
     from ranking.training.run import train_and_save
@@ -78,6 +86,8 @@ def train_command(
         train_layers=train_layers,
         max_user_tokens=max_user_tokens,
         max_ad_tokens=max_ad_tokens,
+        behaviour_epochs=behaviour_epochs,
+        behaviour_learning_rate=behaviour_learning_rate,
         epochs=epochs,
         max_minutes=max_minutes,
         learning_rate=learning_rate,

@@ -36,6 +36,8 @@ class TextFit:
     loss_kept: float
 
     def __str__(self) -> str:
+        if self.steps == 0:
+            return "The text layers were not fine-tuned: the model predicts from counters, past events and interests."
         if self.kept_step == 0:
             return (
                 f"Fine-tuning the text for {self.steps} steps hardly lowered the validation loss "

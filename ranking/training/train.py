@@ -1,6 +1,7 @@
 """Fine-tuning of the click model on a click log. Knows no serving."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -246,7 +247,7 @@ class _Clock:
     """How much of the run is done: the larger share of steps and of minutes."""
 
     def __init__(self, data: Dataset, options: TrainOptions) -> None:
-        self.steps = max(1, round(options.epochs * len(data.parts[0]) / options.pairs_per_step))
+        self.steps = math.ceil(options.epochs * len(data.parts[0]) / options.pairs_per_step)
         share = 1 - options.behaviour_share
         self._seconds = share * options.max_minutes * 60 if options.max_minutes is not None else None
         self._started = time.monotonic()
@@ -254,7 +255,8 @@ class _Clock:
     def done(self, step: int) -> float:
         """From 0 to 1, after `step` steps."""
         by_time = (time.monotonic() - self._started) / self._seconds if self._seconds else 0.0
-        return min(1.0, max(step / self.steps, by_time))
+        by_steps = step / self.steps if self.steps else 1.0
+        return min(1.0, max(by_steps, by_time))
 
 
 def _endless_batches(maker: BatchMaker, data: Dataset, options: TrainOptions) -> Iterator[LabelledBatch]:
