@@ -61,17 +61,21 @@ def test_the_same_seed_trains_the_same_model(data, tiny_bert):
     assert first.spec.calibration == second.spec.calibration
 
 
-def test_only_what_is_to_be_trained_changes(data, tiny_bert):
+def test_only_what_is_to_be_trained_may_change(data, tiny_bert):
     before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].state_dict()
-    options = tiny_options(tiny_bert, epochs=2, join_layer=2, learning_rate=1e-2)
-    joined = train(data, options).model.state_dict()
-    everything = train(data, replace(options, train_layers="all")).model.state_dict()
+    options = tiny_options(tiny_bert, epochs=0.5, join_layer=2)
+    joined = train(data, options).model
+    everything = train(data, replace(options, train_layers="all")).model
     lower, upper = "encoder.encoder.layer.0.output.dense.weight", "encoder.encoder.layer.2.output.dense.weight"
-    assert torch.equal(joined[lower], before[lower])
-    assert not torch.equal(joined[upper], before[upper])
-    assert not torch.equal(everything[lower], before[lower])
     words = "encoder.embeddings.word_embeddings.weight"
-    assert torch.equal(everything[words], before[words])
+
+    def may_change(model):
+        return {name for name, weight in model.named_parameters() if weight.requires_grad} & {lower, upper, words}
+
+    assert may_change(joined) == {upper}
+    assert may_change(everything) == {lower, upper}
+    assert torch.equal(joined.state_dict()[lower], before[lower])
+    assert torch.equal(everything.state_dict()[words], before[words])
 
 
 def test_the_plain_joint_cross_encoder_trains_and_serves_too(data, tiny_bert, tmp_path):

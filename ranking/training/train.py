@@ -209,7 +209,7 @@ def _fit(
 
     untrained = _copy(model, trained)
     best_loss, best, stale = validate(), untrained, 0
-    loss_before, kept_step, step = best_loss, 0, 0
+    loss_before, kept_step, taken = best_loss, 0, 0
     progress("text", 0, 0.0, best_loss)
     for step, batch in enumerate(_endless_batches(maker, data, options), start=1):
         done = clock.done(step - 1)
@@ -218,6 +218,7 @@ def _fit(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, max(done, 1 / clock.steps) / options.warmup_share) * (1.0 - done)
         _step(model, scorer, optimizer, batch, options)
+        taken = step
         if step % options.validate_every == 0 or clock.done(step) >= 1.0:
             current = validate()
             stale = 0 if current < best_loss else stale + 1
@@ -227,7 +228,7 @@ def _fit(
         progress("text", step, clock.done(step), best_loss)
     if loss_before - best_loss < options.min_text_gain:
         best, best_loss, kept_step = untrained, loss_before, 0
-    return best, TextFit(step, kept_step, loss_before, best_loss)
+    return best, TextFit(taken, kept_step, loss_before, best_loss)
 
 
 def _step(
