@@ -313,7 +313,7 @@ def test_run_with_a_port_in_use_never_loads(signal_handlers):
     loads = []
     with serve() as first:
         second = make_server(port=int(first.address.rpartition(":")[2]))
-        with pytest.raises(StartupError, match="--port"):
+        with pytest.raises(StartupError, match="choose another port"):
             second.run(lambda: loads.append("load"), lambda: loads.append("close"))
     assert loads == []
 
