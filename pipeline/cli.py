@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -96,19 +97,19 @@ def serve(
         ("ranking", ["--model", str(model), "--index", str(index), *flags(ranking_port, 2)]),
     ]
     console = Console(stderr=True)
-    loading = console.status("Loading")
-    loading.start()
-    with own_folder(logs), running(stages, logs) as started:
-        retrieval, ranking = (server.wait_until_serving() for server in started)
-        gateway = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking, *flags(port, 0)])
-        with running([gateway], logs) as front:
+    with ExitStack() as servers:
+        with console.status("Loading"):
+            servers.enter_context(own_folder(logs))
+            started = servers.enter_context(running(stages, logs))
+            retrieval, ranking = (server.wait_until_serving() for server in started)
+            gateway = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking, *flags(port, 0)])
+            front = servers.enter_context(running([gateway], logs))
             addresses = {"gateway": front[0].wait_until_serving(), "retrieval": retrieval, "ranking": ranking}
-            loading.stop()
-            if as_json:
-                print(json.dumps(addresses), flush=True)  # noqa: T201
-            console.print(", ".join(f"{name} on {address}" for name, address in addresses.items()), highlight=False)
-            console.print(f"Serving; logs are in {logs}. Ctrl-C stops.")
-            _wait_for_an_end([*started, *front])
+        if as_json:
+            print(json.dumps(addresses), flush=True)  # noqa: T201
+        console.print(", ".join(f"{name} on {address}" for name, address in addresses.items()), highlight=False)
+        console.print(f"Serving; logs are in {logs}. Ctrl-C stops.")
+        _wait_for_an_end([*started, *front])
 
 
 def _wait_for_an_end(servers: list[ServerProcess]) -> None:

@@ -16,7 +16,7 @@ from pipeline.display import as_dict, recommendations_table, user_panel
 from pipeline.processes import own_folder, running
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.options import TrainOptions
-from ranking.training.report import evaluation_table, train_report_as_dict
+from ranking.training.report import evaluation_table, text_fit_line, train_report_as_dict
 from ranking.training.results import TrainReport
 from ranking.training.run import train_and_save
 from records.clicks import Integers
@@ -91,7 +91,8 @@ def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> Non
 def _data(console: Console, folder: QuickstartFolder, *, smoke: bool) -> DatasetFiles:
     console.rule("1. Data")
     files = export_movielens(find_movielens(), folder.data, max_users=_SMOKE_USERS if smoke else None)
-    console.print("Titles stand in for ads, a rating of 4 or more for a click. Written in AdCascade's formats:")
+    console.print("Titles stand in for ads, a rating of 4 or 5 for a click, one of 5 for a conversion as well.")
+    console.print("Written in AdCascade's formats:")
     for path in (files.ads, files.clicks, files.users):
         console.print(f"  {path}", highlight=False)
     console.print(f"{LICENCE}.", style="dim")
@@ -115,7 +116,7 @@ def _train(console: Console, folder: QuickstartFolder, data: Dataset, minutes: f
     )
     report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
-    console.print(str(report.text_fit), highlight=False)
+    console.print(text_fit_line(report.text_fit), highlight=False)
     return report
 
 
@@ -128,7 +129,8 @@ def _serve(console: Console, folder: QuickstartFolder, data: Dataset) -> list[tu
     titles = {ad_id: ad.title for ad_id, ad in data.ads.items()}
     answers = []
     with own_folder(folder.logs), running(servers, folder.logs) as started:
-        retrieval, ranking = (server.wait_until_serving() for server in started)
+        with console.status("Starting the servers"):
+            retrieval, ranking = (server.wait_until_serving() for server in started)
         console.print(f"retrieval on {retrieval}, ranking on {ranking}, both healthy\n", highlight=False)
         with AdPipeline(retrieval, ranking) as pipeline:
             for user in _some_users(data):

@@ -139,7 +139,7 @@ class RankResponse(_message.Message):
     index_version: _builtins.str
     """The index version that resolved ids; empty if the server has none."""
     cached_ads: _builtins.int
-    """Candidates whose states were in the ad-state cache."""
+    """Candidates whose states were in the ad-state cache; 0 where the model leaves the text out."""
     @_builtins.property
     def ads(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedAd]:
         """Best first."""

@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from records.ads import Ad
+from records.clicks import Integers
 from records.counters import Counts
 from records.users import EVENT_WEIGHT, EventType
 
 Features = npt.NDArray[np.float32]
-Vectors = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int64]
 
 # What is counted, and the features made from each count.
 COUNTED = ("ad", "advertiser", "category", "user", "user_category", "user_advertiser")
@@ -88,7 +87,10 @@ def _ctr_logit(counts: Counts, ctr: float) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=100_000)
 def id_bucket(ad_id: str, buckets: int) -> int:
-    """Where the learned vector of an id stands, 1 to buckets - 1; 0, which is never learned, for no id."""
+    """Where the learned vector of an id stands, 1 to buckets - 1; 0, which is never learned, for no id.
+
+    Ids share vectors where their hashes meet (the hashing trick, arXiv 0902.2206).
+    """
     if not ad_id:
         return 0
     digest = hashlib.blake2b(ad_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -96,6 +98,9 @@ def id_bucket(ad_id: str, buckets: int) -> int:
 
 
 def gap_classes(seconds: npt.NDArray[np.float64]) -> Integers:
-    """The class of each time between an event and an impression, whichever came first; NaN is unknown."""
+    """The class of each time between an event and an impression, whichever came first; NaN is unknown.
+
+    Takes float64 of any shape, and returns int64 of that shape, 0 to `GAP_CLASSES` - 1.
+    """
     classes = 1 + np.searchsorted(_GAP_ENDS, np.abs(seconds), side="right")
     return np.where(np.isnan(seconds), UNKNOWN_GAP, classes).astype(np.int64)

@@ -201,7 +201,10 @@ def split_at_random(
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     group: npt.NDArray[np.integer[Any]] | None = None,
 ) -> tuple[Integers, ...]:
-    """Row indices of training, validation and test: `count` rows (or groups, with the group of each row) at random."""
+    """Row indices of training, validation and test: `count` rows (or groups, with the group of each row) at random.
+
+    Raises InputError if a part is empty.
+    """
     place = np.random.default_rng(seed).permutation(count) / count
     part = np.searchsorted(np.cumsum(shares[:2]) - 1e-9, place, side="right")
     return _non_empty([np.flatnonzero((part if group is None else part[group]) == number) for number in range(3)])

@@ -1,6 +1,9 @@
 """The bring-your-own-data example is what the README says it is, and goes through the whole job."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -34,3 +37,11 @@ def test_the_example_builds_trains_and_is_searched(tmp_path: Path, tiny_bert: Pa
     assert {user.user_id for user in read_users(EXAMPLES / "users.jsonl")} >= set(data.log.user_id)
     trained = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0.5))
     assert trained.evaluation.metrics[RANKER]["auc"].value > 0.4
+
+
+def test_the_generator_writes_the_same_examples_again(tmp_path: Path):
+    for name in ("make_clicks.py", "ads.jsonl"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    subprocess.run([sys.executable, tmp_path / "make_clicks.py"], check=True)
+    for name in ("clicks.csv", "users.jsonl"):
+        assert (tmp_path / name).read_bytes() == (EXAMPLES / name).read_bytes()

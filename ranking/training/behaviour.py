@@ -148,7 +148,7 @@ def _interests(
     if not stated:
         return {}
     rows = pad(tokenize(tokenizer, list(stated.values()), max_tokens), int(tokenizer.pad_token_id or 0))
-    return dict(zip(stated, text(rows).to(device).split(1), strict=True))
+    return dict(zip(stated, text(rows.to(text.center.device)).to(device).split(1), strict=True))
 
 
 @torch.no_grad()

@@ -14,7 +14,13 @@ from rich.console import Console
 from index_builder.encoder import EMBEDDED
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
-from ranking.training.report import evaluation_as_dict, evaluation_table, rejected_lines, train_report_as_dict
+from ranking.training.report import (
+    evaluation_as_dict,
+    evaluation_table,
+    rejected_lines,
+    text_fit_line,
+    train_report_as_dict,
+)
 
 if TYPE_CHECKING:
     from records.clicks import LogReport
@@ -69,7 +75,7 @@ def train_command(
     publish: Annotated[bool, typer.Option(help="Make the new version the one that servers load.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Train the click model on a click log, evaluate it on the newest rows, and publish it.
+    """Train the click model on a click log, evaluate it on rows it has not seen, and publish it.
 
     It learns from counters and past events first, then fine-tunes the text.
 
@@ -103,7 +109,7 @@ def train_command(
         return
     console = Console()
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}, split by {report.split}"))
-    console.print(str(report.text_fit), highlight=False)
+    console.print(text_fit_line(report.text_fit), highlight=False)
 
 
 def _show_rejected(report: "LogReport") -> None:
@@ -122,7 +128,7 @@ def evaluate_command(
     max_rejected: MaxRejected = 0.01,
     as_json: Json = False,
 ) -> None:
-    """Measure a model version on a tenth of a click log (the newest rows), beside two baselines.
+    """Measure a model version on the test part of a click log (see --split), beside simple baselines.
 
     If the log is the one that the version was trained on, these are the rows it was tested on then.
     """

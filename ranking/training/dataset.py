@@ -39,7 +39,6 @@ from records.users import Context, UserProfile, context_from_row, read_users
 
 _MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
 
-
 SPLITS = ("time", "random", "request", "ad")
 _FOLDS = 5
 
@@ -122,12 +121,15 @@ class Dataset:
         return context_from_row({name: value for name, value in values.items() if value is not None})
 
     def user_text(self, row: int) -> str:
-        """What the model reads of the user just before the impression of `row`."""
+        """What the model reads of the user just before the impression of `row`.
+
+        The history is the log's, never that of the users' file, which may tell of later events.
+        """
         user_id = str(self.log.user_id[row])
         user = self.users.get(user_id, UserProfile(user_id))
         (window,) = self.past.windows(np.array([row]), HISTORY_EVENTS)
         history = tuple(event_of(self.log, int(event)) for event in window.past[window.seen[0]])
-        return render_user(replace(user, history=history or user.history), self.context(row), self.ads.get)
+        return render_user(replace(user, history=history), self.context(row), self.ads.get)
 
 
 def load_dataset(
@@ -217,7 +219,8 @@ class AdTexts:
     def vectors(self, text: TextVectors, pad_id: int, *, chunk: int = 1024) -> Tensor:
         """Unit text vector of each ad in the order of `texts`, float32 [ads, width]."""
         rows = list(self.tokens.values())
-        return torch.cat([text(pad(rows[start : start + chunk], pad_id)) for start in range(0, len(rows), chunk)])
+        chunks = (pad(rows[start : start + chunk], pad_id) for start in range(0, len(rows), chunk))
+        return torch.cat([text(padded.to(text.center.device)) for padded in chunks])
 
 
 class BatchMaker:

@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ranking.training.results import RANKER, Evaluation, TrainReport
+from ranking.training.results import RANKER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:
     from ranking.training.behaviour import Progress as TrainProgress
     from records.clicks import LogReport
-
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
 
@@ -30,7 +29,8 @@ def train_progress() -> "Iterator[TrainProgress]":
         def show(stage: str, step: int, done: float, best: float) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task("", total=1.0)
-            bars.update(tasks[stage], completed=done, description=f"{_STAGES[stage]}, step {step}, loss {best:.4f}")
+            description = f"{_STAGES[stage]}, step {step}, validation loss {best:.4f}"
+            bars.update(tasks[stage], completed=done, description=description)
 
         yield show
         for task in tasks.values():
@@ -41,7 +41,7 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     """Metrics of the ranker and the baselines, for people."""
     table = Table(
         title=title,
-        caption=f"Tested on the newest {evaluation.impressions:,} impressions, {evaluation.clicks:,} clicks. "
+        caption=f"Tested on {evaluation.impressions:,} impressions, {evaluation.clicks:,} clicks. "
         "Brackets: 95 % bootstrap intervals over users. Ranker: predicted / actual clicks "
         f"{evaluation.predicted_over_actual:.3f}",
     )
@@ -51,6 +51,23 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
         cells = [f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]" for metric in metrics.values()]
         table.add_row(model, *cells, style="bold" if model == RANKER else "")
     return table
+
+
+def text_fit_line(fit: TextFit) -> str:
+    """What fine-tuning the text brought, in a sentence or two."""
+    if fit.steps == 0:
+        return "The text layers were not fine-tuned: the model predicts from counters, past events and interests."
+    rows = f"on {fit.validation_rows:,} rows"
+    if fit.kept_step == 0:
+        return (
+            f"Fine-tuning the text for {fit.steps} steps hardly lowered the validation loss ({fit.loss_before:.4f} "
+            f"{rows}): the model predicts from counters, past events and interests, and leaves its text layers out. "
+            "A larger log or more time (--max-minutes, --epochs) may change that."
+        )
+    return (
+        f"Fine-tuning the text lowered the validation loss {rows} from {fit.loss_before:.4f} to {fit.loss_kept:.4f} "
+        f"(step {fit.kept_step} of {fit.steps})."
+    )
 
 
 def rejected_lines(report: "LogReport") -> str:

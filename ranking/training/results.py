@@ -32,22 +32,9 @@ class TextFit:
 
     steps: int
     kept_step: int
+    validation_rows: int
     loss_before: float
     loss_kept: float
-
-    def __str__(self) -> str:
-        if self.steps == 0:
-            return "The text layers were not fine-tuned: the model predicts from counters, past events and interests."
-        if self.kept_step == 0:
-            return (
-                f"Fine-tuning the text for {self.steps} steps hardly lowered the validation loss "
-                f"({self.loss_before:.4f}): the model predicts from counters, past events and interests, and leaves "
-                "its text layers out. A larger log or more time (--max-minutes, --epochs) may change that."
-            )
-        return (
-            f"Fine-tuning the text lowered the validation loss from {self.loss_before:.4f} to {self.loss_kept:.4f} "
-            f"(step {self.kept_step} of {self.steps})."
-        )
 
 
 @dataclass(frozen=True)

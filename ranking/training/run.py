@@ -27,7 +27,7 @@ def train_and_save(data: Dataset, out: Path, options: TrainOptions, *, publish: 
     with store.begin() as draft:
         with train_progress() as progress:
             trained = train(data, options, progress)
-        with Console(stderr=True).status("Evaluating on the newest rows"):
+        with Console(stderr=True).status("Evaluating on the test part"):
             evaluation = evaluate(
                 data,
                 trained.model,

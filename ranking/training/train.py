@@ -30,7 +30,6 @@ from records.errors import InputError
 
 log = logging.getLogger(__name__)
 
-
 _CACHED_ADS = 50_000
 
 
@@ -228,7 +227,7 @@ def _fit(
         progress("text", step, clock.done(step), best_loss)
     if loss_before - best_loss < options.min_text_gain:
         best, best_loss, kept_step = untrained, loss_before, 0
-    return best, TextFit(taken, kept_step, loss_before, best_loss)
+    return best, TextFit(taken, kept_step, sum(map(len, validation)), loss_before, best_loss)
 
 
 def _step(
