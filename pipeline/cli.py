@@ -22,7 +22,7 @@ from pipeline.display import as_dict, recommendations_table, user_panel
 from pipeline.processes import ServerProcess, own_folder, running
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
-from ranking.training.commands import evaluate_command, train_command
+from ranking.training.commands import calibrate_command, evaluate_command, train_command
 from records.ads import Ad, read_ads
 from records.clicks import read_clicks
 from records.errors import InputError
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.command("build")(build_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("calibrate")(calibrate_command)
 index_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune index versions.")
 model_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune model versions.")
 add_version_commands(index_app, open_index_store)

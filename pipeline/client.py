@@ -44,13 +44,17 @@ _ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An ad, where it came from, and its calibrated click probability (None if it was not ranked)."""
+    """An ad, where it came from, and its probabilities: of a click, and of a conversion given the click.
+
+    Both are None if it was not ranked; `p_conversion` also if the model has learned no conversions.
+    """
 
     ad: Ad
     similarity: float
     retrieval_position: int
     p_click: float | None
     source: str
+    p_conversion: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,10 +201,13 @@ def _check_range(k: int, candidates: int) -> None:
 def _merge(
     candidates: Sequence[retrieval_pb2.Candidate], ranked: ranking_pb2.RankResponse | None, k: int
 ) -> list[Recommendation]:
+    order: list[tuple[int, float | None, float | None]]
     if ranked is None:
-        order: list[tuple[int, float | None]] = [(place, None) for place in range(min(k, len(candidates)))]
+        order = [(place, None, None) for place in range(min(k, len(candidates)))]
     else:
-        order = [(ad.candidate, ad.p_click) for ad in ranked.ads]
+        order = [
+            (ad.candidate, ad.p_click, ad.p_conversion if ad.HasField("p_conversion") else None) for ad in ranked.ads
+        ]
     return [
         Recommendation(
             ad=ad_from_wire(candidates[place].ad),
@@ -208,8 +215,9 @@ def _merge(
             retrieval_position=place,
             p_click=p_click,
             source=candidates[place].source,
+            p_conversion=p_conversion,
         )
-        for place, p_click in order
+        for place, p_click, p_conversion in order
     ]
 
 

@@ -92,6 +92,7 @@ def as_dict(answer: Recommendations) -> dict[str, Any]:
                 "similarity": round(item.similarity, 4),
                 "retrieval_position": item.retrieval_position,
                 "p_click": None if item.p_click is None else round(item.p_click, 6),
+                "p_conversion": None if item.p_conversion is None else round(item.p_conversion, 6),
                 "source": item.source,
             }
             for item in answer.items

@@ -63,4 +63,5 @@ def _item(item: Recommendation) -> recommend_pb2.Recommendation:
         retrieval_position=item.retrieval_position,
         p_click=item.p_click,
         source=item.source,
+        p_conversion=item.p_conversion,
     )

@@ -8,15 +8,18 @@ from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from protos import types_pb2
+from protos import ranking_pb2, types_pb2
 from records.ads import Ad, problem_with
+from records.counters import Total
 from records.errors import InputError
-from records.limits import MAX_HISTORY
+from records.limits import MAX_HISTORY, MAX_ID_CHARS, check_text
 from records.users import Context, Event, EventType, UserProfile, check_context, check_user
 
 MAX_VECTORS = 16
+MAX_IMPRESSIONS = 2**53
 
 _EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
     types_pb2.EVENT_TYPE_IMPRESSION: EventType.IMPRESSION,
@@ -26,6 +29,14 @@ _EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
     types_pb2.EVENT_TYPE_SEARCH: EventType.SEARCH,
     types_pb2.EVENT_TYPE_SHORT_VIEW: EventType.SHORT_VIEW,
     types_pb2.EVENT_TYPE_HIDE: EventType.HIDE,
+}
+_COUNTER_KINDS: Mapping[ranking_pb2.CounterKind.ValueType, str] = {
+    ranking_pb2.COUNTER_KIND_AD: "ad",
+    ranking_pb2.COUNTER_KIND_ADVERTISER: "advertiser",
+    ranking_pb2.COUNTER_KIND_CATEGORY: "category",
+    ranking_pb2.COUNTER_KIND_USER: "user",
+    ranking_pb2.COUNTER_KIND_USER_CATEGORY: "user_category",
+    ranking_pb2.COUNTER_KIND_USER_ADVERTISER: "user_advertiser",
 }
 _WIRE_EVENT_TYPES = {kind: number for number, kind in _EVENT_TYPES.items()}
 
@@ -105,6 +116,7 @@ def context_from_wire(message: types_pb2.Context) -> Context:
         placement=message.placement,
         page_text=message.page_text,
         timestamp=_time(message, "timestamp", message.timestamp),
+        utc_offset_minutes=message.utc_offset_minutes,
         attributes=dict(message.attributes),
     )
     check_context(context)
@@ -120,6 +132,7 @@ def context_to_wire(context: Context) -> types_pb2.Context:
         placement=context.placement,
         page_text=context.page_text,
         timestamp=_wire_time(context.timestamp),
+        utc_offset_minutes=context.utc_offset_minutes,
         attributes=dict(context.attributes),
     )
 
@@ -160,6 +173,26 @@ def vectors_to_wire(vectors: npt.NDArray[np.float32], *, raw: bool = False) -> t
     return types_pb2.InterestVectors(dimension=dimension, values=vectors.ravel().tolist())
 
 
+def counter_from_wire(message: ranking_pb2.Counter, name: str) -> tuple[str, str, Total]:
+    """What is counted ("ad", ...), the id of the request, and the total. Raises InputError naming `name`."""
+    key = _COUNTER_KINDS.get(message.kind)
+    if key is None:
+        raise InputError(f"{name}.kind is not set, or is not one this server knows")
+    if not message.id and key != "user":
+        raise InputError(f"{name} has no id")
+    check_text(f"{name}.id", message.id, MAX_ID_CHARS)
+    if not message.clicks <= message.impressions <= MAX_IMPRESSIONS:
+        raise InputError(f"{name}: {message.clicks} clicks on {message.impressions} impressions")
+    first, last = (_time(message, field, getattr(message, field)) for field in ("first", "last"))
+    seconds = [None if moment is None else moment.timestamp() for moment in (first, last)]
+    return key, message.id, Total(message.impressions, message.clicks, *seconds)
+
+
+def moment_to_wire(seconds: float | None) -> Timestamp | None:
+    """The wire form of seconds since 1970; None stays unset."""
+    return None if seconds is None else timestamp_to_wire(datetime.fromtimestamp(seconds, UTC))
+
+
 def timestamp_to_wire(moment: datetime) -> Timestamp:
     """The wire form of a moment."""
     timestamp = Timestamp()
@@ -171,8 +204,8 @@ def _wire_time(moment: datetime | None) -> Timestamp | None:
     return None if moment is None else timestamp_to_wire(moment)
 
 
-def _time(message: types_pb2.Ad | types_pb2.Context | types_pb2.Event, name: str, value: Timestamp) -> datetime | None:
-    if not message.HasField(name):  # type: ignore[arg-type]
+def _time(message: Message, name: str, value: Timestamp) -> datetime | None:
+    if not message.HasField(name):
         return None
     try:
         return value.ToDatetime(UTC)

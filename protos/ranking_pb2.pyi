@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _CounterKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CounterKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CounterKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COUNTER_KIND_UNSPECIFIED: _CounterKind.ValueType  # 0
+    """Not allowed."""
+    COUNTER_KIND_AD: _CounterKind.ValueType  # 1
+    """Impressions of an ad; id is its ad_id."""
+    COUNTER_KIND_ADVERTISER: _CounterKind.ValueType  # 2
+    """Of all ads of an advertiser."""
+    COUNTER_KIND_CATEGORY: _CounterKind.ValueType  # 3
+    """Of all ads of a category."""
+    COUNTER_KIND_USER: _CounterKind.ValueType  # 4
+    """Of all ads shown to the user of the request; id is ignored."""
+    COUNTER_KIND_USER_CATEGORY: _CounterKind.ValueType  # 5
+    """Of a category's ads shown to the user of the request; id is the category."""
+    COUNTER_KIND_USER_ADVERTISER: _CounterKind.ValueType  # 6
+    """Of an advertiser's ads shown to the user of the request; id is the advertiser."""
+
+class CounterKind(_CounterKind, metaclass=_CounterKindEnumTypeWrapper):
+    """What a counter counts."""
+
+COUNTER_KIND_UNSPECIFIED: CounterKind.ValueType  # 0
+"""Not allowed."""
+COUNTER_KIND_AD: CounterKind.ValueType  # 1
+"""Impressions of an ad; id is its ad_id."""
+COUNTER_KIND_ADVERTISER: CounterKind.ValueType  # 2
+"""Of all ads of an advertiser."""
+COUNTER_KIND_CATEGORY: CounterKind.ValueType  # 3
+"""Of all ads of a category."""
+COUNTER_KIND_USER: CounterKind.ValueType  # 4
+"""Of all ads shown to the user of the request; id is ignored."""
+COUNTER_KIND_USER_CATEGORY: CounterKind.ValueType  # 5
+"""Of a category's ads shown to the user of the request; id is the category."""
+COUNTER_KIND_USER_ADVERTISER: CounterKind.ValueType  # 6
+"""Of an advertiser's ads shown to the user of the request; id is the advertiser."""
+Global___CounterKind: _TypeAlias = CounterKind  # noqa: Y015
 
 @_typing.final
 class RankCandidate(_message.Message):
@@ -51,6 +92,52 @@ class RankCandidate(_message.Message):
 Global___RankCandidate: _TypeAlias = RankCandidate  # noqa: Y015
 
 @_typing.final
+class Counter(_message.Message):
+    """A total that is fresher than the one in the model version, and goes before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    CLICKS_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    kind: Global___CounterKind.ValueType
+    """Required."""
+    id: _builtins.str
+    """At most 256 characters."""
+    impressions: _builtins.int
+    """Since the beginning, not since the model version."""
+    clicks: _builtins.int
+    """At most impressions."""
+    @_builtins.property
+    def first(self) -> _timestamp_pb2.Timestamp:
+        """First impression; optional."""
+
+    @_builtins.property
+    def last(self) -> _timestamp_pb2.Timestamp:
+        """Last impression; optional."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___CounterKind.ValueType = ...,
+        id: _builtins.str = ...,
+        impressions: _builtins.int = ...,
+        clicks: _builtins.int = ...,
+        first: _timestamp_pb2.Timestamp | None = ...,
+        last: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clicks", b"clicks", "first", b"first", "id", b"id", "impressions", b"impressions", "kind", b"kind", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Counter: _TypeAlias = Counter  # noqa: Y015
+
+@_typing.final
 class RankRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -59,6 +146,7 @@ class RankRequest(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     TOP_N_FIELD_NUMBER: _builtins.int
     SKIP_UNKNOWN_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
     top_n: _builtins.int
     """Return only the best top_n; 0 returns all."""
     skip_unknown: _builtins.bool
@@ -75,6 +163,10 @@ class RankRequest(_message.Message):
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankCandidate]:
         """1 to 1,000, no id twice."""
 
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Counter]:
+        """Fresher totals than the model version's; at most 4,000."""
+
     def __init__(
         self,
         *,
@@ -83,10 +175,11 @@ class RankRequest(_message.Message):
         candidates: _abc.Iterable[Global___RankCandidate] | None = ...,
         top_n: _builtins.int = ...,
         skip_unknown: _builtins.bool = ...,
+        counters: _abc.Iterable[Global___Counter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "context", b"context", "skip_unknown", b"skip_unknown", "top_n", b"top_n", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "context", b"context", "counters", b"counters", "skip_unknown", b"skip_unknown", "top_n", b"top_n", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -100,6 +193,7 @@ class RankedAd(_message.Message):
     P_CLICK_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
+    P_CONVERSION_FIELD_NUMBER: _builtins.int
     ad_id: _builtins.str
     """Id of the candidate."""
     p_click: _builtins.float
@@ -108,6 +202,8 @@ class RankedAd(_message.Message):
     """What the order follows; p_click unless a later objective says otherwise."""
     candidate: _builtins.int
     """Place of the ad in the request's candidates, from 0."""
+    p_conversion: _builtins.float
+    """Probability of a conversion given the click; unset if the log taught none."""
     def __init__(
         self,
         *,
@@ -115,12 +211,15 @@ class RankedAd(_message.Message):
         p_click: _builtins.float = ...,
         score: _builtins.float = ...,
         candidate: _builtins.int = ...,
+        p_conversion: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion", "p_conversion", b"p_conversion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_id", b"ad_id", "candidate", b"candidate", "p_click", b"p_click", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion", "ad_id", b"ad_id", "candidate", b"candidate", "p_click", b"p_click", "p_conversion", b"p_conversion", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__p_conversion: _TypeAlias = _typing.Literal["p_conversion"]  # noqa: Y015
+    _WhichOneofArgType__p_conversion: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_conversion) -> _WhichOneofReturnType__p_conversion | None: ...
 
 Global___RankedAd: _TypeAlias = RankedAd  # noqa: Y015
 
@@ -220,6 +319,7 @@ class GetModelResponse(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    COUNTERS_END_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version name."""
     architecture: _builtins.str
@@ -250,6 +350,10 @@ class GetModelResponse(_message.Message):
     def timing(self) -> _types_pb2.Timing:
         """Inside the ranking server."""
 
+    @_builtins.property
+    def counters_end(self) -> _timestamp_pb2.Timestamp:
+        """Last impression that the version's counters know; unset if they know no times."""
+
     def __init__(
         self,
         *,
@@ -264,10 +368,11 @@ class GetModelResponse(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         timing: _types_pb2.Timing | None = ...,
+        counters_end: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters_end", b"counters_end", "created_at", b"created_at", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "calibration", b"calibration", "created_at", b"created_at", "features", b"features", "join_layer", b"join_layer", "layers", b"layers", "max_ad_tokens", b"max_ad_tokens", "max_user_tokens", b"max_user_tokens", "metrics", b"metrics", "model_version", b"model_version", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "calibration", b"calibration", "counters_end", b"counters_end", "created_at", b"created_at", "features", b"features", "join_layer", b"join_layer", "layers", b"layers", "max_ad_tokens", b"max_ad_tokens", "max_user_tokens", b"max_user_tokens", "metrics", b"metrics", "model_version", b"model_version", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,6 +68,7 @@ class Recommendation(_message.Message):
     RETRIEVAL_POSITION_FIELD_NUMBER: _builtins.int
     P_CLICK_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    P_CONVERSION_FIELD_NUMBER: _builtins.int
     similarity: _builtins.float
     """Of retrieval, -1 to 1."""
     retrieval_position: _builtins.int
@@ -76,6 +77,8 @@ class Recommendation(_message.Message):
     """Calibrated click probability, 0 to 1; unset for an ad that was not ranked."""
     source: _builtins.str
     """Candidate source of retrieval."""
+    p_conversion: _builtins.float
+    """Probability of a conversion given the click; unset if not ranked, or not learned."""
     @_builtins.property
     def ad(self) -> _types_pb2.Ad:
         """The ad with its texts."""
@@ -88,14 +91,20 @@ class Recommendation(_message.Message):
         retrieval_position: _builtins.int = ...,
         p_click: _builtins.float | None = ...,
         source: _builtins.str = ...,
+        p_conversion: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_click", b"_p_click", "ad", b"ad", "p_click", b"p_click"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_click", b"_p_click", "_p_conversion", b"_p_conversion", "ad", b"ad", "p_click", b"p_click", "p_conversion", b"p_conversion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_click", b"_p_click", "ad", b"ad", "p_click", b"p_click", "retrieval_position", b"retrieval_position", "similarity", b"similarity", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_click", b"_p_click", "_p_conversion", b"_p_conversion", "ad", b"ad", "p_click", b"p_click", "p_conversion", b"p_conversion", "retrieval_position", b"retrieval_position", "similarity", b"similarity", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__p_click: _TypeAlias = _typing.Literal["p_click"]  # noqa: Y015
     _WhichOneofArgType__p_click: _TypeAlias = _typing.Literal["_p_click", b"_p_click"]  # noqa: Y015
+    _WhichOneofReturnType__p_conversion: _TypeAlias = _typing.Literal["p_conversion"]  # noqa: Y015
+    _WhichOneofArgType__p_conversion: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p_click) -> _WhichOneofReturnType__p_click | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_conversion) -> _WhichOneofReturnType__p_conversion | None: ...
 
 Global___Recommendation: _TypeAlias = Recommendation  # noqa: Y015
 

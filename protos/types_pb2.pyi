@@ -294,6 +294,7 @@ class Context(_message.Message):
     PAGE_TEXT_FIELD_NUMBER: _builtins.int
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    UTC_OFFSET_MINUTES_FIELD_NUMBER: _builtins.int
     country: _builtins.str
     """ISO 3166-1 alpha-2, such as "DE"; at most 256 characters."""
     language: _builtins.str
@@ -304,6 +305,8 @@ class Context(_message.Message):
     """The owner's name of the slot; at most 256 characters."""
     page_text: _builtins.str
     """Text of the page around the slot; at most 32,768 characters."""
+    utc_offset_minutes: _builtins.int
+    """How far the user's clock is ahead of UTC, -1,440 to 1,440; the ranker reads the hour of the day."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
         """When the ads would be shown; the server's clock if unset."""
@@ -322,10 +325,11 @@ class Context(_message.Message):
         page_text: _builtins.str = ...,
         timestamp: _timestamp_pb2.Timestamp | None = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        utc_offset_minutes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "country", b"country", "device", b"device", "language", b"language", "page_text", b"page_text", "placement", b"placement", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "country", b"country", "device", b"device", "language", b"language", "page_text", b"page_text", "placement", b"placement", "timestamp", b"timestamp", "utc_offset_minutes", b"utc_offset_minutes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

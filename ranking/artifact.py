@@ -26,6 +26,7 @@ from artifacts.errors import CorruptVersion
 from artifacts.manifest import Manifest
 from artifacts.store import Draft, VersionStore
 from index_builder.encoder import EMBEDDED, embedded_model_path
+from ranking.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
 from ranking.model import BERT_LIKE, JOINT, JointCrossEncoder, SharedUserCrossEncoder
@@ -34,20 +35,6 @@ from records.counters import CounterSnapshot
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 
 RankerModel = SharedUserCrossEncoder | JointCrossEncoder
-
-
-class Calibration(BaseModel):
-    """Platt scaling: p_click = sigmoid(slope * logit + intercept)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    method: Literal["none", "platt"] = "none"
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    def p_click(self, logits: np.ndarray[Any, Any]) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        """Calibrated probabilities, float64, of the shape of `logits`."""
-        return 1.0 / (1.0 + np.exp(-(self.slope * logits.astype(np.float64) + self.intercept)))
 
 
 class Metric(BaseModel):
@@ -77,6 +64,7 @@ class CtrSpec(BaseModel):
     prior_ctr: float
     id_buckets: int
     calibration: Calibration = Calibration()
+    conversion: Calibration | None = None
     metrics: dict[str, Metric] = {}
     training: dict[str, Any] = {}
     data_sha256: str = ""
@@ -88,9 +76,12 @@ class CtrSpec(BaseModel):
         return self
 
     def normalise(self, features: Features) -> Features:
-        """Features as the head wants them: mean 0, deviation 1 on the training data; float32 [rows, features]."""
+        """Features as the head wants them: mean 0, deviation 1 on the training data; float32 [rows, features].
+
+        What is not known (NaN) becomes the mean.
+        """
         mean, std = np.array(self.feature_mean, np.float32), np.array(self.feature_std, np.float32)
-        normal: Features = (features - mean) / std
+        normal: Features = np.nan_to_num((features - mean) / std, nan=0.0)
         return normal
 
 

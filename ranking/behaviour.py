@@ -1,4 +1,4 @@
-"""The part of the ranker that knows what people did: counters, and attention over the user's past ads.
+"""The part of the ranker that knows what people did: counters, context, and attention over the user's past ads.
 
 It reads no text while scoring, only one ready vector an ad: scoring is cheap, and training takes minutes. The candidate
 attends to the user's past events (after DIN, arXiv 1706.06978): each event is the ad's text vector and learned id, what
@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranking.context import CONTEXT_BUCKETS
 from ranking.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
 
 _WIDTH, _HEADS, _HIDDEN = 32, 4, 64
 _ALL_HEADS = _HEADS + 1
 # Where the head of likeness begins: how fast attention falls as texts differ, and how much of it goes to nothing.
 _SHARPNESS, _LIKENESS_INDIFFERENCE = 4.0, 2.8
-_DROPOUT, _DROP_IDS, _DROP_EVENTS = 0.3, 0.2, 0.2
+_DROPOUT, _DROP_IDS, _DROP_EVENTS, _DROP_WORDS = 0.3, 0.2, 0.2, 0.5
+# Places on a page from here on share what is learned of them.
+_POSITIONS = 64
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,21 @@ def with_interests(history: History, interests: Tensor, seen: Tensor) -> History
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Impressions to be scored.
+
+    Attributes:
+        dense: normalised features, float32 [impressions, features].
+        context: ids of attributes, context and time of day (see `ranking.context`), int64 [impressions, words].
+        ads: the candidates, [impressions].
+    """
+
+    dense: Tensor
+    context: Tensor
+    ads: AdKeys
+
+
+@dataclass(frozen=True)
 class Behaviour:
     """Logits of a click, and of a conversion given the click, float32 [impressions]."""
 
@@ -94,6 +112,9 @@ class BehaviourModel(nn.Module):
         self.ids = nn.Embedding(buckets, _WIDTH)
         self.types = nn.Embedding(EVENT_CLASSES, _WIDTH)
         self.gaps = nn.Embedding(GAP_CLASSES, _ALL_HEADS)
+        # What attributes, context and hour say of any ad, and of this one (a factorisation machine, Rendle 2010).
+        self.context = nn.EmbeddingBag(CONTEXT_BUCKETS, _WIDTH, mode="sum", padding_idx=0)
+        self.positions = nn.Embedding(_POSITIONS, 1, padding_idx=0)
         self.query, self.key, self.value = (nn.Linear(_WIDTH, _WIDTH) for _ in range(3))
         # How much each kind of event speaks for the ad that it is about, and how strongly nothing is attended to.
         self.liking = nn.Embedding(EVENT_CLASSES, 1)
@@ -102,30 +123,49 @@ class BehaviourModel(nn.Module):
         self.dropout = nn.Dropout(_DROPOUT)
         self.wide = nn.Linear(features + _ALL_HEADS, 1)
         self.deep = nn.Sequential(
-            nn.Linear(features + 3 * _WIDTH + _ALL_HEADS, _HIDDEN),
+            nn.Linear(features + 5 * _WIDTH + _ALL_HEADS, _HIDDEN),
             nn.GELU(),
             nn.Dropout(_DROPOUT),
             nn.Linear(_HIDDEN, 2),
         )
-        for embedding in (self.ids, self.gaps):
+        for embedding in (self.ids, self.gaps, self.context, self.positions):
             nn.init.zeros_(embedding.weight)
         with torch.no_grad():
             self.liking.weight.copy_(torch.linspace(-0.5, 1.0, EVENT_CLASSES)[:, None])
         nn.init.normal_(self.types.weight, std=0.1)
 
-    def forward(self, dense: Tensor, candidates: AdKeys, history: History) -> Behaviour:
-        """Logits of impressions; `dense` is normalised, float32 [impressions, features]."""
-        ads = self._ads(candidates)
-        attended, liking = self._attend(candidates.vectors, ads, history)
-        together = torch.cat(
-            [dense, self.dropout(ads), self.dropout(attended), self.dropout(attended * ads), liking], dim=1
-        )
-        click, conversion = self.deep(together).unbind(dim=1)
-        return Behaviour(click + self.wide(torch.cat([dense, liking], dim=1))[:, 0], conversion)
+    def forward(self, shown: Shown, history: History) -> Behaviour:
+        """Logits of impressions at an average place on the page."""
+        ads = self._ads(shown.ads)
+        attended, liking = self._attend(shown.ads.vectors, ads, history)
+        context = self.context(self._words(shown.context))
+        vectors = torch.cat([ads, attended, attended * ads, context, context * ads], dim=1)
+        click, conversion = self.deep(torch.cat([shown.dense, self.dropout(vectors), liking], dim=1)).unbind(dim=1)
+        return Behaviour(click + self.wide(torch.cat([shown.dense, liking], dim=1))[:, 0], conversion)
 
-    def liking_of(self, candidates: AdKeys, history: History) -> Tensor:
-        """How much the user liked what each head attends to, that of likeness last, float32 [impressions, heads]."""
-        return self._attend(candidates.vectors, self._ads(candidates), history)[1]
+    def of_position(self, positions: Tensor) -> Tensor:
+        """What the place on the page adds to the logit of a click, [impressions]; nothing for an unknown place, 0.
+
+        It belongs to training alone: scores are those of an average place (a shallow tower for the selection bias,
+        Zhao et al. 2019, "Recommending what video to watch next").
+        """
+        effect: Tensor = self.positions(positions.clamp(max=_POSITIONS - 1))[:, 0]
+        return effect
+
+    @torch.no_grad()
+    def center_positions(self, positions: Tensor, impressions: Tensor) -> None:
+        """Makes the mean effect over these impressions zero, and moves it to where every score has it."""
+        known = positions > 0
+        if known.any():
+            mean = (self.of_position(positions) * impressions)[known].sum() / impressions[known].sum()
+            self.positions.weight[1:] -= mean
+            self.wide.bias.add_(mean)
+
+    def _words(self, context: Tensor) -> Tensor:
+        """Ids of attributes and context, some of them dropped in training: together they almost tell the user."""
+        if not self.training:
+            return context
+        return context * (torch.rand(context.shape, device=context.device) >= _DROP_WORDS)
 
     def _ads(self, ads: AdKeys) -> Tensor:
         ids = self.ids(ads.buckets) * (ads.buckets > 0)[:, None]

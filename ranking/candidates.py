@@ -4,12 +4,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from index_builder.artifact import AdCatalog
+from ranking.context import context_buckets
 from ranking.engine import PastEvent, RankQuery
 from ranking.features import COUNTED, event_class, keys_of
 from ranking.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
 from records.ads import Ad
+from records.counters import Total
 from records.errors import InputError
 from records.users import Context, UserProfile
 from serving.errors import FailedPrecondition, NotFound
@@ -46,6 +49,7 @@ def prepare(
     catalog: AdCatalog | None,
     *,
     skip_unknown: bool,
+    fresher: Mapping[str, Mapping[str, Total]] = MappingProxyType({}),
 ) -> Candidates:
     """Resolves ids and renders texts.
 
@@ -53,6 +57,7 @@ def prepare(
         candidates: Ads, or ids of ads in `catalog`.
         catalog: Where ids are looked up; None if the server has no index version.
         skip_unknown: Leave out ids that are not in the catalog instead of failing.
+        fresher: See `RankQuery.fresher`.
 
     Raises:
         InputError: An id stands twice.
@@ -72,18 +77,29 @@ def prepare(
         named = ", ".join(unknown[:_NAMED_IN_ERRORS])
         raise NotFound(f"{len(unknown)} ads are not in this index version: {named}; set skip_unknown to leave them out")
     found = [(place, ad) for place, ad in enumerate(ads) if ad is not None]
-    return Candidates(_query(user, context, [ad for _, ad in found], known), tuple(p for p, _ in found), unknown)
+    query = _query(user, context, [ad for _, ad in found], known, fresher)
+    return Candidates(query, tuple(place for place, _ in found), unknown)
 
 
-def _query(user: UserProfile, context: Context, ads: Sequence[Ad], known: Mapping[str, Ad]) -> RankQuery:
+def _query(
+    user: UserProfile,
+    context: Context,
+    ads: Sequence[Ad],
+    known: Mapping[str, Ad],
+    fresher: Mapping[str, Mapping[str, Total]],
+) -> RankQuery:
     keys = [keys_of(ad, user.user_id) for ad in ads]
+    moment = context.timestamp or datetime.now(UTC)
     return RankQuery(
         user_text=render_user(user, context, known.get),
         interests=user.interests.strip(),
-        past=_past_events(user, known.get, context.timestamp or datetime.now(UTC)),
+        past=_past_events(user, known.get, moment),
         ad_ids=[ad.ad_id for ad in ads],
         ad_texts=[render_ad(ad) for ad in ads],
         keys={name: [ids[name] for ids in keys] for name in COUNTED},
+        context=context_buckets(user, context, moment),
+        moment=moment.timestamp(),
+        fresher=fresher,
     )
 
 

@@ -5,9 +5,10 @@ Belongs to one thread at a time.
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,22 @@ from torch import Tensor
 from ranking.ad_states import AdStateCache
 from ranking.artifact import ModelVersion
 from ranking.batch import PairBatch, TokenRows, pad, tokenize
-from ranking.behaviour import AdKeys, History, with_interests
+from ranking.behaviour import AdKeys, Behaviour, History, Shown, with_interests
+from ranking.context import CONTEXT_WORDS
 from ranking.errors import ModelError
 from ranking.features import COUNTED, dense_features, gap_classes, id_bucket
 from ranking.model import SharedUserCrossEncoder, UserStates
+from records.counters import Total
 
 log = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 1000
 _CACHED_VECTORS = 50_000
+# A snapshot of the counters that is older than this, in seconds, is read as if it were this old.
+_LONGEST_LAG = 86_400.0
+
+Logits = npt.NDArray[np.float32]
+Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ class RankQuery:
         interests: what the user says of themselves; may be empty.
         past: the user's newest events, oldest first.
         keys: for each of `ranking.features.COUNTED`, what each candidate's counters are looked up by.
+        context: see `ranking.context.context_buckets`.
+        moment: when the ads would be shown, seconds since 1970.
+        fresher: totals of some keys that go before those of the model version, by what is counted.
     """
 
     user_text: str
@@ -71,13 +82,22 @@ class RankQuery:
     ad_ids: Sequence[str]
     ad_texts: Sequence[str]
     keys: Mapping[str, Sequence[str]]
+    context: Sequence[int]
+    moment: float
+    fresher: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RankAnswer:
-    """Calibrated click probabilities in the order of the candidates, float64 [candidates]."""
+    """Probabilities in the order of the candidates, float64 [candidates].
+
+    Attributes:
+        p_click: calibrated probability of a click.
+        p_conversion: of a conversion given the click; None if the log taught none.
+    """
 
     p_click: npt.NDArray[np.float64]
+    p_conversion: npt.NDArray[np.float64] | None
     cached_ads: int
     tokenize_ms: float
     compute_ms: float
@@ -111,10 +131,9 @@ class RankingEngine:
 
     def warm_up(self) -> None:
         """One small request, so that the first real one does not pay for lazy initialisation."""
-        past = [PastEvent("a", "an ad", 1, 60.0)]
-        self.rank(
-            [RankQuery("warm up", "ads", past, ["a", "b"], ["an ad", "another ad"], {key: ["", ""] for key in COUNTED})]
-        )
+        past, keys = [PastEvent("a", "an ad", 1, 60.0)], {key: ["", ""] for key in COUNTED}
+        texts = ["an ad", "another ad"]
+        self.rank([RankQuery("warm up", "ads", past, ["a", "b"], texts, keys, [0] * CONTEXT_WORDS, 0.0)])
 
     def rank(self, queries: Sequence[RankQuery]) -> list[RankAnswer]:
         """Scores each query's candidates; users are read together, and each once.
@@ -129,22 +148,22 @@ class RankingEngine:
             scored = self._score(users, queries)
         compute_ms = 1000 * (time.perf_counter() - tokenized)
         return [
-            RankAnswer(self._finish(logits), cached, 1000 * (tokenized - started), compute_ms, self.loaded.version)
-            for logits, cached in scored
+            RankAnswer(*self._finish(*logits), cached, 1000 * (tokenized - started), compute_ms, self.loaded.version)
+            for *logits, cached in scored
         ]
 
-    def _score(self, users: TokenRows, queries: Sequence[RankQuery]) -> list[tuple[npt.NDArray[np.float32], int]]:
-        """Logits of each query's candidates, and how many of their states were cached."""
+    def _score(self, users: TokenRows, queries: Sequence[RankQuery]) -> list[tuple[Logits, Logits, int]]:
+        """Logits of click and conversion of each query's candidates, and how many of their states were cached."""
         dense = [self._dense(query) for query in queries]
         behaviour = [self._behaviour(query, features) for query, features in zip(queries, dense, strict=True)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             text = self._text(users, queries, dense)
         return [
-            ((known + added.float()).cpu().numpy(), cached)
+            ((known.click + added.float()).cpu().numpy(), known.conversion.cpu().numpy(), cached)
             for known, (added, cached) in zip(behaviour, text, strict=True)
         ]
 
-    def _behaviour(self, query: RankQuery, dense: Tensor) -> Tensor:
+    def _behaviour(self, query: RankQuery, dense: Tensor) -> Behaviour:
         """Logits from counters and the user's past events; what they are about is read once an ad, and kept."""
         interests = [query.interests] if query.interests else []
         texts = self._text_vectors([*query.ad_texts, *interests, *(event.text for event in query.past)])
@@ -160,7 +179,8 @@ class RankingEngine:
         if interests:
             history = with_interests(history, stated, history.seen.new_ones((count, 1)))
         candidates = AdKeys(texts[:count], self._buckets(query.ad_ids))
-        return self._model.behaviour(dense, candidates, history).click  # type: ignore[no-any-return]
+        context = self._integers(query.context).expand(count, -1)
+        return self._model.behaviour(Shown(dense, context, candidates), history)  # type: ignore[no-any-return]
 
     def _text(
         self, users: TokenRows, queries: Sequence[RankQuery], dense: Sequence[Tensor]
@@ -211,8 +231,11 @@ class RankingEngine:
         return pad(tokenize(self.loaded.tokenizer, texts, max_tokens), self._pad_id).to(self.device)
 
     def _dense(self, query: RankQuery) -> Tensor:
-        counts = {key: self.loaded.counters.counts(key, list(query.keys[key])) for key in COUNTED}
-        features = dense_features(counts, self.loaded.spec.prior_ctr)
+        counters = self.loaded.counters
+        counts = {key: counters.counts(key, query.keys[key], query.fresher.get(key, {})) for key in COUNTED}
+        # Long after the log's end all looks old alike, which training has never seen.
+        moment = math.nan if counters.end is None else min(query.moment, counters.end + _LONGEST_LAG)
+        features = dense_features(counts, self.loaded.spec.prior_ctr, np.full(len(query.ad_ids), moment))
         return torch.from_numpy(self.loaded.spec.normalise(features)).to(self.device)
 
     def _buckets(self, ad_ids: Sequence[str]) -> Tensor:
@@ -228,11 +251,12 @@ class RankingEngine:
 
         return self._vectors.gather(texts, compute)[0][:, 0]
 
-    def _finish(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        p_click = self.loaded.spec.calibration.p_click(logits)
+    def _finish(self, click: Logits, conversion: Logits) -> tuple[Probabilities, Probabilities | None]:
+        spec = self.loaded.spec
+        p_click = spec.calibration.probability(click)
         if not np.isfinite(p_click).all():
             raise ModelError(f"model version {self.loaded.version} made a score that is not a number")
-        return p_click
+        return p_click, spec.conversion.probability(conversion) if spec.conversion is not None else None
 
 
 def _states_by_length(model: SharedUserCrossEncoder, rows: TokenRows, *, chunk: int = 32) -> Tensor:

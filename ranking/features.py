@@ -1,6 +1,6 @@
 """What the ranker knows beside the text, computed alike for training and for serving.
 
-Counters of ad, advertiser, category and user; hashed ids; how long ago the user did what. Knows no tensors.
+How often ad, advertiser, category and user were shown and clicked, and how long ago; hashed ids. Knows no tensors.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ Features = npt.NDArray[np.float32]
 
 # What is counted, and the features made from each count.
 COUNTED = ("ad", "advertiser", "category", "user", "user_category", "user_advertiser")
-FEATURES = tuple(f"{key}_{feature}" for key in COUNTED for feature in ("impressions_log", "ctr_logit"))
+_OF_EACH = ("impressions_log", "ctr_logit", "recency_log")
+FEATURES = (*(f"{key}_{feature}" for key in COUNTED for feature in _OF_EACH), "ad_age_log")
 
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
 PRIOR_IMPRESSIONS = 10.0
@@ -57,24 +58,38 @@ def keys_of(ad: Ad, user_id: str) -> dict[str, str]:
     }
 
 
+def counter_id(key: str, name: str, user_id: str) -> str:
+    """What a counter of `COUNTED` is looked up by: `name` is that of an ad, advertiser or category."""
+    if key == "user":
+        return user_id
+    return _both(user_id, name) if key.startswith("user_") else name
+
+
 def _both(first: str, second: str) -> str:
     return f"{first}\x1f{second}" if first and second else ""
 
 
-def dense_features(counts: Mapping[str, Counts], ctr: float) -> Features:
+def dense_features(counts: Mapping[str, Counts], ctr: float, moments: npt.NDArray[np.float64]) -> Features:
     """Features of impressions.
 
     Args:
         counts: Past counts of each of `COUNTED`, arrays of shape [rows].
         ctr: Clicks per impression that rates shrink to, 0 to 1.
+        moments: When each impression happens, seconds since 1970, NaN where nobody knows, [rows].
 
     Returns:
-        float32 [rows, len(FEATURES)], not normalised.
+        float32 [rows, len(FEATURES)], not normalised; NaN where a time is not known.
     """
-    columns = [
-        column for key in COUNTED for column in (np.log1p(counts[key].impressions), _ctr_logit(counts[key], ctr))
-    ]
+    columns = []
+    for key in COUNTED:
+        of_key = counts[key]
+        columns += [np.log1p(of_key.impressions), _ctr_logit(of_key, ctr), _hours_log(moments - of_key.last)]
+    columns.append(_hours_log(moments - counts["ad"].first))
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _hours_log(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.log1p(np.maximum(seconds, 0) / 3600)
 
 
 def _ctr_logit(counts: Counts, ctr: float) -> npt.NDArray[np.float64]:
@@ -93,8 +108,13 @@ def id_bucket(ad_id: str, buckets: int) -> int:
     """
     if not ad_id:
         return 0
-    digest = hashlib.blake2b(ad_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return 1 + int.from_bytes(digest, "little") % (buckets - 1)
+    return 1 + hashed(ad_id) % (buckets - 1)
+
+
+def hashed(text: str) -> int:
+    """A number of 64 bits that is the same for a text on every machine and for ever."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def gap_classes(seconds: npt.NDArray[np.float64]) -> Integers:

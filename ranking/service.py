@@ -1,21 +1,32 @@
 """RankingService: validate, call, convert. Knows nothing else."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from artifacts.hotswap import HotSwap
 from protos import ranking_pb2, ranking_pb2_grpc, types_pb2
-from protos.convert import ad_from_wire, context_from_wire, timestamp_to_wire, user_from_wire
+from protos.convert import (
+    ad_from_wire,
+    context_from_wire,
+    counter_from_wire,
+    moment_to_wire,
+    timestamp_to_wire,
+    user_from_wire,
+)
 from ranking.candidates import Candidates, CatalogVersion, prepare
 from ranking.engine import MAX_CANDIDATES, RankAnswer, RankingEngine, RankQuery
+from ranking.features import counter_id
 from ranking.model import SHARED_USER
 from records.ads import Ad
+from records.counters import Total
 from records.errors import InputError
 from serving.batcher import Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
 
 SERVICE_NAME = "adcascade.v1.RankingService"
+MAX_COUNTERS = 4000
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
@@ -66,16 +77,17 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 metrics={name: metric.value for name, metric in spec.metrics.items()},
                 created_at=timestamp_to_wire(loaded.created_at),
                 timing=types_pb2.Timing(),
+                counters_end=moment_to_wire(loaded.counters.end),
             )
 
     def _prepare(self, request: ranking_pb2.RankRequest) -> tuple[Candidates, str]:
         user, context = user_from_wire(request.user), context_from_wire(request.context)
-        wanted = _candidates(request)
+        wanted, fresher = _candidates(request), _fresher(request)
+        prepared = partial(prepare, user, context, wanted, skip_unknown=request.skip_unknown, fresher=fresher)
         if self._catalogs is None:
-            return prepare(user, context, wanted, None, skip_unknown=request.skip_unknown), ""
+            return prepared(None), ""
         with self._catalogs.lease() as loaded:
-            prepared = prepare(user, context, wanted, loaded.catalog, skip_unknown=request.skip_unknown)
-            return prepared, loaded.version
+            return prepared(loaded.catalog), loaded.version
 
     def _nothing_to_rank(self, candidates: Candidates, index_version: str) -> ranking_pb2.RankResponse:
         with self._engines.lease() as engine:
@@ -102,10 +114,21 @@ def _candidates(request: ranking_pb2.RankRequest) -> list[str | Ad]:
     ]
 
 
+def _fresher(request: ranking_pb2.RankRequest) -> dict[str, dict[str, Total]]:
+    """Totals of the request by what is counted and id."""
+    if len(request.counters) > MAX_COUNTERS:
+        raise InputError(f"{len(request.counters)} counters; the limit is {MAX_COUNTERS}")
+    totals: dict[str, dict[str, Total]] = {}
+    for place, message in enumerate(request.counters):
+        key, name, total = counter_from_wire(message, f"counters[{place}]")
+        totals.setdefault(key, {})[counter_id(key, name, request.user.user_id)] = total
+    return totals
+
+
 def _response(
     request: ranking_pb2.RankRequest, candidates: Candidates, answer: Batched[RankAnswer], index_version: str
 ) -> ranking_pb2.RankResponse:
-    p_click = answer.value.p_click
+    p_click, p_conversion = answer.value.p_click, answer.value.p_conversion
     order = np.argsort(-p_click, kind="stable")[: request.top_n or None]
     return ranking_pb2.RankResponse(
         ads=[
@@ -114,6 +137,7 @@ def _response(
                 p_click=p_click[row],
                 score=p_click[row],
                 candidate=candidates.places[row],
+                p_conversion=p_conversion[row] if p_conversion is not None else None,
             )
             for row in order.tolist()
         ],

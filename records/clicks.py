@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from records.errors import InputError
 from records.files import DamagedRow, read_rows
-from records.values import as_int, as_text, as_time
+from records.values import as_int, as_text, as_time, zone_minutes
 
 Texts = npt.NDArray[np.object_]
 Integers = npt.NDArray[np.int64]
@@ -20,7 +20,7 @@ REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 _NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions"))
 MAX_POSITION = 1000
 _TEXTS = ("request_id", "ad_id", "user_id")
-_COLUMNS = (*_TEXTS, "time", "clicks", "impressions", "conversions", "position")
+_COLUMNS = (*_TEXTS, "time", "utc_offset", "clicks", "impressions", "conversions", "position")
 # Time of a row without one: before everything, so that no history or counter is ever made from it.
 NO_TIME = np.iinfo(np.int64).min
 
@@ -32,6 +32,7 @@ class ClickLog:
     Attributes:
         request_id, ad_id, user_id: object arrays of str; user_id is "" where unknown.
         time: int64, microseconds since 1970 UTC, or `NO_TIME`.
+        utc_offset: int64, minutes that the clock on the wall was ahead of UTC; 0 where unknown.
         clicks, impressions, conversions: int64; conversions <= clicks <= impressions, impressions >= 1.
         position: int64, place on the page from 1; 0 where unknown.
         context: further columns, by name; None where a row has no value.
@@ -41,6 +42,7 @@ class ClickLog:
     ad_id: Texts
     user_id: Texts
     time: Integers
+    utc_offset: Integers
     clicks: Integers
     impressions: Integers
     conversions: Integers
@@ -67,6 +69,7 @@ class ClickLog:
             self.ad_id[rows],
             self.user_id[rows],
             self.time[rows],
+            self.utc_offset[rows],
             self.clicks[rows],
             self.impressions[rows],
             self.conversions[rows],
@@ -100,13 +103,14 @@ def read_clicks(
     impressions below 1, conversions negative or above clicks, a position below 0 or above 1,000).
 
     Raises:
-        InputError: A required column is missing, no usable row is left, or more than `max_rejected` (a share, 0 to 1)
-            of the rows were rejected.
+        InputError: A required column is missing, no usable row is left, more than `max_rejected` (a share, 0 to 1) of
+            the rows were rejected, or some times have a zone and others none.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     context: dict[str, list[Any]] = {}
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}
+    zones: dict[bool, str] = {}
     rows = 0
     for source, number, row in read_rows(path):
         rows += 1
@@ -114,6 +118,10 @@ def read_clicks(
         if problem is not None:
             rejected[problem.reason] += 1
             examples.setdefault(problem.reason, f"{source}, row {number}: {problem.detail}")
+        elif not isinstance(row, DamagedRow) and row.get("timestamp") not in (None, ""):
+            zones.setdefault(zone_minutes(row, "timestamp") is not None, f"{source}, row {number}: {row['timestamp']}")
+            if len(zones) > 1:
+                raise InputError(f"some times have a zone and others have none ({zones[True]}; {zones[False]})")
     report = LogReport(rows, len(columns["ad_id"]), dict(rejected), examples)
     _check_share(path, report, max_rejected)
     return _sorted_log(columns, context), report
@@ -147,7 +155,8 @@ def _append(
     if not 0 <= position <= MAX_POSITION:
         return DamagedRow("bad_counts", f"position {position} is not 1 to {MAX_POSITION}, or 0 for unknown")
     time = NO_TIME if moment is None else round(moment.timestamp() * 1_000_000)
-    values = (request_id, ad_id, user_id, time, clicks, impressions, conversions, position)
+    offset = zone_minutes(row, "timestamp") or 0
+    values = (request_id, ad_id, user_id, time, offset, clicks, impressions, conversions, position)
     for column, value in zip(columns.values(), values, strict=True):
         column.append(value)
     for name in extra.keys() - context.keys():

@@ -1,12 +1,15 @@
-"""How often an ad, an advertiser, a category or a user was shown and clicked, without a look at the row itself.
+"""How often and when an ad, an advertiser, a category or a user was shown and clicked, but for the row itself.
 
 `counts_before` and `counts_of_other_folds` replay a log for training; `CounterSnapshot` is what serving reads. Knows no
 models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +21,46 @@ from records.clicks import NO_TIME, ClickLog, Integers, Texts
 Floats = npt.NDArray[np.float64]
 
 
+class Total(NamedTuple):
+    """What was counted of one key; `first` and `last` are seconds since 1970, None where no time is known."""
+
+    impressions: int
+    clicks: int
+    first: float | None = None
+    last: float | None = None
+
+
+_UNKNOWN = Total(0, 0)
+_NONE: Mapping[str, Total] = MappingProxyType({})
+_SNAPSHOT_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("impressions", pa.int64()),
+        ("clicks", pa.int64()),
+        ("first", pa.float64()),
+        ("last", pa.float64()),
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Counts:
-    """Impressions and clicks, float64 arrays of one shape; not always whole numbers (see `counts_of_other_folds`)."""
+    """Impressions and clicks, not always whole numbers (see `counts_of_other_folds`), and when the key was shown.
+
+    Attributes:
+        impressions, clicks: float64 arrays of one shape.
+        first, last: of its impressions, seconds since 1970, float64 of the same shape; NaN where no time is known.
+    """
 
     impressions: Floats
     clicks: Floats
+    first: Floats
+    last: Floats
 
 
 def counts_before(keys: Texts, log: ClickLog) -> Counts:
-    """For each row of `log`: impressions and clicks of its key in strictly earlier rows. Arrays of shape [rows].
+    """For each row of `log`: what was counted of its key in strictly earlier rows. Arrays of shape [rows].
 
     Rows of the same moment do not see each other; a row without a time neither sees nor is seen. An empty key counts
     nothing.
@@ -38,26 +71,36 @@ def counts_before(keys: Texts, log: ClickLog) -> Counts:
     new_key = np.r_[True, code[1:] != code[:-1]]
     new_moment = new_key | np.r_[True, time[1:] != time[:-1]]
     rows = np.arange(len(order))
-    key_start = np.maximum.accumulate(np.where(new_key, rows, 0))
+    first_time = new_key | np.r_[True, time[:-1] == NO_TIME]
+    key_start = np.maximum.accumulate(np.where(first_time, rows, 0))
     moment_start = np.maximum.accumulate(np.where(new_moment, rows, 0))
     usable = (time != NO_TIME) & (keys[order] != "")
 
-    def before(column: Integers) -> Floats:
-        total = np.r_[0, np.cumsum(np.where(usable, column[order], 0))]
+    def in_log_order(values: Floats) -> Floats:
         result = np.empty(len(order))
-        result[order] = np.where(usable, total[moment_start] - total[key_start], 0)
+        result[order] = values
         return result
 
-    return Counts(before(log.impressions), before(log.clicks))
+    def before(column: Integers) -> Floats:
+        total = np.r_[0, np.cumsum(np.where(usable, column[order], 0))]
+        return in_log_order(np.where(usable, total[moment_start] - total[key_start], 0))
+
+    seen = usable & (moment_start > key_start)
+    first = in_log_order(np.where(seen, time[key_start] / 1e6, np.nan))
+    last = in_log_order(np.where(seen, time[np.maximum(moment_start - 1, 0)] / 1e6, np.nan))
+    return Counts(before(log.impressions), before(log.clicks), first, last)
 
 
 def counts_of_other_folds(keys: Texts, log: ClickLog, fold: Integers) -> Counts:
-    """For each row of `log`: impressions and clicks of its key in the folds that the row is not in. Shape [rows].
+    """For each row of `log`: what was counted of its key in the folds that the row is not in. Shape [rows].
 
     Args:
         keys: Key of each row; an empty one counts nothing.
         fold: Fold of each training row, 0 or more; -1 for rows that are not to be learned from, which see all folds.
             What a training row sees is scaled up as if it saw all folds too, so that a model meets counts of one size.
+
+    Returns:
+        Impressions and clicks of the whole log; `first` and `last` of the rows that are also strictly earlier.
     """
     codes = np.unique(keys.astype(str), return_inverse=True)[1]
     folds = int(fold.max(initial=0)) + 1
@@ -70,58 +113,85 @@ def counts_of_other_folds(keys: Texts, log: ClickLog, fold: Integers) -> Counts:
         own = np.where(training, table[codes, np.maximum(fold, 0)], 0.0)
         return np.where(keys != "", (table.sum(axis=1)[codes] - own) * scale, 0.0)
 
-    return Counts(elsewhere(log.impressions), elsewhere(log.clicks))
+    first, last = np.full(len(log), np.nan), np.full(len(log), np.nan)
+    shown = training & (log.time != NO_TIME)
+    for number in (-1, *range(folds)):
+        asking = np.flatnonzero((fold == number) & (keys != "") & (log.time != NO_TIME))
+        pool = np.flatnonzero(shown & (fold != number))
+        first[asking], last[asking] = _earlier_moments(codes, log.time, asking, pool)
+    return Counts(elsewhere(log.impressions), elsewhere(log.clicks), first, last)
+
+
+def _earlier_moments(codes: Integers, time: Integers, asking: Integers, pool: Integers) -> tuple[Floats, Floats]:
+    """First and last moment, in seconds, of the rows of `pool` with the code of each asking row and before it."""
+    if not len(pool):
+        return np.full(len(asking), np.nan), np.full(len(asking), np.nan)
+    ranks = np.unique(time, return_inverse=True)[1]
+    place = codes * (int(ranks.max()) + 1) + ranks  # orders by code, then by time
+    pool = pool[np.argsort(place[pool], kind="stable")]
+    end = np.searchsorted(place[pool], place[asking], side="left")
+    start = np.searchsorted(codes[pool], codes[asking], side="left")
+    moments = time[pool] / 1e6
+    first = np.where(end > start, moments[np.minimum(start, len(pool) - 1)], np.nan)
+    return first, np.where(end > start, moments[np.maximum(end - 1, 0)], np.nan)
 
 
 @dataclass(frozen=True)
 class CounterSnapshot:
-    """Impressions and clicks of every key at the end of a log, for serving.
+    """What was counted of every key by the end of a log, for serving.
 
     Attributes:
-        totals: what is counted ("ad", "user", ...) -> id -> (impressions, clicks).
+        totals: what is counted ("ad", "user", ...) -> id -> total.
     """
 
-    totals: Mapping[str, Mapping[str, tuple[int, int]]]
+    totals: Mapping[str, Mapping[str, Total]]
 
     @classmethod
     def of(cls, log: ClickLog, keys: Mapping[str, Texts]) -> "CounterSnapshot":
         """Counts the whole log; `keys` holds the id of each row by what is counted."""
         return cls({name: _totals(ids, log) for name, ids in keys.items()})
 
+    @cached_property
+    def end(self) -> float | None:
+        """The moment of the last impression, seconds since 1970; None if no time is known."""
+        moments = (total.last for totals in self.totals.values() for total in totals.values())
+        return max((moment for moment in moments if moment is not None), default=None)
+
     def save(self, path: Path) -> None:
-        """Writes a Parquet table with the columns key, id, impressions and clicks."""
-        lines = [(key, name, *counts) for key, totals in self.totals.items() for name, counts in totals.items()]
-        key, name, impressions, clicks = zip(*lines, strict=True) if lines else ((), (), (), ())
-        table = pa.table(
-            {
-                "key": pa.array(key, pa.string()),
-                "id": pa.array(name, pa.string()),
-                "impressions": pa.array(impressions, pa.int64()),
-                "clicks": pa.array(clicks, pa.int64()),
-            }
-        )
-        pq.write_table(table, path)
+        """Writes a Parquet table with the columns key, id, impressions, clicks, first and last."""
+        lines = [(key, name, *total) for key, totals in self.totals.items() for name, total in totals.items()]
+        columns = zip(*lines, strict=True) if lines else ([] for _ in _SNAPSHOT_SCHEMA)
+        pq.write_table(pa.table([list(column) for column in columns], schema=_SNAPSHOT_SCHEMA), path)
 
     @classmethod
     def load(cls, path: Path) -> "CounterSnapshot":
         """Reads what `save` wrote."""
         table = pq.read_table(path)
-        totals: dict[str, dict[str, tuple[int, int]]] = {}
-        columns = (table[name].to_pylist() for name in ("key", "id", "impressions", "clicks"))
-        for key, name, impressions, clicks in zip(*columns, strict=True):
-            totals.setdefault(key, {})[name] = (impressions, clicks)
+        totals: dict[str, dict[str, Total]] = {}
+        columns = (table[name].to_pylist() for name in _SNAPSHOT_SCHEMA.names)
+        for key, name, *total in zip(*columns, strict=True):
+            totals.setdefault(key, {})[name] = Total(*total)
         return cls(totals)
 
-    def counts(self, key: str, ids: list[str]) -> Counts:
-        """Counts of the given ids; zeros for unknown ones. Arrays of shape [ids]."""
+    def counts(self, key: str, ids: Sequence[str], fresher: Mapping[str, Total] = _NONE) -> Counts:
+        """Counts of the given ids, arrays of shape [ids]; `fresher` totals go before, unknown ids count nothing."""
         known = self.totals.get(key, {})
-        pairs = np.array([known.get(name, (0, 0)) for name in ids], np.float64).reshape(len(ids), 2)
-        return Counts(pairs[:, 0], pairs[:, 1])
+        totals = [fresher.get(name) or known.get(name, _UNKNOWN) for name in ids]
+        table = np.array(totals, np.float64).reshape(len(totals), 4)  # None becomes NaN
+        return Counts(*table.T)
 
 
-def _totals(keys: Texts, log: ClickLog) -> dict[str, tuple[int, int]]:
+def _totals(keys: Texts, log: ClickLog) -> dict[str, Total]:
     names, codes = np.unique(keys.astype(str), return_inverse=True)
     impressions = np.bincount(codes, log.impressions, len(names)).astype(np.int64)
     clicks = np.bincount(codes, log.clicks, len(names)).astype(np.int64)
-    lines = zip(names.tolist(), impressions.tolist(), clicks.tolist(), strict=True)
-    return {name: (shown, clicked) for name, shown, clicked in lines if name}
+    first, last = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    timed = log.time != NO_TIME
+    np.minimum.at(first, codes[timed], log.time[timed] / 1e6)
+    np.maximum.at(last, codes[timed], log.time[timed] / 1e6)
+    lines = zip(names.tolist(), impressions.tolist(), clicks.tolist(), first.tolist(), last.tolist(), strict=True)
+    return {
+        name: Total(shown, clicked, *((start, end) if end >= start else (None, None)))
+        for name, shown, clicked, start, end in lines
+        if name
+    }

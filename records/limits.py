@@ -11,6 +11,7 @@ MAX_TEXT_CHARS = 32_768
 MAX_KEYWORDS = 64
 MAX_ATTRIBUTES = 64
 MAX_HISTORY = 1000
+MAX_UTC_OFFSET_MINUTES = 24 * 60
 
 
 def check_text(name: str, text: str, limit: int = MAX_TEXT_CHARS) -> None:

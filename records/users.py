@@ -9,8 +9,15 @@ from typing import Any
 
 from records.errors import InputError
 from records.files import DamagedRow, read_rows
-from records.limits import MAX_FIELD_CHARS, MAX_HISTORY, MAX_ID_CHARS, check_attributes, check_text
-from records.values import as_attributes, as_text, as_time
+from records.limits import (
+    MAX_FIELD_CHARS,
+    MAX_HISTORY,
+    MAX_ID_CHARS,
+    MAX_UTC_OFFSET_MINUTES,
+    check_attributes,
+    check_text,
+)
+from records.values import as_attributes, as_int, as_text, as_time
 
 
 class EventType(Enum):
@@ -59,7 +66,7 @@ class UserProfile:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where and when ads would be shown."""
+    """Where and when ads would be shown; `utc_offset_minutes` is how far the user's clock is ahead of UTC."""
 
     country: str = ""
     language: str = ""
@@ -67,6 +74,7 @@ class Context:
     placement: str = ""
     page_text: str = ""
     timestamp: datetime | None = None
+    utc_offset_minutes: int = 0
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -89,6 +97,8 @@ def check_context(context: Context) -> None:
     for name in ("country", "language", "device", "placement"):
         check_text(f"context.{name}", getattr(context, name), MAX_FIELD_CHARS)
     check_text("context.page_text", context.page_text)
+    if abs(context.utc_offset_minutes) > MAX_UTC_OFFSET_MINUTES:
+        raise InputError(f"context.utc_offset_minutes is {context.utc_offset_minutes}; no place is that far from UTC")
     check_attributes("context.attributes", context.attributes)
 
 
@@ -131,7 +141,7 @@ def user_from_row(row: Mapping[str, Any]) -> UserProfile:
 
 def context_from_row(row: Mapping[str, Any]) -> Context:
     """A context from named values. Raises InputError."""
-    known = ("country", "language", "device", "placement", "page_text", "timestamp", "attributes")
+    known = ("country", "language", "device", "placement", "page_text", "timestamp", "utc_offset_minutes", "attributes")
     extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
     context = Context(
         country=as_text(row, "country"),
@@ -140,6 +150,7 @@ def context_from_row(row: Mapping[str, Any]) -> Context:
         placement=as_text(row, "placement"),
         page_text=as_text(row, "page_text"),
         timestamp=as_time(row, "timestamp"),
+        utc_offset_minutes=as_int(row, "utc_offset_minutes"),
         attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
     )
     check_context(context)

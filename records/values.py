@@ -97,6 +97,23 @@ def as_time(row: Mapping[str, Any], name: str) -> datetime | None:
     raise InputError(f"{name} must be a time (ISO 8601, or seconds since 1970), not {value!r}")
 
 
+def zone_minutes(row: Mapping[str, Any], name: str) -> int | None:
+    """Minutes that the time under `name` is ahead of UTC; None if it has no zone, 0 if it is a number or missing.
+
+    Takes what `as_time` takes, and has no opinion on what that refuses.
+    """
+    value = row.get(name)
+    if isinstance(value, str) and value and _number(value) is None:
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return 0
+    if not isinstance(value, datetime):
+        return 0
+    offset = value.utcoffset()
+    return None if offset is None else round(offset.total_seconds() / 60)
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)

@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_options
 
 from ranking.artifact import load_version
+from ranking.context import context_buckets
 from ranking.engine import (
     EngineSettings,
     PastEvent,
@@ -24,6 +25,7 @@ from ranking.store import open_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import train_and_save
 from records.ads import Ad
+from records.users import Context, UserProfile
 
 
 @pytest.fixture
@@ -43,9 +45,9 @@ def make_query(user="u1", ads=5, words="trail shoes", past=(), passed=(), intere
     events = [
         PastEvent(f"past-{text}", text, liked, 86_000.0) for liked, texts in ((0, passed), (1, past)) for text in texts
     ]
-    return RankQuery(
-        f"age 21 | liked: {words}", interests, events, ids, texts, {name: [k[name] for k in keys] for name in COUNTED}
-    )
+    names = {name: [of_ad[name] for of_ad in keys] for name in COUNTED}
+    context = context_buckets(UserProfile(attributes={"age": "21"}), Context(device="phone"), None)
+    return RankQuery(f"age 21 | liked: {words}", interests, events, ids, texts, names, context, 1.7e9)
 
 
 def test_queries_are_answered_alike_alone_and_in_a_batch(engine):

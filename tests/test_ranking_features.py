@@ -8,26 +8,47 @@ from ranking.features import (
     FEATURES,
     GAP_CLASSES,
     UNKNOWN_GAP,
+    counter_id,
     dense_features,
     event_class,
     gap_classes,
     id_bucket,
+    keys_of,
 )
+from records.ads import Ad
 from records.counters import Counts
 from records.users import EVENT_WEIGHT, EventType
 
 
 def test_features_of_nothing_known_are_the_prior():
-    none = Counts(np.zeros(1), np.zeros(1))
-    features = dict(zip(FEATURES, dense_features(dict.fromkeys(COUNTED, none), 0.25)[0], strict=True))
+    none = Counts(np.zeros(1), np.zeros(1), np.full(1, np.nan), np.full(1, np.nan))
+    columns = dense_features(dict.fromkeys(COUNTED, none), 0.25, np.array([1e9]))
+    features = dict(zip(FEATURES, columns[0], strict=True))
     assert all(features[name] == 0 for name in FEATURES if name.endswith("impressions_log"))
     assert all(features[name] == pytest.approx(np.log(1 / 3)) for name in FEATURES if name.endswith("ctr_logit"))
+    assert all(np.isnan(features[name]) for name in FEATURES if name.endswith(("recency_log", "age_log")))
+
+
+def test_recency_and_age_are_the_log_of_hours_and_never_negative():
+    seen = Counts(np.ones(3), np.zeros(3), np.full(3, 1000.0), np.full(3, 4600.0))
+    columns = dense_features(dict.fromkeys(COUNTED, seen), 0.1, np.array([4600.0 + 7200.0, 4000.0, np.nan]))
+    recency, age = columns[:, FEATURES.index("user_recency_log")], columns[:, FEATURES.index("ad_age_log")]
+    assert recency[:2].tolist() == pytest.approx([np.log(3), 0])
+    assert age[:2].tolist() == pytest.approx([np.log(4), np.log(1 + 3000 / 3600)])
+    assert np.isnan([recency[2], age[2]]).all()
+
+
+@pytest.mark.parametrize("key", COUNTED)
+def test_a_counter_is_found_under_the_id_that_its_impressions_were_counted_by(key):
+    ad = Ad("a1", advertiser="acme", category="shoes")
+    name = {"ad": "a1", "advertiser": "acme", "category": "shoes"}.get(key.removeprefix("user_"), "")
+    assert counter_id(key, name, "u1") == keys_of(ad, "u1")[key]
 
 
 def test_a_click_rate_moves_from_the_prior_to_what_was_seen():
     def ctr_logit(clicks, impressions):
-        seen = Counts(np.array([float(impressions)]), np.array([float(clicks)]))
-        columns = dense_features(dict.fromkeys(COUNTED, seen), 0.1)
+        seen = Counts(np.array([float(impressions)]), np.array([float(clicks)]), np.zeros(1), np.zeros(1))
+        columns = dense_features(dict.fromkeys(COUNTED, seen), 0.1, np.zeros(1))
         return columns[0, FEATURES.index("ad_ctr_logit")]
 
     assert ctr_logit(0, 0) < ctr_logit(5, 10) < ctr_logit(500, 1000) < 0.01

@@ -13,9 +13,9 @@ from ranking.artifact import load_version
 from ranking.candidates import prepare
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.store import open_store
-from ranking.training.behaviour import BehaviourRows, behaviour_logits
 from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
-from ranking.training.train import Scorer, predict_logits
+from ranking.training.rows import BehaviourRows, behaviour_logits
+from ranking.training.scorer import Scorer, predict_logits
 from records.counters import CounterSnapshot
 from records.history import with_history
 
@@ -42,12 +42,12 @@ def p_click_offline(data, loaded):
     ads = AdTexts(data, loaded.tokenizer, loaded.spec.max_ad_tokens)
     rows = BehaviourRows(data, ads, loaded.model.text, loaded.tokenizer, loaded.spec, device)
     known = behaviour_logits(loaded.model.behaviour, rows, np.arange(len(data.log))).click.numpy()
-    maker = BatchMaker(data, ads, rows.dense, known, loaded.tokenizer, loaded.spec, device)
+    maker = BatchMaker(data, ads, rows.dense, known, np.zeros_like(known), loaded.tokenizer, loaded.spec, device)
     scorer = Scorer(loaded.model, loaded.spec, device, bfloat16=False, keep=False)
     blocks = make_blocks(data, np.arange(len(data.log)), max_ads=1000, merge_requests=False)
     order, logits = predict_logits(scorer, loaded.model, maker, blocks)
     p_click = np.empty(len(data.log))
-    p_click[order] = loaded.spec.calibration.p_click(logits)
+    p_click[order] = loaded.spec.calibration.probability(logits)
     return p_click
 
 
@@ -63,6 +63,6 @@ def test_a_request_of_the_log_gets_the_same_p_click_online(data, loaded, p_click
     store = open_index_store(world.index)
     catalog = AdCatalog(store.current_path() / ADS_FILE)
     user = with_history(data.users[user_id], data.histories, time, limit=1000)
-    context = replace(data.context(row), timestamp=datetime.fromtimestamp(time / 1e6, UTC))
-    prepared = prepare(user, context, log.ad_id[request].tolist(), catalog, skip_unknown=False)
+    assert data.context(row).timestamp == datetime.fromtimestamp(time / 1e6, UTC)
+    prepared = prepare(user, data.context(row), log.ad_id[request].tolist(), catalog, skip_unknown=False)
     np.testing.assert_allclose(engine.rank([prepared.query])[0].p_click, p_click_offline[request], atol=1e-5)

@@ -13,15 +13,13 @@ from ranking.errors import ModelError
 from ranking.features import FEATURES
 from ranking.model import SharedUserCrossEncoder
 from ranking.store import open_store
-from ranking.training.baselines import CLICK_RATES, POPULARITY
-from ranking.training.calibrate import fit_platt
 from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
 from ranking.training.evaluate import evaluate
-from ranking.training.metrics import auc, log_loss, with_intervals
+from ranking.training.peers import CLICK_RATES, POPULARITY
 from ranking.training.report import text_fit_line
 from ranking.training.results import RANKER
 from ranking.training.run import train_and_save
-from ranking.training.train import click_loss, train
+from ranking.training.train import train
 from records.errors import InputError
 
 
@@ -149,13 +147,14 @@ def test_a_batch_lines_up_users_ads_features_and_labels(data, tiny_bert):
     features = np.arange(len(data.log) * len(FEATURES), dtype=np.float32).reshape(-1, len(FEATURES))
     ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
     behaviour = np.arange(len(data.log), dtype=np.float32)
-    maker = BatchMaker(data, ads, features, behaviour, tokenizer, spec, torch.device("cpu"))
+    of_position = -behaviour
+    maker = BatchMaker(data, ads, features, behaviour, of_position, tokenizer, spec, torch.device("cpu"))
     blocks = make_blocks(data, data.parts[0], max_ads=4, merge_requests=True)[:3]
     batch = maker.batch(blocks)
     assert batch.pairs.ads_per_user == tuple(map(len, blocks))
     np.testing.assert_array_equal(batch.pairs.dense.numpy(), features[batch.rows])
     np.testing.assert_array_equal(batch.behaviour.numpy(), behaviour[batch.rows])
-    np.testing.assert_array_equal(batch.clicks.numpy(), data.log.clicks[batch.rows])
+    np.testing.assert_array_equal(batch.of_position.numpy(), of_position[batch.rows])
     for place, row in enumerate(batch.rows):
         assert batch.ad_texts[place] == ads.texts[data.log.ad_id[row]]
     assert isinstance(model, SharedUserCrossEncoder)
@@ -166,8 +165,8 @@ def test_a_killed_training_leaves_the_published_version_untouched(world, data, t
     store = open_store(world.model)
     before = store.current()
 
-    def stop(stage, step, *_):
-        if (stage, step) == (at, 3):
+    def stop(step):
+        if (step.stage, step.step) == (at, 3):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), store.begin() as draft:
@@ -230,41 +229,3 @@ def test_a_learning_rate_that_explodes_is_an_error_and_not_a_model(data, tiny_be
         train(data, tiny_options(tiny_bert, learning_rate=1e30, head_learning_rate=1e30, epochs=5))
     with pytest.raises(ModelError, match="lower --behaviour-learning-rate"):
         train(data, tiny_options(tiny_bert, behaviour_learning_rate=1e38))
-
-
-def test_counts_weigh_like_rows():
-    scores = np.array([0.2, 0.7, 0.4])
-    clicks, impressions = np.array([1, 3, 0]), np.array([4, 5, 2])
-    rows = [(s, y) for s, c, n in zip(scores, clicks, impressions, strict=True) for y in [1] * c + [0] * (n - c)]
-    single, labels = np.array([s for s, _ in rows]), np.array([y for _, y in rows])
-    ones = np.ones(len(rows), np.int64)
-    assert auc(scores, clicks, impressions) == pytest.approx(auc(single, labels, ones))
-    assert log_loss(scores, clicks, impressions) == pytest.approx(log_loss(single, labels, ones))
-    logits = torch.logit(torch.from_numpy(scores))
-    loss = click_loss(logits, torch.from_numpy(clicks).double(), torch.from_numpy(impressions).double())
-    assert float(loss) == pytest.approx(log_loss(scores, clicks, impressions))
-
-
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    random = np.random.default_rng(0)
-    grid = np.linspace(0.05, 0.95, 10_001)
-    truth = float(np.mean(-grid * np.log(grid) - (1 - grid) * np.log(1 - grid)))
-    held = 0
-    for trial in range(16):
-        p_click = random.uniform(0.05, 0.95, 300)
-        clicks = (random.random(300) < p_click).astype(np.int64)
-        metric = with_intervals(
-            {"m": p_click}, clicks, np.ones(300, np.int64), np.arange(300), resamples=60, seed=trial
-        )
-        held += metric["m"]["log_loss"].low <= truth <= metric["m"]["log_loss"].high
-    assert held >= 12
-
-
-def test_platt_scaling_recovers_a_known_distortion():
-    random = np.random.default_rng(1)
-    true_logits = random.normal(size=20_000)
-    clicks = (random.random(20_000) < 1 / (1 + np.exp(-true_logits))).astype(np.int64)
-    found = fit_platt((true_logits - 0.5) / 2.0, clicks, np.ones_like(clicks))
-    assert found.slope == pytest.approx(2.0, abs=0.1)
-    assert found.intercept == pytest.approx(0.5, abs=0.1)
-    assert fit_platt(true_logits, np.zeros_like(clicks), np.ones_like(clicks)).method == "none"

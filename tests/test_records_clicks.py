@@ -45,6 +45,7 @@ def make_log(times, requests=None):
         np.full(len(times), "a", object),
         np.full(len(times), "u", object),
         moments,
+        0 * ones,
         ones,
         ones,
         0 * ones,
@@ -110,16 +111,24 @@ def test_seconds_iso_text_and_arrow_timestamps_mean_the_same_moment(tmp_path):
         str(moment.timestamp()),
         moment.isoformat(),
         moment.isoformat().replace("+00:00", "Z"),
-        moment.replace(tzinfo=None).isoformat(" "),
         "2024-05-01T14:00:00.123456+02:00",
     ]
     log, _ = read(tmp_path, [{**ROW, "timestamp": time} for time in written])
     assert log.time.tolist() == [micros] * len(written)
+    assert log.utc_offset.tolist() == [0] * 4 + [120]
+    without_zone, _ = read(tmp_path, [{**ROW, "timestamp": moment.replace(tzinfo=None).isoformat(" ")}])
+    assert without_zone.time.tolist() == [micros]
     for number, kind in enumerate([pa.timestamp("us"), pa.timestamp("us", tz="Asia/Tokyo"), pa.timestamp("ns")]):
         path = tmp_path / f"clicks{number}.parquet"
         columns = {name: [value] for name, value in ROW.items()}
         pq.write_table(pa.table({**columns, "timestamp": pa.array([micros], pa.timestamp("us")).cast(kind)}), path)
         assert read_clicks(path, None)[0].time.tolist() == [micros]
+
+
+def test_times_with_and_without_a_zone_in_one_log_are_refused(tmp_path):
+    times = ["2024-05-01T14:00:00+02:00", "2024-05-01T12:00:00"]
+    with pytest.raises(InputError, match=r"some times have a zone and others have none .*row 1: .*row 2: "):
+        read(tmp_path, [{**ROW, "timestamp": time} for time in times])
 
 
 def test_the_first_second_of_1970_is_a_time_in_text_too(tmp_path):

@@ -31,6 +31,7 @@ def make_log(rows):
         np.array(ads, object),
         np.array(users, object),
         np.array([NO_TIME if time is None else time for time in times], np.int64),
+        np.zeros(len(ordered), np.int64),
         clicked,
         clicked + np.array(further, np.int64),
         np.zeros(len(ordered), np.int64),

@@ -1,37 +1,42 @@
-"""The commands ``adcascade train`` and ``adcascade evaluate``.
+"""The commands ``adcascade train``, ``evaluate`` and ``calibrate``.
 
 What loads a model library is imported where it is used, so that ``--help`` answers at once.
 """
 
+import inspect
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
-from index_builder.encoder import EMBEDDED
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
 from ranking.training.report import (
+    calibration_line,
     evaluation_as_dict,
     evaluation_table,
+    log_lines,
     rejected_lines,
     text_fit_line,
     train_report_as_dict,
 )
 
 if TYPE_CHECKING:
-    from records.clicks import LogReport
+    from ranking.training.dataset import Dataset
 
 log = logging.getLogger(__name__)
-
-DEFAULTS = TrainOptions()
 
 Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
 Clicks = Annotated[Path, typer.Option(help="Click log: request_id, ad_id, clicks, impressions; user_id, timestamp.")]
 Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
+Model = Annotated[Path, typer.Option(help="Root of the model versions.")]
+Version = Annotated[str, typer.Option(help="Default: the published one.")]
 Split = Annotated[
     str,
     typer.Option(
@@ -39,40 +44,53 @@ Split = Annotated[
         "trained on), or auto: time where every row has one, else request."
     ),
 ]
+Peers = Annotated[
+    str,
+    typer.Option(help="What to compare with: none, fast, or all (with two text encoders, which take minutes)."),
+]
+Seed = Annotated[int, typer.Option(help="Of a split at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
+Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
 
 
+def _with_train_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with a flag for each field of `TrainOptions` in place of its argument `options`."""
+    hints = get_type_hints(TrainOptions)
+    names = [option.name for option in fields(TrainOptions)]
+
+    @wraps(command)
+    def with_flags(**arguments: Any) -> None:
+        options = TrainOptions(**{name: arguments.pop(name) for name in names})
+        command(options=options, **arguments)
+
+    own = [one for one in inspect.signature(command).parameters.values() if one.name != "options"]
+    flags = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=Annotated[hints[option.name], typer.Option(**option.metadata)],
+        )
+        for option in fields(TrainOptions)
+    ]
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + flags
+    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {one.name: one.annotation for one in parameters}
+    return with_flags
+
+
+@_with_train_options
 def train_command(
     ads: Ads,
     clicks: Clicks,
     out: Annotated[Path, typer.Option(help="Root of the model versions; made if missing.")],
+    options: TrainOptions,
     users: Users = None,
-    base: Annotated[str, typer.Option(help="BERT-like Hugging Face directory or hub name.")] = EMBEDDED,
-    architecture: Annotated[str, typer.Option(help="shared_user, or joint for the plain cross-encoder.")] = (
-        DEFAULTS.architecture
-    ),
-    join_layer: Annotated[
-        int | None, typer.Option(help="First layer in which ads attend to the user; default: the top third.")
-    ] = None,
-    train_layers: Annotated[str, typer.Option(help="joined (fast) or all.")] = DEFAULTS.train_layers,
-    max_user_tokens: Annotated[int, typer.Option(min=8)] = DEFAULTS.max_user_tokens,
-    max_ad_tokens: Annotated[int, typer.Option(min=4)] = DEFAULTS.max_ad_tokens,
-    behaviour_epochs: Annotated[
-        int, typer.Option(min=0, help="Passes over the training rows for counters and past events, at most.")
-    ] = DEFAULTS.behaviour_epochs,
-    behaviour_learning_rate: Annotated[float, typer.Option(min=0)] = DEFAULTS.behaviour_learning_rate,
-    epochs: Annotated[
-        float, typer.Option(min=0, help="Passes over the training rows for the text, at most; 0 leaves it out.")
-    ] = DEFAULTS.epochs,
-    max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop training after this long.")] = None,
-    learning_rate: Annotated[float, typer.Option(min=0)] = DEFAULTS.learning_rate,
     split: Split = "auto",
-    seed: Annotated[int, typer.Option(help="Of a split at random, and of training.")] = DEFAULTS.seed,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = DEFAULTS.device,
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = DEFAULTS.precision,
+    peers: Peers = "fast",
     max_rejected: MaxRejected = 0.01,
-    publish: Annotated[bool, typer.Option(help="Make the new version the one that servers load.")] = True,
+    publish: Publish = True,
     as_json: Json = False,
 ) -> None:
     """Train the click model on a click log, evaluate it on rows it has not seen, and publish it.
@@ -81,73 +99,108 @@ def train_command(
 
     The log is split by time: the first 80 % train, the next 10 % choose the best weights and calibrate them, the last
     10 % test. Without timestamps whole requests are drawn at random instead; see --split.
+
+    A training that was killed is taken up again by the same command.
     """
     from ranking.training.dataset import load_dataset
-    from ranking.training.run import train_and_save
+    from ranking.training.run import REPORT_FILE, train_and_save
 
-    options = TrainOptions(
-        base=base,
-        architecture=architecture,
-        join_layer=join_layer,
-        train_layers=train_layers,
-        max_user_tokens=max_user_tokens,
-        max_ad_tokens=max_ad_tokens,
-        behaviour_epochs=behaviour_epochs,
-        behaviour_learning_rate=behaviour_learning_rate,
-        epochs=epochs,
-        max_minutes=max_minutes,
-        learning_rate=learning_rate,
-        seed=seed,
-        device=device,
-        precision=precision,
-    )
-    data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected)
-    _show_rejected(data.report)
-    report = train_and_save(data, out, options, publish=publish)
+    data = load_dataset(ads, clicks, users, split=split, seed=options.seed, max_rejected=max_rejected)
+    _show_log(data)
+    report = train_and_save(data, out, options, publish=publish, which_peers=peers)
     if as_json:
         print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
         return
     console = Console()
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}, split by {report.split}"))
-    console.print(text_fit_line(report.text_fit), highlight=False)
-
-
-def _show_rejected(report: "LogReport") -> None:
-    if report.rejected:
-        Console(stderr=True).print(rejected_lines(report), highlight=False, soft_wrap=True)
+    for line in (text_fit_line(report.text_fit), calibration_line(report.calibration)):
+        console.print(line, highlight=False)
+    page = open_store(out).path(report.version) / REPORT_FILE
+    console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
 
 
 def evaluate_command(
-    model: Annotated[Path, typer.Option(help="Root of the model versions.")],
+    model: Model,
     ads: Ads,
     clicks: Clicks,
     users: Users = None,
-    version: Annotated[str, typer.Option(help="Default: the published one.")] = "",
+    version: Version = "",
     split: Split = "auto",
-    seed: Annotated[int, typer.Option(help="Of a split at random.")] = 0,
+    seed: Seed = 0,
+    peers: Peers = "fast",
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="p_click from which precision and recall call a click.")
+    ] = 0.5,
+    report: Annotated[Path | None, typer.Option(help="Also write a page with plots to this file.")] = None,
     max_rejected: MaxRejected = 0.01,
     as_json: Json = False,
 ) -> None:
-    """Measure a model version on the test part of a click log (see --split), beside simple baselines.
+    """Measure a model version on the test part of a click log (see --split), beside simple peers.
 
     If the log is the one that the version was trained on, these are the rows it was tested on then.
     """
     from ranking.artifact import load_version
     from ranking.training.dataset import load_dataset
     from ranking.training.evaluate import evaluate
+    from ranking.training.page import write_page
 
     store = open_store(model)
     name = version or store.current_path().name
     store.verify(name)
     loaded = load_version(store, name)
     data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected)
-    _show_rejected(data.report)
+    _show_log(data)
     if data.sha256 != loaded.spec.data_sha256:
         log.warning("this is not the log that version %s was trained on; rows it learned from may be tested", name)
     with Console(stderr=True).status("Evaluating"):
-        evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec)
+        evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
+    title = f"Model version {name}, split by {data.split}"
+    if report is not None:
+        write_page(report, evaluation, title)
     if as_json:
         document = {"version": name, "split": data.split, "rejected": data.report.rejected}
         print(json.dumps({**document, "test": evaluation_as_dict(evaluation)}, indent=2))  # noqa: T201
     else:
-        Console().print(evaluation_table(evaluation, f"Model version {name}, split by {data.split}"))
+        Console().print(evaluation_table(evaluation, title))
+
+
+def calibrate_command(
+    model: Model,
+    ads: Ads,
+    clicks: Annotated[Path, typer.Option(help="Fresh click log; all its rows are used.")],
+    users: Users = None,
+    version: Version = "",
+    max_rejected: MaxRejected = 0.01,
+    publish: Publish = True,
+    as_json: Json = False,
+) -> None:
+    """Fit the calibration of a model version anew on a fresh click log, and publish the result as a new version.
+
+    Weights and counters stay as they are. Temperature, Platt, beta and isotonic calibration are compared.
+    """
+    from ranking.training.dataset import load_dataset
+    from ranking.training.recalibrate import recalibrate
+
+    data = load_dataset(ads, clicks, users, split="none", max_rejected=max_rejected)
+    _show_log(data)
+    with Console(stderr=True).status("Predicting and calibrating"):
+        found = recalibrate(open_store(model), version, data, publish=publish)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
+        return
+    console = Console()
+    console.print(f"Model version {found.version} made from {found.source}.", highlight=False)
+    console.print(calibration_line(found.calibration.log_loss), highlight=False)
+    console.print(
+        f"Predicted / actual clicks on these rows: {found.before:.3f} before, {found.after:.3f} now.", highlight=False
+    )
+
+
+def _show_log(data: "Dataset") -> None:
+    """The data report, on standard error."""
+    from ranking.training.log_report import report_on
+
+    console = Console(stderr=True)
+    if data.report.rejected:
+        console.print(rejected_lines(data.report), highlight=False, soft_wrap=True)
+    console.print(log_lines(report_on(data)), highlight=False)

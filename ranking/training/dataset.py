@@ -1,4 +1,4 @@
-"""A click log as batches of (user, ads): what training and evaluation feed to the model.
+"""A click log joined with its catalog, and as batches of (user, ads) for the text layers.
 
 Rows of one user stand together, so that the user is read once for many ads. A block's user text is made from what its
 first row may look back on; the counters of each row from what that row may (see `records.history`).
@@ -7,6 +7,7 @@ first row may look back on; the counters of each row from what that row may (see
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ranking.artifact import CtrSpec
 from ranking.batch import PairBatch, TokenIds, pad, tokenize
+from ranking.context import context_buckets
 from ranking.features import COUNTED, Features, dense_features, keys_of
 from ranking.model import TextVectors
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
+from ranking.training.labels import Labels, thinned_labels
+from ranking.training.options import TrainOptions
 from records.ads import Ad, RejectedAd, read_ads
 from records.clicks import (
+    NO_TIME,
     ClickLog,
     Integers,
     LogReport,
@@ -86,18 +91,22 @@ class Dataset:
     @cached_property
     def fold(self) -> Integers:
         """The fold of each row that `past` goes by; a split by time has but one."""
-        if self.split == "time":
+        if self._looks_back_in_time:
             return np.zeros(len(self.log), np.int64)
         return self._draw_folds(np.random.default_rng(0))
 
     @cached_property
     def past(self) -> Past:
         """What each row may look back on."""
-        return EarlierRows(self.log) if self.split == "time" else OtherFolds(self.log, self.fold)
+        return EarlierRows(self.log) if self._looks_back_in_time else OtherFolds(self.log, self.fold)
+
+    @property
+    def _looks_back_in_time(self) -> bool:
+        return self.split in ("time", "none")
 
     def redrawn_past(self, generator: np.random.Generator) -> Past:
         """The same with other folds, so that no training row is seen in one way only."""
-        return self.past if self.split == "time" else OtherFolds(self.log, self._draw_folds(generator))
+        return self.past if self._looks_back_in_time else OtherFolds(self.log, self._draw_folds(generator))
 
     def _draw_folds(self, generator: np.random.Generator) -> Integers:
         """A fold for each training row, -1 for others; what the split keeps together is in one fold."""
@@ -113,12 +122,38 @@ class Dataset:
 
     def features(self, past: Past, ctr: float) -> Features:
         """Dense features of each row from what it may look back on, float32 [rows, features], not normalised."""
-        return dense_features({key: past.counts(ids) for key, ids in self.keys.items()}, ctr)
+        moments = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
+        return dense_features({key: past.counts(ids) for key, ids in self.keys.items()}, ctr, moments)
+
+    @cached_property
+    def context_buckets(self) -> Integers:
+        """See `ranking.context.context_buckets`, int64 [rows, words]."""
+        found = []
+        for row, user_id in enumerate(self.log.user_id.tolist()):
+            context = self.context(row)
+            found.append(context_buckets(self.users.get(user_id, UserProfile()), context, context.timestamp))
+        return np.array(found, np.int64)
+
+    @cached_property
+    def groups(self) -> Integers:
+        """Number of each row's request, int64 [rows]."""
+        return np.unique(self.log.request_id.astype(str), return_inverse=True)[1].astype(np.int64)
+
+    def labels(self, options: TrainOptions) -> Labels:
+        """What is learned from the training part."""
+        return thinned_labels(self.log, self.groups, self.parts[0], options.negative_rate, options.seed)
 
     def context(self, row: int) -> Context:
         """Where the impression of a row happened, from the log's further columns."""
         values = {name: column[row] for name, column in self.log.context.items()}
-        return context_from_row({name: value for name, value in values.items() if value is not None})
+        context = context_from_row({name: value for name, value in values.items() if value is not None})
+        time, offset = int(self.log.time[row]), int(self.log.utc_offset[row])
+        moment = datetime.fromtimestamp(time / 1e6, UTC) if time != NO_TIME else None
+        return replace(context, timestamp=moment, utc_offset_minutes=offset or context.utc_offset_minutes)
+
+    def ad_text(self, ad_id: str) -> str:
+        """What the model reads of an ad."""
+        return render_ad(self.ads[ad_id])
 
     def user_text(self, row: int) -> str:
         """What the model reads of the user just before the impression of `row`.
@@ -139,7 +174,8 @@ def load_dataset(
 
     Args:
         split: "time" (the newest rows test), "random" (rows), "request" (whole requests), "ad" (the test holds ads
-            that were never trained on), or "auto": by time where every row has one, else by request.
+            that were never trained on), or "auto": by time where every row has one, else by request. "none" makes
+            no parts: each row looks back on strictly earlier ones.
         seed: for a split at random.
 
     Raises:
@@ -158,6 +194,9 @@ def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:
         return split_by_time(log)
     if split == "random":
         return split_at_random(len(log), seed)
+    if split == "none":
+        everything, nothing = np.arange(len(log)), np.empty(0, np.int64)
+        return everything, nothing, nothing
     if split in ("request", "ad"):
         return split_by_key(log.request_id if split == "request" else log.ad_id, seed)
     raise InputError(f"there is no split {split!r}; choose auto or one of {', '.join(SPLITS)}")
@@ -194,15 +233,17 @@ def make_blocks(data: Dataset, rows: Integers, *, max_ads: int, merge_requests: 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Pairs with what the behaviour part says of them and what happened: float32 [pairs] each.
+    """Pairs of some rows of the log, with what the behaviour part says of them.
 
-    `ad_texts` are in the order of the pairs.
+    Attributes:
+        behaviour: its logits at an average place on the page, float32 [pairs].
+        of_position: what the place where the ad stood adds, float32 [pairs].
+        ad_texts: in the order of the pairs.
     """
 
     pairs: PairBatch
     behaviour: Tensor
-    clicks: Tensor
-    impressions: Tensor
+    of_position: Tensor
     rows: Integers
     ad_texts: tuple[str, ...]
 
@@ -228,7 +269,7 @@ class BatchMaker:
 
     Args:
         features: Normalised dense features of every row of the log, float32 [rows, features].
-        behaviour: Logit of the behaviour part for every row of the log, float32 [rows].
+        behaviour, of_position: See `LabelledBatch`; of every row of the log, float32 [rows].
     """
 
     def __init__(
@@ -237,6 +278,7 @@ class BatchMaker:
         ads: AdTexts,
         features: Features,
         behaviour: npt.NDArray[np.float32],
+        of_position: npt.NDArray[np.float32],
         tokenizer: PreTrainedTokenizerBase,
         spec: CtrSpec,
         device: torch.device,
@@ -245,6 +287,7 @@ class BatchMaker:
         self._ads = ads
         self._features = features
         self._behaviour = behaviour
+        self._of_position = of_position
         self._tokenizer = tokenizer
         self._spec = spec
         self._device = device
@@ -261,8 +304,7 @@ class BatchMaker:
         return LabelledBatch(
             PairBatch(users.to(self._device), ads.to(self._device), tuple(map(len, blocks)), dense.to(self._device)),
             torch.from_numpy(self._behaviour[rows]).to(self._device),
-            torch.from_numpy(log.clicks[rows].astype(np.float32)).to(self._device),
-            torch.from_numpy(log.impressions[rows].astype(np.float32)).to(self._device),
+            torch.from_numpy(self._of_position[rows]).to(self._device),
             rows,
             tuple(self._ads.texts[ad_id] for ad_id in log.ad_id[rows]),
         )

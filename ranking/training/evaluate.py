@@ -1,19 +1,33 @@
-"""A model against simple baselines on the same rows, with confidence intervals. Knows no serving."""
+"""A model against its peers on the same rows, with confidence intervals. Knows no serving."""
+
+from collections.abc import Mapping
 
 import numpy as np
-import torch
+from sklearn.metrics import roc_curve
 from transformers import PreTrainedTokenizerBase
 
 from ranking.artifact import CtrSpec, RankerModel
-from ranking.engine import choose_device, choose_precision
-from ranking.features import Features
-from ranking.training.baselines import baselines
-from ranking.training.behaviour import BehaviourRows, behaviour_logits
-from ranking.training.dataset import AdTexts, BatchMaker, Dataset, make_blocks
-from ranking.training.metrics import Probabilities, with_intervals
-from ranking.training.results import RANKER, Evaluation
-from ranking.training.train import Scorer, predict_logits
+from ranking.engine import choose_device
+from ranking.training.dataset import Dataset
+from ranking.training.metrics import (
+    Sample,
+    at_threshold,
+    auc,
+    calibration_noise,
+    log_loss,
+    reliability,
+    unrolled,
+    with_intervals,
+)
+from ranking.training.peers import peers
+from ranking.training.predict import predict
+from ranking.training.results import RANKER, Curves, Evaluation, Slice, Surprise
+from ranking.training.slices import slices
 from records.clicks import Integers
+from records.errors import InputError
+
+_CURVE_POINTS = 100
+_SURPRISES = 10
 
 
 def evaluate(
@@ -24,37 +38,119 @@ def evaluate(
     *,
     device: str = "auto",
     precision: str = "auto",
+    which_peers: str = "fast",
+    threshold: float = 0.5,
 ) -> Evaluation:
-    """Scores the test part request by request, as serving would, and compares with the baselines.
+    """Scores the test part request by request, as serving would, and compares with the peers.
 
-    The ranker and the baselines see the same counters, made for each row from what it may look back on.
+    The ranker and its peers see the same counters, made for each row from what it may look back on.
+
+    Args:
+        which_peers: See `ranking.training.peers.peers`.
+        threshold: From which p_click on precision, recall and accuracy call a click.
+
+    Raises:
+        ModelError: The device is not there.
+        InputError: The test part has no rows.
     """
-    rows, p_click, features = _predict(data, model, tokenizer, spec, choose_device(device), precision)
-    predictions = {RANKER: p_click, **baselines(data, features, rows)}
-    clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
+    if not len(data.parts[2]):
+        raise InputError("there is nothing to evaluate: the test part of the log has no rows")
+    predicted = predict(data, model, tokenizer, spec, data.parts[2], choose_device(device), precision)
+    rows, p_click = predicted.rows, spec.calibration.probability(predicted.logits)
+    predictions = {RANKER: p_click, **peers(data, predicted.features, rows, which=which_peers)}
+    samples = {name: _sample(data, rows, values) for name, values in predictions.items()}
+    intervals, ranker = with_intervals(samples), samples[RANKER]
+    return Evaluation(
+        metrics=intervals.metrics,
+        differences=intervals.differences,
+        impressions=int(ranker.impressions.sum()),
+        clicks=int(ranker.clicks.sum()),
+        threshold=threshold,
+        at_threshold=at_threshold(ranker, threshold),
+        calibration_noise=calibration_noise(ranker),
+        slices=tuple(_slices(data, rows, samples)),
+        curves={name: _curves(sample) for name, sample in samples.items()},
+        surprises=tuple(_surprises(data, rows, ranker)),
+    )
+
+
+def _sample(data: Dataset, rows: Integers, p_click: np.ndarray) -> Sample:
     users = data.log.user_id[rows]
-    groups = np.where(users != "", users, data.log.request_id[rows]).astype(str)
-    metrics = with_intervals(predictions, clicks, impressions, groups)
-    ratio = float((p_click * impressions).sum() / max(1, clicks.sum()))
-    return Evaluation(metrics, int(impressions.sum()), int(clicks.sum()), ratio)
+    units = np.where(users != "", users, data.log.request_id[rows]).astype(str)
+    return Sample(
+        p_click,
+        data.log.clicks[rows],
+        data.log.impressions[rows],
+        np.unique(units, return_inverse=True)[1],
+        np.unique(data.log.request_id[rows].astype(str), return_inverse=True)[1],
+    )
 
 
-def _predict(
-    data: Dataset,
-    model: RankerModel,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: CtrSpec,
-    device: torch.device,
-    precision: str,
-) -> tuple[Integers, Probabilities, Features]:
-    """Rows of the test part, their calibrated p_click, and the normalised features of the whole log."""
-    ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
-    model.to(device)
-    rows = BehaviourRows(data, ads, model.text, tokenizer, spec, device)
-    known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log))).click.numpy()
-    scorer = Scorer(model, spec, device, choose_precision(precision, device), keep=True)
-    maker = BatchMaker(data, ads, rows.dense, known, tokenizer, spec, device)
-    blocks = make_blocks(data, data.parts[2], max_ads=1000, merge_requests=False)
-    tested, logits = predict_logits(scorer, model, maker, blocks)
-    model.cpu()
-    return tested, spec.calibration.p_click(logits), rows.dense
+def _slices(data: Dataset, rows: Integers, samples: Mapping[str, Sample]) -> list[Slice]:
+    ranker = samples[RANKER]
+    others = [sample for name, sample in samples.items() if name != RANKER]
+    found = []
+    for name, labels in slices(data, rows):
+        for label in np.unique(labels).tolist():
+            part = labels == label
+            clicks, impressions = ranker.clicks[part], ranker.impressions[part]
+            p_click = ranker.p_click[part]
+            peer_aucs = [auc(peer.p_click[part], clicks, impressions) for peer in others]
+            found.append(
+                Slice(
+                    name=name,
+                    label=label.strip(),
+                    impressions=int(impressions.sum()),
+                    clicks=int(clicks.sum()),
+                    predicted_ctr=float(np.average(p_click, weights=impressions)),
+                    auc=auc(p_click, clicks, impressions),
+                    log_loss=log_loss(p_click, clicks, impressions),
+                    best_peer_auc=max(peer_aucs, default=np.nan),
+                )
+            )
+    return found
+
+
+def _curves(sample: Sample) -> Curves:
+    labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions)
+    false, true, _ = roc_curve(labels, scores, sample_weight=counts)
+    predicted, actual, _ = reliability(sample, np.ones(len(sample.p_click)))
+    order = np.argsort(-sample.p_click, kind="stable")
+    impressions, clicks = (np.r_[0, np.cumsum(column[order])] for column in (sample.impressions, sample.clicks))
+    return Curves(
+        roc=_thinned(false, true),
+        reliability=_points(predicted, actual),
+        gain=_thinned(impressions / max(1, impressions[-1]), clicks / max(1, clicks[-1])),
+    )
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, float], ...]:
+    places = np.linspace(0, 1, _CURVE_POINTS + 1)
+    return _points(places, np.interp(places, x, y))
+
+
+def _points(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, float], ...]:
+    return tuple(zip(np.round(x, 6).tolist(), np.round(y, 6).tolist(), strict=True))
+
+
+def _surprises(data: Dataset, rows: Integers, sample: Sample) -> list[Surprise]:
+    """The rows with the greatest loss an impression, one of each ad."""
+    p_click = np.clip(sample.p_click, 1e-7, 1 - 1e-7)
+    ctr = sample.clicks / sample.impressions
+    loss = -(ctr * np.log(p_click) + (1 - ctr) * np.log(1 - p_click))
+    found: dict[str, Surprise] = {}
+    for place in np.argsort(-loss, kind="stable"):
+        row, ad_id = int(rows[place]), str(data.log.ad_id[rows[place]])
+        if ad_id not in found:
+            found[ad_id] = Surprise(
+                user_id=str(data.log.user_id[row]),
+                user_text=data.user_text(row),
+                ad_id=ad_id,
+                ad_text=data.ad_text(ad_id),
+                p_click=float(sample.p_click[place]),
+                clicks=int(sample.clicks[place]),
+                impressions=int(sample.impressions[place]),
+            )
+        if len(found) == _SURPRISES:
+            break
+    return list(found.values())

@@ -1,78 +1,316 @@
 """How good click probabilities are, with confidence intervals. Plain functions of arrays.
 
-Rows are aggregated: each has a number of impressions and of clicks among them (1 and 0 or 1 in a row-level log).
+Rows are aggregated: each has a number of impressions and of clicks among them (1 and 0 or 1 in a row-level log). Every
+metric takes the weight of each row, so that a bootstrap draw is nothing but other weights.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
-from sklearn.metrics import roc_auc_score
 
 from ranking.artifact import Metric
 from records.clicks import Integers
 
 Probabilities = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.float64]
+
+BINS = 15
+_CERTAINTY = 1e-7
 
 
-def auc(p_click: Probabilities, clicks: Integers, impressions: Integers) -> float:
+@dataclass(frozen=True)
+class Sample:
+    """What one model said of some rows, and what happened.
+
+    Attributes:
+        p_click: float64 [rows].
+        clicks, impressions: int64 [rows].
+        units: number of the user of each row (of the request where there is no user), [rows]: what a bootstrap draws
+            and what GAUC is averaged over.
+        requests: number of the request of each row, [rows].
+    """
+
+    p_click: Probabilities
+    clicks: Integers
+    impressions: Integers
+    units: Integers
+    requests: Integers
+
+    @cached_property
+    def user_aucs(self) -> tuple[Probabilities, Weights]:
+        """AUC within each unit that has both classes (NaN elsewhere) and the unit's impressions, [units]."""
+        count = int(self.units.max()) + 1
+        values, weights = np.full(count, np.nan), np.zeros(count)
+        for unit, rows in enumerate(_members(self.units)):
+            values[unit] = auc(self.p_click[rows], self.clicks[rows], self.impressions[rows])
+            weights[unit] = self.impressions[rows].sum()
+        return values, weights
+
+    @cached_property
+    def of_requests(self) -> "RequestMetrics":
+        """Metrics of the order within each request."""
+        return RequestMetrics.of(self)
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Metrics of the order within each request, float64 [requests]; NaN where the request has no click to rank.
+
+    Attributes:
+        unit: of the request's rows.
+        ndcg_5, ndcg_10: with clicks as gains (Järvelin and Kekäläinen 2002).
+        mrr: 1 / rank of the first click.
+        concordant, pairs: pairs of rows with different click rates, and how many are in the right order (half for
+            equal scores).
+    """
+
+    unit: Integers
+    ndcg_5: Probabilities
+    ndcg_10: Probabilities
+    mrr: Probabilities
+    concordant: Probabilities
+    pairs: Probabilities
+
+    @classmethod
+    def of(cls, sample: Sample) -> "RequestMetrics":
+        """Looks at one request after the other."""
+        lines = []
+        for rows in _members(sample.requests):
+            ctr, scores = sample.clicks[rows] / sample.impressions[rows], sample.p_click[rows]
+            lines.append((sample.units[rows[0]], *_order_metrics(ctr, scores)))
+        columns = [np.array(column) for column in zip(*lines, strict=True)]
+        return cls(*columns)
+
+
+def _order_metrics(ctr: Probabilities, scores: Probabilities) -> tuple[float, float, float, float, float]:
+    """nDCG@5, nDCG@10, reciprocal rank, concordant pairs and pairs of one request."""
+    ranked, ideal = ctr[np.argsort(-scores, kind="stable")], np.sort(ctr)[::-1]
+    ndcg_5 = ndcg_10 = mrr = np.nan
+    if ideal[0] > 0 and len(ctr) > 1:
+        discount = 1 / np.log2(np.arange(2, len(ctr) + 2))
+        ndcg_5, ndcg_10 = (float((ranked[:k] @ discount[:k]) / (ideal[:k] @ discount[:k])) for k in (5, 10))
+        mrr = 1 / (1 + float(np.argmax(ranked > 0)))
+    first, second = np.triu_indices(len(ctr), 1)
+    truth, said = np.sign(ctr[first] - ctr[second]), np.sign(scores[first] - scores[second])
+    differ = truth != 0
+    concordant = ((truth == said) + 0.5 * (said == 0))[differ].sum()
+    return ndcg_5, ndcg_10, mrr, float(concordant), float(differ.sum())
+
+
+def _members(codes: Integers) -> list[Integers]:
+    """Rows of each code, from 0 to the highest; all codes occur."""
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+
+
+# ---- metrics of rows
+
+
+def auc(p_click: Probabilities, clicks: Integers, impressions: Integers, weights: Weights | None = None) -> float:
     """Area under the ROC curve, weighted by impressions; NaN if only one class is present."""
-    labels, weights, scores = _unrolled(p_click, clicks, impressions)
-    if len(set(labels[weights > 0])) < 2:
+    labels, counts, scores = unrolled(p_click, clicks, impressions, weights)
+    if not (counts[labels == 1].any() and counts[labels == 0].any()):
         return float("nan")
-    return float(roc_auc_score(labels, scores, sample_weight=weights))
+    return float(roc_auc_score(labels, scores, sample_weight=counts))
 
 
-def log_loss(p_click: Probabilities, clicks: Integers, impressions: Integers) -> float:
+def log_loss(p_click: Probabilities, clicks: Integers, impressions: Integers, weights: Weights | None = None) -> float:
     """Mean negative log-likelihood of an impression, in nats."""
-    labels, weights, scores = _unrolled(p_click, clicks, impressions)
-    return float(sklearn_log_loss(labels, np.clip(scores, 1e-7, 1 - 1e-7), sample_weight=weights, labels=[0, 1]))
+    labels, counts, scores = unrolled(p_click, clicks, impressions, weights)
+    scores = np.clip(scores, _CERTAINTY, 1 - _CERTAINTY)
+    return float(sklearn_log_loss(labels, scores, sample_weight=counts, labels=[0, 1]))
 
 
-METRICS: Mapping[str, Callable[[Probabilities, Integers, Integers], float]] = {"auc": auc, "log_loss": log_loss}
-
-
-def _unrolled(
-    p_click: Probabilities, clicks: Integers, impressions: Integers
-) -> tuple[Integers, Integers, Probabilities]:
-    """Each row twice, as clicked and as not clicked, with its counts as weights."""
+def unrolled(
+    p_click: Probabilities, clicks: Integers, impressions: Integers, weights: Weights | None = None
+) -> tuple[Integers, Weights, Probabilities]:
+    """Each row twice, as clicked and as not clicked: labels, counts (times the row's weight) and scores."""
     labels = np.repeat([1, 0], len(p_click))
-    return labels, np.concatenate([clicks, impressions - clicks]), np.concatenate([p_click, p_click])
+    counts = np.concatenate([clicks, impressions - clicks]).astype(np.float64)
+    if weights is not None:
+        counts *= np.concatenate([weights, weights])
+    return labels, counts, np.concatenate([p_click, p_click])
 
 
-def with_intervals(
-    predictions: Mapping[str, Probabilities],
-    clicks: Integers,
-    impressions: Integers,
-    groups: npt.NDArray[np.integer],
-    *,
-    resamples: int = 200,
-    seed: int = 0,
-) -> dict[str, dict[str, Metric]]:
-    """All metrics of several models on the same rows, with 95 % bootstrap confidence intervals.
+def normalised_entropy(sample: Sample, weights: Weights) -> float:
+    """Log loss over that of always saying the CTR of these rows (He et al. 2014); below 1 is better than that."""
+    counts = weights * sample.impressions
+    ctr = float((weights * sample.clicks).sum() / counts.sum())
+    base = -(ctr * np.log(max(ctr, _CERTAINTY)) + (1 - ctr) * np.log(max(1 - ctr, _CERTAINTY)))
+    return _log_loss(sample, weights) / max(float(base), _CERTAINTY)
 
-    Whole groups are drawn with replacement (rows of one user are not independent), the same ones for every model.
+
+def expected_calibration_error(sample: Sample, weights: Weights) -> float:
+    """Mean distance of predicted from actual CTR over 15 bins of equal mass (Naeini et al. 2015)."""
+    predicted, actual, mass = reliability(sample, weights)
+    return float(np.abs(predicted - actual) @ mass)
+
+
+def reliability(
+    sample: Sample, weights: Weights, bins: int = BINS
+) -> tuple[Probabilities, Probabilities, Probabilities]:
+    """Predicted CTR, actual CTR and share of impressions of bins of equal mass, lowest first; empty ones left out."""
+    order = np.argsort(sample.p_click, kind="stable")
+    counts = (weights * sample.impressions)[order]
+    place = (np.cumsum(counts) - counts / 2) / counts.sum()
+    bin_of = np.minimum((place * bins).astype(int), bins - 1)
+
+    def total(values: npt.NDArray[np.floating[Any]]) -> Probabilities:
+        return np.asarray(np.bincount(bin_of, values, bins), np.float64)
+
+    mass = total(counts)
+    kept = mass > 0
+    predicted = total(counts * sample.p_click[order])[kept] / mass[kept]
+    actual = total((weights * sample.clicks)[order])[kept] / mass[kept]
+    return predicted, actual, mass[kept] / mass.sum()
+
+
+def calibration_noise(sample: Sample, draws: int = 50, seed: int = 0) -> float:
+    """The calibration error that chance alone would give, were every probability exactly right: its mean over draws."""
+    generator = np.random.default_rng(seed)
+    ones = np.ones(len(sample.p_click))
+    errors = []
+    for _ in range(draws):
+        clicks = generator.binomial(sample.impressions, np.clip(sample.p_click, 0, 1))
+        drawn = Sample(sample.p_click, clicks, sample.impressions, sample.units, sample.requests)
+        errors.append(expected_calibration_error(drawn, ones))
+    return float(np.mean(errors))
+
+
+def _auc(sample: Sample, weights: Weights) -> float:
+    return auc(sample.p_click, sample.clicks, sample.impressions, weights)
+
+
+def _log_loss(sample: Sample, weights: Weights) -> float:
+    return log_loss(sample.p_click, sample.clicks, sample.impressions, weights)
+
+
+def _pr_auc(sample: Sample, weights: Weights) -> float:
+    labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions, weights)
+    return float(average_precision_score(labels, scores, sample_weight=counts))
+
+
+def _predicted_over_actual(sample: Sample, weights: Weights) -> float:
+    clicks = float((weights * sample.clicks).sum())
+    return float((weights * sample.p_click * sample.impressions).sum()) / clicks if clicks else float("nan")
+
+
+def at_threshold(sample: Sample, threshold: float) -> dict[str, float]:
+    """Precision, recall, F1 and accuracy of calling a click wherever p_click is at least `threshold`."""
+    labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions)
+    called = scores >= threshold
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, called, average="binary", sample_weight=counts, zero_division=0
+    )
+    accuracy = float(((called == labels) * counts).sum() / counts.sum())
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "accuracy": accuracy}
+
+
+# ---- metrics of units and requests: a mean over those that have one
+
+
+def _gauc(sample: Sample, weights: Weights) -> float:
+    values, impressions = sample.user_aucs
+    drawn = _of_units(sample, weights)
+    return _mean(values, drawn * impressions)
+
+
+def _pair_accuracy(sample: Sample, weights: Weights) -> float:
+    of = sample.of_requests
+    drawn = _of_units(sample, weights)[of.unit]
+    pairs = float(drawn @ of.pairs)
+    return float(drawn @ of.concordant) / pairs if pairs else float("nan")
+
+
+def _of_request(name: str) -> "MetricFunction":
+    def metric(sample: Sample, weights: Weights) -> float:
+        of = sample.of_requests
+        return _mean(getattr(of, name), _of_units(sample, weights)[of.unit])
+
+    return metric
+
+
+def _of_units(sample: Sample, weights: Weights) -> Weights:
+    """Weight of each unit; all its rows have the same."""
+    found = np.zeros(int(sample.units.max()) + 1)
+    found[sample.units] = weights
+    return found
+
+
+def _mean(values: Probabilities, weights: Weights) -> float:
+    known = ~np.isnan(values) & (weights > 0)
+    return float(np.average(values[known], weights=weights[known])) if known.any() else float("nan")
+
+
+MetricFunction = Callable[[Sample, Weights], float]
+METRICS: Mapping[str, MetricFunction] = {
+    "auc": _auc,
+    "log_loss": _log_loss,
+    "gauc": _gauc,
+    "normalised_entropy": normalised_entropy,
+    "pr_auc": _pr_auc,
+    "ndcg_5": _of_request("ndcg_5"),
+    "ndcg_10": _of_request("ndcg_10"),
+    "mrr": _of_request("mrr"),
+    "pair_accuracy": _pair_accuracy,
+    "ece": expected_calibration_error,
+    "predicted_over_actual": _predicted_over_actual,
+}
+# What two models are compared by, on the same draws.
+COMPARED = ("auc", "log_loss")
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Metrics of several models on the same rows, each with its 95 % bootstrap interval.
+
+    Attributes:
+        metrics: model -> metric -> value.
+        differences: model -> metric of `COMPARED` -> value of the first model minus that of this one.
+    """
+
+    metrics: dict[str, dict[str, Metric]]
+    differences: dict[str, dict[str, Metric]]
+
+
+def with_intervals(samples: Mapping[str, Sample], *, resamples: int = 200, seed: int = 0) -> Intervals:
+    """All metrics of several models on the same rows.
+
+    Whole units are drawn with replacement (rows of one user are not independent), the same ones for every model, so
+    that a difference has an interval of its own (a paired test: it differs if the interval excludes zero).
 
     Args:
-        predictions: Model name to p_click, float64 [rows].
-        groups: Group of each row, [rows].
-
-    Returns:
-        Model name to metric name to value and interval.
+        samples: Model name to what it said; the rows are the same.
     """
-    _, group = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    some = next(iter(samples.values()))
+    units = int(some.units.max()) + 1
     generator = np.random.default_rng(seed)
-    draws: dict[tuple[str, str], list[float]] = {(model, name): [] for model in predictions for name in METRICS}
+    drawn: dict[tuple[str, str], list[float]] = {(model, name): [] for model in samples for name in METRICS}
     for _ in range(resamples):
-        rows = np.concatenate([members[pick] for pick in generator.integers(0, len(members), len(members))])
-        for model, p_click in predictions.items():
+        weights = np.bincount(generator.integers(0, units, units), minlength=units)[some.units].astype(np.float64)
+        for model, sample in samples.items():
             for name, metric in METRICS.items():
-                draws[model, name].append(metric(p_click[rows], clicks[rows], impressions[rows]))
+                drawn[model, name].append(metric(sample, weights))
+    ones = np.ones(len(some.units))
+    values = {(model, name): METRICS[name](sample, ones) for model, sample in samples.items() for name in METRICS}
+    first = next(iter(samples))
 
-    def measured(model: str, name: str) -> Metric:
-        low, high = np.nanpercentile(draws[model, name], [2.5, 97.5])
-        return Metric(value=METRICS[name](predictions[model], clicks, impressions), low=float(low), high=float(high))
+    def difference(model: str, name: str) -> Metric:
+        draws = np.array(drawn[first, name]) - np.array(drawn[model, name])
+        return _metric(values[first, name] - values[model, name], draws)
 
-    return {model: {name: measured(model, name) for name in METRICS} for model in predictions}
+    return Intervals(
+        {model: {name: _metric(values[model, name], drawn[model, name]) for name in METRICS} for model in samples},
+        {model: {name: difference(model, name) for name in COMPARED} for model in samples if model != first},
+    )
+
+
+def _metric(value: float, draws: npt.ArrayLike) -> Metric:
+    known = np.array(draws)[~np.isnan(draws)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return Metric(value=value, low=float(low), high=float(high))

@@ -1,59 +1,83 @@
-"""How to train, as plain values. Light, so that the command line shows its help without loading a model library."""
+"""How to train, as plain values, each with the help that the command line shows. Light: loads no model library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from index_builder.encoder import EMBEDDED
+
+_MODEL, _TEXT, _BEHAVIOUR, _BOTH = "The model", "The text layers", "The behaviour part", "Both"
+
+
+def _option(panel: str, default: Any, help: str, **limits: float) -> Any:
+    """A field with its help, shown under `panel`; `limits` (min, max) are checked by the command line."""
+    return field(default=default, metadata={"help": help, "rich_help_panel": panel, **limits})
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train.
+    """How to train; the help of each field says what it does, and ``adcascade train --help`` shows it."""
 
-    Attributes:
-        base: Hugging Face directory or hub name of a BERT-like model, or the embedded MiniLM.
-        architecture: "shared_user", or "joint" for the plain cross-encoder.
-        join_layer: First layer in which ads attend to the user; None joins the top third.
-        train_layers: "joined" trains the joined layers and the head, and computes what lies below once per ad;
-            "all" trains everything. The joint architecture always trains everything.
-        behaviour_epochs: Passes over the training rows for the behaviour part, at most.
-        behaviour_min_steps: Steps that a small log is read over and over for.
-        behaviour_share: Share of `max_minutes` that the behaviour part may take.
-        conversion_weight: Weight of the conversion loss beside the click loss, where the log has conversions.
-        epochs: Passes over the training rows for the text layers, at most.
-        max_minutes: Wall-clock limit of training and validation together; None for none. With a limit the learning
-            rate follows the clock, so that two runs are not equal to the last digit.
-        min_text_gain: By how much fine-tuning must lower the validation log loss for the text layers to be kept;
-            otherwise serving leaves them out and is the faster for it.
-        validate_every: Steps between validations.
-        validation_rows: Rows of the validation part to use, at most.
-        patience: Validations without improvement after which training stops.
-        device, precision: as in `ranking.engine.EngineSettings`.
-    """
+    base: str = _option(_MODEL, EMBEDDED, "BERT-like Hugging Face directory or hub name.")
+    architecture: str = _option(_MODEL, "shared_user", "shared_user, or joint for the plain cross-encoder.")
+    join_layer: int | None = _option(
+        _MODEL, None, "First layer in which ads attend to the user; default: the top third."
+    )
+    train_layers: str = _option(
+        _MODEL,
+        "joined",
+        "joined trains the joined layers and the head (what lies below is computed once an ad), or all.",
+    )
+    lora_rank: int = _option(
+        _MODEL, 0, "Train adapters of this rank in place of the layers' own weights; 0 for none.", min=0
+    )
+    max_user_tokens: int = _option(_MODEL, 128, "Longer user texts are cut at the oldest history.", min=8)
+    max_ad_tokens: int = _option(_MODEL, 32, "Longer ad texts are cut at the end.", min=4)
 
-    base: str = EMBEDDED
-    architecture: str = "shared_user"
-    join_layer: int | None = None
-    train_layers: str = "joined"
-    max_user_tokens: int = 128
-    max_ad_tokens: int = 32
-    behaviour_epochs: int = 8
-    behaviour_batch: int = 512
-    behaviour_min_steps: int = 300
-    behaviour_learning_rate: float = 8e-3
-    behaviour_share: float = 0.5
-    conversion_weight: float = 0.5
-    epochs: float = 1.0
-    max_minutes: float | None = None
-    pairs_per_step: int = 96
-    max_ads_per_user: int = 32
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_share: float = 0.1
-    min_text_gain: float = 0.0005
-    validate_every: int = 75
-    validation_rows: int = 2000
-    patience: int = 3
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
+    behaviour_epochs: int = _option(
+        _BEHAVIOUR, 8, "Passes over the training rows for counters and past events, at most.", min=0
+    )
+    behaviour_batch: int = _option(_BEHAVIOUR, 512, "Rows in a step of the behaviour part.", min=1)
+    behaviour_min_steps: int = _option(_BEHAVIOUR, 300, "Steps that a small log is read over and over for.", min=0)
+    behaviour_learning_rate: float = _option(_BEHAVIOUR, 8e-3, "Of the behaviour part.", min=0)
+    behaviour_share: float = _option(
+        _BEHAVIOUR, 0.5, "Share of --max-minutes that the behaviour part may take.", min=0, max=1
+    )
+
+    epochs: float = _option(_TEXT, 1.0, "Passes over the training rows for the text, at most; 0 leaves it out.", min=0)
+    pairs_per_step: int = _option(_TEXT, 96, "Pairs of user and ad in a batch of the text layers.", min=1)
+    accumulate: int = _option(_TEXT, 1, "Batches that make one step of the text layers.", min=1)
+    max_ads_per_user: int = _option(_TEXT, 32, "Ads that one reading of a user serves in training, at most.", min=1)
+    learning_rate: float = _option(_TEXT, 1e-4, "Of the text layers.", min=0)
+    head_learning_rate: float = _option(_TEXT, 1e-3, "Of the head above the text layers.", min=0)
+    average_decay: float = _option(
+        _TEXT, 0.0, "Of a running average of the text layers' weights; 0 for none.", min=0, max=1
+    )
+    min_text_gain: float = _option(
+        _TEXT, 0.0005, "By how much the text must lower the validation loss to be kept; without it serving is faster."
+    )
+    validate_every: int = _option(_TEXT, 75, "Steps of the text layers between validations.", min=1)
+    validation_rows: int = _option(
+        _TEXT, 2000, "Rows of the validation part that the text layers are validated on.", min=1
+    )
+
+    max_minutes: float | None = _option(
+        _BOTH,
+        None,
+        "Stop training after this long. The learning rate then follows the clock: no two runs are equal.",
+        min=0,
+    )
+    patience: int = _option(_BOTH, 3, "Validations without improvement after which a stage ends.", min=1)
+    weight_decay: float = _option(_BOTH, 0.01, "Of AdamW.", min=0)
+    conversion_weight: float = _option(
+        _BOTH, 0.5, "Of the conversion loss beside the click loss, where the log has conversions.", min=0
+    )
+    group_loss: str = _option(_BOTH, "none", "For the order within each request: none, listwise or pairwise.")
+    group_weight: float = _option(_BOTH, 0.5, "Share of --group-loss in the whole loss.", min=0, max=1)
+    negative_rate: float = _option(
+        _BOTH, 1.0, "Share of the impressions without a click to learn from; p_click is corrected for it.", max=1
+    )
+    seed: int = _option(_BOTH, 0, "Of training, and of a split at random.")
+    tensorboard: Path | None = _option(_BOTH, None, "Folder for TensorBoard's event files.")
+    device: str = _option(_BOTH, "auto", "auto, cpu or cuda.")
+    precision: str = _option(_BOTH, "auto", "auto, float32 or bfloat16.")

@@ -1,10 +1,11 @@
-"""What training and evaluation show: progress bars, tables, JSON. Knows no models."""
+"""What training and evaluation show in a terminal and as JSON. Knows no models."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,44 +14,60 @@ from rich.table import Table
 from ranking.training.results import RANKER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:
-    from ranking.training.behaviour import Progress as TrainProgress
+    from ranking.artifact import Metric
+    from ranking.training.log_report import Day, LogFacts
+    from ranking.training.loop import Step, Watch
     from records.clicks import LogReport
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
+# Columns of the table in a terminal; all metrics are in the report and in the JSON.
+_SHOWN = {"auc": "AUC", "log_loss": "log loss", "gauc": "GAUC", "ece": "ECE"}
 
 
 @contextmanager
-def train_progress() -> "Iterator[TrainProgress]":
+def train_progress() -> "Iterator[Watch]":
     """A progress bar for each stage on standard error, with the best validation loss so far."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         tasks = {}
 
-        def show(stage: str, step: int, done: float, best: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task("", total=1.0)
-            description = f"{_STAGES[stage]}, step {step}, validation loss {best:.4f}"
-            bars.update(tasks[stage], completed=done, description=description)
+        def show(step: "Step") -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bars.add_task("", total=1.0)
+            description = f"{_STAGES[step.stage]}, step {step.step}, validation loss {step.best_loss:.4f}"
+            bars.update(tasks[step.stage], completed=step.done, description=description)
 
         yield show
-        for task in tasks.values():
-            bars.update(task, completed=1.0)
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
-    """Metrics of the ranker and the baselines, for people."""
-    table = Table(
-        title=title,
-        caption=f"Tested on {evaluation.impressions:,} impressions, {evaluation.clicks:,} clicks. "
-        "Brackets: 95 % bootstrap intervals over users. Ranker: predicted / actual clicks "
-        f"{evaluation.predicted_over_actual:.3f}",
-    )
-    for column in ("model", "AUC", "log loss"):
+    """Metrics of the ranker and its peers, for people."""
+    table = Table(title=title, caption=_caption(evaluation))
+    for column in ("model", *_SHOWN.values()):
         table.add_column(column)
     for model, metrics in evaluation.metrics.items():
-        cells = [f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]" for metric in metrics.values()]
+        auc = metrics["auc"]
+        cells = [f"{auc.value:.4f} [{auc.low:.4f}, {auc.high:.4f}]"]
+        cells += [_plain(metrics[name].value) for name in _SHOWN if name != "auc"]
         table.add_row(model, *cells, style="bold" if model == RANKER else "")
     return table
+
+
+def _caption(evaluation: Evaluation) -> str:
+    caption = (
+        f"Tested on {evaluation.impressions:,} impressions, {evaluation.clicks:,} clicks. Brackets: 95 % bootstrap "
+        f"intervals over users. Ranker: predicted / actual clicks {evaluation.predicted_over_actual:.3f}; chance alone "
+        f"gives an ECE of {evaluation.calibration_noise:.4f}."
+    )
+    if not evaluation.differences:
+        return caption
+    peer = max(evaluation.differences, key=lambda name: evaluation.metrics[name]["auc"].value)
+    lead = evaluation.differences[peer]["auc"]
+    return f"{caption} Ranker minus {peer}: AUC {lead.value:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]."
+
+
+def _plain(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def text_fit_line(fit: TextFit) -> str:
@@ -70,6 +87,15 @@ def text_fit_line(fit: TextFit) -> str:
     )
 
 
+def calibration_line(losses: dict[str, float]) -> str:
+    """Which calibration was chosen, beside the others."""
+    if not losses:
+        return "Nothing was calibrated: the validation part is too small."
+    best = min(losses, key=losses.__getitem__)
+    others = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    return f"Calibration: {best} (cross-validated log loss on the validation part: {others})."
+
+
 def rejected_lines(report: "LogReport") -> str:
     """What was left out of a click log and why; empty if nothing was."""
     if not report.rejected:
@@ -78,26 +104,64 @@ def rejected_lines(report: "LogReport") -> str:
     return "\n".join([f"{sum(report.rejected.values()):,} of {report.rows:,} rows of the log were left out:", *lines])
 
 
-def train_report_as_dict(report: TrainReport) -> dict[str, object]:
+def log_lines(facts: "LogFacts") -> str:
+    """A click log and its split in a few lines."""
+    parts = zip(("training", "validation", "test"), facts.ctr, strict=True)
+    ctr = ", ".join(f"{name} {value:.4f}" for name, value in parts if value is not None)
+    lines = [
+        f"{facts.rows:,} rows, {facts.impressions:,} impressions, {facts.clicks:,} clicks, "
+        f"{facts.conversions:,} conversions; {facts.ads:,} ads, {facts.users:,} users, {facts.requests:,} requests.",
+        f"CTR by part (split: {facts.split}): {ctr}.",
+    ]
+    if len(facts.days) > 1:
+        lines.append(f"{facts.days[0].day} to {facts.days[-1].day}, CTR by day: {_by_day(facts.days)}")
+    if any(value is not None for value in facts.ctr[2:]):
+        lines.append(
+            f"Of the test rows {facts.unseen_ads:.1%} show an ad, {facts.unseen_users:.1%} a user, that no training "
+            "row has."
+        )
+    if facts.duplicates:
+        lines.append(f"{facts.duplicates:,} rows repeat the request, user, ad and time of another; they count.")
+    if facts.clicks_before_shown:
+        lines.append(f"{facts.clicks_before_shown:,} clicks are older than the start of their ad: check the clocks.")
+    return "\n".join(lines)
+
+
+def _by_day(days: "Sequence[Day]") -> str:
+    """CTR of up to eight runs of days, as a line."""
+    runs = [days[start::1][: math.ceil(len(days) / 8)] for start in range(0, len(days), math.ceil(len(days) / 8))]
+    shares = [sum(day.clicks for day in run) / max(1, sum(day.impressions for day in run)) for run in runs]
+    return " ".join(f"{share:.3f}" for share in shares)
+
+
+def train_report_as_dict(report: TrainReport) -> dict[str, Any]:
     """A report as plain JSON values."""
-    return {
-        "version": report.version,
-        "split": report.split,
-        "rows": report.rows,
-        "rejected": report.rejected,
-        "text_fit": asdict(report.text_fit),
-        "test": evaluation_as_dict(report.evaluation),
-    }
+    plain = {name: value for name, value in asdict(report).items() if name not in ("evaluation", "losses")}
+    losses = [{name: _json_number(value) for name, value in asdict(point).items()} for point in report.losses]
+    return {**plain, "losses": losses, "test": evaluation_as_dict(report.evaluation)}
 
 
-def evaluation_as_dict(evaluation: Evaluation) -> dict[str, object]:
-    """An evaluation as plain JSON values."""
+def evaluation_as_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as plain JSON values; what is not a number is null."""
     return {
         "impressions": evaluation.impressions,
         "clicks": evaluation.clicks,
         "predicted_over_actual": evaluation.predicted_over_actual,
-        "metrics": {
-            model: {name: json.loads(metric.model_dump_json()) for name, metric in metrics.items()}
-            for model, metrics in evaluation.metrics.items()
-        },
+        "metrics": _metrics_as_dict(evaluation.metrics),
+        "ranker_minus": _metrics_as_dict(evaluation.differences),
+        "threshold": evaluation.threshold,
+        "at_threshold": evaluation.at_threshold,
+        "calibration_noise": evaluation.calibration_noise,
+        "slices": [{name: _json_number(value) for name, value in asdict(one).items()} for one in evaluation.slices],
     }
+
+
+def _metrics_as_dict(metrics: "dict[str, dict[str, Metric]]") -> dict[str, Any]:
+    return {
+        model: {name: json.loads(metric.model_dump_json()) for name, metric in of_model.items()}
+        for model, of_model in metrics.items()
+    }
+
+
+def _json_number(value: object) -> object:
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -6,24 +6,82 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ranking.artifact import Metric
 
-# Name of the trained model among the baselines.
+# Name of the trained model among its peers.
 RANKER = "ranker"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Metrics by model and name on one part of a log.
+class Slice:
+    """The ranker on a part of the test rows; AUC is NaN where only one class is present."""
+
+    name: str
+    label: str
+    impressions: int
+    clicks: int
+    predicted_ctr: float
+    auc: float
+    log_loss: float
+    best_peer_auc: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points to plot, of one model; x and y each.
 
     Attributes:
-        metrics: model name -> metric name ("auc", "log_loss") -> value with its 95 % interval.
+        roc: false and true positive rate.
+        reliability: predicted and actual CTR of 15 bins of equal mass.
+        gain: share of the impressions with the highest p_click, and share of all clicks among them.
+    """
+
+    roc: tuple[tuple[float, float], ...]
+    reliability: tuple[tuple[float, float], ...]
+    gain: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A test row that the ranker was most wrong about."""
+
+    user_id: str
+    user_text: str
+    ad_id: str
+    ad_text: str
+    p_click: float
+    clicks: int
+    impressions: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A ranker and its peers on one part of a log.
+
+    Attributes:
+        metrics: model name -> metric name (see `ranking.training.metrics.METRICS`) -> value with its 95 % interval;
+            the ranker comes first.
+        differences: peer -> metric -> the ranker's value minus the peer's, with the interval of the difference.
         impressions, clicks: of the rows evaluated.
-        predicted_over_actual: sum of p_click over clicks, 1 for a calibrated model.
+        threshold: what `at_threshold` calls a click from.
+        at_threshold: precision, recall, F1 and accuracy of the ranker there.
+        calibration_noise: the calibration error (ECE) that chance alone would give a ranker that is exactly right.
+        curves: of each model.
     """
 
     metrics: "dict[str, dict[str, Metric]]"
+    differences: "dict[str, dict[str, Metric]]"
     impressions: int
     clicks: int
-    predicted_over_actual: float
+    threshold: float
+    at_threshold: dict[str, float]
+    calibration_noise: float
+    slices: tuple[Slice, ...]
+    curves: dict[str, Curves]
+    surprises: tuple[Surprise, ...]
+
+    @property
+    def predicted_over_actual(self) -> float:
+        """Sum of the ranker's p_click over clicks, 1 for a calibrated model."""
+        return self.metrics[RANKER]["predicted_over_actual"].value
 
 
 @dataclass(frozen=True)
@@ -38,12 +96,26 @@ class TextFit:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """Training and validation loss at one validation of a stage; the training loss is NaN before the first step."""
+
+    stage: str
+    step: int
+    training_loss: float
+    validation_loss: float
+
+
+@dataclass(frozen=True)
 class TrainReport:
-    """What a training made."""
+    """What a training made; `minutes` is all of it, without the evaluation."""
 
     version: str
     split: str
+    seed: int
     rows: int
     rejected: dict[str, int]
+    minutes: float
     text_fit: TextFit
+    losses: tuple[CurvePoint, ...]
+    calibration: dict[str, float]
     evaluation: Evaluation

@@ -1,47 +1,99 @@
-"""A training from data to a committed model version."""
+"""A training from data to a committed model version with its report."""
 
+import hashlib
+import json
 import math
+import shutil
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from ranking.artifact import save_version
 from ranking.store import open_store
+from ranking.training.curves import LossCurves
 from ranking.training.dataset import Dataset
 from ranking.training.evaluate import evaluate
 from ranking.training.options import TrainOptions
-from ranking.training.report import train_progress
+from ranking.training.page import write_page
+from ranking.training.report import train_progress, train_report_as_dict
 from ranking.training.results import RANKER, TrainReport
-from ranking.training.train import train
+from ranking.training.train import Trained, train
 from records.counters import CounterSnapshot
 
+REPORT_FILE, REPORT_JSON_FILE = "report.html", "report.json"
 
-def train_and_save(data: Dataset, out: Path, options: TrainOptions, *, publish: bool = True) -> TrainReport:
-    """Trains, evaluates on the test part, and commits a version with its metrics.
+
+def train_and_save(
+    data: Dataset, out: Path, options: TrainOptions, *, publish: bool = True, which_peers: str = "fast"
+) -> TrainReport:
+    """Trains, evaluates on the test part, and commits a version with its metrics and its report.
+
+    A training that was killed is taken up again by the next one of the same data and options.
 
     Raises:
         ModelError: The base model cannot be used.
         ArtifactError: `out` cannot be written.
     """
     store = open_store(out)
+    unfinished = out / "unfinished" / _fingerprint(data, options)
     with store.begin() as draft:
-        with train_progress() as progress:
-            trained = train(data, options, progress)
+        started = time.monotonic()
+        with train_progress() as show, LossCurves(show, options.tensorboard) as curves:
+            trained = train(data, options, curves.watch, checkpoints=unfinished)
+        minutes = (time.monotonic() - started) / 60
         with Console(stderr=True).status("Evaluating on the test part"):
-            evaluation = evaluate(
-                data,
-                trained.model,
-                trained.tokenizer,
-                trained.spec,
-                device=options.device,
-                precision=options.precision,
-            )
-        measured = evaluation.metrics[RANKER].items()
+            report = _report(data, trained, options, curves, draft.version, minutes, which_peers)
+        write_page(draft.path / REPORT_FILE, report.evaluation, f"Model version {draft.version}", report)
+        (draft.path / REPORT_JSON_FILE).write_text(json.dumps(train_report_as_dict(report), indent=2))
+        measured = report.evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
         spec = trained.spec.model_copy(update={"metrics": metrics})
         save_version(store, draft, spec, trained.model, trained.tokenizer, CounterSnapshot.of(data.log, data.keys))
     if publish:
         store.publish(draft.version)
-    return TrainReport(
-        draft.version, data.split, len(data.log), dict(data.report.rejected), trained.text_fit, evaluation
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return report
+
+
+def _report(
+    data: Dataset,
+    trained: Trained,
+    options: TrainOptions,
+    curves: LossCurves,
+    version: str,
+    minutes: float,
+    which_peers: str,
+) -> TrainReport:
+    evaluation = evaluate(
+        data,
+        trained.model,
+        trained.tokenizer,
+        trained.spec,
+        device=options.device,
+        precision=options.precision,
+        which_peers=which_peers,
     )
+    return TrainReport(
+        version=version,
+        split=data.split,
+        seed=options.seed,
+        rows=len(data.log),
+        rejected=dict(data.report.rejected),
+        minutes=minutes,
+        text_fit=trained.text_fit,
+        losses=tuple(curves.points),
+        calibration=trained.spec.calibration.log_loss,
+        evaluation=evaluation,
+    )
+
+
+def _fingerprint(data: Dataset, options: TrainOptions) -> str:
+    """Of everything that the weights depend on."""
+    digest = hashlib.sha256(data.sha256.encode())
+    for part in data.parts:
+        digest.update(part.tobytes())
+    settings = asdict(replace(options, tensorboard=None))
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]

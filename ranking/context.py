@@ -1,0 +1,57 @@
+"""User attributes, context and time of day as learned ids, made alike for training and for serving. Knows no tensors.
+
+Each becomes a word such as ``device=phone`` or ``hour=17``; a word is hashed to the id of a learned vector (the hashing
+trick, arXiv 0902.2206). Numbers are put into classes first: whether someone is 33 or 34 tells little.
+"""
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+from ranking.features import hashed
+from ranking.text import context_values
+from records.users import Context, UserProfile
+
+CONTEXT_BUCKETS = 4096
+# Words that are read of one impression, at most; what the owner named first in the alphabet goes before.
+CONTEXT_WORDS = 24
+# A number is of the same class as another if they differ by less than about this factor.
+_CLASS_FACTOR = 1.3
+
+
+def context_buckets(user: UserProfile, context: Context, moment: datetime | None) -> tuple[int, ...]:
+    """Ids of the learned vectors of an impression, 1 to `CONTEXT_BUCKETS` - 1, padded with 0 to `CONTEXT_WORDS`.
+
+    Args:
+        moment: When the ad is shown; None if nobody knows.
+    """
+    buckets = [_bucket(word) for word, _ in zip(_words(user, context, moment), range(CONTEXT_WORDS), strict=False)]
+    return tuple(buckets) + (0,) * (CONTEXT_WORDS - len(buckets))
+
+
+def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iterator[str]:
+    if moment is not None:
+        local = moment.astimezone(UTC) + timedelta(minutes=context.utc_offset_minutes)
+        yield f"hour={local.hour}"
+        yield f"weekday={local.weekday()}"
+    for name, value in sorted(context_values(context).items()):
+        yield f"{name}={_classed(value)}"
+    for name, value in sorted(user.attributes.items()):
+        yield f"user {name}={_classed(value)}"
+
+
+@lru_cache(maxsize=100_000)
+def _bucket(word: str) -> int:
+    return 1 + hashed(word) % (CONTEXT_BUCKETS - 1)
+
+
+def _classed(value: str) -> str:
+    """The value itself, or the class of a number: "33" and "34" are both "~13"."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value.strip().lower()
+    if not math.isfinite(number) or abs(number) <= 1:
+        return value.strip().lower()
+    return f"{'-' if number < 0 else ''}~{round(math.log(abs(number), _CLASS_FACTOR))}"

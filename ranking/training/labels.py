@@ -1,0 +1,58 @@
+"""What happened to the rows that are learned from, and what it costs to have foreseen something else."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ranking.training.losses import GROUP_LOSSES, click_loss
+from ranking.training.options import TrainOptions
+from records.clicks import ClickLog, Integers
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Counts of every row of a log, int64 [log rows]; only `rows` are learned from.
+
+    Attributes:
+        groups: number of each row's request.
+        shift: what is added to a logit in training, because impressions without a click were left out: an odds of p
+            in the log is an odds of p / rate in what is left (arXiv 1806.09973; He et al. 2014, section 6.3).
+    """
+
+    rows: Integers
+    clicks: Integers
+    conversions: Integers
+    impressions: Integers
+    groups: Integers
+    shift: float = 0.0
+
+    def tensors(self, rows: Integers, device: torch.device, *names: str) -> tuple[Tensor, ...]:
+        """The named columns of some rows, float32 [rows]."""
+        return tuple(torch.from_numpy(getattr(self, name)[rows].astype(np.float32)).to(device) for name in names)
+
+    def loss(self, logits: Tensor, rows: Integers, options: TrainOptions) -> Tensor:
+        """Summed loss of some rows: clicks, and where asked for the order within each request."""
+        clicks, impressions = self.tensors(rows, logits.device, "clicks", "impressions")
+        loss = click_loss(logits + self.shift, clicks, impressions)
+        if options.group_loss != "none":
+            groups = torch.from_numpy(np.unique(self.groups[rows], return_inverse=True)[1]).to(logits.device)
+            of_group = GROUP_LOSSES[options.group_loss](logits, clicks, impressions, groups)
+            loss = (1 - options.group_weight) * loss + options.group_weight * of_group
+        return loss
+
+
+def all_labels(log: ClickLog, groups: Integers) -> Labels:
+    """Every row as it is."""
+    return Labels(np.arange(len(log)), log.clicks, log.conversions, log.impressions, groups)
+
+
+def thinned_labels(log: ClickLog, groups: Integers, rows: Integers, rate: float, seed: int) -> Labels:
+    """The given rows, of whose impressions without a click only about a share `rate` is kept."""
+    if rate >= 1:
+        return Labels(rows, log.clicks, log.conversions, log.impressions, groups)
+    others: npt.NDArray[np.int64] = np.random.default_rng(seed).binomial(log.impressions - log.clicks, rate)
+    impressions = log.clicks + others
+    return Labels(rows[impressions[rows] > 0], log.clicks, log.conversions, impressions, groups, -float(np.log(rate)))

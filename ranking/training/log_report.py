@@ -1,0 +1,100 @@
+"""What a click log is like, before anything is learned from it. Plain functions of arrays."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+import numpy as np
+
+from ranking.training.dataset import Dataset
+from records.clicks import NO_TIME, Integers
+
+_DAY = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Day:
+    """One day (UTC) of a log."""
+
+    day: date
+    impressions: int
+    clicks: int
+
+
+@dataclass(frozen=True)
+class LogFacts:
+    """A click log and its split.
+
+    Attributes:
+        ctr: clicks per impression of the training, validation and test part, None for an empty part.
+        days: CTR by day; empty without times.
+        unseen_ads, unseen_users: share of the test rows whose ad, or user, no training row has.
+        duplicates: rows that say of the same request, user, ad and moment what an earlier row says already.
+        clicks_before_shown: clicks on an ad before its catalog entry says that it starts.
+    """
+
+    rows: int
+    impressions: int
+    clicks: int
+    conversions: int
+    ads: int
+    users: int
+    requests: int
+    split: str
+    ctr: tuple[float | None, ...]
+    days: tuple[Day, ...]
+    unseen_ads: float
+    unseen_users: float
+    duplicates: int
+    clicks_before_shown: int
+
+
+def report_on(data: Dataset) -> LogFacts:
+    """Looks at all rows; takes a second or two for a hundred thousand."""
+    log, (training, _, test) = data.log, data.parts
+    users = log.user_id.astype(str)
+    return LogFacts(
+        rows=len(log),
+        impressions=int(log.impressions.sum()),
+        clicks=int(log.clicks.sum()),
+        conversions=int(log.conversions.sum()),
+        ads=len(np.unique(log.ad_id.astype(str))),
+        users=len(np.unique(users[users != ""])),
+        requests=int(data.groups.max()) + 1,
+        split=data.split,
+        ctr=tuple(log.take(part).ctr if len(part) else None for part in data.parts),
+        days=tuple(_days(data)),
+        unseen_ads=_unseen(log.ad_id.astype(str), training, test),
+        unseen_users=_unseen(users, training, test),
+        duplicates=_duplicates(data),
+        clicks_before_shown=_clicks_before_shown(data),
+    )
+
+
+def _days(data: Dataset) -> list[Day]:
+    log = data.log
+    timed = log.time != NO_TIME
+    days, codes = np.unique(log.time[timed] // _DAY, return_inverse=True)
+    impressions, clicks = (
+        np.bincount(codes, column[timed], len(days)).astype(int) for column in (log.impressions, log.clicks)
+    )
+    moments = [datetime.fromtimestamp(int(day) * 86_400, UTC).date() for day in days]
+    return [Day(*line) for line in zip(moments, impressions.tolist(), clicks.tolist(), strict=True)]
+
+
+def _unseen(ids: np.ndarray, training: Integers, test: Integers) -> float:
+    return float((~np.isin(ids[test], ids[training])).mean()) if len(test) else 0.0
+
+
+def _duplicates(data: Dataset) -> int:
+    log = data.log
+    lines = set(zip(log.request_id.tolist(), log.user_id.tolist(), log.ad_id.tolist(), log.time.tolist(), strict=True))
+    return len(log) - len(lines)
+
+
+def _clicks_before_shown(data: Dataset) -> int:
+    starts = {ad_id: ad.start_time.timestamp() * 1e6 for ad_id, ad in data.ads.items() if ad.start_time is not None}
+    if not starts:
+        return 0
+    start = np.array([starts.get(ad_id, -np.inf) for ad_id in data.log.ad_id])
+    early = (data.log.time != NO_TIME) & (data.log.time < start)
+    return int(data.log.clicks[early].sum())

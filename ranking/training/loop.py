@@ -1,0 +1,294 @@
+"""Steps of AdamW with early stopping, a running average of the weights, and checkpoints. Knows no clicks.
+
+Everything random in a step follows from the seed and the number of the step, so that a run that was killed and taken
+up again makes the same steps as one left alone.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ranking.errors import ModelError
+from ranking.training.checkpoint import Checkpoint
+from ranking.training.workers import Workers
+
+_WARMUP_STEPS = 50
+_LOWEST_RATE = 0.02
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a stage trains, and how.
+
+    Attributes:
+        stage: its name, for those who watch.
+        steps: how many, at most.
+        seconds: wall-clock limit, None for none. With a limit the learning rate follows the clock.
+        validate_every: steps between validations.
+        patience: validations without improvement after which the stage ends.
+        accumulate: batches that make one step.
+        average_decay: of the running average of the weights (Polyak and Juditsky 1992), which is then what is
+            validated and kept; None keeps the weights themselves.
+        checkpoint: file of the checkpoint, None for none; written every `checkpoint_every` steps.
+    """
+
+    stage: str
+    steps: int
+    seconds: float | None
+    validate_every: int
+    patience: int
+    weight_decay: float
+    seed: int
+    accumulate: int = 1
+    average_decay: float | None = None
+    checkpoint: Path | None = None
+    checkpoint_every: int = 100
+    too_fast: str = "lower the learning rate"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What those who watch a training are told.
+
+    Attributes:
+        done: share of the stage, 0 to 1.
+        training_loss: mean since the last validation, NaN before the first step.
+        validation_loss: None unless this step was validated.
+        best_loss: lowest validation loss so far.
+    """
+
+    stage: str
+    step: int
+    done: float
+    learning_rate: float
+    training_loss: float
+    validation_loss: float | None
+    best_loss: float
+
+
+Watch = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a stage brought: validation loss before it, and at the step that was kept (0 keeps what it began with)."""
+
+    steps: int
+    kept_step: int
+    loss_before: float
+    loss_kept: float
+
+
+class Loop(Generic[Batch]):
+    """One stage of a training.
+
+    Args:
+        weights: What is trained, by name.
+        groups: The same as parameter groups of AdamW, each with its own learning rate.
+        validate: Loss on the validation part with the weights as they are then.
+        watch: Told of every step.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Mapping[str, nn.Parameter],
+        groups: list[dict[str, Any]],
+        validate: Callable[[], float],
+        watch: Watch,
+        workers: Workers = Workers(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        self._plan, self._weights, self._validate, self._watch, self._workers = plan, weights, validate, watch, workers
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
+        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._device = next(iter(weights.values())).device
+        self._average = self._copy()
+        self._best = self._copy()
+        self._step = self._kept = self._stale = self._epoch = self._in_epoch = 0
+        self._before = self._best_loss = math.nan
+        self._loss_sum = self._loss_weight = 0.0
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    def run(self, batches: Callable[[int], Iterable[Batch]], loss: Callable[[Batch], tuple[Tensor, float]]) -> Fit:
+        """Trains to the end of the plan; leaves the best weights in place.
+
+        Args:
+            batches: Makes the batches of an epoch from its number; the same ones each time it is asked.
+            loss: Sum of the losses of a batch, and the weight (impressions) that it is to be divided by.
+
+        Raises:
+            ModelError: The loss is not a number.
+        """
+        self._started = time.monotonic()
+        if not self._take_up():
+            self._before = self._best_loss = self._validated()
+            self._tell(self._before)
+        while not self._is_over():
+            for group in itertools.islice(self._grouped(batches(self._epoch)), self._in_epoch, None):
+                self._make_step(group, loss)
+                self._in_epoch += 1
+                validated = self._step % self._plan.validate_every == 0 or self._done() >= 1.0
+                self._tell(self._check() if validated else None)
+                self._keep_checkpoint()
+                if self._is_over():
+                    break
+            else:
+                self._epoch, self._in_epoch = self._epoch + 1, 0
+        self._put(self._best)
+        return Fit(self._step, self._kept, self._before, self._best_loss)
+
+    def _grouped(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """This process's share of the batches of each step."""
+        size, waiting = self._plan.accumulate * self._workers.count, iter(batches)
+        while group := list(itertools.islice(waiting, size)):
+            yield group[self._workers.rank :: self._workers.count]
+
+    def _make_step(self, group: list[Batch], loss: Callable[[Batch], tuple[Tensor, float]]) -> None:
+        torch.manual_seed(((self._plan.seed * 1_000_003 + self._step) << 8) + self._workers.rank)
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in group:
+            summed, weight = loss(batch)
+            summed.backward()  # type: ignore[no-untyped-call]
+            total += torch.tensor([float(summed.detach()), weight], dtype=torch.float64)
+        trained = [one for one in self._weights.values() if self._workers.count > 1 or one.grad is not None]
+        total = self._workers.sum_gradients(trained, total.to(self._device)).cpu()
+        if not torch.isfinite(total).all():
+            raise ModelError(f"the training loss is not a number; {self._plan.too_fast}")
+        for one in trained:
+            assert one.grad is not None
+            one.grad /= float(total[1])
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        for rates, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            rates["lr"] = rate * self._rate_factor()
+        self._optimizer.step()
+        self._step += 1
+        self._loss_sum, self._loss_weight = self._loss_sum + float(total[0]), self._loss_weight + float(total[1])
+        self._update_average()
+
+    def _rate_factor(self) -> float:
+        warmup = max(1, min(_WARMUP_STEPS, self._plan.steps // 10))
+        cosine = 0.5 * (1 + math.cos(math.pi * self._done()))
+        return min(1.0, (self._step + 1) / warmup) * max(_LOWEST_RATE, cosine)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self._plan.average_decay is None:
+            return
+        decay = min(self._plan.average_decay, (1 + self._step) / (10 + self._step))
+        for name, weight in self._weights.items():
+            self._average[name].lerp_(weight, 1 - decay)
+
+    def _check(self) -> float:
+        """Validates, and keeps the weights if they are the best so far."""
+        loss = self._validated()
+        self._stale = 0 if loss < self._best_loss else self._stale + 1
+        if loss < self._best_loss:
+            self._best_loss, self._kept = loss, self._step
+            self._best = self._copy() if self._plan.average_decay is None else _clones(self._average)
+        return loss
+
+    def _validated(self) -> float:
+        if self._plan.average_decay is None:
+            return self._validate()
+        mine = self._copy()
+        self._put(self._average)
+        loss = self._validate()
+        self._put(mine)
+        return loss
+
+    def _done(self) -> float:
+        """From 0 to 1: the larger share of steps and of minutes."""
+        by_steps = self._step / self._plan.steps if self._plan.steps else 1.0
+        by_time = self._seconds() / self._plan.seconds if self._plan.seconds else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _is_over(self) -> bool:
+        return self._done() >= 1.0 or self._stale >= self._plan.patience
+
+    def _tell(self, validation_loss: float | None) -> None:
+        mean = self._loss_sum / self._loss_weight if self._loss_weight else math.nan
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        done = 1.0 if self._is_over() else self._done()
+        self._watch(Step(self._plan.stage, self._step, done, rate, mean, validation_loss, self._best_loss))
+        if validation_loss is not None:
+            self._loss_sum = self._loss_weight = 0.0
+
+    # ---- weights and checkpoints
+
+    def _copy(self) -> dict[str, Tensor]:
+        return _clones(self._weights)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, weight in self._weights.items():
+            weight.copy_(values[name])
+
+    def _keep_checkpoint(self) -> None:
+        plan = self._plan
+        due = self._step % plan.checkpoint_every == 0 or self._is_over()
+        if plan.checkpoint is None or not due or not self._workers.is_first:
+            return
+        kinds: dict[str, Mapping[str, Tensor]] = {"weight": self._weights, "average": self._average, "best": self._best}
+        tensors = {f"{kind}/{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
+        for name, weight in self._weights.items():
+            state = self._optimizer.state.get(weight, {})
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
+        # One tensor may not stand twice in a file.
+        Checkpoint({name: tensor.detach().clone() for name, tensor in tensors.items()}, self._numbers()).save(
+            plan.checkpoint
+        )
+
+    def _numbers(self) -> dict[str, float]:
+        return {
+            "step": self._step,
+            "kept": self._kept,
+            "stale": self._stale,
+            "epoch": self._epoch,
+            "in_epoch": self._in_epoch,
+            "before": self._before,
+            "best_loss": self._best_loss,
+            "loss_sum": self._loss_sum,
+            "loss_weight": self._loss_weight,
+            "seconds": self._seconds(),
+        }
+
+    def _take_up(self) -> bool:
+        """Goes on from the checkpoint, if there is one."""
+        found = Checkpoint.load(self._plan.checkpoint) if self._plan.checkpoint else None
+        if found is None:
+            return False
+        by_kind: dict[str, dict[str, Tensor]] = {"weight": {}, "average": {}, "best": {}, "optimizer": {}}
+        for path, tensor in found.tensors.items():
+            kind, name = path.split("/", 1)
+            by_kind[kind][name] = tensor if name.endswith("/step") else tensor.to(self._device)
+        self._put(by_kind["weight"])
+        self._average, self._best = by_kind["average"], by_kind["best"]
+        for path, tensor in by_kind["optimizer"].items():
+            name, key = path.rsplit("/", 1)
+            self._optimizer.state[self._weights[name]][key] = tensor
+        numbers = dict(found.numbers)
+        self._step, self._kept, self._stale, self._epoch, self._in_epoch = (
+            int(numbers[name]) for name in ("step", "kept", "stale", "epoch", "in_epoch")
+        )
+        self._before, self._best_loss = numbers["before"], numbers["best_loss"]
+        self._loss_sum, self._loss_weight = numbers["loss_sum"], numbers["loss_weight"]
+        self._seconds_before = numbers["seconds"]
+        return True
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -1,0 +1,50 @@
+"""An evaluation as one HTML page that needs nothing else: tables and plots inside. Knows no models."""
+
+from itertools import groupby
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from ranking.training import plots
+from ranking.training.report import calibration_line, text_fit_line
+from ranking.training.results import RANKER, Evaluation, TrainReport
+
+_METRICS = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "gauc": "GAUC",
+    "normalised_entropy": "NE",
+    "pr_auc": "PR-AUC",
+    "ndcg_5": "nDCG@5",
+    "ndcg_10": "nDCG@10",
+    "mrr": "MRR",
+    "pair_accuracy": "pair accuracy",
+    "ece": "ECE",
+    "predicted_over_actual": "predicted / actual",
+}
+
+
+def write_page(path: Path, evaluation: Evaluation, title: str, trained: TrainReport | None = None) -> None:
+    """Writes the page; `trained` adds what training found."""
+    pages = Environment(
+        loader=PackageLoader("ranking.training", "."), autoescape=select_autoescape(), undefined=StrictUndefined
+    )
+    parts = [(name, list(group)) for name, group in groupby(evaluation.slices, key=lambda part: part.name)]
+    stages = dict.fromkeys(point.stage for point in trained.losses if point.step) if trained else {}
+    path.write_text(
+        pages.get_template("page.html.j2").render(
+            title=title,
+            evaluation=evaluation,
+            trained=trained,
+            names=_METRICS,
+            ranker=RANKER,
+            roc=plots.roc_plot(evaluation.curves),
+            reliability=plots.reliability_plot(evaluation.curves),
+            gain=plots.gain_plot(evaluation.curves),
+            lift=plots.lift_plot(evaluation.curves),
+            losses={stage: plots.loss_plot(trained.losses, stage) for stage in stages} if trained else {},
+            slices=[(name, group, plots.slices_plot(name, group)) for name, group in parts],
+            notes=[text_fit_line(trained.text_fit), calibration_line(trained.calibration)] if trained else [],
+        ),
+        encoding="utf-8",
+    )

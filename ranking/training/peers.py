@@ -1,0 +1,160 @@
+"""What a ranker has to beat, on the same rows and the same past. Knows no serving."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+
+from index_builder.encoder import TextEncoder, load_encoder
+from ranking.context import CONTEXT_BUCKETS
+from ranking.features import FEATURES, Features, id_bucket
+from ranking.text import HISTORY_EVENTS
+from ranking.training.dataset import Dataset
+from ranking.training.metrics import Probabilities
+from records.clicks import Integers
+
+log = logging.getLogger(__name__)
+
+POPULARITY, CLICK_RATES = "ad popularity", "logistic regression on past click rates"
+IDS, TREES = "logistic regression on ids", "LightGBM on all features"
+BI_ENCODER, ZERO_SHOT = "bi-encoder", "zero-shot text"
+
+# The first two are logistic regressions on these features.
+_ON_FEATURES: Mapping[str, tuple[str, ...]] = {
+    POPULARITY: ("ad_impressions_log",),
+    CLICK_RATES: ("ad_ctr_logit", "user_ctr_logit"),
+}
+_ID_BUCKETS = 2**20
+_TREE_ROUNDS = 2000
+
+
+def fit_logistic(
+    features: Features | csr_matrix, clicks: Integers, impressions: Integers, strength: float = 1.0
+) -> LogisticRegression | None:
+    """Logistic regression of clicks on features [rows, features]; None if the rows hold one class only.
+
+    Args:
+        strength: Inverse of the regularisation (scikit-learn's C).
+    """
+    if not clicks.any() or not (impressions - clicks).any():
+        return None
+    place, labels, weights = _labelled(clicks, impressions)
+    return LogisticRegression(C=strength, max_iter=1000).fit(features[place], labels, sample_weight=weights)
+
+
+def _labelled(clicks: Integers, impressions: Integers) -> tuple[Integers, Integers, Integers]:
+    """Place, label and weight of the rows with clicks, and of those with impressions that were not clicked."""
+    labels = np.repeat([1, 0], len(clicks))
+    weights = np.concatenate([clicks, impressions - clicks])
+    kept = np.flatnonzero(weights)
+    return kept % len(clicks), labels[kept], weights[kept]
+
+
+def peers(data: Dataset, features: Features, rows: Integers, *, which: str = "fast") -> dict[str, Probabilities]:
+    """p_click of each peer for the given rows.
+
+    Args:
+        features: Normalised dense features of the whole log, the same that the ranker reads.
+        which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": the two text encoders, too.
+    """
+    if which == "none":
+        return {}
+    predictions = {
+        name: _logistic(data, features[:, [FEATURES.index(feature) for feature in wanted]], rows, data.parts[0])
+        for name, wanted in _ON_FEATURES.items()
+    }
+    predictions[IDS] = _logistic(data, _one_hot(data), rows, data.parts[0], strength=0.1)
+    trees = _trees(data, features, rows)
+    if trees is not None:
+        predictions[TREES] = trees
+    if which == "all":
+        encoder = load_encoder()
+        for name, likeness in ((BI_ENCODER, _liked_cosine), (ZERO_SHOT, _text_cosine)):
+            wanted = np.concatenate([data.parts[1], rows])
+            column = np.zeros((len(data.log), 1), np.float32)
+            column[wanted, 0] = likeness(data, encoder, wanted)
+            predictions[name] = _logistic(data, column, rows, data.parts[1])
+    return predictions
+
+
+def _logistic(
+    data: Dataset, features: Features | csr_matrix, rows: Integers, fitted_on: Integers, strength: float = 1.0
+) -> Probabilities:
+    """The CTR of the training part where the rows to fit on hold one class only."""
+    clicks, impressions = data.log.clicks[fitted_on], data.log.impressions[fitted_on]
+    fitted = fit_logistic(features[fitted_on], clicks, impressions, strength)
+    if fitted is None:
+        return np.full(len(rows), data.prior_ctr)
+    p_click: Probabilities = fitted.predict_proba(features[rows])[:, 1]
+    return p_click
+
+
+def _one_hot(data: Dataset) -> csr_matrix:
+    """User, ad, category, attributes and context of each row as ones among hashed columns."""
+    names = [
+        [f"{key}={name}" for name in column] for key, column in data.keys.items() if key in ("ad", "user", "category")
+    ]
+    ids = np.array([[id_bucket(name, _ID_BUCKETS) for name in column] for column in names]).T
+    columns = np.concatenate([ids, np.where(data.context_buckets > 0, _ID_BUCKETS + data.context_buckets, 0)], axis=1)
+    rows = np.repeat(np.arange(len(columns)), columns.shape[1])
+    matrix = csr_matrix((np.ones(columns.size), (rows, columns.ravel())), (len(columns), _ID_BUCKETS + CONTEXT_BUCKETS))
+    used = np.unique(matrix[data.parts[0]].indices)
+    return matrix[:, used[used > 0]]
+
+
+def _trees(data: Dataset, features: Features, rows: Integers) -> Probabilities | None:
+    """Gradient-boosted trees (Ke et al. 2017), stopped early on the validation part; None if not installed."""
+    try:
+        import lightgbm
+    except ImportError:
+        log.warning("LightGBM is left out: it is not installed (pip install 'adcascade[train]')")
+        return None
+
+    def table(part: Integers) -> "lightgbm.Dataset":
+        place, labels, weights = _labelled(data.log.clicks[part], data.log.impressions[part])
+        return lightgbm.Dataset(features[part][place], labels, weight=weights)
+
+    settings = {"objective": "binary", "learning_rate": 0.05, "verbose": -1, "seed": 0, "deterministic": True}
+    model = lightgbm.train(
+        settings,
+        table(data.parts[0]),
+        _TREE_ROUNDS,
+        valid_sets=[table(data.parts[1])],
+        callbacks=[lightgbm.early_stopping(50, verbose=False)],
+    )
+    p_click: Probabilities = np.asarray(model.predict(features[rows]), np.float64)
+    return p_click
+
+
+Likeness = Callable[[Dataset, TextEncoder, Integers], npt.NDArray[np.float32]]
+
+
+def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:
+    """Cosine of the ad with the mean of the ads that the user liked before, 0 without any."""
+    vectors, place = _ad_vectors(data, encoder)
+    cosine = np.zeros(len(data.log), np.float32)
+    for window in data.past.windows(rows, HISTORY_EVENTS):
+        liked = window.seen * (data.log.clicks[window.past] > 0)
+        interest = liked @ vectors[place[window.past]]
+        interest /= np.maximum(np.linalg.norm(interest, axis=1, keepdims=True), 1e-9)
+        cosine[window.rows] = (interest * vectors[place[window.rows]]).sum(axis=1)
+    return cosine[rows]
+
+
+def _text_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:
+    """Cosine of the ad with the text that the ranker would read of the user, without any training."""
+    vectors, place = _ad_vectors(data, encoder)
+    texts = [data.user_text(int(row)) for row in rows]
+    known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    users = encoder.encode(list(known))
+    cosine: npt.NDArray[np.float32] = (users[[known[text] for text in texts]] * vectors[place[rows]]).sum(axis=1)
+    return cosine
+
+
+def _ad_vectors(data: Dataset, encoder: TextEncoder) -> tuple[npt.NDArray[np.float32], Integers]:
+    """Unit vector of each ad of the log, and the place of each row's ad among them."""
+    ids, place = np.unique(data.log.ad_id.astype(str), return_inverse=True)
+    return encoder.encode([data.ad_text(ad_id) for ad_id in ids.tolist()]), place

@@ -1,0 +1,139 @@
+"""Every row of a log as the behaviour part reads it. Knows no serving and no optimizer."""
+
+import copy
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ranking.artifact import CtrSpec
+from ranking.batch import pad, tokenize
+from ranking.behaviour import AdKeys, Behaviour, BehaviourModel, History, Shown, with_interests
+from ranking.features import gap_classes, id_bucket
+from ranking.model import TextVectors
+from ranking.text import HISTORY_EVENTS
+from ranking.training.dataset import AdTexts, Dataset
+from records.clicks import NO_TIME, Integers
+from records.history import Past, Window, merged
+
+# Of (impression, event) pairs in one pass; the windows of small users are merged up to this.
+CELLS_PER_WINDOW = 65_536
+
+
+class BehaviourRows:
+    """Every row of a log as the behaviour part reads it.
+
+    A user's interests stand at the head of their history, as a text that they liked at no known time.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        ads: AdTexts,
+        text: TextVectors,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: CtrSpec,
+        device: torch.device,
+    ) -> None:
+        self._data = data
+        self._spec = spec
+        self._device = device
+        place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
+        self._ad = torch.tensor([place[ad_id] for ad_id in data.log.ad_id])
+        buckets = torch.tensor([id_bucket(ad_id, spec.id_buckets) for ad_id in ads.texts])
+        pad_id = int(tokenizer.pad_token_id or 0)
+        self._ads = AdKeys(ads.vectors(text, pad_id).to(device), buckets.to(device))
+        self._interests = _interests(data, text, tokenizer, spec.max_ad_tokens, device)
+        self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
+        self._context = torch.from_numpy(data.context_buckets).to(device)
+        self._positions = torch.from_numpy(data.log.position).to(device)
+        self._look_back(data.past)
+
+    def _look_back(self, past: Past) -> None:
+        self.past = past
+        self.dense = self._spec.normalise(self._data.features(past, self._spec.prior_ctr))
+
+    def looking_back_on(self, past: Past) -> "BehaviourRows":
+        """The same rows, each of which sees what `past` lets it see."""
+        if past is self.past:
+            return self
+        other = copy.copy(self)
+        other._look_back(past)
+        return other
+
+    def windows(self, rows: Integers) -> list[Window]:
+        """The rows in windows of one user."""
+        return list(self.past.windows(rows, HISTORY_EVENTS))
+
+    def score(self, model: BehaviourModel, window: Window) -> Behaviour:
+        """Logits of the rows of a window."""
+        scored: Behaviour = model(self._shown(window.rows), self._history(window))
+        return scored
+
+    def of_position(self, model: BehaviourModel, rows: Integers) -> Tensor:
+        """See `BehaviourModel.of_position`."""
+        return model.of_position(self._positions[torch.from_numpy(rows).to(self._device)])
+
+    def center_positions(self, model: BehaviourModel, rows: Integers) -> None:
+        """See `BehaviourModel.center_positions`."""
+        impressions = torch.from_numpy(self._data.log.impressions[rows]).to(self._device)
+        model.center_positions(self._positions[torch.from_numpy(rows).to(self._device)], impressions)
+
+    def _shown(self, rows: Integers) -> Shown:
+        place = torch.from_numpy(rows).to(self._device)
+        return Shown(self._tensor(self.dense[rows]), self._context[place], self._keys(rows))
+
+    def _history(self, window: Window) -> History:
+        history = History(
+            self._keys(window.past),
+            self._classes[window.past].to(self._device),
+            torch.from_numpy(self._gaps(window)).to(self._device),
+            torch.from_numpy(window.seen).to(self._device),
+        )
+        users = self._data.log.user_id[window.rows].astype(str)
+        stated = [user for user in np.unique(users).tolist() if user in self._interests]
+        if not stated:
+            return history
+        interests = torch.cat([self._interests[user] for user in stated])
+        return with_interests(history, interests, torch.from_numpy(users[:, None] == np.array(stated)).to(self._device))
+
+    def _keys(self, rows: Integers) -> AdKeys:
+        ads = self._ad[rows].to(self._device)
+        return AdKeys(self._ads.vectors[ads], self._ads.buckets[ads])
+
+    def _gaps(self, window: Window) -> Integers:
+        now, then = self._data.log.time[window.rows, None], self._data.log.time[None, window.past]
+        known = (now != NO_TIME) & (then != NO_TIME)
+        return gap_classes(np.where(known, (now - then) / 1e6, np.nan))
+
+    def _tensor(self, values: npt.NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def _interests(
+    data: Dataset, text: TextVectors, tokenizer: PreTrainedTokenizerBase, max_tokens: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Text vector of the interests of each user of the log who states any, float32 [1, width]."""
+    users = (data.users.get(user_id) for user_id in np.unique(data.log.user_id.astype(str)).tolist())
+    stated = {user.user_id: user.interests.strip() for user in users if user and user.interests.strip()}
+    if not stated:
+        return {}
+    rows = pad(tokenize(tokenizer, list(stated.values()), max_tokens), int(tokenizer.pad_token_id or 0))
+    return dict(zip(stated, text(rows.to(text.center.device)).to(device).split(1), strict=True))
+
+
+@torch.no_grad()
+def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> Behaviour:
+    """Logits of the wanted rows in evaluation mode, in their order, on the CPU."""
+    model.eval()
+    order: list[Integers] = []
+    clicks, conversions = [], []
+    for window in merged(rows.windows(wanted), CELLS_PER_WINDOW):
+        scored = rows.score(model, window)
+        order.append(window.rows)
+        clicks.append(scored.click.cpu())
+        conversions.append(scored.conversion.cpu())
+    back = torch.from_numpy(np.argsort(np.concatenate(order))[np.argsort(np.argsort(wanted))])
+    return Behaviour(torch.cat(clicks)[back], torch.cat(conversions)[back])

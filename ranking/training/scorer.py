@@ -1,0 +1,66 @@
+"""A model over batches of (user, ads), for training and evaluation. Knows no serving and no labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ranking.ad_states import AdStateCache
+from ranking.artifact import CtrSpec, RankerModel
+from ranking.batch import TokenRows
+from ranking.model import SharedUserCrossEncoder
+from ranking.training.dataset import BatchMaker, LabelledBatch
+from records.clicks import Integers
+
+_CACHED_ADS = 50_000
+
+
+class Scorer:
+    """Runs a model over batches; where nothing below the join layer is trained, those ad states are kept."""
+
+    def __init__(self, model: RankerModel, spec: CtrSpec, device: torch.device, bfloat16: bool, *, keep: bool) -> None:
+        self._model = model
+        self._device = device
+        self._bfloat16 = bfloat16
+        self._cache: AdStateCache | None = None
+        if keep and isinstance(model, SharedUserCrossEncoder):
+            hidden = int(model.encoder.config.hidden_size)
+            self._cache = AdStateCache(_CACHED_ADS, spec.max_ad_tokens, hidden, device)
+
+    def logits(self, batch: LabelledBatch) -> Tensor:
+        """Logits of a batch, float32 [pairs]."""
+        if not torch.is_grad_enabled() and self._model.adds_nothing:
+            return batch.behaviour
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            model = self._model
+            if self._cache is None or not isinstance(model, SharedUserCrossEncoder):
+                return batch.behaviour + model(batch.pairs).float()  # type: ignore[no-any-return]
+            hidden, mask = self._ad_states(model, self._cache, batch)
+            users = model.user_states(batch.pairs.users)
+            added = model.join(users, batch.pairs.ads_per_user, hidden, mask, batch.pairs.dense)
+            return batch.behaviour + added.float()
+
+    @staticmethod
+    @torch.no_grad()
+    def _ad_states(model: SharedUserCrossEncoder, cache: AdStateCache, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
+        def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
+            rows = batch.pairs.ads.take(places)
+            return rows, model.ad_states(rows)
+
+        hidden, mask, _ = cache.gather(batch.ad_texts, compute)
+        return hidden, mask
+
+
+def predict_logits(
+    scorer: Scorer, model: RankerModel, maker: BatchMaker, blocks: list[Integers], pairs_per_batch: int = 256
+) -> tuple[Integers, npt.NDArray[np.float64]]:
+    """Row indices and logits of all rows in `blocks`, in evaluation mode."""
+    model.eval()
+    rows, logits = [], []
+    with torch.no_grad():
+        for batch in maker.batches(blocks, pairs_per_batch):
+            rows.append(batch.rows)
+            logits.append(scorer.logits(batch).cpu().numpy().astype(np.float64))
+    return np.concatenate(rows), np.concatenate(logits)

@@ -1,0 +1,77 @@
+"""Parts of a test on which a model may do better or worse than on the whole. Plain functions of arrays."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ranking.text import HISTORY_EVENTS
+from ranking.training.dataset import Dataset
+from records.clicks import NO_TIME, Integers
+
+# A context column with more values than this is no slice that people read.
+_MOST_VALUES = 12
+_HISTORY_ENDS = (0, 4, 19, 99)
+_POSITION_ENDS = (0, 1, 2, 3, 5, 10)
+
+Labels = npt.NDArray[np.str_]
+
+
+def slices(data: Dataset, rows: Integers) -> Iterator[tuple[str, Labels]]:
+    """Names of ways to slice the given rows, and the label of each row; labels sort in the order to be shown."""
+    log, training = data.log, data.parts[0]
+    yield "ad", _known(log.ad_id[rows], log.ad_id[training])
+    if (log.user_id[rows] != "").any():
+        yield "user", _known(log.user_id[rows], log.user_id[training])
+        yield "events before", _classes(_history_lengths(data, rows), _HISTORY_ENDS)
+    yield "ad's impressions in training", _deciles(_impressions(data, rows))
+    if (log.position[rows] > 0).any():
+        yield "position", _classes(log.position[rows], _POSITION_ENDS)
+    if (log.time[rows] != NO_TIME).all():
+        minutes = log.time[rows] // 60_000_000 + log.utc_offset[rows]
+        hours = minutes // 60 % 24
+        yield "hour", np.array([f"{hour // 6 * 6:02d}-{hour // 6 * 6 + 5:02d}" for hour in hours.tolist()])
+    for name, column in log.context.items():
+        values = np.array([value if value is not None else "" for value in column[rows].tolist()])
+        if 1 < len(np.unique(values)) <= _MOST_VALUES:
+            yield name, np.where(values == "", "unknown", values)
+
+
+def _known(ids: npt.NDArray[np.object_], training: npt.NDArray[np.object_]) -> Labels:
+    return np.where(np.isin(ids.astype(str), training.astype(str)), "in training", "not in training")
+
+
+def _history_lengths(data: Dataset, rows: Integers) -> Integers:
+    found = np.zeros(len(data.log), np.int64)
+    for window in data.past.windows(rows, HISTORY_EVENTS):
+        found[window.rows] = window.seen.sum(axis=1)
+    return found[rows]
+
+
+def _impressions(data: Dataset, rows: Integers) -> Integers:
+    training = data.parts[0]
+    ids, codes = np.unique(data.log.ad_id.astype(str), return_inverse=True)
+    total = np.bincount(codes[training], data.log.impressions[training], len(ids)).astype(np.int64)
+    return total[codes[rows]]
+
+
+def _deciles(values: Integers) -> Labels:
+    """Tenths of the rows by value; rows of one value stay together."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, 11)[1:-1]))
+    bin_of = np.searchsorted(edges, values, side="left")
+    labels = np.empty(len(values), "U32")
+    width = len(str(values.max()))
+    for number in np.unique(bin_of):
+        inside = values[bin_of == number]
+        labels[bin_of == number] = f"{inside.min():{width}d} to {inside.max():{width}d}"
+    return labels
+
+
+def _classes(values: Integers, ends: tuple[int, ...]) -> Labels:
+    """Classes that end at (and include) the given values; the last one is open."""
+    width, starts = len(str(ends[-1] + 1)), (0, *(end + 1 for end in ends))
+    names = [
+        f"{start:{width}d}" if start == end else f"{start:{width}d} to {end}"
+        for start, end in zip(starts, ends, strict=False)
+    ]
+    return np.array([*names, f"{starts[-1]} or more"])[np.searchsorted(ends, values, side="left")]

@@ -1,0 +1,132 @@
+"""Fine-tuning of the text layers on top of a trained behaviour part. Knows no serving."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ranking.artifact import RankerModel
+from ranking.model import SharedUserCrossEncoder
+from ranking.training.dataset import BatchMaker, Dataset, LabelledBatch, make_blocks
+from ranking.training.labels import all_labels
+from ranking.training.loop import Fit, Loop, Plan, Watch
+from ranking.training.lora import add_adapters, merge_adapters
+from ranking.training.options import TrainOptions
+from ranking.training.scorer import Scorer
+from ranking.training.workers import Workers
+from records.clicks import Integers
+
+
+def train_text(
+    model: RankerModel,
+    scorer: Scorer,
+    maker: BatchMaker,
+    data: Dataset,
+    options: TrainOptions,
+    watch: Watch,
+    *,
+    checkpoint: Path | None = None,
+    workers: Workers = Workers(),  # noqa: B008 (a frozen value)
+) -> Fit:
+    """Trains the text layers in place, the behaviour part being given; keeps the weights best on the validation part.
+
+    Nothing is changed if the validation loss falls by less than `options.min_text_gain`.
+
+    Raises:
+        ModelError: The loss is not a number.
+    """
+    labels, everything = data.labels(options), all_labels(data.log, data.groups)
+    weights = _trained(model, options)
+    untrained = {name: weight.detach().clone() for name, weight in weights.items()}
+    blocks = make_blocks(data, labels.rows, max_ads=options.max_ads_per_user, merge_requests=True)
+    validation = validation_blocks(data, options)
+
+    def batches(epoch: int) -> Iterable[LabelledBatch]:
+        order = np.random.default_rng([options.seed, epoch]).permutation(len(blocks))
+        return maker.batches([blocks[place] for place in order], options.pairs_per_step)
+
+    def loss(batch: LabelledBatch) -> tuple[Tensor, float]:
+        _train_mode(model, options)
+        logits = scorer.logits(batch) + batch.of_position
+        return labels.loss(logits, batch.rows, options), float(labels.impressions[batch.rows].sum())
+
+    @torch.no_grad()
+    def validate() -> float:
+        model.eval()
+        total, plain = 0.0, TrainOptions()
+        for batch in maker.batches(validation, pairs_per_batch=256):
+            total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, plain))
+        return total / int(data.log.impressions[np.concatenate(validation)].sum())
+
+    pairs = options.pairs_per_step * options.accumulate * workers.count
+    seconds = (1 - options.behaviour_share) * options.max_minutes * 60 if options.max_minutes is not None else None
+    plan = Plan(
+        stage="text",
+        steps=math.ceil(options.epochs * len(labels.rows) / pairs),
+        seconds=seconds,
+        validate_every=options.validate_every,
+        patience=options.patience,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        accumulate=options.accumulate,
+        average_decay=options.average_decay or None,
+        checkpoint=checkpoint,
+        too_fast="lower --learning-rate",
+    )
+    loop: Loop[LabelledBatch] = Loop(plan, weights, _groups(model, options), validate, watch, workers)
+    fit = loop.run(batches, loss)
+    is_kept = fit.loss_before - fit.loss_kept >= options.min_text_gain
+    if not is_kept:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(untrained[name])
+    if options.lora_rank:
+        merge_adapters(model.encoder)
+    return fit if is_kept else Fit(fit.steps, 0, fit.loss_before, fit.loss_before)
+
+
+def validation_blocks(data: Dataset, options: TrainOptions) -> list[Integers]:
+    """Whole blocks drawn from the validation part, about `validation_rows` rows."""
+    blocks = make_blocks(data, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
+    order = np.random.default_rng(options.seed).permutation(len(blocks))
+    rows_before = np.cumsum([0, *(len(blocks[place]) for place in order)])[:-1]
+    return [blocks[place] for place in order[rows_before < options.validation_rows]]
+
+
+def _trained(model: RankerModel, options: TrainOptions) -> dict[str, nn.Parameter]:
+    """Freezes what is not to be trained, puts adapters where they are asked for; returns what is trained by name."""
+    model.behaviour.requires_grad_(False)
+    frozen = _frozen(model, options)
+    for module in frozen:
+        module.requires_grad_(False)
+    if options.lora_rank:
+        layers: list[nn.Module] = list(model.layers) if isinstance(model, SharedUserCrossEncoder) else [model.encoder]
+        add_adapters(model.encoder, options.lora_rank, [layer for layer in layers if layer not in frozen])
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _frozen(model: RankerModel, options: TrainOptions) -> list[nn.Module]:
+    if options.train_layers == "all" or not isinstance(model, SharedUserCrossEncoder):
+        return []
+    below = list(model.layers[: model.join_layer])
+    projection = getattr(model.encoder, "embeddings_project", None)
+    return [model.encoder.embeddings, *below, *([projection] if projection is not None else [])]
+
+
+def _train_mode(model: RankerModel, options: TrainOptions) -> None:
+    """Dropout on, but not in frozen layers, whose states are cached."""
+    model.train()
+    model.behaviour.eval()
+    for module in _frozen(model, options):
+        module.eval()
+
+
+def _groups(model: RankerModel, options: TrainOptions) -> list[dict[str, object]]:
+    encoder = [weight for weight in model.encoder.parameters() if weight.requires_grad]
+    return [
+        {"params": encoder, "lr": options.learning_rate},
+        {"params": list(model.head.parameters()), "lr": options.head_learning_rate},
+    ]

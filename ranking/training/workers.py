@@ -1,0 +1,54 @@
+"""Several processes that train one model together, as started by ``torchrun``. Knows no models.
+
+Each process takes its share of every step's batches; gradients are summed before the step, so that all keep the same
+weights. Written by hand rather than with `DistributedDataParallel`, which wraps one forward call: the ranker's passes
+over users and ads are calls of their own.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes train, and which one this is; one process alone is `Workers()`."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that shows and writes."""
+        return self.rank == 0
+
+    def sum_gradients(self, weights: Iterable[nn.Parameter], total: Tensor) -> Tensor:
+        """Sums the gradients of all processes in place, and returns the sum of `total`."""
+        if self.count == 1:
+            return total
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            distributed.all_reduce(weight.grad)
+        distributed.all_reduce(total)
+        return total
+
+
+def join_workers(device: torch.device) -> Workers:
+    """The processes that ``torchrun`` started, once they have found each other; one alone without it."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Workers()
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Workers(distributed.get_rank(), count)
+
+
+def worker_device(device: torch.device) -> torch.device:
+    """The GPU of this process among those of its machine; any other device is shared."""
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -1,0 +1,52 @@
+"""Attributes, context and hour as ids: the same offline and online, stable, bounded."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from ranking.context import CONTEXT_BUCKETS, CONTEXT_WORDS, context_buckets
+from records.users import Context, UserProfile
+
+NOON = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
+
+
+def buckets(user=None, context=None, moment=None):
+    return {bucket for bucket in context_buckets(user or UserProfile(), context or Context(), moment) if bucket}
+
+
+def test_nothing_known_is_nothing_said():
+    assert context_buckets(UserProfile(), Context(), None) == (0,) * CONTEXT_WORDS
+
+
+def test_each_value_has_a_word_of_its_own():
+    user = UserProfile(attributes={"age": "33", "country": "DE"})
+    found = buckets(user, Context(country="DE", device="phone", attributes={"os": "linux"}), NOON)
+    assert len(found) == 7  # the user's country is not the context's; hour and weekday count, too
+    assert all(0 < bucket < CONTEXT_BUCKETS for bucket in found)
+
+
+def test_words_have_fixed_ids():
+    assert buckets(context=Context(device="phone")) == {3555}
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [("33", "34", True), ("33", "60", False), ("-33", "33", False)])
+def test_numbers_are_read_by_class(one, other, same):
+    first, second = (buckets(UserProfile(attributes={"age": value})) for value in (one, other))
+    assert (first == second) is same
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "", " ", "0", "1", "-1", "1e400"])
+def test_odd_values_are_words_like_others(value):
+    assert len(buckets(UserProfile(attributes={"odd": value}))) == 1
+
+
+def test_the_hour_is_that_of_the_clock_on_the_wall():
+    utc = buckets(context=Context(), moment=NOON)
+    assert buckets(context=Context(utc_offset_minutes=60), moment=NOON.replace(hour=11)) == utc
+    assert buckets(context=Context(utc_offset_minutes=120), moment=NOON) != utc
+
+
+def test_more_values_than_there_are_places_are_cut():
+    user = UserProfile(attributes={f"name{number}": str(number) for number in range(60)})
+    assert len(context_buckets(user, Context(), NOON)) == CONTEXT_WORDS
+    assert len(buckets(user, moment=NOON)) == CONTEXT_WORDS
