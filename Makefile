@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # cpu, or gpu on a machine with CUDA: make quickstart FAISS=gpu
 FAISS  ?= cpu
 
-.PHONY: help install quickstart test lint format pytest smoke protos clean
+.PHONY: help install quickstart test lint format pytest smoke protos bench-quality clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -46,6 +46,9 @@ smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
 	rm -rf .smoke-data
 	$(BIN)/adcascade quickstart --smoke --data .smoke-data
 	rm -rf .smoke-data
+
+bench-quality: $(STAMP) ## Every quality target with the figure reached (hours); UPWORTHY=file adds the headline tests
+	$(BIN)/python -m benchmarks.quality $(if $(UPWORTHY),--upworthy $(UPWORTHY))
 
 protos: $(STAMP) ## Regenerate the Python code of the wire contract
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \

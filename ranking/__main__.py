@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from pydantic_settings import CliApp
 
 from artifacts.errors import ArtifactError
@@ -47,6 +47,12 @@ def serve(settings: RankingSettings) -> None:
             poll_seconds=settings.poll_seconds,
             on_event=lambda event: swaps.labels("index", event).inc(),
         )
+    counters_end = Gauge(
+        "adcascade_ranking_counters_end_seconds",
+        "Last impression that the loaded counters know, in seconds since 1970; 0 if they know no times.",
+        registry=server.registry,
+    )
+    counters_end.set_function(lambda: _counters_end(engines))
     servicer = RankingServicer(engines, catalogs, settings.batch_candidates)
     server.add(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer))
 
@@ -62,6 +68,13 @@ def serve(settings: RankingSettings) -> None:
             catalogs.close()
 
     server.run(load, close)
+
+
+def _counters_end(engines: HotSwap[RankingEngine]) -> float:
+    if not engines.is_loaded:
+        return 0.0
+    with engines.lease() as engine:
+        return engine.loaded.counters.end or 0.0
 
 
 def _load_engine(store: VersionStore, settings: EngineSettings, version: str) -> RankingEngine:

@@ -68,7 +68,7 @@ def make_synthetic(target: Path, options: SyntheticOptions) -> DatasetFiles:
     """Writes ads, clicks and users as Parquet, and beside them ``truth.parquet``.
 
     The truth has a row for each row of the log, in the same order: ``p_click`` at the place where the ad stood,
-    ``p_click_average`` at an average place (in log-odds), and ``p_conversion`` given the click.
+    ``p_click_any_place`` at a place drawn by lot, and ``p_conversion`` given the click.
 
     Raises:
         InputError: An option leaves nothing to show.
@@ -115,7 +115,7 @@ def make_synthetic(target: Path, options: SyntheticOptions) -> DatasetFiles:
     pq.write_table(pa.table(log), files.clicks)
     truth = {
         "p_click": p_click,
-        "p_click_average": _probability(relevance + effects.mean()),
+        "p_click_any_place": np.mean([_probability(relevance + effect) for effect in effects], axis=0),
         "p_conversion": p_conversion,
     }
     pq.write_table(pa.table(truth), target / TRUTH_FILE)

@@ -7,6 +7,7 @@ sees only the other folds, so that what it sees never tells its own answer.
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +17,16 @@ from ranking.behaviour import BehaviourModel
 from ranking.training.dataset import Dataset
 from ranking.training.labels import Labels, all_labels
 from ranking.training.loop import Fit, Loop, Plan, Watch
-from ranking.training.losses import conversion_loss
+from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
 from ranking.training.options import TrainOptions
-from ranking.training.rows import CELLS_PER_WINDOW, BehaviourRows
+from ranking.training.rows import CELLS_PER_WINDOW, BehaviourRows, behaviour_logits
 from ranking.training.workers import Workers
 from records.history import Window, merged
 
 _AVERAGE_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
 _CONTEXT_RATE = 0.1
+_POSITION_PRIOR = 0.5  # a place that was hardly seen is taken for an average one
 
 
 def train_behaviour(
@@ -94,10 +96,50 @@ def train_behaviour(
         },
         {"params": list(slow), "lr": _CONTEXT_RATE * options.behaviour_learning_rate},
     ]
+    if not plan.steps:
+        _say_nothing(model)
     loop: Loop[list[Window]] = Loop(plan, weights, groups, validate, watch, workers)
     fit = loop.run(batches, loss)
+    _refit_positions(model, rows, data)
     rows.center_positions(model, data.parts[0])
     return fit
+
+
+@torch.no_grad()
+def _say_nothing(model: BehaviourModel) -> None:
+    """Leaves the CTR of the training part alone: what is not trained is to be no noise."""
+    last: Any = model.deep[-1]
+    for weight in (model.wide.weight, last.weight, last.bias):
+        nn.init.zeros_(weight)
+
+
+def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) -> None:
+    """Learns the effects of places again, everything else being given and without its dropout.
+
+    The noise that dropout adds to a logit makes every effect look smaller (log-odds do not collapse, Gail et al. 1984).
+    """
+    part = data.parts[0][data.log.position[data.parts[0]] > 0]
+    if not len(part):
+        return
+    known = behaviour_logits(model, rows, part).click.to(torch.float64)
+    clicks, impressions = (
+        torch.from_numpy(column[part]).double() for column in (data.log.clicks, data.log.impressions)
+    )
+    positions = torch.from_numpy(data.log.position[part]).clamp(max=model.positions.num_embeddings - 1)
+    effects = model.positions.weight.detach().cpu().double()[:, 0].requires_grad_()
+    scale, shift = torch.ones(1, dtype=torch.float64, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([effects, scale, shift], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = click_loss(scale * known + shift + effects[positions], clicks, impressions) / impressions.sum()
+        value = value + _POSITION_PRIOR * effects.square().sum() / impressions.sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        model.positions.weight[1:, 0] = effects[1:].to(model.positions.weight)
 
 
 def _loss(
@@ -113,8 +155,13 @@ def _loss(
     clicked = scored.click + rows.of_position(model, window.rows)
     loss = labels.loss(clicked, window.rows, options)
     if conversion_weight:
-        conversions, impressions = labels.tensors(window.rows, clicked.device, "conversions", "impressions")
-        loss = loss + conversion_weight * conversion_loss(clicked, scored.conversion, conversions, impressions)
+        names = ("conversions", "clicks", "impressions")
+        conversions, clicks, impressions = labels.tensors(window.rows, clicked.device, *names)
+        if options.conversions_over == "clicks":
+            of_conversions = clicked_conversion_loss(scored.conversion, conversions, clicks)
+        else:
+            of_conversions = conversion_loss(clicked, scored.conversion, conversions, impressions)
+        loss = loss + conversion_weight * of_conversions
     return loss
 
 

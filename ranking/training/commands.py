@@ -100,12 +100,17 @@ def train_command(
     The log is split by time: the first 80 % train, the next 10 % choose the best weights and calibrate them, the last
     10 % test. Without timestamps whole requests are drawn at random instead; see --split.
 
-    A training that was killed is taken up again by the same command.
+    A training that was killed is taken up again by the same command. To train in several processes, start it with
+    torchrun --nproc-per-node N -m pipeline.cli train ...
     """
     from ranking.training.dataset import load_dataset
-    from ranking.training.run import REPORT_FILE, train_and_save
+    from ranking.training.run import REPORT_FILE, help_to_train, train_and_save
+    from ranking.training.workers import is_first_worker
 
     data = load_dataset(ads, clicks, users, split=split, seed=options.seed, max_rejected=max_rejected)
+    if not is_first_worker():
+        help_to_train(data, out, options)
+        return
     _show_log(data)
     report = train_and_save(data, out, options, publish=publish, which_peers=peers)
     if as_json:

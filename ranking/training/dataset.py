@@ -66,6 +66,10 @@ class Dataset:
     parts: tuple[Integers, ...]
     split: str
 
+    def with_parts(self, parts: tuple[Integers, ...]) -> "Dataset":
+        """The same log with other rows to train on, validate on and test on."""
+        return replace(self, parts=parts)
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the log and of the texts it refers to."""

@@ -112,21 +112,28 @@ def _slices(data: Dataset, rows: Integers, samples: Mapping[str, Sample]) -> lis
 
 
 def _curves(sample: Sample) -> Curves:
-    labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions)
-    false, true, _ = roc_curve(labels, scores, sample_weight=counts)
     predicted, actual, _ = reliability(sample, np.ones(len(sample.p_click)))
     order = np.argsort(-sample.p_click, kind="stable")
     impressions, clicks = (np.r_[0, np.cumsum(column[order])] for column in (sample.impressions, sample.clicks))
     return Curves(
-        roc=_thinned(false, true),
+        roc=_roc(sample),
         reliability=_points(predicted, actual),
         gain=_thinned(impressions / max(1, impressions[-1]), clicks / max(1, clicks[-1])),
     )
 
 
+def _roc(sample: Sample) -> tuple[tuple[float, float], ...]:
+    """No points if only one class is present."""
+    labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions)
+    if not counts[labels == 1].any() or not counts[labels == 0].any():
+        return ()
+    false, true, _ = roc_curve(labels, scores, sample_weight=counts)
+    return _thinned(false, true)
+
+
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, float], ...]:
     places = np.linspace(0, 1, _CURVE_POINTS + 1)
-    return _points(places, np.interp(places, x, y))
+    return ((0.0, 0.0), *_points(places, np.interp(places, x, y)))
 
 
 def _points(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, float], ...]:

@@ -29,6 +29,11 @@ def conversion_loss(click: Tensor, conversion: Tensor, conversions: Tensor, impr
     return -(conversions * both + (impressions - conversions) * neither).sum()
 
 
+def clicked_conversion_loss(conversion: Tensor, conversions: Tensor, clicks: Tensor) -> Tensor:
+    """Binary cross-entropy of a conversion over the clicked rows alone, summed: what ESMM is to be compared with."""
+    return click_loss(conversion, conversions, clicks)
+
+
 def listwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: Tensor) -> Tensor:
     """How surprising it is which rows of a group were clicked, given how many clicks it had, in nats, summed.
 

@@ -192,6 +192,8 @@ def _log_loss(sample: Sample, weights: Weights) -> float:
 
 def _pr_auc(sample: Sample, weights: Weights) -> float:
     labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions, weights)
+    if not counts[labels == 1].any():
+        return float("nan")
     return float(average_precision_score(labels, scores, sample_weight=counts))
 
 
@@ -248,6 +250,30 @@ def _mean(values: Probabilities, weights: Weights) -> float:
 
 
 MetricFunction = Callable[[Sample, Weights], float]
+
+
+def pair_accuracies(
+    scores: Probabilities, clicks: Integers, impressions: Integers, requests: Integers
+) -> tuple[float, float]:
+    """Share of pairs of a request in the right order: of all that differ in CTR, and of those that differ for certain.
+
+    The second are pairs with |z| > 1.96 in the test of two proportions with a pooled variance.
+    """
+    right: list[npt.NDArray[np.float64]] = []
+    certain: list[npt.NDArray[np.bool_]] = []
+    for rows in _members(np.unique(requests, return_inverse=True)[1]):
+        first, second = (rows[place] for place in np.triu_indices(len(rows), 1))
+        pooled = (clicks[first] + clicks[second]) / (impressions[first] + impressions[second])
+        variance = pooled * (1 - pooled) * (1 / impressions[first] + 1 / impressions[second])
+        difference = clicks[first] / impressions[first] - clicks[second] / impressions[second]
+        said = np.sign(scores[first] - scores[second])
+        differ = difference != 0
+        right.append(((np.sign(difference) == said) + 0.5 * (said == 0))[differ])
+        certain.append((np.abs(difference) > 1.96 * np.sqrt(variance))[differ])
+    all_right, all_certain = np.concatenate(right), np.concatenate(certain)
+    return float(all_right.mean()), float(all_right[all_certain].mean()) if all_certain.any() else float("nan")
+
+
 METRICS: Mapping[str, MetricFunction] = {
     "auc": _auc,
     "log_loss": _log_loss,

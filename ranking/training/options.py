@@ -72,6 +72,9 @@ class TrainOptions:
     conversion_weight: float = _option(
         _BOTH, 0.5, "Of the conversion loss beside the click loss, where the log has conversions.", min=0
     )
+    conversions_over: str = _option(
+        _BOTH, "impressions", "What conversions are learned over: all impressions (ESMM), or clicks alone."
+    )
     group_loss: str = _option(_BOTH, "none", "For the order within each request: none, listwise or pairwise.")
     group_weight: float = _option(_BOTH, 0.5, "Share of --group-loss in the whole loss.", min=0, max=1)
     negative_rate: float = _option(

@@ -145,12 +145,11 @@ def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.ND
 
 
 def _text_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:
-    """Cosine of the ad with the text that the ranker would read of the user, without any training."""
+    """Cosine of the ad with the text that the ranker reads of the user at the first of these rows, without training."""
     vectors, place = _ad_vectors(data, encoder)
-    texts = [data.user_text(int(row)) for row in rows]
-    known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    users = encoder.encode(list(known))
-    cosine: npt.NDArray[np.float32] = (users[[known[text] for text in texts]] * vectors[place[rows]]).sum(axis=1)
+    _, first, user = np.unique(data.log.user_id[rows].astype(str), return_index=True, return_inverse=True)
+    users = encoder.encode([data.user_text(int(row)) for row in rows[first]])
+    cosine: npt.NDArray[np.float32] = (users[user] * vectors[place[rows]]).sum(axis=1)
     return cosine
 
 

@@ -94,8 +94,9 @@ def _of_models(
     points: Mapping[str, Iterable[tuple[float, float]]], x_label: str, y_label: str, *, diagonal: bool = False
 ) -> str:
     figure, axes = _axes(x_label, y_label)
-    for colour, (name, line) in zip(_cycle(), points.items(), strict=False):
-        x, y = zip(*line, strict=True)
+    drawn = {name: list(line) for name, line in points.items()}
+    for colour, (name, line) in zip(_cycle(), drawn.items(), strict=False):
+        x, y = zip(*line, strict=True) if line else ((), ())
         axes.plot(x, y, color=colour, label=name, linewidth=2.2 if name == RANKER else 1.0)
     if diagonal:
         axes.plot([0, 1], [0, 1], ":", color="grey")

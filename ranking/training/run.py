@@ -37,7 +37,7 @@ def train_and_save(
         ArtifactError: `out` cannot be written.
     """
     store = open_store(out)
-    unfinished = out / "unfinished" / _fingerprint(data, options)
+    unfinished = _unfinished(data, out, options)
     with store.begin() as draft:
         started = time.monotonic()
         with train_progress() as show, LossCurves(show, options.tensorboard) as curves:
@@ -87,6 +87,15 @@ def _report(
         calibration=trained.spec.calibration.log_loss,
         evaluation=evaluation,
     )
+
+
+def help_to_train(data: Dataset, out: Path, options: TrainOptions) -> None:
+    """Does this process's share of a training that another one shows and saves (see `ranking.training.workers`)."""
+    train(data, options, checkpoints=_unfinished(data, out, options))
+
+
+def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
+    return out / "unfinished" / _fingerprint(data, options)
 
 
 def _fingerprint(data: Dataset, options: TrainOptions) -> str:

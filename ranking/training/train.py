@@ -111,6 +111,7 @@ def _check(options: TrainOptions) -> None:
         "architecture": (SHARED_USER, JOINT),
         "train_layers": ("joined", "all"),
         "group_loss": ("none", *GROUP_LOSSES),
+        "conversions_over": ("impressions", "clicks"),
     }
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:

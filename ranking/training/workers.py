@@ -37,6 +37,11 @@ class Workers:
         return total
 
 
+def is_first_worker() -> bool:
+    """Whether this process is the one that shows and writes; true without ``torchrun``."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join_workers(device: torch.device) -> Workers:
     """The processes that ``torchrun`` started, once they have found each other; one alone without it."""
     count = int(os.environ.get("WORLD_SIZE", "1"))

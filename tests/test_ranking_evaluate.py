@@ -1,0 +1,179 @@
+"""Slices, peers, the data report and recalibration on made-up logs."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import tiny_options
+
+from ranking.artifact import load_version
+from ranking.calibration import Calibration
+from ranking.store import open_store
+from ranking.training.dataset import load_dataset
+from ranking.training.evaluate import evaluate
+from ranking.training.log_report import report_on
+from ranking.training.peers import BI_ENCODER, CLICK_RATES, IDS, POPULARITY, TREES, ZERO_SHOT
+from ranking.training.recalibrate import recalibrate
+from ranking.training.report import log_lines
+from ranking.training.results import RANKER
+from ranking.training.slices import slices
+from ranking.training.train import train
+from records.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data(world):
+    return load_dataset(world.ads, world.clicks, world.users)
+
+
+@pytest.fixture(scope="module")
+def evaluation(data, tiny_bert):
+    trained = train(data, tiny_options(tiny_bert, epochs=0))
+    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="all", threshold=0.4)
+
+
+def test_every_peer_is_measured_and_compared(evaluation):
+    assert set(evaluation.metrics) == {RANKER, POPULARITY, CLICK_RATES, IDS, TREES, BI_ENCODER, ZERO_SHOT}
+    assert set(evaluation.differences) == set(evaluation.metrics) - {RANKER}
+    for name, difference in evaluation.differences.items():
+        for metric, value in difference.items():
+            want = evaluation.metrics[RANKER][metric].value - evaluation.metrics[name][metric].value
+            assert value.value == pytest.approx(want)
+
+
+def test_a_peer_that_reads_likes_beats_one_that_does_not(evaluation):
+    aucs = {name: metrics["auc"].value for name, metrics in evaluation.metrics.items()}
+    assert aucs[TREES] > aucs[POPULARITY] + 0.1  # it sees the user's clicks by category
+    assert aucs[BI_ENCODER] > aucs[POPULARITY] + 0.1
+
+
+def test_slices_part_the_whole(evaluation):
+    for name in {part.name for part in evaluation.slices}:
+        parts = [part for part in evaluation.slices if part.name == name]
+        assert sum(part.impressions for part in parts) == evaluation.impressions, name
+        assert sum(part.clicks for part in parts) == evaluation.clicks, name
+        assert len({part.label for part in parts}) == len(parts)
+
+
+def test_curves_run_from_nothing_to_everything(evaluation):
+    for name, curves in evaluation.curves.items():
+        for points in (curves.roc, curves.gain):
+            assert points[0] == (0, 0), name
+            assert points[-1] == (1, 1), name
+            assert (np.diff(np.array(points), axis=0) >= 0).all(), name
+
+
+def test_surprises_are_wrong_and_of_different_ads(evaluation):
+    assert len({row.ad_id for row in evaluation.surprises}) == len(evaluation.surprises) == 10
+    assert all(abs(row.p_click - row.clicks / row.impressions) > 0.5 for row in evaluation.surprises[:3])
+    assert all(row.ad_text and row.user_text for row in evaluation.surprises)
+
+
+def test_labels_of_slices_are_what_they_say(data):
+    rows = data.parts[2]
+    labels = dict(slices(data, rows))
+    seen = set(data.log.ad_id[data.parts[0]])
+    assert [label == "in training" for label in labels["ad"]] == [ad in seen for ad in data.log.ad_id[rows]]
+    hours = (data.log.time[rows] // 3_600_000_000) % 24
+    assert all(int(label[:2]) <= hour <= int(label[3:]) for label, hour in zip(labels["hour"], hours, strict=True))
+    assert "position" not in labels  # no row has one
+    with_places = replace(data, log=replace(data.log, position=1 + np.arange(len(data.log)) % 7))
+    places = dict(slices(with_places, rows))["position"]
+    assert sorted(set(places)) == [" 1", " 2", " 3", " 4 to 5", " 6 to 10"]
+
+
+def test_a_test_without_clicks_is_evaluated_and_says_what_it_cannot_know(data, tiny_bert):
+    trained = train(data, tiny_options(tiny_bert, epochs=0))
+    quiet = replace(data, parts=(*data.parts[:2], data.parts[2][data.log.clicks[data.parts[2]] == 0]))
+    found = evaluate(quiet, trained.model, trained.tokenizer, trained.spec)
+    assert found.clicks == 0
+    assert np.isnan(found.metrics[RANKER]["auc"].value)
+    assert found.metrics[RANKER]["log_loss"].value > 0
+
+
+def test_an_empty_test_is_an_error(data, tiny_bert):
+    trained = train(data, tiny_options(tiny_bert, epochs=0))
+    empty = replace(data, parts=(*data.parts[:2], np.empty(0, np.int64)))
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate(empty, trained.model, trained.tokenizer, trained.spec)
+
+
+def test_the_data_report_counts_what_is_there(data, world, tmp_path):
+    lines = world.clicks.read_text().splitlines()
+    path = tmp_path / "clicks.csv"
+    path.write_text("\n".join([*lines, lines[5], lines[5]]) + "\n")
+    facts = report_on(load_dataset(world.ads, path, world.users))
+    assert (facts.rows, facts.duplicates) == (1202, 2)
+    assert (facts.ads, facts.users, facts.requests) == (60, 40, 200)
+    assert sum(day.impressions for day in facts.days) == 1202
+    assert sum(day.clicks for day in facts.days) == facts.clicks
+    text = log_lines(facts)
+    assert "2 rows repeat" in text
+    assert "CTR by day" in text
+    assert report_on(data).duplicates == 0
+
+
+def test_the_data_report_finds_clicks_from_before_an_ad_began(world, tmp_path):
+    ads = [json.loads(line) for line in world.ads.read_text().splitlines()]
+    late = [{**ad, "start_time": "2030-01-01T00:00:00Z"} if ad["ad_id"] == "coffee-1" else ad for ad in ads]
+    (tmp_path / "ads.jsonl").write_text("".join(json.dumps(ad) + "\n" for ad in late))
+    data = load_dataset(tmp_path / "ads.jsonl", world.clicks, world.users)
+    facts = report_on(data)
+    assert facts.clicks_before_shown == data.log.clicks[data.log.ad_id == "coffee-1"].sum() > 0
+    assert "older than the start of their ad" in log_lines(facts)
+
+
+def test_unseen_ads_are_reported(world):
+    facts = report_on(load_dataset(world.ads, world.clicks, world.users, split="ad"))
+    assert facts.unseen_ads == 1
+    assert facts.unseen_users < 0.1
+
+
+@pytest.fixture
+def root(world, tmp_path):
+    import shutil
+
+    shutil.copytree(world.model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_recalibration_makes_a_new_version_that_differs_in_calibration_alone(world, root):
+    store = open_store(root)
+    before = load_version(store, store.current())
+    data = load_dataset(world.ads, world.clicks, world.users, split="none")
+    rare = replace(data.log, clicks=data.log.clicks * (np.arange(len(data.log)) % 4 == 0))
+    found = recalibrate(store, "", replace(data, log=rare))
+    after = load_version(store, store.current())
+    assert (found.source, found.version) == (before.version, after.version)
+    assert found.before > 2
+    assert found.after == pytest.approx(1, abs=0.02)
+    assert after.spec.calibration == found.calibration != before.spec.calibration
+    assert after.spec.model_copy(update={"calibration": Calibration()}) == before.spec.model_copy(
+        update={"calibration": Calibration()}
+    )
+    for name, weight in after.model.state_dict().items():
+        assert weight.equal(before.model.state_dict()[name]), name
+
+
+def test_recalibration_needs_both_classes(world, root):
+    data = load_dataset(world.ads, world.clicks, world.users, split="none")
+    without = replace(data, log=replace(data.log, clicks=0 * data.log.clicks))
+    with pytest.raises(InputError, match="impressions with a click"):
+        recalibrate(open_store(root), "", without)
+
+
+def test_the_command_recalibrates_and_says_what_changed(world, root):
+    command = [sys.executable, "-m", "pipeline.cli", "calibrate", "--model", root, "--ads", world.ads]
+    done = subprocess.run(
+        [*map(str, command), "--clicks", str(world.clicks), "--users", str(world.users), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document = json.loads(done.stdout)
+    assert document["version"] == open_store(root).current()
+    assert document["predicted_over_actual"]["after"] == pytest.approx(1, abs=0.05)
+    assert "1,200 rows" in done.stderr

@@ -1,0 +1,127 @@
+"""Training with each of its options, on a made-up world: they do what they say, and can be served."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_options, write_world_files
+
+from ranking.artifact import load_version
+from ranking.errors import ModelError
+from ranking.store import open_store
+from ranking.training.dataset import load_dataset
+from ranking.training.results import RANKER
+from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, train_and_save
+from ranking.training.train import train
+
+
+@pytest.fixture(scope="module")
+def data(world):
+    return load_dataset(world.ads, world.clicks, world.users)
+
+
+def weights_of(trained):
+    return trained.model.state_dict()
+
+
+@pytest.mark.parametrize("at", [("behaviour", 60), ("text", 3)])
+def test_a_killed_training_goes_on_to_the_same_model(data, tiny_bert, tmp_path, at):
+    options = tiny_options(tiny_bert, epochs=0.5)
+    want = train(data, options)
+
+    def kill(step):
+        if (step.stage, step.step) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, options, kill, checkpoints=tmp_path)
+    steps = []
+    found = train(data, options, lambda step: steps.append((step.stage, step.step)), checkpoints=tmp_path)
+    assert len(steps) < 260
+    for name, weight in weights_of(found).items():
+        assert torch.equal(weight, weights_of(want)[name]), name
+    assert found.spec == want.spec
+
+
+def test_a_finished_training_leaves_no_checkpoints_and_a_report(data, tiny_bert, tmp_path):
+    report = train_and_save(data, tmp_path, tiny_options(tiny_bert, epochs=0.2))
+    assert not list((tmp_path / "unfinished").iterdir())
+    folder = open_store(tmp_path).path(report.version)
+    page = (folder / REPORT_FILE).read_text()
+    assert page.count("<svg") >= 6
+    assert "LightGBM on all features" in page
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*', page)  # it needs nothing but itself
+    document = json.loads((folder / REPORT_JSON_FILE).read_text())
+    assert document["test"]["metrics"][RANKER]["auc"]["value"] > 0.6
+    assert {"ad", "user", "events before", "hour"} <= {part["name"] for part in document["test"]["slices"]}
+    assert open_store(tmp_path).verify(report.version)
+
+
+def test_adapters_train_little_and_are_merged_away(data, tiny_bert):
+    options = tiny_options(tiny_bert, epochs=1, lora_rank=2, min_text_gain=-1.0, join_layer=2, learning_rate=1e-2)
+    trained = train(data, options)
+    before = train(data, tiny_options(tiny_bert, epochs=0, join_layer=2))
+    changed = {
+        name for name, weight in weights_of(trained).items() if not torch.equal(weight, weights_of(before)[name])
+    }
+    assert set(weights_of(trained)) == set(weights_of(before))  # no trace of adapters
+    of_encoder = {name for name in changed if name.startswith("encoder.")}
+    assert of_encoder
+    assert all(".layer.2.attention.self." in name and name.endswith(".weight") for name in of_encoder)
+    assert any(name.startswith("head.") for name in changed)
+
+
+@pytest.mark.parametrize("kind", ["listwise", "pairwise"])
+def test_a_loss_within_requests_orders_them(data, tiny_bert, kind):
+    trained = train(data, tiny_options(tiny_bert, epochs=0, group_loss=kind, group_weight=0.9))
+    plain = train(data, tiny_options(tiny_bert, epochs=0))
+    assert not torch.equal(weights_of(trained)["behaviour.wide.weight"], weights_of(plain)["behaviour.wide.weight"])
+    assert trained.text_fit.loss_before < 0.69  # still a probability: better than saying one half
+
+
+def test_thinned_negatives_give_probabilities_of_the_whole_log(data, tiny_bert, tmp_path):
+    report = train_and_save(data, tmp_path, tiny_options(tiny_bert, epochs=0, negative_rate=0.3))
+    spec = load_version(open_store(tmp_path), report.version).spec
+    assert report.evaluation.predicted_over_actual == pytest.approx(1, abs=0.2)
+    assert report.evaluation.metrics[RANKER]["auc"].value > 0.7
+    assert spec.training["negative_rate"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"group_loss": "listwize"}, "group_loss must be none or listwise or pairwise"),
+        ({"train_layers": "some"}, "train_layers must be joined or all"),
+        ({"negative_rate": 0.0}, "negative_rate must be above 0"),
+        ({"conversions_over": "everything"}, "conversions_over must be impressions or clicks"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused(data, tiny_bert, wrong, message):
+    with pytest.raises(ModelError, match=message):
+        train(data, tiny_options(tiny_bert, **wrong))
+
+
+def test_tensorboard_files_are_written(data, tiny_bert, tmp_path):
+    train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0, tensorboard=tmp_path / "curves"))
+    assert [file.name for file in (tmp_path / "curves").glob("events.out.tfevents*")]
+
+
+def test_the_place_on_the_page_is_learned_and_left_out_of_scores(tmp_path, tiny_bert):
+    write_world_files(tmp_path, users=60)
+    random = np.random.default_rng(0)
+    lines = (tmp_path / "clicks.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    with_place = [lines[0] + ",position"]
+    for number, row in enumerate(rows):
+        place = 1 + number % 6
+        row[4] = str(int(row[4]) if random.random() < 1.2 - 0.2 * place else 0)
+        with_place.append(",".join([*row, str(place)]))
+    (tmp_path / "clicks.csv").write_text("\n".join(with_place) + "\n")
+    data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "clicks.csv", None)
+    model = train(data, tiny_options(tiny_bert, epochs=0)).model.behaviour
+    effects = model.positions.weight[:7, 0].detach()
+    assert effects[0] == 0
+    assert effects[1] > effects[3] > effects[6]
+    assert float(effects[1:].mean()) == pytest.approx(0, abs=0.05)
