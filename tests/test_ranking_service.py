@@ -14,11 +14,13 @@ from protos import ranking_pb2 as pb
 from protos import types_pb2
 from protos.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
 from ranking.__main__ import _load_catalog, _load_engine
+from ranking.candidates import prepare
 from ranking.engine import EngineSettings
 from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.store import open_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import train_and_save
+from records.users import Context, UserProfile
 
 IDS = ["coffee-1", "garden-1", "running-1", "running-2"]
 USER = types_pb2.UserProfile(
@@ -185,3 +187,66 @@ def test_the_model_describes_itself_and_a_new_version_takes_over(served, roots, 
     assert second.model_version == report.version != first.model_version
     assert (second.layers, second.join_layer) == (4, 3)
     assert stub.Rank(pb.RankRequest(user=USER, candidates=by_id("coffee-1"))).model_version == report.version
+
+
+def p_click_of(stub, *counters):
+    reply = stub.Rank(pb.RankRequest(user=USER, candidates=by_id(*IDS), counters=counters))
+    return {ad.ad_id: ad.p_click for ad in reply.ads}
+
+
+def test_fresher_counters_go_before_those_of_the_model(stub):
+    loved = pb.Counter(kind=pb.COUNTER_KIND_AD, id="garden-1", impressions=500, clicks=480)
+    before, after = p_click_of(stub), p_click_of(stub, loved)
+    assert [ad for ad in IDS if abs(after[ad] - before[ad]) > 1e-6] == ["garden-1"]
+
+
+def test_counters_of_the_user_are_those_of_the_user_who_asks(stub):
+    one = pb.Counter(kind=pb.COUNTER_KIND_USER, impressions=900, clicks=890)
+    other = pb.Counter(kind=pb.COUNTER_KIND_USER_CATEGORY, id="garden", impressions=90, clicks=89)
+    before, user, category = p_click_of(stub), p_click_of(stub, one), p_click_of(stub, other)
+    assert all(abs(user[ad] - before[ad]) > 1e-6 for ad in IDS)
+    assert category["garden-1"] > before["garden-1"] + 0.02  # who clicks on a category clicks on more of it
+    assert [ad for ad in IDS if abs(category[ad] - before[ad]) > 1e-6] == ["garden-1"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"id": "garden-1"}, r"counters[0].kind is not set"),
+        ({"kind": pb.COUNTER_KIND_AD}, r"counters[0] has no id"),
+        ({"kind": pb.COUNTER_KIND_AD, "id": "a", "clicks": 2, "impressions": 1}, "2 clicks on 1 impressions"),
+        ({"kind": pb.COUNTER_KIND_AD, "id": "a" * 257, "impressions": 1}, "counters[0].id has 257 characters"),
+    ],
+)
+def test_a_counter_that_cannot_be_is_refused(stub, wrong, message):
+    request = pb.RankRequest(user=USER, candidates=by_id(*IDS), counters=[pb.Counter(**wrong)])
+    status, details = status_of(stub.Rank, request)
+    assert status is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in details
+
+
+def test_too_many_counters_are_refused(stub):
+    counter = pb.Counter(kind=pb.COUNTER_KIND_AD, id="a", impressions=1)
+    status, details = status_of(stub.Rank, pb.RankRequest(candidates=by_id(*IDS), counters=[counter] * 4001))
+    assert (status, details) == (grpc.StatusCode.INVALID_ARGUMENT, "4001 counters; the limit is 4000")
+
+
+def test_the_model_says_how_old_its_counters_are_and_what_it_has_not_learned(stub):
+    assert stub.GetModel(pb.GetModelRequest()).counters_end.seconds == 1_700_000_000 + 600 * 199
+    reply = stub.Rank(pb.RankRequest(user=USER, candidates=by_id(*IDS)))
+    assert not any(ad.HasField("p_conversion") for ad in reply.ads)  # the log has no conversions
+
+
+def test_conversions_of_the_log_are_answered(roots, world, tmp_path, tiny_bert):
+    lines = world.clicks.read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    converted = [",".join([*row, row[4] if row[1].startswith("running") else "0"]) for row in rows]
+    path = tmp_path / "clicks.csv"
+    path.write_text("\n".join([lines[0] + ",conversions", *converted]) + "\n")
+    data = load_dataset(world.ads, path, world.users)
+    report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_peers="none")
+    engine = _load_engine(open_store(tmp_path / "model"), EngineSettings("cpu"), report.version)
+    catalog = _load_catalog(open_index_store(roots[1]), open_index_store(roots[1]).current()).catalog
+    query = prepare(UserProfile("u0"), Context(), IDS, catalog, skip_unknown=False).query
+    p_conversion = engine.rank([query])[0].p_conversion
+    assert p_conversion[2:].min() > p_conversion[:2].max() + 0.1

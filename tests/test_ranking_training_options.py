@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_options, write_world_files
 
+from artifacts.errors import ArtifactError
 from ranking.artifact import load_version
 from ranking.errors import ModelError
 from ranking.store import open_store
@@ -101,6 +103,27 @@ def test_thinned_negatives_give_probabilities_of_the_whole_log(data, tiny_bert, 
 def test_an_option_that_does_not_exist_is_refused(data, tiny_bert, wrong, message):
     with pytest.raises(ModelError, match=message):
         train(data, tiny_options(tiny_bert, **wrong))
+
+
+def test_a_warm_start_goes_on_from_an_earlier_version(data, world, tiny_bert, tmp_path):
+    options = tiny_options(tiny_bert, epochs=0, warm_start=str(world.model), behaviour_epochs=0)
+    store = open_store(world.model)
+    before = load_version(store, store.current())
+    same = train(data, options)
+    for name, weight in same.model.state_dict().items():
+        assert torch.equal(weight, before.model.state_dict()[name]), name
+    few_rows = replace(data, parts=(data.parts[0][:60], *data.parts[1:]))
+    small = tiny_options(tiny_bert, epochs=0, behaviour_min_steps=20)
+    warm = train(few_rows, replace(small, warm_start=f"{world.model}@{before.version}"))
+    cold = train(few_rows, small)
+    assert warm.text_fit.loss_before < cold.text_fit.loss_before - 0.02
+
+
+def test_a_warm_start_from_nothing_or_another_kind_is_refused(data, world, tiny_bert, tmp_path):
+    with pytest.raises(ArtifactError):
+        train(data, tiny_options(tiny_bert, warm_start=str(tmp_path)))
+    with pytest.raises(ModelError, match="is shared_user, not joint"):
+        train(data, tiny_options(tiny_bert, warm_start=str(world.model), architecture="joint"))
 
 
 def test_tensorboard_files_are_written(data, tiny_bert, tmp_path):

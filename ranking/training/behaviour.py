@@ -96,7 +96,7 @@ def train_behaviour(
         },
         {"params": list(slow), "lr": _CONTEXT_RATE * options.behaviour_learning_rate},
     ]
-    if not plan.steps:
+    if not plan.steps and is_new:
         _say_nothing(model)
     loop: Loop[list[Window]] = Loop(plan, weights, groups, validate, watch, workers)
     fit = loop.run(batches, loss)

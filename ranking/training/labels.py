@@ -19,7 +19,7 @@ class Labels:
     Attributes:
         groups: number of each row's request.
         shift: what is added to a logit in training, because impressions without a click were left out: an odds of p
-            in the log is an odds of p / rate in what is left (arXiv 1806.09973; He et al. 2014, section 6.3).
+            in the log is an odds of p / rate in what is left (He et al. 2014, section 6.3).
     """
 
     rows: Integers

@@ -19,6 +19,9 @@ class TrainOptions:
     """How to train; the help of each field says what it does, and ``adcascade train --help`` shows it."""
 
     base: str = _option(_MODEL, EMBEDDED, "BERT-like Hugging Face directory or hub name.")
+    warm_start: str = _option(
+        _MODEL, "", "Start from this model version in place of --base: ROOT for its published one, or ROOT@VERSION."
+    )
     architecture: str = _option(_MODEL, "shared_user", "shared_user, or joint for the plain cross-encoder.")
     join_layer: int | None = _option(
         _MODEL, None, "First layer in which ads attend to the user; default: the top third."

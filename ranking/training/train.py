@@ -8,11 +8,12 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ranking.artifact import CtrSpec, RankerModel, check_lengths, default_join_layer, load_base
+from ranking.artifact import CtrSpec, RankerModel, check_lengths, default_join_layer, load_base, load_version
 from ranking.engine import choose_device, choose_precision
 from ranking.errors import ModelError
 from ranking.features import FEATURES
 from ranking.model import JOINT, SHARED_USER, SharedUserCrossEncoder
+from ranking.store import open_store
 from ranking.training.behaviour import train_behaviour
 from ranking.training.calibrate import fit_calibration, fit_conversions
 from ranking.training.dataset import AdTexts, BatchMaker, Dataset, make_blocks
@@ -65,6 +66,7 @@ def train(
 
     Raises:
         InputError: The training part holds no click, or nothing but clicks.
+        ArtifactError: The version to start from is not there, or damaged.
         ModelError: The base model or an option cannot be used, or the loss is not a number.
     """
     _check(options)
@@ -75,7 +77,8 @@ def train(
     start = _start(data, options, device)
     model, spec, rows = start.model.to(device), start.spec, start.rows
     files = [None if checkpoints is None else checkpoints / f"{stage}.safetensors" for stage in ("behaviour", "text")]
-    train_behaviour(model.behaviour, rows, data, options, watch, checkpoint=files[0], workers=workers)
+    is_new = not options.warm_start
+    train_behaviour(model.behaviour, rows, data, options, watch, is_new=is_new, checkpoint=files[0], workers=workers)
     known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
     with torch.no_grad():
         of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
@@ -131,15 +134,35 @@ def _check_clicks(data: Dataset) -> None:
 
 
 def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start:
-    buckets = _id_buckets(len(data.ads))
-    model, tokenizer = load_base(options.base, options.architecture, options.join_layer or 0, buckets)
-    if isinstance(model, SharedUserCrossEncoder) and options.join_layer is None:
-        model.join_layer = default_join_layer(len(model.layers))
+    if options.warm_start:
+        model, tokenizer, buckets = _earlier_version(options)
+    else:
+        buckets = _id_buckets(len(data.ads))
+        model, tokenizer = load_base(options.base, options.architecture, options.join_layer or 0, buckets)
+        if isinstance(model, SharedUserCrossEncoder) and options.join_layer is None:
+            model.join_layer = default_join_layer(len(model.layers))
     check_lengths(model, options.max_user_tokens, options.max_ad_tokens)
     ads = AdTexts(data, tokenizer, options.max_ad_tokens)
-    model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
+    if not options.warm_start:
+        model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
     spec = _spec(data, options, model, buckets)
     return _Start(model, tokenizer, spec, ads, BehaviourRows(data, ads, model.text, tokenizer, spec, device))
+
+
+def _earlier_version(options: TrainOptions) -> tuple[RankerModel, PreTrainedTokenizerBase, int]:
+    """Network, tokenizer and number of learned ids of a version trained before, on this log or on another."""
+    root, _, version = options.warm_start.partition("@")
+    store = open_store(Path(root))
+    name = version or store.current_path().name
+    store.verify(name)
+    loaded = load_version(store, name)
+    if loaded.spec.architecture != options.architecture:
+        raise ModelError(f"version {name} is {loaded.spec.architecture}, not {options.architecture}")
+    if isinstance(loaded.model, SharedUserCrossEncoder) and options.join_layer is not None:
+        if not 0 <= options.join_layer < len(loaded.model.layers):
+            raise ModelError(f"version {name} has {len(loaded.model.layers)} layers; there is no {options.join_layer}")
+        loaded.model.join_layer = options.join_layer
+    return loaded.model, loaded.tokenizer, loaded.spec.id_buckets
 
 
 def _id_buckets(ads: int) -> int:
