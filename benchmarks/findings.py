@@ -9,8 +9,6 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
-NOT_MEASURED = "not measured"
-
 
 @dataclass(frozen=True)
 class Finding:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
+from ranking.training.bootstrap import with_intervals
 from ranking.training.metrics import (
     METRICS,
     Sample,
@@ -14,7 +15,6 @@ from ranking.training.metrics import (
     calibration_noise,
     log_loss,
     reliability,
-    with_intervals,
 )
 
 RANDOM = np.random.default_rng(0)

@@ -13,7 +13,8 @@ from ranking.artifact import load_version
 from ranking.candidates import prepare
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.store import open_store
-from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
+from ranking.training.batches import AdTexts, BatchMaker, make_blocks
+from ranking.training.dataset import load_dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits
 from ranking.training.scorer import Scorer, predict_logits
 from records.counters import CounterSnapshot

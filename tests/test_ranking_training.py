@@ -13,7 +13,8 @@ from ranking.errors import ModelError
 from ranking.features import FEATURES
 from ranking.model import SharedUserCrossEncoder
 from ranking.store import open_store
-from ranking.training.dataset import AdTexts, BatchMaker, load_dataset, make_blocks
+from ranking.training.batches import AdTexts, BatchMaker, make_blocks
+from ranking.training.dataset import load_dataset
 from ranking.training.evaluate import evaluate
 from ranking.training.peers import CLICK_RATES, POPULARITY
 from ranking.training.report import text_fit_line

@@ -1,28 +1,16 @@
-"""A click log joined with its catalog, and as batches of (user, ads) for the text layers.
-
-Rows of one user stand together, so that the user is read once for many ads. A block's user text is made from what its
-first row may look back on; the counters of each row from what that row may (see `records.history`).
-"""
+"""A click log joined with its catalog and users, and split. Knows no tensors and no models."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from ranking.artifact import CtrSpec
-from ranking.batch import PairBatch, TokenIds, pad, tokenize
 from ranking.context import context_buckets
 from ranking.features import COUNTED, Features, dense_features, keys_of
-from ranking.model import TextVectors
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
@@ -41,8 +29,6 @@ from records.clicks import (
 from records.errors import InputError
 from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
 from records.users import Context, UserProfile, context_from_row, read_users
-
-_MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
 
 SPLITS = ("time", "random", "request", "ad")
 _FOLDS = 5
@@ -209,117 +195,3 @@ def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:
 def _keys(log: ClickLog, catalog: Mapping[str, Ad]) -> dict[str, Texts]:
     keys = [keys_of(catalog[ad_id], user) for ad_id, user in zip(log.ad_id, log.user_id, strict=True)]
     return {name: np.array([ids[name] for ids in keys], object) for name in COUNTED}
-
-
-def make_blocks(data: Dataset, rows: Integers, *, max_ads: int, merge_requests: bool) -> list[Integers]:
-    """Groups rows so that each group reads its user once.
-
-    Args:
-        rows: Row indices in the order of time.
-        max_ads: Rows in a block, at most.
-        merge_requests: Put a user's consecutive requests of one day into one block (fewer user passes, histories up
-            to a day old); otherwise a block is one request, as in serving.
-
-    Rows of a block are of one fold, so that none of them is in the history that the others look back on.
-    """
-    log, fold = data.log, data.fold
-    blocks: dict[tuple[str, str, int], list[list[int]]] = {}
-    for row in rows.tolist():
-        user, request = str(log.user_id[row]), str(log.request_id[row])
-        key = (user, "" if merge_requests and user else request, int(fold[row]))
-        groups = blocks.setdefault(key, [])
-        if groups and len(groups[-1]) < max_ads and log.time[row] - log.time[groups[-1][0]] <= _MAX_BLOCK_MICROSECONDS:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return [np.array(group, np.int64) for groups in blocks.values() for group in groups]
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """Pairs of some rows of the log, with what the behaviour part says of them.
-
-    Attributes:
-        behaviour: its logits at an average place on the page, float32 [pairs].
-        of_position: what the place where the ad stood adds, float32 [pairs].
-        ad_texts: in the order of the pairs.
-    """
-
-    pairs: PairBatch
-    behaviour: Tensor
-    of_position: Tensor
-    rows: Integers
-    ad_texts: tuple[str, ...]
-
-
-class AdTexts:
-    """The ads of a log as texts, tokens and vectors, for one model."""
-
-    def __init__(self, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        self.texts = {ad_id: render_ad(data.ads[ad_id]) for ad_id in np.unique(data.log.ad_id.astype(str)).tolist()}
-        rows = tokenize(tokenizer, list(self.texts.values()), max_tokens)
-        self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
-
-    @torch.no_grad()
-    def vectors(self, text: TextVectors, pad_id: int, *, chunk: int = 1024) -> Tensor:
-        """Unit text vector of each ad in the order of `texts`, float32 [ads, width]."""
-        rows = list(self.tokens.values())
-        chunks = (pad(rows[start : start + chunk], pad_id) for start in range(0, len(rows), chunk))
-        return torch.cat([text(padded.to(text.center.device)) for padded in chunks])
-
-
-class BatchMaker:
-    """Turns blocks of a dataset into batches for one model.
-
-    Args:
-        features: Normalised dense features of every row of the log, float32 [rows, features].
-        behaviour, of_position: See `LabelledBatch`; of every row of the log, float32 [rows].
-    """
-
-    def __init__(
-        self,
-        data: Dataset,
-        ads: AdTexts,
-        features: Features,
-        behaviour: npt.NDArray[np.float32],
-        of_position: npt.NDArray[np.float32],
-        tokenizer: PreTrainedTokenizerBase,
-        spec: CtrSpec,
-        device: torch.device,
-    ) -> None:
-        self._data = data
-        self._ads = ads
-        self._features = features
-        self._behaviour = behaviour
-        self._of_position = of_position
-        self._tokenizer = tokenizer
-        self._spec = spec
-        self._device = device
-        self._pad_id = int(tokenizer.pad_token_id or 0)
-
-    def batch(self, blocks: Sequence[Integers]) -> LabelledBatch:
-        """One batch of several blocks."""
-        rows = np.concatenate(blocks)
-        log = self._data.log
-        texts = [self._data.user_text(int(block[0])) for block in blocks]
-        users = pad(tokenize(self._tokenizer, texts, self._spec.max_user_tokens), self._pad_id)
-        ads = pad([self._ads.tokens[ad_id] for ad_id in log.ad_id[rows]], self._pad_id)
-        dense = torch.from_numpy(self._features[rows])
-        return LabelledBatch(
-            PairBatch(users.to(self._device), ads.to(self._device), tuple(map(len, blocks)), dense.to(self._device)),
-            torch.from_numpy(self._behaviour[rows]).to(self._device),
-            torch.from_numpy(self._of_position[rows]).to(self._device),
-            rows,
-            tuple(self._ads.texts[ad_id] for ad_id in log.ad_id[rows]),
-        )
-
-    def batches(self, blocks: Sequence[Integers], pairs_per_batch: int) -> Iterator[LabelledBatch]:
-        """Batches of whole blocks with about `pairs_per_batch` pairs, in the given order."""
-        waiting: list[npt.NDArray[Any]] = []
-        for block in blocks:
-            waiting.append(block)
-            if sum(map(len, waiting)) >= pairs_per_batch:
-                yield self.batch(waiting)
-                waiting = []
-        if waiting:
-            yield self.batch(waiting)

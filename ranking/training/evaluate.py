@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ranking.artifact import CtrSpec, RankerModel
 from ranking.engine import choose_device
+from ranking.training.bootstrap import with_intervals
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import (
     Sample,
@@ -17,7 +18,6 @@ from ranking.training.metrics import (
     log_loss,
     reliability,
     unrolled,
-    with_intervals,
 )
 from ranking.training.peers import peers
 from ranking.training.predict import predict

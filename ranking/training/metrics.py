@@ -14,7 +14,6 @@ import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from ranking.artifact import Metric
 from records.clicks import Integers
 
 Probabilities = npt.NDArray[np.float64]
@@ -287,56 +286,3 @@ METRICS: Mapping[str, MetricFunction] = {
     "ece": expected_calibration_error,
     "predicted_over_actual": _predicted_over_actual,
 }
-# What two models are compared by, on the same draws.
-COMPARED = ("auc", "log_loss")
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """Metrics of several models on the same rows, each with its 95 % bootstrap interval.
-
-    Attributes:
-        metrics: model -> metric -> value.
-        differences: model -> metric of `COMPARED` -> value of the first model minus that of this one.
-    """
-
-    metrics: dict[str, dict[str, Metric]]
-    differences: dict[str, dict[str, Metric]]
-
-
-def with_intervals(samples: Mapping[str, Sample], *, resamples: int = 200, seed: int = 0) -> Intervals:
-    """All metrics of several models on the same rows.
-
-    Whole units are drawn with replacement (rows of one user are not independent), the same ones for every model, so
-    that a difference has an interval of its own (a paired test: it differs if the interval excludes zero).
-
-    Args:
-        samples: Model name to what it said; the rows are the same.
-    """
-    some = next(iter(samples.values()))
-    units = int(some.units.max()) + 1
-    generator = np.random.default_rng(seed)
-    drawn: dict[tuple[str, str], list[float]] = {(model, name): [] for model in samples for name in METRICS}
-    for _ in range(resamples):
-        weights = np.bincount(generator.integers(0, units, units), minlength=units)[some.units].astype(np.float64)
-        for model, sample in samples.items():
-            for name, metric in METRICS.items():
-                drawn[model, name].append(metric(sample, weights))
-    ones = np.ones(len(some.units))
-    values = {(model, name): METRICS[name](sample, ones) for model, sample in samples.items() for name in METRICS}
-    first = next(iter(samples))
-
-    def difference(model: str, name: str) -> Metric:
-        draws = np.array(drawn[first, name]) - np.array(drawn[model, name])
-        return _metric(values[first, name] - values[model, name], draws)
-
-    return Intervals(
-        {model: {name: _metric(values[model, name], drawn[model, name]) for name in METRICS} for model in samples},
-        {model: {name: difference(model, name) for name in COMPARED} for model in samples if model != first},
-    )
-
-
-def _metric(value: float, draws: npt.ArrayLike) -> Metric:
-    known = np.array(draws)[~np.isnan(draws)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return Metric(value=value, low=float(low), high=float(high))

@@ -1,7 +1,7 @@
 """What a ranker has to beat, on the same rows and the same past. Knows no serving."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -127,9 +127,6 @@ def _trees(data: Dataset, features: Features, rows: Integers) -> Probabilities |
     )
     p_click: Probabilities = np.asarray(model.predict(features[rows]), np.float64)
     return p_click
-
-
-Likeness = Callable[[Dataset, TextEncoder, Integers], npt.NDArray[np.float32]]
 
 
 def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from ranking.artifact import CtrSpec, RankerModel
 from ranking.engine import choose_precision
 from ranking.features import Features
-from ranking.training.dataset import AdTexts, BatchMaker, Dataset, make_blocks
+from ranking.training.batches import AdTexts, BatchMaker, make_blocks
+from ranking.training.dataset import Dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits
 from ranking.training.scorer import Scorer, predict_logits
 from records.clicks import Integers

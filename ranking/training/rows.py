@@ -14,7 +14,8 @@ from ranking.behaviour import AdKeys, Behaviour, BehaviourModel, History, Shown,
 from ranking.features import gap_classes, id_bucket
 from ranking.model import TextVectors
 from ranking.text import HISTORY_EVENTS
-from ranking.training.dataset import AdTexts, Dataset
+from ranking.training.batches import AdTexts
+from ranking.training.dataset import Dataset
 from records.clicks import NO_TIME, Integers
 from records.history import Past, Window, merged
 

@@ -11,7 +11,7 @@ from ranking.ad_states import AdStateCache
 from ranking.artifact import CtrSpec, RankerModel
 from ranking.batch import TokenRows
 from ranking.model import SharedUserCrossEncoder
-from ranking.training.dataset import BatchMaker, LabelledBatch
+from ranking.training.batches import BatchMaker, LabelledBatch
 from records.clicks import Integers
 
 _CACHED_ADS = 50_000

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ranking.artifact import RankerModel
 from ranking.model import SharedUserCrossEncoder
-from ranking.training.dataset import BatchMaker, Dataset, LabelledBatch, make_blocks
+from ranking.training.batches import BatchMaker, LabelledBatch, make_blocks
+from ranking.training.dataset import Dataset
 from ranking.training.labels import all_labels
 from ranking.training.loop import Fit, Loop, Plan, Watch
 from ranking.training.lora import add_adapters, merge_adapters

@@ -14,9 +14,10 @@ from ranking.errors import ModelError
 from ranking.features import FEATURES
 from ranking.model import JOINT, SHARED_USER, SharedUserCrossEncoder
 from ranking.store import open_store
+from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.behaviour import train_behaviour
 from ranking.training.calibrate import fit_calibration, fit_conversions
-from ranking.training.dataset import AdTexts, BatchMaker, Dataset, make_blocks
+from ranking.training.dataset import Dataset
 from ranking.training.loop import Fit, Watch
 from ranking.training.losses import GROUP_LOSSES
 from ranking.training.options import TrainOptions
