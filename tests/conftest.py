@@ -1,6 +1,7 @@
 """Small real stand-ins shared by the tests: a tiny random BERT, a hashing encoder, the example catalog."""
 
 import json
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from serving.server import Server
 from serving.settings import ServerSettings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+# A shell's background job ignores Ctrl-C, and so would every process that tests start in one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
