@@ -14,11 +14,12 @@ from index_builder.encoder import load_encoder
 from pipeline.client import AdPipeline, Recommendations
 from pipeline.display import as_dict, recommendations_table, user_panel
 from pipeline.processes import own_folder, running
+from ranking.store import open_store
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.report import evaluation_table, text_fit_line, train_report_as_dict
 from ranking.training.results import TrainReport
-from ranking.training.run import train_and_save
+from ranking.training.run import REPORT_FILE, train_and_save
 from records.clicks import Integers
 from records.history import with_history
 from records.movielens import LICENCE, DatasetFiles, export_movielens, find_movielens
@@ -117,6 +118,8 @@ def _train(console: Console, folder: QuickstartFolder, data: Dataset, minutes: f
     report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
     console.print(text_fit_line(report.text_fit), highlight=False)
+    page = open_store(folder.model).path(report.version) / REPORT_FILE
+    console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
     return report
 
 
