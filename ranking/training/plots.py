@@ -63,7 +63,13 @@ def loss_plot(losses: Sequence[CurvePoint], stage: str) -> str:
     """Training and validation loss of a stage by step."""
     points = [point for point in losses if point.stage == stage]
     figure, axes = _axes("Step", "Log loss")
-    axes.plot([p.step for p in points], [p.training_loss for p in points], "o-", color=_COLOURS[1], label="training, all losses")
+    axes.plot(
+        [p.step for p in points],
+        [p.training_loss for p in points],
+        "o-",
+        color=_COLOURS[1],
+        label="training, all losses",
+    )
     axes.plot(
         [p.step for p in points], [p.validation_loss for p in points], "o-", color=_COLOURS[0], label="validation"
     )
