@@ -87,10 +87,11 @@ t2,Five,x,y,10,1
 """
 
 
-def test_the_archive_becomes_requests_and_ads(tmp_path):
+def test_the_archive_becomes_requests_and_ads(tmp_path, caplog):
     (tmp_path / "archive.csv").write_text(ARCHIVE)
     files = export_upworthy(tmp_path / "archive.csv", tmp_path / "out")
     ads = {ad.ad_id: ad.title for ad in read_ads(files.ads)}
+    assert "2 arms left out: 1 x clicks above impressions" in caplog.text
     log, report = read_clicks(files.clicks, ads)
     assert report.rejected == {}
     rows = zip(log.request_id, log.ad_id, log.clicks, log.impressions, strict=True)
