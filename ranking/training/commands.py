@@ -101,7 +101,7 @@ def train_command(
     10 % test. Without timestamps whole requests are drawn at random instead; see --split.
 
     A training that was killed is taken up again by the same command. To train in several processes, start it with
-    torchrun --nproc-per-node N -m pipeline.cli train ...
+    torchrun --standalone --nproc-per-node N -m pipeline.cli train ...
     """
     from ranking.training.dataset import load_dataset
     from ranking.training.run import REPORT_FILE, help_to_train, train_and_save

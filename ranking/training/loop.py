@@ -116,8 +116,8 @@ class Loop(Generic[Batch]):
         self._step = self._kept = self._stale = self._epoch = self._in_epoch = 0
         self._before = self._best_loss = math.nan
         self._loss_sum = self._loss_weight = 0.0
-        self._seconds_before = 0.0
-        self._started = time.monotonic()
+        self._seconds = 0.0
+        self._last_tick = time.monotonic()
 
     def run(self, batches: Callable[[int], Iterable[Batch]], loss: Callable[[Batch], tuple[Tensor, float]]) -> Fit:
         """Trains to the end of the plan; leaves the best weights in place.
@@ -129,13 +129,14 @@ class Loop(Generic[Batch]):
         Raises:
             ModelError: The loss is not a number.
         """
-        self._started = time.monotonic()
+        self._last_tick = time.monotonic()
         if not self._take_up():
             self._before = self._best_loss = self._validated()
             self._tell(self._before)
         while not self._is_over():
             for group in itertools.islice(self._grouped(batches(self._epoch)), self._in_epoch, None):
                 self._make_step(group, loss)
+                self._tick()
                 self._in_epoch += 1
                 validated = self._step % self._plan.validate_every == 0 or self._done() >= 1.0
                 self._tell(self._check() if validated else None)
@@ -199,22 +200,24 @@ class Loop(Generic[Batch]):
         return loss
 
     def _validated(self) -> float:
-        if self._plan.average_decay is None:
-            return self._validate()
         mine = self._copy()
-        self._put(self._average)
+        if self._plan.average_decay is not None:
+            self._put(self._average)
         loss = self._validate()
         self._put(mine)
-        return loss
+        return self._workers.agree(loss, self._device)
 
     def _done(self) -> float:
         """From 0 to 1: the larger share of steps and of minutes."""
         by_steps = self._step / self._plan.steps if self._plan.steps else 1.0
-        by_time = self._seconds() / self._plan.seconds if self._plan.seconds else 0.0
+        by_time = self._seconds / self._plan.seconds if self._plan.seconds else 0.0
         return min(1.0, max(by_steps, by_time))
 
-    def _seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self._started
+    def _tick(self) -> None:
+        """Adds the time since the last tick, as the first process saw it."""
+        now = time.monotonic()
+        self._seconds += self._workers.agree(now - self._last_tick, self._device)
+        self._last_tick = now
 
     def _is_over(self) -> bool:
         return self._done() >= 1.0 or self._stale >= self._plan.patience
@@ -263,7 +266,7 @@ class Loop(Generic[Batch]):
             "best_loss": self._best_loss,
             "loss_sum": self._loss_sum,
             "loss_weight": self._loss_weight,
-            "seconds": self._seconds(),
+            "seconds": self._seconds,
         }
 
     def _take_up(self) -> bool:
@@ -286,7 +289,7 @@ class Loop(Generic[Batch]):
         )
         self._before, self._best_loss = numbers["before"], numbers["best_loss"]
         self._loss_sum, self._loss_weight = numbers["loss_sum"], numbers["loss_weight"]
-        self._seconds_before = numbers["seconds"]
+        self._seconds = numbers["seconds"]
         return True
 
 

@@ -36,6 +36,14 @@ class Workers:
         distributed.all_reduce(total)
         return total
 
+    def agree(self, value: float, device: torch.device) -> float:
+        """The first process's value, for all: else they would part where clocks or roundings differ."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=device)
+        distributed.broadcast(shared, src=0)
+        return float(shared)
+
 
 def is_first_worker() -> bool:
     """Whether this process is the one that shows and writes; true without ``torchrun``."""
