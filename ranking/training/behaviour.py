@@ -69,23 +69,10 @@ def train_behaviour(
     @torch.no_grad()
     def validate() -> float:
         model.eval()
-        losses = [_loss(model, rows, window, everything, TrainOptions(), 0.0) for window in validation]
+        losses = [_loss(model, rows, window, everything, options, 0.0) for window in validation]
         return float(torch.stack(losses).sum()) / int(data.log.impressions[data.parts[1]].sum())
 
-    steps = math.ceil(options.behaviour_epochs * len(labels.rows) / options.behaviour_batch / workers.count)
-    per_epoch = math.ceil(len(labels.rows) / options.behaviour_batch / workers.count)
-    plan = Plan(
-        stage="behaviour",
-        steps=max(options.behaviour_min_steps, steps) if options.behaviour_epochs else 0,
-        seconds=options.behaviour_share * options.max_minutes * 60 if options.max_minutes is not None else None,
-        validate_every=max(_STEPS_PER_VALIDATION, per_epoch),
-        patience=options.patience,
-        weight_decay=options.weight_decay,
-        seed=options.seed,
-        average_decay=_AVERAGE_DECAY,
-        checkpoint=checkpoint,
-        too_fast="lower --behaviour-learning-rate",
-    )
+    plan = _plan(options, len(labels.rows), checkpoint, workers)
     weights = dict(model.named_parameters())
     # Attributes of a user almost tell who it is: learned fast, they are learned by heart.
     slow = set(model.context.parameters())
@@ -103,6 +90,23 @@ def train_behaviour(
     _refit_positions(model, rows, data)
     rows.center_positions(model, data.parts[0])
     return fit
+
+
+def _plan(options: TrainOptions, rows: int, checkpoint: Path | None, workers: Workers) -> Plan:
+    steps = math.ceil(options.behaviour_epochs * rows / options.behaviour_batch / workers.count)
+    per_epoch = math.ceil(rows / options.behaviour_batch / workers.count)
+    return Plan(
+        stage="behaviour",
+        steps=max(options.behaviour_min_steps, steps) if options.behaviour_epochs else 0,
+        seconds=options.behaviour_share * options.max_minutes * 60 if options.max_minutes is not None else None,
+        validate_every=max(_STEPS_PER_VALIDATION, per_epoch),
+        patience=options.patience,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        average_decay=_AVERAGE_DECAY,
+        checkpoint=checkpoint,
+        too_fast="lower --behaviour-learning-rate",
+    )
 
 
 @torch.no_grad()

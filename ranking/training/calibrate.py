@@ -1,4 +1,7 @@
-"""Which calibration foretells best what it was not fitted on. Plain functions of arrays."""
+"""Which calibration foretells best what it was not fitted on. Plain functions of arrays.
+
+Each fit takes logits, float64 [rows], of rows that were not trained on, and their clicks and impressions, int64 [rows].
+"""
 
 from collections.abc import Callable, Mapping
 

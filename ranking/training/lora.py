@@ -12,11 +12,13 @@ from ranking.errors import ModelError
 
 # What the projections of attention are called in BERT-like models.
 _TARGETS = ("query", "key", "value")
+# What a sequence classifier calls the layers above its encoder: they begin at random, and are trained as they are.
+_HEADS = ("pooler", "classifier", "score")
 _NAME = "clicks"
 
 
 def add_adapters(encoder: nn.Module, rank: int, layers: Iterable[nn.Module]) -> None:
-    """Puts adapters into the attention of `layers` and freezes everything else of the encoder.
+    """Puts adapters into the attention of `layers` and freezes everything else but a classifier's own head.
 
     Raises:
         ModelError: peft is not installed, or no projection has a known name.
@@ -33,9 +35,11 @@ def add_adapters(encoder: nn.Module, rank: int, layers: Iterable[nn.Module]) -> 
     ]
     if not targets:
         raise ModelError(f"this base has no layers named {', '.join(_TARGETS)} to adapt; train without --lora-rank")
-    encoder.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
-    inject_adapter_in_model(config, encoder, adapter_name=_NAME)
+    inject_adapter_in_model(config, encoder, adapter_name=_NAME)  # freezes all but the adapters
+    for name, weight in encoder.named_parameters():
+        if any(part in _HEADS for part in name.split(".")):
+            weight.requires_grad_(True)
 
 
 def merge_adapters(encoder: nn.Module) -> None:

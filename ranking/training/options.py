@@ -78,7 +78,9 @@ class TrainOptions:
     conversions_over: str = _option(
         _BOTH, "impressions", "What conversions are learned over: all impressions (ESMM), or clicks alone."
     )
-    group_loss: str = _option(_BOTH, "none", "For the order within each request: none, listwise or pairwise.")
+    group_loss: str = _option(
+        _BOTH, "none", "For the order within each request: none, listwise or pairwise; validated by, too."
+    )
     group_weight: float = _option(_BOTH, 0.5, "Share of --group-loss in the whole loss.", min=0, max=1)
     negative_rate: float = _option(
         _BOTH, 1.0, "Share of the impressions without a click to learn from; p_click is corrected for it.", max=1

@@ -5,9 +5,14 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from ranking.training import plots
+from ranking.errors import ModelError
 from ranking.training.report import calibration_line, text_fit_line
 from ranking.training.results import RANKER, Evaluation, TrainReport
+
+try:
+    from ranking.training import plots
+except ModuleNotFoundError as missing:  # said before minutes are spent on a training that could not be reported
+    raise ModelError(f"reports need {missing.name}: pip install 'adcascade[train]'") from missing
 
 _METRICS = {
     "auc": "AUC",

@@ -72,6 +72,8 @@ def _plain(value: float) -> str:
 
 def text_fit_line(fit: TextFit) -> str:
     """What fine-tuning the text brought, in a sentence or two."""
+    if fit.reads_text and fit.kept_step == 0:
+        return f"No step of {fit.steps} improved the text layers: they are as the earlier version had them."
     if fit.steps == 0:
         return "The text layers were not fine-tuned: the model predicts from counters, past events and interests."
     rows = f"on {fit.validation_rows:,} rows"

@@ -86,8 +86,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TextFit:
-    """What fine-tuning the text layers brought: the validation log loss before it and at the step that was kept."""
+    """What fine-tuning the text layers brought: the validation log loss before it and at the step that was kept.
 
+    Attributes:
+        reads_text: whether the model reads text at all; after a warm start it may without a step that was kept.
+    """
+
+    reads_text: bool
     steps: int
     kept_step: int
     validation_rows: int

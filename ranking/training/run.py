@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ranking.artifact import save_version
-from ranking.store import open_store
+from ranking.store import FORMAT_VERSION, open_store
 from ranking.training.curves import LossCurves
 from ranking.training.dataset import Dataset
 from ranking.training.evaluate import evaluate
@@ -36,7 +36,7 @@ def train_and_save(
         ModelError: The base model cannot be used.
         ArtifactError: `out` cannot be written.
     """
-    store = open_store(out)
+    store, options = open_store(out), _with_exact_start(options)
     unfinished = _unfinished(data, out, options)
     with store.begin() as draft:
         started = time.monotonic()
@@ -91,7 +91,16 @@ def _report(
 
 def help_to_train(data: Dataset, out: Path, options: TrainOptions) -> None:
     """Does this process's share of a training that another one shows and saves (see `ranking.training.workers`)."""
-    train(data, options, checkpoints=_unfinished(data, out, options))
+    exact = _with_exact_start(options)
+    train(data, exact, checkpoints=_unfinished(data, out, exact))
+
+
+def _with_exact_start(options: TrainOptions) -> TrainOptions:
+    """With the name of the version to start from: by the time a killed run goes on, another may be published."""
+    if not options.warm_start or "@" in options.warm_start:
+        return options
+    version = open_store(Path(options.warm_start)).current_path().name
+    return replace(options, warm_start=f"{options.warm_start}@{version}")
 
 
 def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
@@ -100,7 +109,7 @@ def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
 
 def _fingerprint(data: Dataset, options: TrainOptions) -> str:
     """Of everything that the weights depend on."""
-    digest = hashlib.sha256(data.sha256.encode())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {data.sha256}".encode())
     for part in data.parts:
         digest.update(part.tobytes())
     settings = asdict(replace(options, tensorboard=None))

@@ -57,26 +57,12 @@ def train_text(
     @torch.no_grad()
     def validate() -> float:
         model.eval()
-        total, plain = 0.0, TrainOptions()
+        total = 0.0
         for batch in maker.batches(validation, pairs_per_batch=256):
-            total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, plain))
+            total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, options))
         return total / int(data.log.impressions[np.concatenate(validation)].sum())
 
-    pairs = options.pairs_per_step * options.accumulate * workers.count
-    seconds = (1 - options.behaviour_share) * options.max_minutes * 60 if options.max_minutes is not None else None
-    plan = Plan(
-        stage="text",
-        steps=math.ceil(options.epochs * len(labels.rows) / pairs),
-        seconds=seconds,
-        validate_every=options.validate_every,
-        patience=options.patience,
-        weight_decay=options.weight_decay,
-        seed=options.seed,
-        accumulate=options.accumulate,
-        average_decay=options.average_decay or None,
-        checkpoint=checkpoint,
-        too_fast="lower --learning-rate",
-    )
+    plan = _plan(options, len(labels.rows), checkpoint, workers)
     loop: Loop[LabelledBatch] = Loop(plan, weights, _groups(model, options), validate, watch, workers)
     fit = loop.run(batches, loss)
     is_kept = fit.loss_before - fit.loss_kept >= options.min_text_gain
@@ -87,6 +73,24 @@ def train_text(
     if options.lora_rank:
         merge_adapters(model.encoder)
     return fit if is_kept else Fit(fit.steps, 0, fit.loss_before, fit.loss_before)
+
+
+def _plan(options: TrainOptions, rows: int, checkpoint: Path | None, workers: Workers) -> Plan:
+    pairs = options.pairs_per_step * options.accumulate * workers.count
+    seconds = (1 - options.behaviour_share) * options.max_minutes * 60 if options.max_minutes is not None else None
+    return Plan(
+        stage="text",
+        steps=math.ceil(options.epochs * rows / pairs),
+        seconds=seconds,
+        validate_every=options.validate_every,
+        patience=options.patience,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        accumulate=options.accumulate,
+        average_decay=options.average_decay or None,
+        checkpoint=checkpoint,
+        too_fast="lower --learning-rate",
+    )
 
 
 def validation_blocks(data: Dataset, options: TrainOptions) -> list[Integers]:

@@ -91,7 +91,7 @@ def train(
     predicted, logits = predict_logits(scorer, model, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
-    return Trained(model, start.tokenizer, spec, _text_fit(fit, data, options))
+    return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options))
 
 
 def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, conversion: Logits) -> CtrSpec:
@@ -105,9 +105,9 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
     return spec.model_copy(update=update)
 
 
-def _text_fit(fit: Fit, data: Dataset, options: TrainOptions) -> TextFit:
+def _text_fit(model: RankerModel, fit: Fit, data: Dataset, options: TrainOptions) -> TextFit:
     rows = sum(map(len, validation_blocks(data, options)))
-    return TextFit(fit.steps, fit.kept_step, rows, fit.loss_before, fit.loss_kept)
+    return TextFit(not model.adds_nothing, fit.steps, fit.kept_step, rows, fit.loss_before, fit.loss_kept)
 
 
 def _check(options: TrainOptions) -> None:
