@@ -201,7 +201,8 @@ class RankingEngine:
         for chunk in self._chunks(query, extra_tokens=0):
             hidden, mask, found = self._ad_states(model, query.ad_texts[chunk])
             cached += found
-            logits.append(model.join([user], [len(hidden)], hidden, mask, dense[chunk]))
+            cls = model.join([user], [len(hidden)], hidden, mask)
+            logits.append(model.head(cls, dense[chunk]))
         return torch.cat(logits), cached
 
     def _text_joint(self, users: TokenRows, row: int, query: RankQuery, dense: Tensor) -> Tensor:

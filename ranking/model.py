@@ -117,8 +117,13 @@ class SharedUserCrossEncoder(nn.Module):
 
     def forward(self, batch: PairBatch) -> Tensor:
         """What the text adds to the logits of the behaviour part, float32 [pairs]."""
+        return self.read(batch)[0]
+
+    def read(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, and the last state of each pair's first ad token, [pairs, hidden]."""
         users, hidden = self.user_states(batch.users), self.ad_states(batch.ads)
-        return self.join(users, batch.ads_per_user, hidden, batch.ads.mask, batch.dense)
+        cls = self.join(users, batch.ads_per_user, hidden, batch.ads.mask)
+        return self.head(cls, batch.dense), cls
 
     def user_states(self, users: TokenRows) -> list[UserStates]:
         """The user pass: keys and values of each joined layer for each user, padding cut off."""
@@ -151,20 +156,17 @@ class SharedUserCrossEncoder(nn.Module):
             hidden = _finish_layer(layer, _merge_heads(context), hidden)
         return hidden
 
-    def join(
-        self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor, dense: Tensor
-    ) -> Tensor:
-        """The joined layers and the head.
+    def join(self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor) -> Tensor:
+        """The joined layers.
 
         Args:
             users: What `user_states` returned.
             ads_per_user: How many ads each user has, in order.
             hidden: What `ad_states` returned, [pairs, tokens, hidden].
             mask: True where an ad has a token, bool [pairs, tokens].
-            dense: Normalised features, float32 [pairs, features].
 
         Returns:
-            What the text adds to the logits, [pairs].
+            The last state of each ad's first token, [pairs, hidden], which the head reads.
         """
         mask = mask[:, None, None, :]
         for depth, layer in enumerate(self.layers[self.join_layer :]):
@@ -178,8 +180,7 @@ class SharedUserCrossEncoder(nn.Module):
                 for pairs, user in zip(_ranges(ads_per_user), users, strict=True)
             ]
             hidden = _finish_layer(layer, _merge_heads(torch.cat(parts)), hidden)
-        logits: Tensor = self.head(hidden[:, 0], dense)
-        return logits
+        return hidden[:, 0]
 
     def _embed(self, rows: TokenRows, segment: int) -> Tensor:
         positions = torch.arange(rows.ids.shape[1], device=rows.ids.device) + self._first_position
@@ -227,13 +228,21 @@ class JointCrossEncoder(nn.Module):
 
     def forward(self, batch: PairBatch) -> Tensor:
         """What the text adds to the logits of the behaviour part, float32 [pairs]."""
+        return self._added(self._classify(batch))
+
+    def read(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, and the last state of each pair's first token, [pairs, hidden]."""
+        found = self._classify(batch, output_hidden_states=True)
+        return self._added(found), found.hidden_states[-1][:, 0]
+
+    def _classify(self, batch: PairBatch, **asked: bool) -> Any:
         pairs, segments = self._pairs(batch)
-        has_segments = int(getattr(self.encoder.config, "type_vocab_size", 1)) > 1
-        logits = self.encoder(
-            input_ids=pairs.ids,
-            attention_mask=pairs.mask.long(),
-            **({"token_type_ids": segments} if has_segments else {}),
-        ).logits.float()
+        if int(getattr(self.encoder.config, "type_vocab_size", 1)) > 1:
+            return self.encoder(input_ids=pairs.ids, attention_mask=pairs.mask.long(), token_type_ids=segments, **asked)
+        return self.encoder(input_ids=pairs.ids, attention_mask=pairs.mask.long(), **asked)
+
+    def _added(self, found: Any) -> Tensor:
+        logits = found.logits.float()
         click = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
         added: Tensor = self.head(click[:, None])[:, 0]
         return added

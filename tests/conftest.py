@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
 
 
-def save_tiny_bert(directory: Path, *, layers: int = 3, seed: int = 0, model_type: str = "bert") -> Path:
-    """A BERT with random weights, 32 wide, and a tokenizer of characters, as a Hugging Face directory."""
+def save_tiny_bert(directory: Path, *, layers: int = 3, width: int = 32, seed: int = 0) -> Path:
+    """A BERT with random weights and a tokenizer of characters, as a Hugging Face directory."""
     torch.manual_seed(seed)
     characters = [chr(code) for code in range(33, 127)]
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -56,7 +56,7 @@ def save_tiny_bert(directory: Path, *, layers: int = 3, seed: int = 0, model_typ
     ).save_pretrained(directory)
     config = BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=64,

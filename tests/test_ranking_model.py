@@ -130,7 +130,7 @@ def test_cached_ad_states_give_the_same_logits_cold_and_warm(join_layer):
     users, want = model.user_states(batch.users), oracle(model, batch)
     for expected_hits in (0, len(texts)):
         states, mask, found = cache.gather(texts, compute)
-        got = model.join(users, batch.ads_per_user, states, mask, batch.dense)
+        got = model.head(model.join(users, batch.ads_per_user, states, mask), batch.dense)
         assert found == expected_hits
         torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 

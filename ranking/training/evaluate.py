@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.metrics import roc_curve
 from transformers import PreTrainedTokenizerBase
 
-from ranking.artifact import CtrSpec, RankerModel
+from ranking.artifact import CtrSpec, ModelVersion, RankerModel
 from ranking.engine import choose_device
 from ranking.training.bootstrap import with_intervals
 from ranking.training.dataset import Dataset
@@ -20,9 +20,10 @@ from ranking.training.metrics import (
     unrolled,
 )
 from ranking.training.peers import peers
-from ranking.training.predict import predict
-from ranking.training.results import RANKER, Curves, Evaluation, Slice, Surprise
+from ranking.training.predict import Predictor
+from ranking.training.results import RANKER, TEACHER, Curves, Evaluation, Slice, Surprise
 from ranking.training.slices import slices
+from ranking.training.speed import milliseconds_per_request
 from records.clicks import Integers
 from records.errors import InputError
 
@@ -40,6 +41,7 @@ def evaluate(
     precision: str = "auto",
     which_peers: str = "fast",
     threshold: float = 0.5,
+    teacher: ModelVersion | None = None,
 ) -> Evaluation:
     """Scores the test part request by request, as serving would, and compares with the peers.
 
@@ -48,6 +50,7 @@ def evaluate(
     Args:
         which_peers: See `ranking.training.peers.peers`.
         threshold: From which p_click on precision, recall and accuracy call a click.
+        teacher: Compared, too, and how fast both are.
 
     Raises:
         ModelError: The device is not there.
@@ -55,9 +58,16 @@ def evaluate(
     """
     if not len(data.parts[2]):
         raise InputError("there is nothing to evaluate: the test part of the log has no rows")
-    predicted = predict(data, model, tokenizer, spec, data.parts[2], choose_device(device), precision)
+    predictor = Predictor(data, model, tokenizer, spec, choose_device(device), precision)
+    predicted = predictor.predict(data.parts[2])
     rows, p_click = predicted.rows, spec.calibration.probability(predicted.logits)
-    predictions = {RANKER: p_click, **peers(data, predicted.features, rows, which=which_peers)}
+    predictions, milliseconds = {RANKER: p_click}, {}
+    if teacher is not None:
+        slower = Predictor(data, teacher.model, teacher.tokenizer, teacher.spec, choose_device(device), precision)
+        predictions[TEACHER] = teacher.spec.calibration.probability(slower.predict(data.parts[2]).logits)
+        milliseconds = milliseconds_per_request({RANKER: predictor, TEACHER: slower})
+    model.cpu()
+    predictions |= peers(data, predicted.features, rows, which=which_peers)
     samples = {name: _sample(data, rows, values) for name, values in predictions.items()}
     intervals, ranker = with_intervals(samples), samples[RANKER]
     return Evaluation(
@@ -71,6 +81,7 @@ def evaluate(
         slices=tuple(_slices(data, rows, samples)),
         curves={name: _curves(sample) for name, sample in samples.items()},
         surprises=tuple(_surprises(data, rows, ranker)),
+        milliseconds=milliseconds,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from index_builder.encoder import EMBEDDED
 
 _MODEL, _TEXT, _BEHAVIOUR, _BOTH = "The model", "The text layers", "The behaviour part", "Both"
+_TEACHER = "A teacher"
 
 
 def _option(panel: str, default: Any, help: str, **limits: float) -> Any:
@@ -25,6 +26,9 @@ class TrainOptions:
     architecture: str = _option(_MODEL, "shared_user", "shared_user, or joint for the plain cross-encoder.")
     join_layer: int | None = _option(
         _MODEL, None, "First layer in which ads attend to the user; default: the top third."
+    )
+    layers: int | None = _option(
+        _MODEL, None, "Keep so many of the base's layers, evenly spaced, for a faster model; default: all.", min=1
     )
     train_layers: str = _option(
         _MODEL,
@@ -63,6 +67,14 @@ class TrainOptions:
     validation_rows: int = _option(
         _TEXT, 2000, "Rows of the validation part that the text layers are validated on.", min=1
     )
+
+    teacher: str = _option(
+        _TEACHER, "", "Learn what this model version says, too: ROOT for its published one, or ROOT@VERSION."
+    )
+    teacher_weight: float = _option(
+        _TEACHER, 0.5, "Share of the teacher's probabilities, beside the clicks, in what the text learns.", min=0, max=1
+    )
+    state_weight: float = _option(_TEACHER, 0.2, "Of the likeness of last states beside that; 0 for none.", min=0)
 
     max_minutes: float | None = _option(
         _BOTH,

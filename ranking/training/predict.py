@@ -1,5 +1,6 @@
 """What a trained model says of rows of a log. Knows no labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from ranking.features import Features
 from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits
-from ranking.training.scorer import Scorer, predict_logits
+from ranking.training.scorer import Scored, Scorer, predict_logits
 from records.clicks import Integers
 
 
@@ -34,6 +35,40 @@ class Predicted:
     features: Features
 
 
+class Predictor:
+    """A trained model over the rows of a log, request by request, as serving would read them."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        model: RankerModel,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: CtrSpec,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.data = data
+        self.model = model.to(device).eval()
+        ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
+        rows = BehaviourRows(data, ads, model.text, tokenizer, spec, device)
+        known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
+        click = known.click.numpy()
+        self._features, self._conversion = rows.dense, known.conversion.numpy()
+        self._scorer = Scorer(model, spec, device, choose_precision(precision, device), keep=True)
+        self._maker = BatchMaker(data, ads, rows.dense, click, np.zeros_like(click), tokenizer, spec, device)
+
+    def predict(self, wanted: Integers) -> Predicted:
+        """Scores the wanted rows."""
+        blocks = make_blocks(self.data, wanted, max_ads=1000, merge_requests=False)
+        found, logits = predict_logits(self._scorer, self.model, self._maker, blocks)
+        return Predicted(found, logits, self._conversion[found].astype(np.float64), self._features)
+
+    @torch.no_grad()
+    def score(self, blocks: Sequence[Integers]) -> Scored:
+        """Reads blocks of rows (see `ranking.training.batches.make_blocks`) as text, in their order."""
+        return self._scorer.score(self._maker.batch(blocks))
+
+
 def predict(
     data: Dataset,
     model: RankerModel,
@@ -43,15 +78,7 @@ def predict(
     device: torch.device,
     precision: str,
 ) -> Predicted:
-    """Scores the wanted rows request by request, as serving would; leaves the model on the CPU."""
-    ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
-    model.to(device)
-    rows = BehaviourRows(data, ads, model.text, tokenizer, spec, device)
-    known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
-    click = known.click.numpy()
-    scorer = Scorer(model, spec, device, choose_precision(precision, device), keep=True)
-    maker = BatchMaker(data, ads, rows.dense, click, np.zeros_like(click), tokenizer, spec, device)
-    blocks = make_blocks(data, wanted, max_ads=1000, merge_requests=False)
-    found, logits = predict_logits(scorer, model, maker, blocks)
+    """Scores the wanted rows; leaves the model on the CPU."""
+    predicted = Predictor(data, model, tokenizer, spec, device, precision).predict(wanted)
     model.cpu()
-    return Predicted(found, logits, known.conversion.numpy()[found].astype(np.float64), rows.dense)
+    return predicted

@@ -43,12 +43,14 @@ def train_progress() -> "Iterator[Watch]":
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     """Metrics of the ranker and its peers, for people."""
     table = Table(title=title, caption=_caption(evaluation))
-    for column in ("model", *_SHOWN.values()):
+    for column in ("model", *_SHOWN.values(), *(["ms a request"] if evaluation.milliseconds else [])):
         table.add_column(column)
     for model, metrics in evaluation.metrics.items():
         auc = metrics["auc"]
         cells = [f"{auc.value:.4f} [{auc.low:.4f}, {auc.high:.4f}]"]
         cells += [_plain(metrics[name].value) for name in _SHOWN if name != "auc"]
+        if evaluation.milliseconds:
+            cells.append(f"{evaluation.milliseconds[model]:.1f}" if model in evaluation.milliseconds else "")
         table.add_row(model, *cells, style="bold" if model == RANKER else "")
     return table
 
@@ -154,6 +156,7 @@ def evaluation_as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "threshold": evaluation.threshold,
         "at_threshold": evaluation.at_threshold,
         "calibration_noise": evaluation.calibration_noise,
+        "milliseconds": evaluation.milliseconds,
         "slices": [{name: _json_number(value) for name, value in asdict(one).items()} for one in evaluation.slices],
     }
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from ranking.artifact import Metric
 
 # Name of the trained model among its peers.
-RANKER = "ranker"
+RANKER, TEACHER = "ranker", "teacher"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Evaluation:
         at_threshold: precision, recall, F1 and accuracy of the ranker there.
         calibration_noise: the calibration error (ECE) that chance alone would give a ranker that is exactly right.
         curves: of each model.
+        milliseconds: in which the ranker and its teacher read a request (see `ranking.training.speed`); empty without
+            a teacher.
     """
 
     metrics: "dict[str, dict[str, Metric]]"
@@ -77,6 +79,7 @@ class Evaluation:
     slices: tuple[Slice, ...]
     curves: dict[str, Curves]
     surprises: tuple[Surprise, ...]
+    milliseconds: dict[str, float]
 
     @property
     def predicted_over_actual(self) -> float:

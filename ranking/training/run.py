@@ -20,6 +20,7 @@ from ranking.training.page import write_page
 from ranking.training.report import train_progress, train_report_as_dict
 from ranking.training.results import RANKER, TrainReport
 from ranking.training.train import Trained, train
+from ranking.training.versions import exact_name
 from records.counters import CounterSnapshot
 
 REPORT_FILE, REPORT_JSON_FILE = "report.html", "report.json"
@@ -36,7 +37,7 @@ def train_and_save(
         ModelError: The base model cannot be used.
         ArtifactError: `out` cannot be written.
     """
-    store, options = open_store(out), _with_exact_start(options)
+    store, options = open_store(out), _with_exact_versions(options)
     unfinished = _unfinished(data, out, options)
     with store.begin() as draft:
         started = time.monotonic()
@@ -74,6 +75,7 @@ def _report(
         device=options.device,
         precision=options.precision,
         which_peers=which_peers,
+        teacher=trained.teacher,
     )
     return TrainReport(
         version=version,
@@ -91,16 +93,13 @@ def _report(
 
 def help_to_train(data: Dataset, out: Path, options: TrainOptions) -> None:
     """Does this process's share of a training that another one shows and saves (see `ranking.training.workers`)."""
-    exact = _with_exact_start(options)
+    exact = _with_exact_versions(options)
     train(data, exact, checkpoints=_unfinished(data, out, exact))
 
 
-def _with_exact_start(options: TrainOptions) -> TrainOptions:
-    """With the name of the version to start from: by the time a killed run goes on, another may be published."""
-    if not options.warm_start or "@" in options.warm_start:
-        return options
-    version = open_store(Path(options.warm_start)).current_path().name
-    return replace(options, warm_start=f"{options.warm_start}@{version}")
+def _with_exact_versions(options: TrainOptions) -> TrainOptions:
+    """With the names of the versions to start and learn from: when a killed run goes on, others may be published."""
+    return replace(options, warm_start=exact_name(options.warm_start), teacher=exact_name(options.teacher))
 
 
 def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:

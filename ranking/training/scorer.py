@@ -1,6 +1,7 @@
 """A model over batches of (user, ads), for training and evaluation. Knows no serving and no labels."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,14 @@ from ranking.training.batches import BatchMaker, LabelledBatch
 from records.clicks import Integers
 
 _CACHED_ADS = 50_000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits of a batch, float32 [pairs], and what the text layers made of each pair, [pairs, hidden]."""
+
+    logits: Tensor
+    states: Tensor
 
 
 class Scorer:
@@ -33,14 +42,20 @@ class Scorer:
         """Logits of a batch, float32 [pairs]."""
         if not torch.is_grad_enabled() and self._model.adds_nothing:
             return batch.behaviour
+        return self.score(batch).logits
+
+    def score(self, batch: LabelledBatch) -> Scored:
+        """Logits of a batch, and the states that its text part comes from."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             model = self._model
             if self._cache is None or not isinstance(model, SharedUserCrossEncoder):
-                return batch.behaviour + model(batch.pairs).float()  # type: ignore[no-any-return]
-            hidden, mask = self._ad_states(model, self._cache, batch)
-            users = model.user_states(batch.pairs.users)
-            added = model.join(users, batch.pairs.ads_per_user, hidden, mask, batch.pairs.dense)
-            return batch.behaviour + added.float()
+                added, states = model.read(batch.pairs)
+            else:
+                hidden, mask = self._ad_states(model, self._cache, batch)
+                users = model.user_states(batch.pairs.users)
+                states = model.join(users, batch.pairs.ads_per_user, hidden, mask)
+                added = model.head(states, batch.pairs.dense)
+            return Scored(batch.behaviour + added.float(), states)
 
     @staticmethod
     @torch.no_grad()

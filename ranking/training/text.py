@@ -12,6 +12,7 @@ from ranking.artifact import RankerModel
 from ranking.model import SharedUserCrossEncoder
 from ranking.training.batches import BatchMaker, LabelledBatch, make_blocks
 from ranking.training.dataset import Dataset
+from ranking.training.distill import Lessons
 from ranking.training.labels import all_labels
 from ranking.training.loop import Fit, Loop, Plan, Watch
 from ranking.training.lora import add_adapters, merge_adapters
@@ -29,6 +30,7 @@ def train_text(
     options: TrainOptions,
     watch: Watch,
     *,
+    lessons: Lessons | None = None,
     checkpoint: Path | None = None,
     workers: Workers = Workers(),  # noqa: B008 (a frozen value)
 ) -> Fit:
@@ -36,11 +38,14 @@ def train_text(
 
     Nothing is changed if the validation loss falls by less than `options.min_text_gain`.
 
+    Args:
+        lessons: Of a teacher, to be learned beside the labels.
+
     Raises:
         ModelError: The loss is not a number.
     """
     labels, everything = data.labels(options), all_labels(data.log, data.groups)
-    weights = _trained(model, options)
+    weights = _trained(model, options) | _bridge(lessons)
     untrained = {name: weight.detach().clone() for name, weight in weights.items()}
     blocks = make_blocks(data, labels.rows, max_ads=options.max_ads_per_user, merge_requests=True)
     validation = validation_blocks(data, options)
@@ -51,8 +56,12 @@ def train_text(
 
     def loss(batch: LabelledBatch) -> tuple[Tensor, float]:
         _train_mode(model, options)
-        logits = scorer.logits(batch) + batch.of_position
-        return labels.loss(logits, batch.rows, options), float(labels.impressions[batch.rows].sum())
+        scored = scorer.score(batch)
+        value = labels.loss(scored.logits + batch.of_position, batch.rows, options)
+        (impressions,) = labels.tensors(batch.rows, value.device, "impressions")
+        if lessons is not None:
+            value = (1 - options.teacher_weight) * value + lessons.loss(batch, scored, impressions)
+        return value, float(impressions.sum())
 
     @torch.no_grad()
     def validate() -> float:
@@ -63,7 +72,7 @@ def train_text(
         return total / int(data.log.impressions[np.concatenate(validation)].sum())
 
     plan = _plan(options, len(labels.rows), checkpoint, workers)
-    loop: Loop[LabelledBatch] = Loop(plan, weights, _groups(model, options), validate, watch, workers)
+    loop: Loop[LabelledBatch] = Loop(plan, weights, _groups(model, lessons, options), validate, watch, workers)
     fit = loop.run(batches, loss)
     is_kept = fit.loss_before - fit.loss_kept >= options.min_text_gain
     if not is_kept:
@@ -129,9 +138,13 @@ def _train_mode(model: RankerModel, options: TrainOptions) -> None:
         module.eval()
 
 
-def _groups(model: RankerModel, options: TrainOptions) -> list[dict[str, object]]:
+def _groups(model: RankerModel, lessons: Lessons | None, options: TrainOptions) -> list[dict[str, object]]:
     encoder = [weight for weight in model.encoder.parameters() if weight.requires_grad]
     return [
         {"params": encoder, "lr": options.learning_rate},
-        {"params": list(model.head.parameters()), "lr": options.head_learning_rate},
+        {"params": [*model.head.parameters(), *_bridge(lessons).values()], "lr": options.head_learning_rate},
     ]
+
+
+def _bridge(lessons: Lessons | None) -> dict[str, nn.Parameter]:
+    return {} if lessons is None else dict(lessons.named_parameters())

@@ -8,16 +8,23 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ranking.artifact import CtrSpec, RankerModel, check_lengths, default_join_layer, load_base, load_version
+from ranking.artifact import (
+    CtrSpec,
+    ModelVersion,
+    RankerModel,
+    check_lengths,
+    default_join_layer,
+    load_base,
+)
 from ranking.engine import choose_device, choose_precision
 from ranking.errors import ModelError
 from ranking.features import FEATURES
 from ranking.model import JOINT, SHARED_USER, SharedUserCrossEncoder
-from ranking.store import open_store
 from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.behaviour import train_behaviour
 from ranking.training.calibrate import fit_calibration, fit_conversions
 from ranking.training.dataset import Dataset
+from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.loop import Fit, Watch
 from ranking.training.losses import GROUP_LOSSES
 from ranking.training.options import TrainOptions
@@ -25,6 +32,7 @@ from ranking.training.results import TextFit
 from ranking.training.rows import BehaviourRows, behaviour_logits
 from ranking.training.scorer import Scorer, predict_logits
 from ranking.training.text import train_text, validation_blocks
+from ranking.training.versions import load_named
 from ranking.training.workers import join_workers, worker_device
 from records.clicks import Integers
 from records.errors import InputError
@@ -34,12 +42,13 @@ Logits = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model with everything a version needs but its test metrics."""
+    """A trained model with everything a version needs but its test metrics, and the teacher it had, if any."""
 
     model: RankerModel
     tokenizer: PreTrainedTokenizerBase
     spec: CtrSpec
     text_fit: TextFit
+    teacher: ModelVersion | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,13 @@ def train(
     scorer = Scorer(
         model, spec, device, choose_precision(options.precision, device), keep=options.train_layers == "joined"
     )
-    fit = train_text(model, scorer, maker, data, options, watch, checkpoint=files[1], workers=workers)
+    teacher = load_named(options.teacher) if options.teacher else None
+    lessons = None if teacher is None else make_lessons(data, teacher, model, options, device)
+    fit = train_text(model, scorer, maker, data, options, watch, lessons=lessons, checkpoint=files[1], workers=workers)
     predicted, logits = predict_logits(scorer, model, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
-    return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options))
+    return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options), teacher)
 
 
 def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, conversion: Logits) -> CtrSpec:
@@ -135,13 +146,10 @@ def _check_clicks(data: Dataset) -> None:
 
 
 def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start:
-    if options.warm_start:
-        model, tokenizer, buckets = _earlier_version(options)
-    else:
-        buckets = _id_buckets(len(data.ads))
-        model, tokenizer = load_base(options.base, options.architecture, options.join_layer or 0, buckets)
-        if isinstance(model, SharedUserCrossEncoder) and options.join_layer is None:
-            model.join_layer = default_join_layer(len(model.layers))
+    model, tokenizer, buckets = _earlier_version(options) if options.warm_start else _base(data, options)
+    if options.layers is not None:
+        keep_layers(model, options.layers)
+    _set_join_layer(model, options)
     check_lengths(model, options.max_user_tokens, options.max_ad_tokens)
     ads = AdTexts(data, tokenizer, options.max_ad_tokens)
     if not options.warm_start:
@@ -150,20 +158,29 @@ def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start
     return _Start(model, tokenizer, spec, ads, BehaviourRows(data, ads, model.text, tokenizer, spec, device))
 
 
+def _base(data: Dataset, options: TrainOptions) -> tuple[RankerModel, PreTrainedTokenizerBase, int]:
+    """Network, tokenizer and number of learned ids of a base model that knows no clicks."""
+    buckets = _id_buckets(len(data.ads))
+    model, tokenizer = load_base(options.base, options.architecture, 0, buckets)
+    if isinstance(model, SharedUserCrossEncoder):
+        model.join_layer = default_join_layer(len(model.layers))
+    return model, tokenizer, buckets
+
+
 def _earlier_version(options: TrainOptions) -> tuple[RankerModel, PreTrainedTokenizerBase, int]:
     """Network, tokenizer and number of learned ids of a version trained before, on this log or on another."""
-    root, _, version = options.warm_start.partition("@")
-    store = open_store(Path(root))
-    name = version or store.current_path().name
-    store.verify(name)
-    loaded = load_version(store, name)
+    loaded = load_named(options.warm_start)
     if loaded.spec.architecture != options.architecture:
-        raise ModelError(f"version {name} is {loaded.spec.architecture}, not {options.architecture}")
-    if isinstance(loaded.model, SharedUserCrossEncoder) and options.join_layer is not None:
-        if not 0 <= options.join_layer < len(loaded.model.layers):
-            raise ModelError(f"version {name} has {len(loaded.model.layers)} layers; there is no {options.join_layer}")
-        loaded.model.join_layer = options.join_layer
+        raise ModelError(f"version {loaded.version} is {loaded.spec.architecture}, not {options.architecture}")
     return loaded.model, loaded.tokenizer, loaded.spec.id_buckets
+
+
+def _set_join_layer(model: RankerModel, options: TrainOptions) -> None:
+    if options.join_layer is None or not isinstance(model, SharedUserCrossEncoder):
+        return
+    if not 0 <= options.join_layer < len(model.layers):
+        raise ModelError(f"the model has {len(model.layers)} layers; the join layer {options.join_layer} is not below")
+    model.join_layer = options.join_layer
 
 
 def _id_buckets(ads: int) -> int:
