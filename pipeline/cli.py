@@ -17,8 +17,8 @@ from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import build_command
 from index_builder.errors import BuildError
-from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
-from pipeline.display import as_dict, recommendations_table, user_panel
+from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
+from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.processes import ServerProcess, own_folder, running
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
@@ -152,6 +152,46 @@ def recommend(
         console = Console()
         titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}
         console.print(user_panel(user, titles), recommendations_table(answer, console.width), sep="\n", highlight=False)
+
+
+@app.command("evaluate-pipeline")
+def evaluate_pipeline_command(
+    index: Annotated[Path, typer.Option(help="Root of the index versions.")],
+    model: Annotated[Path, typer.Option(help="Root of the model versions.")],
+    ads: Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV.")],
+    clicks: Annotated[Path, typer.Option(help="Click log with timestamps; its newest tenth tests.")],
+    users: Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")] = None,
+    candidates: Annotated[
+        int, typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank.")
+    ] = DEFAULT_CANDIDATES,
+    as_json: Json = False,
+) -> None:
+    """Measure both stages together: how many of the clicks that followed they put on top.
+
+    Each user of the newest tenth of the log is asked for once, as of its beginning. `adcascade evaluate` measures
+    the ranker alone, on what was really shown.
+    """
+    from index_builder.artifact import load_version as load_index_version
+    from index_builder.encoder import load_encoder
+    from pipeline.evaluate import evaluate_pipeline
+    from ranking.training.dataset import load_dataset
+    from ranking.training.versions import load_named
+    from retrieval.index import AdIndex
+    from retrieval.interests import InterestSettings
+    from retrieval.retriever import Retriever
+
+    data = load_dataset(ads, clicks, users, split="time")
+    store = open_index_store(index)
+    with Console(stderr=True).status("Loading"):
+        loaded = load_index_version(store, store.current_path().name)
+        encoder = load_encoder(loaded.manifest.encoder_name)
+        retriever = Retriever(AdIndex(loaded), encoder, InterestSettings(), text_cache=10_000)
+        ranker = load_named(str(model))
+    found = evaluate_pipeline(data, retriever, ranker, candidates)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
+    else:
+        Console().print(pipeline_table(found), highlight=False)
 
 
 def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:

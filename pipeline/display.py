@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.client import Recommendations
+from pipeline.results import BOTH_STAGES, POPULARITY, RETRIEVAL, PipelineEvaluation
 from protos import types_pb2
 from records.users import Event, UserProfile
 
@@ -70,6 +71,28 @@ def _times(answer: Recommendations) -> str:
         f"{answer.total_ms:.0f} ms: retrieval {answer.retrieval_ms:.0f} ({inside(answer.retrieval)}), "
         f"ranking {answer.ranking_ms:.0f} ({inside(answer.ranking)})"
     )
+
+
+def pipeline_table(found: PipelineEvaluation) -> Group:
+    """What each order of ads would have put on top, for people."""
+    table = Table(title=f"Of {found.clicks:,} clicks of {found.users:,} users, the share in the first ...")
+    tops = list(found.ranking_gain)
+    for column in ("", *map(str, tops)):
+        table.add_column(column, justify="right" if column else "left")
+    for order, shares in found.click_share.items():
+        cells = [f"{shares[top].value:.3f}" for top in tops]
+        table.add_row(order, *cells, style="bold" if order == BOTH_STAGES else "")
+    ten = min(tops, key=lambda top: abs(top - 10))
+    gain = found.ranking_gain[ten]
+    rates = [f"{order} {found.hit_rate[order][ten].value:.1%}" for order in (BOTH_STAGES, RETRIEVAL, POPULARITY)]
+    lines = [
+        f"Ranking adds {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] to retrieval's share in the first {ten} "
+        "(95 % bootstrap interval over users).",
+        f"Users who clicked one of the first {ten} or more: {', '.join(rates)}.",
+    ]
+    if found.without_candidates:
+        lines.append(f"For {found.without_candidates} users nothing is known that retrieval could search by.")
+    return Group(table, Text("\n".join(lines)))
 
 
 def as_dict(answer: Recommendations) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def platform(world, tmp_path_factory):
 
 def test_help_teaches_every_command():
     top = adcascade("--help").stdout
-    for command in ("build", "train", "evaluate", "serve", "recommend", "quickstart"):
+    for command in ("build", "train", "evaluate", "evaluate-pipeline", "serve", "recommend", "quickstart"):
         assert command in top
         assert "--json" in adcascade(command, "--help").stdout
 
@@ -170,3 +170,13 @@ def test_an_interrupted_quickstart_leaves_no_process_and_no_half_published_versi
     assert not list((tmp_path / "model" / "drafts").iterdir())
     listed = json.loads(adcascade("index", "list", tmp_path / "index", "--json").stdout)
     assert [version["problem"] for version in listed] == [""]
+
+
+def test_both_stages_are_measured_together(world):
+    files = ("--ads", world.ads, "--clicks", world.clicks, "--users", world.users)
+    ran = adcascade("evaluate-pipeline", "--index", world.index, "--model", world.model, *files, "--json")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert set(found["click_share"]["retrieval and ranking"]) == {"1", "5", "10", "20", "50", "100"}
+    shown = adcascade("evaluate-pipeline", "--index", world.index, "--model", world.model, *files)
+    assert "Ranking adds" in shown.stdout
