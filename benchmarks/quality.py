@@ -25,9 +25,9 @@ from ranking.training.options import TrainOptions
 from ranking.training.predict import Predicted, predict
 from ranking.training.results import RANKER, Evaluation
 from ranking.training.train import Trained, train
-from records.clicks import split_folds
 from records.errors import InputError
 from records.movielens import export_movielens, find_movielens
+from records.splits import split_folds
 from records.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
 from records.upworthy import export_upworthy
 from serving.exits import clean_exit

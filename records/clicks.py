@@ -1,5 +1,6 @@
 """The click log: who was shown what, when, and whether they clicked; read, checked and split. Knows no models."""
 
+from array import array
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 _NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions"))
 MAX_POSITION = 1000
 _TEXTS = ("request_id", "ad_id", "user_id")
-_COLUMNS = (*_TEXTS, "time", "utc_offset", "clicks", "impressions", "conversions", "position")
+_NUMBERS = ("time", "utc_offset", "clicks", "impressions", "conversions", "position")
 # Time of a row without one: before everything, so that no history or counter is ever made from it.
 NO_TIME = np.iinfo(np.int64).min
 
@@ -62,8 +63,8 @@ class ClickLog:
         """Clicks per impression over the whole log."""
         return float(self.clicks.sum() / max(1, self.impressions.sum()))
 
-    def take(self, rows: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_]) -> "ClickLog":
-        """The given rows (indices or a mask), in the given order."""
+    def take(self, rows: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> "ClickLog":
+        """The given rows (indices, a mask or a slice), in the given order."""
         return ClickLog(
             self.request_id[rows],
             self.ad_id[rows],
@@ -80,7 +81,10 @@ class ClickLog:
 
 @dataclass(frozen=True)
 class LogReport:
-    """What reading found: rows read, rows kept, and how many were rejected for each reason, with a first example."""
+    """What reading found: rows read, rows kept, and how many were rejected for each reason, with a first example.
+
+    Usable rows that are neither kept nor rejected were older than the newest that were asked for.
+    """
 
     rows: int
     kept: int
@@ -88,13 +92,63 @@ class LogReport:
     examples: Mapping[str, str]
 
     @property
+    def older(self) -> int:
+        """Usable rows that were left out because so many newer ones were found."""
+        return self.rows - self.kept - sum(self.rejected.values())
+
+    @property
     def rejected_share(self) -> float:
         """Rejected rows over all rows."""
         return sum(self.rejected.values()) / max(1, self.rows)
 
 
+class _Columns:
+    """A log as it is read: numbers packed, equal texts held once."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
+        self.numbers = {name: array("q") for name in _NUMBERS}
+        self.context: dict[str, list[str | None]] = {}
+        self._shared: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.numbers["time"])
+
+    def append(self, texts: tuple[str, ...], numbers: tuple[int, ...], context: Mapping[str, str]) -> None:
+        """One row: values in the order of `_TEXTS` and `_NUMBERS`."""
+        for column, text in zip(self.texts.values(), texts, strict=True):
+            column.append(self._once(text))
+        for packed, number in zip(self.numbers.values(), numbers, strict=True):
+            packed.append(number)
+        for name in context.keys() - self.context.keys():
+            self.context[name] = [None] * (len(self) - 1)
+        for name, values in self.context.items():
+            values.append(self._once(context[name]) if name in context else None)
+
+    def _once(self, text: str) -> str:
+        return self._shared.setdefault(text, text)
+
+    def keep_newest(self, count: int) -> None:
+        """Forgets all but the newest rows (of equal time, those read last)."""
+        log = self.log().take(slice(max(0, len(self) - count), None))
+        self.texts = {name: getattr(log, name).tolist() for name in _TEXTS}
+        self.numbers = {name: array("q", getattr(log, name).tobytes()) for name in _NUMBERS}
+        self.context = {name: values.tolist() for name, values in log.context.items()}
+        self._shared = {}
+
+    def log(self) -> "ClickLog":
+        """The rows in order of time."""
+        order = np.argsort(np.frombuffer(self.numbers["time"], np.int64), kind="stable")
+        columns: dict[str, Any] = {name: np.array(column, object)[order] for name, column in self.texts.items()}
+        columns |= {name: np.frombuffer(packed, np.int64)[order] for name, packed in self.numbers.items()}
+        return ClickLog(
+            **columns,
+            context={name: np.array(values, object)[order] for name, values in self.context.items()},
+        )
+
+
 def read_clicks(
-    path: Path, known_ads: Collection[str] | None, *, max_rejected: float = 0.01
+    path: Path, known_ads: Collection[str] | None, *, max_rejected: float = 0.01, newest: int | None = None
 ) -> tuple[ClickLog, LogReport]:
     """Reads a click log (Parquet, JSONL or CSV; row-level or aggregated) into memory.
 
@@ -102,19 +156,23 @@ def read_clicks(
     ``unknown_ad`` (not in `known_ads`, unless that is None) or ``bad_counts`` (clicks negative or above impressions,
     impressions below 1, conversions negative or above clicks, a position below 0 or above 1,000).
 
+    Args:
+        newest: Keep only so many of the usable rows, in the memory of twice as many; of rows without times, the last.
+
     Raises:
         InputError: A required column is missing, no usable row is left, more than `max_rejected` (a share, 0 to 1) of
             the rows were rejected, or some times have a zone and others none.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    context: dict[str, list[Any]] = {}
+    if newest is not None and newest < 1:
+        raise InputError(f"the number of newest rows must be 1 or more, not {newest}")
+    columns = _Columns()
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}
     zones: dict[bool, str] = {}
     rows = 0
     for source, number, row in read_rows(path):
         rows += 1
-        problem = row if isinstance(row, DamagedRow) else _append(row, columns, context, known_ads)
+        problem = row if isinstance(row, DamagedRow) else _append(row, columns, known_ads)
         if problem is not None:
             rejected[problem.reason] += 1
             examples.setdefault(problem.reason, f"{source}, row {number}: {problem.detail}")
@@ -122,26 +180,25 @@ def read_clicks(
             zones.setdefault(zone_minutes(row, "timestamp") is not None, f"{source}, row {number}: {row['timestamp']}")
             if len(zones) > 1:
                 raise InputError(f"some times have a zone and others have none ({zones[True]}; {zones[False]})")
-    report = LogReport(rows, len(columns["ad_id"]), dict(rejected), examples)
+        if newest is not None and len(columns) >= 2 * newest:
+            columns.keep_newest(newest)
+    if newest is not None:
+        columns.keep_newest(newest)
+    report = LogReport(rows, len(columns), dict(rejected), examples)
     _check_share(path, report, max_rejected)
-    return _sorted_log(columns, context), report
+    return columns.log(), report
 
 
-def _append(
-    row: Mapping[str, Any],
-    columns: dict[str, list[Any]],
-    context: dict[str, list[Any]],
-    known_ads: Collection[str] | None,
-) -> DamagedRow | None:
+def _append(row: Mapping[str, Any], columns: _Columns, known_ads: Collection[str] | None) -> DamagedRow | None:
     missing = [name for name in REQUIRED if name not in row]
     if missing:
         raise InputError(f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}")
     try:
-        request_id, ad_id, user_id = (as_text(row, name) for name in ("request_id", "ad_id", "user_id"))
+        request_id, ad_id, user_id = (as_text(row, name) for name in _TEXTS)
         clicks, impressions = as_int(row, "clicks"), as_int(row, "impressions")
         conversions, position = as_int(row, "conversions"), as_int(row, "position")
         moment = as_time(row, "timestamp")
-        extra = {name: as_text(row, name) or None for name in row.keys() - _NO_CONTEXT}
+        context = {name: as_text(row, name) for name in row.keys() - _NO_CONTEXT}
     except InputError as error:
         return DamagedRow("bad_row", str(error))
     if not request_id or not ad_id:
@@ -156,13 +213,11 @@ def _append(
         return DamagedRow("bad_counts", f"position {position} is not 1 to {MAX_POSITION}, or 0 for unknown")
     time = NO_TIME if moment is None else round(moment.timestamp() * 1_000_000)
     offset = zone_minutes(row, "timestamp") or 0
-    values = (request_id, ad_id, user_id, time, offset, clicks, impressions, conversions, position)
-    for column, value in zip(columns.values(), values, strict=True):
-        column.append(value)
-    for name in extra.keys() - context.keys():
-        context[name] = [None] * (len(columns["ad_id"]) - 1)
-    for name, texts in context.items():
-        texts.append(extra.get(name))
+    columns.append(
+        (request_id, ad_id, user_id),
+        (time, offset, clicks, impressions, conversions, position),
+        {name: text for name, text in context.items() if text},
+    )
     return None
 
 
@@ -175,69 +230,3 @@ def _check_share(path: Path, report: LogReport, max_rejected: float) -> None:
         )
     if report.kept == 0:
         raise InputError(f"{path} has no usable row{': ' + reasons if reasons else ''}")
-
-
-def _sorted_log(columns: dict[str, list[Any]], context: dict[str, list[Any]]) -> ClickLog:
-    order = np.argsort(np.array(columns["time"], np.int64), kind="stable")
-    ordered = {name: np.array(columns[name], object if name in _TEXTS else np.int64)[order] for name in _COLUMNS}
-    return ClickLog(**ordered, context={name: np.array(values, object)[order] for name, values in context.items()})
-
-
-def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
-    """Row indices of training, validation and test: earliest rows first. No moment falls into two parts.
-
-    Raises InputError if a row has no time or a part would be empty.
-    """
-    if not log.has_time:
-        raise InputError("a split by time needs a timestamp in every row")
-    cuts = [_cut(log.time, sum(shares[:parts])) for parts in (1, 2)]
-    return _non_empty(np.split(np.arange(len(log)), cuts))
-
-
-def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
-    """Row indices of training, validation and test: all rows of one key together, keys at random.
-
-    With request ids, no request is torn apart; with ad ids, the test holds ads that no training row has. Raises
-    InputError if a part is empty.
-    """
-    names, group = np.unique(keys.astype(str), return_inverse=True)
-    return split_at_random(len(names), seed, shares, group)
-
-
-def split_folds(keys: Texts, folds: int, fold: int, seed: int = 0) -> tuple[Integers, ...]:
-    """Row indices of training, validation and test: the keys of one fold test, an eighth of the others validate.
-
-    Raises InputError if a part is empty.
-    """
-    names, group = np.unique(keys.astype(str), return_inverse=True)
-    place = np.random.default_rng(seed).permutation(len(names))
-    part = np.where(place % folds == fold, 2, np.where(place // folds % 8 == 0, 1, 0))
-    return _non_empty([np.flatnonzero(part[group] == number) for number in range(3)])
-
-
-def split_at_random(
-    count: int,
-    seed: int,
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    group: npt.NDArray[np.integer[Any]] | None = None,
-) -> tuple[Integers, ...]:
-    """Row indices of training, validation and test: `count` rows (or groups, with the group of each row) at random.
-
-    Raises InputError if a part is empty.
-    """
-    place = np.random.default_rng(seed).permutation(count) / count
-    part = np.searchsorted(np.cumsum(shares[:2]) - 1e-9, place, side="right")
-    return _non_empty([np.flatnonzero((part if group is None else part[group]) == number) for number in range(3)])
-
-
-def _cut(time: Integers, share: float) -> int:
-    """The first row at or after `share` of the log that begins a new moment."""
-    row = min(round(share * len(time)), len(time) - 1)
-    return int(np.searchsorted(time, time[row], side="left"))
-
-
-def _non_empty(parts: list[npt.NDArray[Any]]) -> tuple[Integers, ...]:
-    for name, part in zip(("training", "validation", "test"), parts, strict=True):
-        if len(part) == 0:
-            raise InputError(f"the log is too small to split: the {name} part would be empty")
-    return tuple(parts)

@@ -2,17 +2,19 @@
 
 import csv
 import json
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from records.clicks import NO_TIME, ClickLog, read_clicks, split_at_random, split_by_key, split_by_time
+from records.clicks import NO_TIME, ClickLog, read_clicks
 from records.errors import InputError
+from records.splits import split_at_random, split_by_key, split_by_time
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 ROW = {"request_id": "r1", "ad_id": "a1", "clicks": 0, "impressions": 1}
@@ -220,6 +222,45 @@ def test_a_missing_column_is_named(tmp_path, column):
     rows = [{name: value for name, value in {**ROW, "user_id": "u"}.items() if name != column}]
     with pytest.raises(InputError, match=f"lacks {column}; it needs request_id, ad_id"):
         read_clicks(write_csv(tmp_path / "clicks.csv", rows), None)
+
+
+@given(
+    st.lists(st.integers(0, 9) | st.none(), min_size=1, max_size=40),
+    st.integers(1, 45),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_newest_rows_are_those_at_the_end_of_the_whole_log(tmp_path, times, newest):
+    rows = [
+        {**ROW, "request_id": f"r{number}", "timestamp": time, **({"device": f"d{number % 3}"} if number % 4 else {})}
+        for number, time in enumerate(times)
+    ]
+    whole, _ = read(tmp_path, rows)
+    part, report = read(tmp_path, rows, newest=newest)
+    want = whole.take(slice(max(0, len(whole) - newest), None))
+    for name in ("request_id", "ad_id", "user_id", "time", "clicks"):
+        assert getattr(part, name).tolist() == getattr(want, name).tolist()
+    for name, values in part.context.items():
+        assert values.tolist() == want.context[name].tolist()
+    assert (report.kept, report.older) == (len(part), len(whole) - len(part))
+
+
+def test_the_newest_rows_take_the_memory_of_twice_as_many_whatever_the_log(tmp_path):
+    rows = [{**ROW, "request_id": f"request-{number}", "timestamp": number} for number in range(20_000)]
+    path = write_jsonl(tmp_path / "clicks.jsonl", rows)
+
+    def peak(**options):
+        tracemalloc.start()
+        read_clicks(path, None, **options)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(newest=200) < 0.2 * peak()
+
+
+def test_no_newest_rows_are_an_error(tmp_path):
+    with pytest.raises(InputError, match="1 or more"):
+        read(tmp_path, [ROW], newest=0)
 
 
 @settings(max_examples=200, deadline=None)

@@ -51,6 +51,10 @@ Peers = Annotated[
 Seed = Annotated[int, typer.Option(help="Of a split at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
+Newest = Annotated[
+    int | None,
+    typer.Option(min=1, help="Use only so many of the log's newest rows, so that any log fits; default: all."),
+]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
 
 
@@ -90,6 +94,7 @@ def train_command(
     split: Split = "auto",
     peers: Peers = "fast",
     max_rejected: MaxRejected = 0.01,
+    newest: Newest = None,
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
@@ -107,7 +112,7 @@ def train_command(
     from ranking.training.run import REPORT_FILE, help_to_train, train_and_save
     from ranking.training.workers import is_first_worker
 
-    data = load_dataset(ads, clicks, users, split=split, seed=options.seed, max_rejected=max_rejected)
+    data = load_dataset(ads, clicks, users, split=split, seed=options.seed, max_rejected=max_rejected, newest=newest)
     if not is_first_worker():
         help_to_train(data, out, options)
         return
@@ -138,6 +143,7 @@ def evaluate_command(
     ] = 0.5,
     report: Annotated[Path | None, typer.Option(help="Also write a page with plots to this file.")] = None,
     max_rejected: MaxRejected = 0.01,
+    newest: Newest = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model version on the test part of a click log (see --split), beside simple peers.
@@ -153,7 +159,7 @@ def evaluate_command(
     name = version or store.current_path().name
     store.verify(name)
     loaded = load_version(store, name)
-    data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected)
+    data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest)
     _show_log(data)
     if data.sha256 != loaded.spec.data_sha256:
         log.warning("this is not the log that version %s was trained on; rows it learned from may be tested", name)
@@ -176,6 +182,7 @@ def calibrate_command(
     users: Users = None,
     version: Version = "",
     max_rejected: MaxRejected = 0.01,
+    newest: Newest = None,
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +193,7 @@ def calibrate_command(
     from ranking.training.dataset import load_dataset
     from ranking.training.recalibrate import recalibrate
 
-    data = load_dataset(ads, clicks, users, split="none", max_rejected=max_rejected)
+    data = load_dataset(ads, clicks, users, split="none", max_rejected=max_rejected, newest=newest)
     _show_log(data)
     with Console(stderr=True).status("Predicting and calibrating"):
         found = recalibrate(open_store(model), version, data, publish=publish)
@@ -208,4 +215,6 @@ def _show_log(data: "Dataset") -> None:
     console = Console(stderr=True)
     if data.report.rejected:
         console.print(rejected_lines(data.report), highlight=False, soft_wrap=True)
+    if data.report.older:
+        console.print(f"{data.report.older:,} older rows were left out (--newest).", highlight=False)
     console.print(log_lines(report_on(data)), highlight=False)

@@ -15,19 +15,10 @@ from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
 from records.ads import Ad, RejectedAd, read_ads
-from records.clicks import (
-    NO_TIME,
-    ClickLog,
-    Integers,
-    LogReport,
-    Texts,
-    read_clicks,
-    split_at_random,
-    split_by_key,
-    split_by_time,
-)
+from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts, read_clicks
 from records.errors import InputError
 from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
+from records.splits import split_at_random, split_by_key, split_by_time
 from records.users import Context, UserProfile, context_from_row, read_users
 
 SPLITS = ("time", "random", "request", "ad")
@@ -158,7 +149,14 @@ class Dataset:
 
 
 def load_dataset(
-    ads: Path, clicks: Path, users: Path | None, *, split: str = "auto", seed: int = 0, max_rejected: float = 0.01
+    ads: Path,
+    clicks: Path,
+    users: Path | None,
+    *,
+    split: str = "auto",
+    seed: int = 0,
+    max_rejected: float = 0.01,
+    newest: int | None = None,
 ) -> Dataset:
     """Reads and joins the three files and splits the log 8:1:1.
 
@@ -167,13 +165,14 @@ def load_dataset(
             that were never trained on), or "auto": by time where every row has one, else by request. "none" makes
             no parts: each row looks back on strictly earlier ones.
         seed: for a split at random.
+        max_rejected, newest: see `records.clicks.read_clicks`.
 
     Raises:
         InputError: A file cannot be read, too many rows are unusable, or the log is too small to split.
     """
     catalog = {ad.ad_id: ad for ad in read_ads(ads) if not isinstance(ad, RejectedAd)}
     profiles = {user.user_id: user for user in read_users(users)} if users else {}
-    log, report = read_clicks(clicks, catalog.keys(), max_rejected=max_rejected)
+    log, report = read_clicks(clicks, catalog.keys(), max_rejected=max_rejected, newest=newest)
     if split == "auto":
         split = "time" if log.has_time else "request"
     return Dataset(log, report, catalog, profiles, _keys(log, catalog), _split(log, split, seed), split)

@@ -1,0 +1,69 @@
+"""A click log cut into training, validation and test: by time, by request, by ad, at random. Knows no models."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from records.clicks import ClickLog, Integers, Texts
+from records.errors import InputError
+
+
+def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: earliest rows first. No moment falls into two parts.
+
+    Raises InputError if a row has no time or a part would be empty.
+    """
+    if not log.has_time:
+        raise InputError("a split by time needs a timestamp in every row")
+    cuts = [_cut(log.time, sum(shares[:parts])) for parts in (1, 2)]
+    return _non_empty(np.split(np.arange(len(log)), cuts))
+
+
+def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: all rows of one key together, keys at random.
+
+    With request ids, no request is torn apart; with ad ids, the test holds ads that no training row has. Raises
+    InputError if a part is empty.
+    """
+    names, group = np.unique(keys.astype(str), return_inverse=True)
+    return split_at_random(len(names), seed, shares, group)
+
+
+def split_folds(keys: Texts, folds: int, fold: int, seed: int = 0) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: the keys of one fold test, an eighth of the others validate.
+
+    Raises InputError if a part is empty.
+    """
+    names, group = np.unique(keys.astype(str), return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(names))
+    part = np.where(place % folds == fold, 2, np.where(place // folds % 8 == 0, 1, 0))
+    return _non_empty([np.flatnonzero(part[group] == number) for number in range(3)])
+
+
+def split_at_random(
+    count: int,
+    seed: int,
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    group: npt.NDArray[np.integer[Any]] | None = None,
+) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: `count` rows (or groups, with the group of each row) at random.
+
+    Raises InputError if a part is empty.
+    """
+    place = np.random.default_rng(seed).permutation(count) / count
+    part = np.searchsorted(np.cumsum(shares[:2]) - 1e-9, place, side="right")
+    return _non_empty([np.flatnonzero((part if group is None else part[group]) == number) for number in range(3)])
+
+
+def _cut(time: Integers, share: float) -> int:
+    """The first row at or after `share` of the log that begins a new moment."""
+    row = min(round(share * len(time)), len(time) - 1)
+    return int(np.searchsorted(time, time[row], side="left"))
+
+
+def _non_empty(parts: list[npt.NDArray[Any]]) -> tuple[Integers, ...]:
+    for name, part in zip(("training", "validation", "test"), parts, strict=True):
+        if len(part) == 0:
+            raise InputError(f"the log is too small to split: the {name} part would be empty")
+    return tuple(parts)
