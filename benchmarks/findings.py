@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 from rich.table import Table
 
@@ -41,13 +43,27 @@ def machine() -> str:
     return f"{platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
-def keep(path: Path, findings: Sequence[Finding]) -> list[Finding]:
-    """Writes findings in place of those of the same checks, and returns all there are."""
+def finding(
+    check: str,
+    figure: str,
+    target: str,
+    ends: npt.ArrayLike,
+    met: bool | None,
+    runs: Sequence[object],
+    minutes: float,
+    note: str = "",
+) -> Finding:
+    """A figure from `ends`, its value and the ends of its interval; `runs` has one entry for each seed or fold."""
+    reached, low, high = np.asarray(ends, np.float64).tolist()
+    return Finding(check, figure, target, reached, low, high, met, len(runs), minutes, machine(), note)
+
+
+def keep(path: Path, findings: Sequence[Finding]) -> None:
+    """Writes findings in place of those of the same checks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     checks = {finding.check for finding in findings}
     kept = [finding for finding in read(path) if finding.check not in checks] + list(findings)
     path.write_text(json.dumps([asdict(finding) for finding in kept], indent=1) + "\n")
-    return kept
 
 
 def read(path: Path) -> list[Finding]:
@@ -57,32 +73,41 @@ def read(path: Path) -> list[Finding]:
 
 def as_table(findings: Iterable[Finding]) -> Table:
     """For a terminal."""
-    table = Table(title="Quality")
+    table = Table(title="Quality", show_lines=True)
     for column in _COLUMNS:
         table.add_column(column)
-    for finding in findings:
-        table.add_row(*_cells(finding), style="" if finding.met is not False else "yellow")
+    for one in findings:
+        table.add_row(*_cells(one), style="" if one.met is not False else "yellow")
     return table
 
 
-def as_markdown(findings: Iterable[Finding]) -> str:
-    """For a document."""
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *(_cells(finding) for finding in findings)]
+def as_markdown(findings: Sequence[Finding]) -> str:
+    """For a document, with the machines under the table."""
+    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *(_cells(one) for one in findings)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{table}\n\nMeasured on: {'; '.join(dict.fromkeys(one.machine for one in findings))}."
+
+
+def as_short_markdown(findings: Iterable[Finding]) -> str:
+    """The figures that have a target, without the notes."""
+    columns = ("check", "figure", "target", "reached", "met")
+    lines = [columns, ("---",) * len(columns)]
+    lines += [(one.check, one.figure, one.target, _reached(one), _met(one)) for one in findings if one.target]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-_COLUMNS = ("check", "figure", "target", "reached", "interval", "met", "seeds", "minutes")
+_COLUMNS = ("check", "figure", "target", "reached", "met", "seeds", "minutes")
 
 
-def _cells(finding: Finding) -> tuple[str, ...]:
-    met = {True: "yes", False: "no", None: ""}[finding.met]
-    return (
-        finding.check,
-        f"{finding.figure} ({finding.note})" if finding.note else finding.figure,
-        finding.target,
-        f"{finding.reached:.4f}",
-        f"{finding.low:.4f} to {finding.high:.4f}",
-        met,
-        str(finding.seeds),
-        f"{finding.minutes:.1f}",
-    )
+def _cells(one: Finding) -> tuple[str, ...]:
+    figure = f"{one.figure} ({one.note})" if one.note else one.figure
+    return (one.check, figure, one.target, _reached(one), _met(one), str(one.seeds), f"{one.minutes:.1f}")
+
+
+def _reached(one: Finding) -> str:
+    digits = 2 if abs(one.reached) >= 2 else 4
+    return f"{one.reached:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+
+
+def _met(one: Finding) -> str:
+    return {True: "yes", False: "no", None: ""}[one.met]

@@ -9,7 +9,8 @@ from torch import nn
 
 from ranking.errors import ModelError
 from ranking.training.checkpoint import Checkpoint
-from ranking.training.loop import Loop, Plan
+from ranking.training.loop import Loop
+from ranking.training.stage import Plan
 
 PLAN = Plan("test", 40, None, validate_every=5, patience=3, weight_decay=0.01, seed=3)
 INPUTS = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))

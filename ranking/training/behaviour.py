@@ -6,7 +6,6 @@ sees only the other folds, so that what it sees never tells its own answer.
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from ranking.behaviour import BehaviourModel
 from ranking.training.dataset import Dataset
 from ranking.training.labels import Labels, all_labels
-from ranking.training.loop import Fit, Loop, Plan, Watch
+from ranking.training.loop import Loop
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
 from ranking.training.options import TrainOptions
 from ranking.training.rows import CELLS_PER_WINDOW, BehaviourRows, behaviour_logits
-from ranking.training.workers import Workers
+from ranking.training.stage import Conditions, Fit, Plan
 from records.history import Window, merged
 
 _AVERAGE_DECAY = 0.998
@@ -34,11 +33,9 @@ def train_behaviour(
     rows: BehaviourRows,
     data: Dataset,
     options: TrainOptions,
-    watch: Watch,
+    under: Conditions,
     *,
     is_new: bool = True,
-    checkpoint: Path | None = None,
-    workers: Workers = Workers(),  # noqa: B008 (a frozen value)
 ) -> Fit:
     """Trains `model` in place; keeps the (averaged) weights that are best on the validation part.
 
@@ -72,7 +69,7 @@ def train_behaviour(
         losses = [_loss(model, rows, window, everything, options, 0.0) for window in validation]
         return float(torch.stack(losses).sum()) / int(data.log.impressions[data.parts[1]].sum())
 
-    plan = _plan(options, len(labels.rows), checkpoint, workers)
+    plan = _plan(options, len(labels.rows), under)
     weights = dict(model.named_parameters())
     # Attributes of a user almost tell who it is: learned fast, they are learned by heart.
     slow = set(model.context.parameters())
@@ -85,26 +82,26 @@ def train_behaviour(
     ]
     if not plan.steps and is_new:
         _say_nothing(model)
-    loop: Loop[list[Window]] = Loop(plan, weights, groups, validate, watch, workers)
+    loop: Loop[list[Window]] = Loop(plan, weights, groups, validate, under.watch, under.workers)
     fit = loop.run(batches, loss)
     _refit_positions(model, rows, data)
     rows.center_positions(model, data.parts[0])
     return fit
 
 
-def _plan(options: TrainOptions, rows: int, checkpoint: Path | None, workers: Workers) -> Plan:
-    steps = math.ceil(options.behaviour_epochs * rows / options.behaviour_batch / workers.count)
-    per_epoch = math.ceil(rows / options.behaviour_batch / workers.count)
+def _plan(options: TrainOptions, rows: int, under: Conditions) -> Plan:
+    steps = math.ceil(options.behaviour_epochs * rows / options.behaviour_batch / under.workers.count)
+    per_epoch = math.ceil(rows / options.behaviour_batch / under.workers.count)
     return Plan(
         stage="behaviour",
         steps=max(options.behaviour_min_steps, steps) if options.behaviour_epochs else 0,
-        seconds=options.behaviour_share * options.max_minutes * 60 if options.max_minutes is not None else None,
+        seconds=under.seconds,
         validate_every=max(_STEPS_PER_VALIDATION, per_epoch),
         patience=options.patience,
         weight_decay=options.weight_decay,
         seed=options.seed,
         average_decay=_AVERAGE_DECAY,
-        checkpoint=checkpoint,
+        checkpoint=under.checkpoint,
         too_fast="lower --behaviour-learning-rate",
     )
 

@@ -5,8 +5,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ranking.errors import ModelError
-from ranking.training.loop import Step, Watch
 from ranking.training.results import CurvePoint
+from ranking.training.stage import Step, Watch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,8 +8,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -17,75 +15,13 @@ from torch import Tensor, nn
 
 from ranking.errors import ModelError
 from ranking.training.checkpoint import Checkpoint
+from ranking.training.stage import Fit, Plan, Step, Watch
 from ranking.training.workers import Workers
 
 _WARMUP_STEPS = 50
 _LOWEST_RATE = 0.02
 
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a stage trains, and how.
-
-    Attributes:
-        stage: its name, for those who watch.
-        steps: how many, at most.
-        seconds: wall-clock limit, None for none. With a limit the learning rate follows the clock.
-        validate_every: steps between validations.
-        patience: validations without improvement after which the stage ends.
-        accumulate: batches that make one step.
-        average_decay: of the running average of the weights (Polyak and Juditsky 1992), which is then what is
-            validated and kept; None keeps the weights themselves.
-        checkpoint: file of the checkpoint, None for none; written every `checkpoint_every` steps.
-    """
-
-    stage: str
-    steps: int
-    seconds: float | None
-    validate_every: int
-    patience: int
-    weight_decay: float
-    seed: int
-    accumulate: int = 1
-    average_decay: float | None = None
-    checkpoint: Path | None = None
-    checkpoint_every: int = 100
-    too_fast: str = "lower the learning rate"
-
-
-@dataclass(frozen=True)
-class Step:
-    """What those who watch a training are told.
-
-    Attributes:
-        done: share of the stage, 0 to 1.
-        training_loss: mean since the last validation, NaN before the first step.
-        validation_loss: None unless this step was validated.
-        best_loss: lowest validation loss so far.
-    """
-
-    stage: str
-    step: int
-    done: float
-    learning_rate: float
-    training_loss: float
-    validation_loss: float | None
-    best_loss: float
-
-
-Watch = Callable[[Step], None]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a stage brought: validation loss before it, and at the step that was kept (0 keeps what it began with)."""
-
-    steps: int
-    kept_step: int
-    loss_before: float
-    loss_kept: float
 
 
 class Loop(Generic[Batch]):
@@ -146,7 +82,7 @@ class Loop(Generic[Batch]):
             else:
                 self._epoch, self._in_epoch = self._epoch + 1, 0
         self._put(self._best)
-        return Fit(self._step, self._kept, self._before, self._best_loss)
+        return Fit(self._step, self._kept, self._before, self._best_loss, self._seconds)
 
     def _grouped(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """This process's share of the batches of each step."""
@@ -210,8 +146,9 @@ class Loop(Generic[Batch]):
     def _done(self) -> float:
         """From 0 to 1: the larger share of steps and of minutes."""
         by_steps = self._step / self._plan.steps if self._plan.steps else 1.0
-        by_time = self._seconds / self._plan.seconds if self._plan.seconds else 0.0
-        return min(1.0, max(by_steps, by_time))
+        if self._plan.seconds is None:
+            return min(1.0, by_steps)
+        return min(1.0, max(by_steps, self._seconds / max(self._plan.seconds, 1e-9)))
 
     def _tick(self) -> None:
         """Adds the time since the last tick, as the first process saw it."""

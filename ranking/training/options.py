@@ -48,7 +48,11 @@ class TrainOptions:
     behaviour_min_steps: int = _option(_BEHAVIOUR, 300, "Steps that a small log is read over and over for.", min=0)
     behaviour_learning_rate: float = _option(_BEHAVIOUR, 8e-3, "Of the behaviour part.", min=0)
     behaviour_share: float = _option(
-        _BEHAVIOUR, 0.5, "Share of --max-minutes that the behaviour part may take.", min=0, max=1
+        _BEHAVIOUR,
+        0.7,
+        "Share of --max-minutes that the behaviour part may take; the text gets what is left.",
+        min=0,
+        max=1,
     )
 
     epochs: float = _option(_TEXT, 1.0, "Passes over the training rows for the text, at most; 0 leaves it out.", min=0)

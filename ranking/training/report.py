@@ -16,7 +16,7 @@ from ranking.training.results import RANKER, Evaluation, TextFit, TrainReport
 if TYPE_CHECKING:
     from ranking.artifact import Metric
     from ranking.training.log_report import Day, LogFacts
-    from ranking.training.loop import Step, Watch
+    from ranking.training.stage import Step, Watch
     from records.clicks import LogReport
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from ranking.training.batches import BatchMaker, LabelledBatch, make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.distill import Lessons
 from ranking.training.labels import all_labels
-from ranking.training.loop import Fit, Loop, Plan, Watch
+from ranking.training.loop import Loop
 from ranking.training.lora import add_adapters, merge_adapters
 from ranking.training.options import TrainOptions
 from ranking.training.scorer import Scorer
-from ranking.training.workers import Workers
+from ranking.training.stage import Conditions, Fit, Plan
 from records.clicks import Integers
 
 
@@ -28,11 +28,8 @@ def train_text(
     maker: BatchMaker,
     data: Dataset,
     options: TrainOptions,
-    watch: Watch,
-    *,
+    under: Conditions,
     lessons: Lessons | None = None,
-    checkpoint: Path | None = None,
-    workers: Workers = Workers(),  # noqa: B008 (a frozen value)
 ) -> Fit:
     """Trains the text layers in place, the behaviour part being given; keeps the weights best on the validation part.
 
@@ -71,8 +68,10 @@ def train_text(
             total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, options))
         return total / int(data.log.impressions[np.concatenate(validation)].sum())
 
-    plan = _plan(options, len(labels.rows), checkpoint, workers)
-    loop: Loop[LabelledBatch] = Loop(plan, weights, _groups(model, lessons, options), validate, watch, workers)
+    plan = _plan(options, len(labels.rows), under)
+    loop: Loop[LabelledBatch] = Loop(
+        plan, weights, _groups(model, lessons, options), validate, under.watch, under.workers
+    )
     fit = loop.run(batches, loss)
     is_kept = fit.loss_before - fit.loss_kept >= options.min_text_gain
     if not is_kept:
@@ -81,23 +80,22 @@ def train_text(
                 weight.copy_(untrained[name])
     if options.lora_rank:
         merge_adapters(model.encoder)
-    return fit if is_kept else Fit(fit.steps, 0, fit.loss_before, fit.loss_before)
+    return fit if is_kept else replace(fit, kept_step=0, loss_kept=fit.loss_before)
 
 
-def _plan(options: TrainOptions, rows: int, checkpoint: Path | None, workers: Workers) -> Plan:
-    pairs = options.pairs_per_step * options.accumulate * workers.count
-    seconds = (1 - options.behaviour_share) * options.max_minutes * 60 if options.max_minutes is not None else None
+def _plan(options: TrainOptions, rows: int, under: Conditions) -> Plan:
+    pairs = options.pairs_per_step * options.accumulate * under.workers.count
     return Plan(
         stage="text",
         steps=math.ceil(options.epochs * rows / pairs),
-        seconds=seconds,
+        seconds=under.seconds,
         validate_every=options.validate_every,
         patience=options.patience,
         weight_decay=options.weight_decay,
         seed=options.seed,
         accumulate=options.accumulate,
         average_decay=options.average_decay or None,
-        checkpoint=checkpoint,
+        checkpoint=under.checkpoint,
         too_fast="lower --learning-rate",
     )
 

@@ -1,6 +1,6 @@
 """A training from data to a model with its calibration. Knows no serving."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,12 @@ from ranking.training.behaviour import train_behaviour
 from ranking.training.calibrate import fit_calibration, fit_conversions
 from ranking.training.dataset import Dataset
 from ranking.training.distill import keep_layers, make_lessons
-from ranking.training.loop import Fit, Watch
 from ranking.training.losses import GROUP_LOSSES
 from ranking.training.options import TrainOptions
 from ranking.training.results import TextFit
 from ranking.training.rows import BehaviourRows, behaviour_logits
 from ranking.training.scorer import Scorer, predict_logits
+from ranking.training.stage import Conditions, Fit, Watch
 from ranking.training.text import train_text, validation_blocks
 from ranking.training.versions import load_named
 from ranking.training.workers import join_workers, worker_device
@@ -86,23 +86,39 @@ def train(
     workers = join_workers(device)
     start = _start(data, options, device)
     model, spec, rows = start.model.to(device), start.spec, start.rows
-    files = [None if checkpoints is None else checkpoints / f"{stage}.safetensors" for stage in ("behaviour", "text")]
-    is_new = not options.warm_start
-    train_behaviour(model.behaviour, rows, data, options, watch, is_new=is_new, checkpoint=files[0], workers=workers)
+    whole = Conditions(watch, workers, seconds=None if options.max_minutes is None else 60 * options.max_minutes)
+    learned = train_behaviour(
+        model.behaviour, rows, data, options, _first_part(whole, options, checkpoints), is_new=not options.warm_start
+    )
     known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
     with torch.no_grad():
         of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
     maker = BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.tokenizer, spec, device)
-    scorer = Scorer(
-        model, spec, device, choose_precision(options.precision, device), keep=options.train_layers == "joined"
-    )
+    bfloat16 = choose_precision(options.precision, device)
+    scorer = Scorer(model, spec, device, bfloat16, keep=options.train_layers == "joined")
     teacher = load_named(options.teacher) if options.teacher else None
     lessons = None if teacher is None else make_lessons(data, teacher, model, options, device)
-    fit = train_text(model, scorer, maker, data, options, watch, lessons=lessons, checkpoint=files[1], workers=workers)
+    fit = train_text(model, scorer, maker, data, options, _rest(whole, learned, checkpoints), lessons)
     predicted, logits = predict_logits(scorer, model, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
     return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options), teacher)
+
+
+def _first_part(whole: Conditions, options: TrainOptions, checkpoints: Path | None) -> Conditions:
+    """Of the behaviour part: its share of the time."""
+    seconds = None if whole.seconds is None else options.behaviour_share * whole.seconds
+    return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "behaviour"))
+
+
+def _rest(whole: Conditions, behaviour: Fit, checkpoints: Path | None) -> Conditions:
+    """Of the text layers: the time that the behaviour part left."""
+    seconds = None if whole.seconds is None else max(0.0, whole.seconds - behaviour.seconds)
+    return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "text"))
+
+
+def _checkpoint(checkpoints: Path | None, stage: str) -> Path | None:
+    return None if checkpoints is None else checkpoints / f"{stage}.safetensors"
 
 
 def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, conversion: Logits) -> CtrSpec:

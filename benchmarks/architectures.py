@@ -1,0 +1,146 @@
+"""Reading the user once against reading every pair anew, and a student against its teacher, on MovieLens-100k.
+
+A small part of an epoch of text, on top of behaviour that was learned alike, keeps these checks to minutes a seed: the
+differences between architectures are what counts here, not how good either is. The text is kept whatever it brings.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from benchmarks.findings import Finding, finding
+from benchmarks.runs import Run
+from ranking.artifact import Metric, ModelVersion
+from ranking.model import JOINT, SHARED_USER
+from ranking.training.dataset import Dataset, load_dataset
+from ranking.training.evaluate import evaluate
+from ranking.training.options import TrainOptions
+from ranking.training.results import RANKER, TEACHER, Evaluation
+from ranking.training.run import train_and_save
+from ranking.training.stage import Step
+from ranking.training.train import Trained, train
+from ranking.training.versions import load_named
+from records.counters import CounterSnapshot
+from records.movielens import export_movielens, find_movielens
+
+_TEST_ROWS = 4000
+_OPTIONS = TrainOptions(behaviour_epochs=2, max_user_tokens=64, validation_rows=1000, min_text_gain=-np.inf)
+_MARGIN = 0.002
+
+
+def shared_and_joint(run: Run) -> list[Finding]:
+    """The shared-user ranker and the plain cross-encoder after the same pairs of the same data."""
+    check, started = "shared-user against joint, unseen ads, 4,000 pairs of text", time.monotonic()
+    evaluations = []
+    for seed in range(run.seeds):
+        with run.console.status(f"{check}, seed {seed}"):
+            data = _unseen_ads(run, seed)
+            options = replace(_OPTIONS, seed=seed, epochs=0.05, train_layers="all", validate_every=20)
+            joint = _as_version(train(data, replace(options, architecture=JOINT)), data)
+            shared = train(data, options)
+            evaluations.append(_evaluated(data, shared, joint))
+    minutes = (time.monotonic() - started) / 60
+    return _against_teacher(check, "joint's", evaluations, minutes)
+
+
+def distillation(run: Run) -> list[Finding]:
+    """A student that joins the top two layers, taught by a model that joins all six."""
+    check, started = "distilled from all six layers joined to the top two, unseen ads", time.monotonic()
+    evaluations = []
+    for seed in range(run.seeds):
+        with run.console.status(f"{check}, seed {seed}"):
+            data = _unseen_ads(run, seed)
+            options = replace(_OPTIONS, seed=seed, epochs=0.1, validate_every=20)
+            folder = run.folder / f"teacher-{seed}"
+            train_and_save(data, folder, replace(options, join_layer=0, train_layers="all"), which_peers="none")
+            student = train(data, replace(options, teacher=str(folder)))
+            evaluations.append(_evaluated(data, student, load_named(str(folder))))
+    minutes = (time.monotonic() - started) / 60
+    return _against_teacher(check, "teacher's", evaluations, minutes)
+
+
+def throughput(run: Run) -> list[Finding]:
+    """Pairs a second in training: users read once for up to 64 ads, against one user and one ad a row."""
+    check, started = "training throughput, 128-token users", time.monotonic()
+    files = export_movielens(find_movielens(), run.folder / "movielens")
+    data = load_dataset(files.ads, files.clicks, files.users, split="time")
+    options = TrainOptions(
+        behaviour_epochs=0,
+        epochs=0.008,
+        pairs_per_step=128,
+        max_ads_per_user=64,
+        train_layers="all",
+        validate_every=10**6,
+        validation_rows=1,
+    )
+    ratios = []
+    for seed in range(run.seeds):
+        with run.console.status(f"{check}, round {seed}"):
+            seconds = {
+                architecture: _seconds_per_step(data, replace(options, seed=seed, architecture=architecture))
+                for architecture in (SHARED_USER, JOINT)
+            }
+            ratios.append(seconds[JOINT] / seconds[SHARED_USER])
+    minutes = (time.monotonic() - started) / 60
+    ends = (statistics.median(ratios), min(ratios), max(ratios))
+    note = "all layers trained; interval: lowest and highest round"
+    figure = "shared-user over joint, pairs a second"
+    return [finding(check, figure, "at least 5", ends, ends[0] >= 5, ratios, minutes, note)]
+
+
+def _seconds_per_step(data: Dataset, options: TrainOptions) -> float:
+    """Median over the first steps of the text layers, the very first left out."""
+    moments: list[float] = []
+
+    def watch(step: Step) -> None:
+        if step.stage == "text":
+            moments.append(time.monotonic())
+
+    train(data, options, watch)
+    return float(statistics.median(np.diff(moments)[1:].tolist()))
+
+
+def _unseen_ads(run: Run, seed: int) -> Dataset:
+    files = export_movielens(find_movielens(), run.folder / "movielens")
+    data = load_dataset(files.ads, files.clicks, files.users, split="ad", seed=seed)
+    test = np.random.default_rng(seed).permutation(data.parts[2])[:_TEST_ROWS]
+    return data.with_parts((*data.parts[:2], np.sort(test)))
+
+
+def _as_version(trained: Trained, data: Dataset) -> ModelVersion:
+    counters = CounterSnapshot.of(data.log, data.keys)
+    return ModelVersion("joint", datetime.now(UTC), trained.spec, trained.model, trained.tokenizer, counters)
+
+
+def _evaluated(data: Dataset, trained: Trained, slower: ModelVersion) -> Evaluation:
+    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="none", teacher=slower)
+
+
+def _against_teacher(check: str, whose: str, evaluations: Sequence[Evaluation], minutes: float) -> list[Finding]:
+    def mean(metrics: Sequence[Metric]) -> tuple[float, float, float]:
+        value, low, high = np.array([(one.value, one.low, one.high) for one in metrics]).mean(axis=0).tolist()
+        return value, low, high
+
+    own = mean([one.metrics[RANKER]["auc"] for one in evaluations])
+    lead = mean([one.differences[TEACHER]["auc"] for one in evaluations])
+    faster = [one.milliseconds[TEACHER] / one.milliseconds[RANKER] for one in evaluations]
+    speed = (statistics.median(faster), min(faster), max(faster))
+    words = f"at least -{_MARGIN}"
+    return [
+        finding(check, "AUC", "", own, None, evaluations, minutes),
+        finding(check, f"AUC minus {whose}", words, lead, lead[0] >= -_MARGIN, evaluations, minutes, "paired"),
+        finding(
+            check,
+            "times faster for 100 ads it has met",
+            "",
+            speed,
+            None,
+            evaluations,
+            minutes,
+            "interval: lowest and highest seed",
+        ),
+    ]

@@ -1,0 +1,68 @@
+"""Real A/B tests of headlines (the Upworthy Research Archive): which of two was clicked more."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.findings import Finding, finding
+from benchmarks.runs import Run, predicted
+from ranking.training.dataset import load_dataset
+from ranking.training.metrics import pair_accuracies
+from ranking.training.options import TrainOptions
+from ranking.training.train import train
+from records.errors import InputError
+from records.splits import split_folds
+from records.upworthy import export_upworthy
+
+_FOLDS = 5
+
+
+def upworthy_folds(run: Run) -> list[Finding]:
+    """Real headline tests: which of two headlines was clicked more."""
+    check, started = "Upworthy, 5 folds by test", time.monotonic()
+    if run.upworthy is None:
+        raise InputError("give the archive's file with --upworthy")
+    files = export_upworthy(run.upworthy, run.folder / "upworthy")
+    lines = []
+    for fold in range(_FOLDS):
+        with run.console.status(f"{check}, fold {fold}"):
+            lines.append(_upworthy(files.ads, files.clicks, fold))
+    table, minutes = np.array(lines), (time.monotonic() - started) / 60
+    deviation = 1.96 * table.std(axis=0, ddof=1) / np.sqrt(_FOLDS)
+    findings = []
+    for column, (figure, target, bound) in enumerate(
+        (
+            ("pairs of a test in the right order", "at least 0.65", 0.65),
+            ("pairs with |z| > 1.96 in the right order", "at least 0.75", 0.75),
+        )
+    ):
+        mean = table[:, column].mean()
+        ends = np.r_[mean, mean - deviation[column], mean + deviation[column]]
+        met = bool(mean >= bound)
+        findings.append(finding(check, figure, target, ends, met, lines, minutes, "interval: over folds"))
+    return findings
+
+
+def _upworthy(ads: Path, clicks: Path, fold: int) -> tuple[float, float]:
+    data = load_dataset(ads, clicks, None, split="request")
+    data = data.with_parts(split_folds(data.log.request_id, _FOLDS, fold))
+    options = TrainOptions(
+        train_layers="all",
+        join_layer=0,
+        epochs=4,
+        learning_rate=1e-4,
+        pairs_per_step=64,
+        average_decay=0.99,
+        group_loss="listwise",
+        group_weight=0.9,
+        validate_every=60,
+        patience=4,
+        max_user_tokens=8,
+        max_ad_tokens=40,
+        min_text_gain=0.0,
+    )
+    trained = train(data, options)
+    found = predicted(data, trained)
+    log = data.log.take(found.rows)
+    return pair_accuracies(found.logits, log.clicks, log.impressions, data.groups[found.rows])

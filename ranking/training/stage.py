@@ -1,0 +1,85 @@
+"""A stage of a training as plain values: how it is to go, how it goes, and what it brought."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ranking.training.workers import Workers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a stage trains, and how.
+
+    Attributes:
+        stage: its name, for those who watch.
+        steps: how many, at most.
+        seconds: wall-clock limit, None for none. With a limit the learning rate follows the clock.
+        validate_every: steps between validations.
+        patience: validations without improvement after which the stage ends.
+        accumulate: batches that make one step.
+        average_decay: of the running average of the weights (Polyak and Juditsky 1992), which is then what is
+            validated and kept; None keeps the weights themselves.
+        checkpoint: file of the checkpoint, None for none; written every `checkpoint_every` steps.
+    """
+
+    stage: str
+    steps: int
+    seconds: float | None
+    validate_every: int
+    patience: int
+    weight_decay: float
+    seed: int
+    accumulate: int = 1
+    average_decay: float | None = None
+    checkpoint: Path | None = None
+    checkpoint_every: int = 100
+    too_fast: str = "lower the learning rate"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What those who watch a training are told.
+
+    Attributes:
+        done: share of the stage, 0 to 1.
+        training_loss: mean since the last validation, NaN before the first step.
+        validation_loss: None unless this step was validated.
+        best_loss: lowest validation loss so far.
+    """
+
+    stage: str
+    step: int
+    done: float
+    learning_rate: float
+    training_loss: float
+    validation_loss: float | None
+    best_loss: float
+
+
+Watch = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under which a stage trains: who watches, which processes share it, its checkpoint's file, and how long it may."""
+
+    watch: Watch
+    workers: Workers = Workers()  # noqa: RUF009 (a frozen value)
+    checkpoint: Path | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a stage brought: validation loss before it, and at the step that was kept (0 keeps what it began with).
+
+    Attributes:
+        seconds: that it took, with those before it was killed and taken up again.
+    """
+
+    steps: int
+    kept_step: int
+    loss_before: float
+    loss_kept: float
+    seconds: float = field(compare=False)
