@@ -83,7 +83,8 @@ def make_synthetic(target: Path, options: SyntheticOptions) -> DatasetFiles:
     starts = np.where(random.random(options.ads) < options.cold_share, 0.8, 0.0)
     moments = np.sort(random.random(options.requests))  # share of the log that has passed
     users = random.integers(0, options.users, options.requests)
-    shown = np.concatenate([_draw(random, np.flatnonzero(starts <= moment), options.places) for moment in moments])
+    started = (np.flatnonzero(starts <= moment) for moment in moments)
+    shown = np.concatenate([random.choice(ads, options.places, replace=False) for ads in started])
     user, moment = np.repeat(users, options.places), np.repeat(moments, options.places)
     place = np.tile(np.arange(options.places), options.requests)
 
@@ -120,11 +121,6 @@ def make_synthetic(target: Path, options: SyntheticOptions) -> DatasetFiles:
     }
     pq.write_table(pa.table(truth), target / TRUTH_FILE)
     return files
-
-
-def _draw(random: np.random.Generator, ads: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """`count` different ads."""
-    return random.choice(ads, count, replace=False)
 
 
 def _ads(random: np.random.Generator, topics: npt.NDArray[np.int64]) -> pa.Table:

@@ -167,6 +167,8 @@ LIMITS = [
     (CONTEXT, types_pb2.Context(attributes={"n": MEGABYTE}), r"context.attributes has \d+ characters"),
     (CONTEXT, types_pb2.Context(attributes={MEGABYTE: "v"}), r"context.attributes has \d+ characters"),
     (CONTEXT, types_pb2.Context(timestamp=FAR), "timestamp is not a time"),
+    (CONTEXT, types_pb2.Context(utc_offset_minutes=1441), "context.utc_offset_minutes is 1441"),
+    (CONTEXT, types_pb2.Context(utc_offset_minutes=-1441), "context.utc_offset_minutes is -1441"),
     (CONTEXT, types_pb2.Context(timestamp=Timestamp(nanos=-1)), "timestamp is not a time"),
 ]
 
@@ -191,8 +193,10 @@ def test_the_limits_themselves_are_allowed():
     assert len(convert.ad_from_wire(ad).keywords) == 64
     user = make_user(*[click(text="s" * 32_768)] * 1000, interests="s" * 32_768, attributes=many(64))
     assert len(convert.user_from_wire(user).history) == 1000
-    context = types_pb2.Context(page_text="p" * 32_768, attributes=many(64))
-    assert len(convert.context_from_wire(context).attributes) == 64
+    context = types_pb2.Context(page_text="p" * 32_768, attributes=many(64), utc_offset_minutes=-1440)
+    read = convert.context_from_wire(context)
+    assert (len(read.attributes), read.utc_offset_minutes) == (64, -1440)
+    assert convert.context_to_wire(read) == context
 
 
 @quickly

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ranking.training.results import RANKER, Evaluation, TextFit, TrainReport
+from ranking.training.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:
     from ranking.artifact import Metric
@@ -61,11 +61,13 @@ def _caption(evaluation: Evaluation) -> str:
         f"intervals over users. Ranker: predicted / actual clicks {evaluation.predicted_over_actual:.3f}; chance alone "
         f"gives an ECE of {evaluation.calibration_noise:.4f}."
     )
-    if not evaluation.differences:
-        return caption
-    peer = max(evaluation.differences, key=lambda name: evaluation.metrics[name]["auc"].value)
-    lead = evaluation.differences[peer]["auc"]
-    return f"{caption} Ranker minus {peer}: AUC {lead.value:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]."
+    peers = [name for name in evaluation.differences if name != TEACHER]
+    best = max(peers, key=lambda name: evaluation.metrics[name]["auc"].value, default="")
+    for name in (TEACHER, best):
+        if name in evaluation.differences:
+            lead = evaluation.differences[name]["auc"]
+            caption += f" Ranker minus {name}: AUC {lead.value:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]."
+    return caption
 
 
 def _plain(value: float) -> str:
