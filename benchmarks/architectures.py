@@ -27,19 +27,19 @@ from ranking.training.versions import load_named
 from records.counters import CounterSnapshot
 from records.movielens import export_movielens, find_movielens
 
-_TEST_ROWS = 4000
-_OPTIONS = TrainOptions(behaviour_epochs=2, max_user_tokens=64, validation_rows=1000, min_text_gain=-np.inf)
+_TEST_ROWS = 3000
+_OPTIONS = TrainOptions(behaviour_epochs=2, max_user_tokens=64, validation_rows=500, min_text_gain=-np.inf)
 _MARGIN = 0.002
 
 
 def shared_and_joint(run: Run) -> list[Finding]:
     """The shared-user ranker and the plain cross-encoder after the same pairs of the same data."""
-    check, started = "shared-user against joint, unseen ads, 4,000 pairs of text", time.monotonic()
+    check, started = "shared-user against joint, unseen ads, 2,400 pairs of text", time.monotonic()
     evaluations = []
     for seed in range(run.seeds):
         with run.console.status(f"{check}, seed {seed}"):
             data = _unseen_ads(run, seed)
-            options = replace(_OPTIONS, seed=seed, epochs=0.05, train_layers="all", validate_every=20)
+            options = replace(_OPTIONS, seed=seed, epochs=0.03, train_layers="all", validate_every=10)
             joint = _as_version(train(data, replace(options, architecture=JOINT)), data)
             shared = train(data, options)
             evaluations.append(_evaluated(data, shared, joint))
@@ -54,7 +54,7 @@ def distillation(run: Run) -> list[Finding]:
     for seed in range(run.seeds):
         with run.console.status(f"{check}, seed {seed}"):
             data = _unseen_ads(run, seed)
-            options = replace(_OPTIONS, seed=seed, epochs=0.1, validate_every=20)
+            options = replace(_OPTIONS, seed=seed, epochs=0.08, validate_every=20)
             folder = run.folder / f"teacher-{seed}"
             train_and_save(data, folder, replace(options, join_layer=0, train_layers="all"), which_peers="none")
             student = train(data, replace(options, teacher=str(folder)))

@@ -29,7 +29,8 @@ from index_builder.encoder import EMBEDDED, embedded_model_path
 from ranking.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
-from ranking.model import BERT_LIKE, JOINT, JointCrossEncoder, SharedUserCrossEncoder
+from ranking.joint import JointCrossEncoder
+from ranking.model import BERT_LIKE, JOINT, SharedUserCrossEncoder
 from records.counters import CounterSnapshot
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"

@@ -1,12 +1,9 @@
-"""The networks. Knows no gRPC and no files of clicks.
+"""The network that reads the user once. Knows no gRPC and no files of clicks.
 
 `SharedUserCrossEncoder` reads the user once: user tokens attend to themselves; ad tokens attend to themselves and,
 from the join layer on, also to the user's keys and values. Ad positions start at 0, so below the join layer an ad's
 states do not depend on the user and can be cached. In the last layer only the ad's first token is computed. The idea
 follows PreTTR (arXiv 2004.14255), DeFormer (2005.00697) and HSTU's M-FALCON (2402.17152).
-
-`JointCrossEncoder` reads ``[CLS] user [SEP] ad [SEP]`` for every pair: the reference for quality, the baseline for
-speed, and the way to use any published reranker.
 """
 
 import math
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ranking.batch import PairBatch, TokenRows, pad
+from ranking.batch import PairBatch, TokenRows
 from ranking.behaviour import BehaviourModel
 
 SHARED_USER, JOINT = "shared_user", "joint"
@@ -205,63 +202,6 @@ class SharedUserCrossEncoder(nn.Module):
 
     def _attention_dropout(self, layer: Any) -> float:
         return float(layer.attention.self.dropout.p) if self.training else 0.0
-
-
-class JointCrossEncoder(nn.Module):
-    """A sequence classifier that reads user and ad together, for every pair anew.
-
-    Args:
-        classifier: Any `AutoModelForSequenceClassification` with one label, or two (then the second is the click).
-        features: Number of dense features.
-        id_buckets: Number of learned ad ids.
-    """
-
-    def __init__(self, classifier: PreTrainedModel, features: int, id_buckets: int) -> None:
-        super().__init__()
-        self.encoder: Any = classifier
-        # How much the classifier counts beside the behaviour part: nothing until it has been trained for clicks.
-        self.head = nn.Linear(1, 1)
-        self.text = TextVectors(classifier.get_input_embeddings())
-        self.behaviour = BehaviourModel(self.text.width, features, id_buckets)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, batch: PairBatch) -> Tensor:
-        """What the text adds to the logits of the behaviour part, float32 [pairs]."""
-        return self._added(self._classify(batch))
-
-    def read(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """What `forward` returns, and the last state of each pair's first token, [pairs, hidden]."""
-        found = self._classify(batch, output_hidden_states=True)
-        return self._added(found), found.hidden_states[-1][:, 0]
-
-    def _classify(self, batch: PairBatch, **asked: bool) -> Any:
-        pairs, segments = self._pairs(batch)
-        if int(getattr(self.encoder.config, "type_vocab_size", 1)) > 1:
-            return self.encoder(input_ids=pairs.ids, attention_mask=pairs.mask.long(), token_type_ids=segments, **asked)
-        return self.encoder(input_ids=pairs.ids, attention_mask=pairs.mask.long(), **asked)
-
-    def _added(self, found: Any) -> Tensor:
-        logits = found.logits.float()
-        click = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
-        added: Tensor = self.head(click[:, None])[:, 0]
-        return added
-
-    @property
-    def adds_nothing(self) -> bool:
-        """See `SharedUserCrossEncoder.adds_nothing`."""
-        return not (self.head.weight.any() or self.head.bias.any())
-
-    def _pairs(self, batch: PairBatch) -> tuple[TokenRows, Tensor]:
-        """[CLS] user [SEP] ad [SEP] of each pair, and which tokens are the ad's."""
-        users = [ids[:n] for ids, n in zip(batch.users.ids.tolist(), batch.users.lengths.tolist(), strict=True)]
-        ads = [ids[1:n] for ids, n in zip(batch.ads.ids.tolist(), batch.ads.lengths.tolist(), strict=True)]
-        owner = [user for user, count in zip(users, batch.ads_per_user, strict=True) for _ in range(count)]
-        rows = pad([user + ad for user, ad in zip(owner, ads, strict=True)], int(self.encoder.config.pad_token_id or 0))
-        places = torch.arange(rows.ids.shape[1])
-        segments = (places >= torch.tensor([len(user) for user in owner])[:, None]) & rows.mask
-        device = batch.users.ids.device
-        return rows.to(device), segments.long().to(device)
 
 
 def _attend_both(

@@ -15,7 +15,7 @@ from ranking.batch import PairBatch, pad
 from ranking.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.features import FEATURES
-from ranking.model import JointCrossEncoder
+from ranking.joint import JointCrossEncoder
 from ranking.store import open_store
 
 
