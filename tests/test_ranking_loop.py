@@ -113,6 +113,11 @@ def test_a_time_limit_ends_the_stage():
     assert 0 < found.steps < 10**6
 
 
+def test_no_time_trains_nothing():
+    _, found, told = fit(replace(PLAN, seconds=0.0))
+    assert (found.steps, told[-1].done) == (0, 1.0)
+
+
 def test_a_loss_that_is_not_a_number_is_an_error():
     with pytest.raises(ModelError, match="not a number; slow down"):
         fit(replace(PLAN, too_fast="slow down"), rate=1e30)

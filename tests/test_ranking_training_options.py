@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,18 @@ def right_pairs(data, base, **options):
 def test_a_loss_within_requests_learns_the_order_that_click_rates_hide(paradox, tiny_bert, kind):
     assert right_pairs(paradox, tiny_bert) < 0.7
     assert right_pairs(paradox, tiny_bert, group_loss=kind, group_weight=1.0) > 0.9
+
+
+def test_the_text_gets_the_time_that_behaviour_leaves(data, tiny_bert):
+    told = []
+
+    def watch(step):
+        told.append((step.stage, step.done, time.monotonic()))
+
+    train(data, tiny_options(tiny_bert, epochs=1000, max_minutes=0.1, behaviour_share=0.05, patience=10**6), watch)
+    of_text = [moment for stage, _, moment in told if stage == "text"]
+    assert of_text[-1] - of_text[0] > 0.5 * 6  # seconds; by its own share, behaviour has 0.3 of them
+    assert told[-1][:2] == ("text", 1.0)
 
 
 def test_thinned_negatives_give_probabilities_of_the_whole_log(data, tiny_bert, tmp_path):

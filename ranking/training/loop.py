@@ -148,7 +148,8 @@ class Loop(Generic[Batch]):
         by_steps = self._step / self._plan.steps if self._plan.steps else 1.0
         if self._plan.seconds is None:
             return min(1.0, by_steps)
-        return min(1.0, max(by_steps, self._seconds / max(self._plan.seconds, 1e-9)))
+        by_time = self._seconds / self._plan.seconds if self._plan.seconds else 1.0
+        return min(1.0, max(by_steps, by_time))
 
     def _tick(self) -> None:
         """Adds the time since the last tick, as the first process saw it."""
