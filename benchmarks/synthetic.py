@@ -50,7 +50,7 @@ def synthetic(run: Run) -> list[Finding]:
 def _synthetic(run: Run, seed: int) -> tuple[float, float, float, float]:
     """Calibration error, share of the position effect, and CVR error of ESMM minus those of both alternatives."""
     folder = run.folder / f"synthetic-{seed}"
-    made = SyntheticOptions(users=150, requests=30_000, seed=seed)
+    made = SyntheticOptions(users=150, requests=30_000, conversion_logit=-3.0, seed=seed)  # a CVR of about 0.1
     files = make_synthetic(folder, made)
     truth = pq.read_table(folder / TRUTH_FILE)
     data = load_dataset(files.ads, files.clicks, files.users, split="time")
