@@ -12,12 +12,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from artifacts.errors import ArtifactError
 from benchmarks.architectures import distillation, shared_and_joint, throughput
 from benchmarks.findings import Finding, as_markdown, as_short_markdown, as_table, keep, read
 from benchmarks.headlines import upworthy_folds
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
 from benchmarks.runs import Run
 from benchmarks.synthetic import synthetic
+from ranking.errors import ModelError
 from records.errors import InputError
 from serving.exits import clean_exit
 
@@ -79,5 +81,5 @@ def _put_into(document: Path, table: str) -> None:
 
 
 if __name__ == "__main__":
-    with clean_exit(InputError):
+    with clean_exit(InputError, ArtifactError, ModelError):
         typer.run(main)

@@ -1,6 +1,7 @@
 """Small real stand-ins shared by the tests: a tiny random BERT, a hashing encoder, the example catalog."""
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ from serving.server import Server
 from serving.settings import ServerSettings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+# Models this small gain nothing from threads, which on a busy machine wait for each other; processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 # A shell's background job ignores Ctrl-C, and so would every process that tests start in one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,7 +15,7 @@ from pipeline.processes import own_folder
 ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
 
 
-def adcascade(*arguments, timeout=120):
+def adcascade(*arguments, timeout=300):
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
 
