@@ -134,7 +134,13 @@ def test_a_user_at_the_limits_is_fine(tmp_path):
 def test_a_context_is_read_from_named_values():
     row = {"country": "DE", "language": "de", "device": "phone", "placement": "top", "page_text": "Schuhe", "hour": 7}
     assert context_from_row({**row, "timestamp": 5, "attributes": {"a": "b"}, "empty": ""}) == Context(
-        "DE", "de", "phone", "top", "Schuhe", datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC), {"a": "b", "hour": "7"}
+        "DE",
+        "de",
+        "phone",
+        "top",
+        "Schuhe",
+        datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC),
+        attributes={"a": "b", "hour": "7"},
     )
     assert context_from_row({}) == Context()
     with pytest.raises(InputError, match="device must be text"):
