@@ -51,7 +51,8 @@ class Server:
         self._settings = settings
         self.registry = registry or new_registry()
         threads = settings.max_concurrent + _SPARE_THREADS
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+        self._thread_names = f"rpc-{id(self):x}"  # not those of another server in this process
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=self._thread_names)
         self._grpc = grpc.server(
             self._threads,
             interceptors=[CallInterceptor(CallMetrics(self.registry), settings.max_concurrent, caller_errors)],
@@ -180,17 +181,18 @@ class Server:
         self._stop.wait()
         log.info("draining for up to %.0f s", self._settings.grace_seconds)
         self.stop()
+        if failures:
+            close()
+            raise failures[0]
         self._abandon_stuck_calls()
         if not loader.is_alive():
             close()
-        if failures:
-            raise failures[0]
 
     def _abandon_stuck_calls(self) -> None:
         """Ends the process if a call outlived the grace period: Python itself would wait for its thread."""
         self._threads.shutdown(wait=False)
         end = time.monotonic() + _THREAD_END_SECONDS
-        while any(thread.name.startswith("rpc_") for thread in threading.enumerate()):
+        while any(thread.name.startswith(self._thread_names) for thread in threading.enumerate()):
             if time.monotonic() > end:
                 log.warning("a call is still running after the grace period; leaving it")
                 logging.shutdown()

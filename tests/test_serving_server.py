@@ -436,6 +436,22 @@ def test_what_load_raises_ends_run_with_that_error(signal_handlers):
         assert probe.connect_ex(("127.0.0.1", int(server.address.rpartition(":")[2]))) != 0
 
 
+def test_a_failed_load_is_an_error_even_while_calls_of_another_server_are_stuck(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "import threading, time\n"
+        "from serving.server import Server\n"
+        "from serving.settings import ServerSettings\n"
+        "threading.Thread(target=time.sleep, args=(20,), name='rpc_0', daemon=True).start()\n"
+        "def load():\n"
+        "    raise RuntimeError('no weights')\n"
+        "Server(ServerSettings(port=0)).run(load, lambda: None)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "RuntimeError: no weights" in ended.stderr
+
+
 class Process:
     """A server of SCRIPT in a process of its own."""
 
