@@ -68,7 +68,7 @@ class CtrSpec(BaseModel):
     conversion: Calibration | None = None
     metrics: dict[str, Metric] = {}
     training: dict[str, Any] = {}
-    data_sha256: str = ""
+    training_sha256: str = ""
 
     @model_validator(mode="after")
     def _features_are_known(self) -> "CtrSpec":

@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_tiny_bert, tiny_options
+from torch.distributions import Bernoulli
 
 from ranking.artifact import load_base, load_version
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.errors import ModelError
 from ranking.model import JOINT, SHARED_USER
 from ranking.store import open_store
+from ranking.training.batches import make_blocks
 from ranking.training.dataset import load_dataset
-from ranking.training.distill import keep_layers
-from ranking.training.predict import predict
+from ranking.training.distill import keep_layers, make_lessons
+from ranking.training.predict import Predictor, predict
 from ranking.training.results import RANKER, TEACHER
 from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, train_and_save
+from ranking.training.scorer import Scored
 from ranking.training.train import train
 from ranking.training.versions import load_named
 
@@ -86,9 +89,27 @@ def test_a_teacher_that_reads_no_text_is_refused(data, tiny_bert, tmp_path):
         train(data, tiny_options(tiny_bert, teacher=str(tmp_path)))
 
 
-def test_a_teacher_of_other_rows_is_warned_of(data, teacher, tiny_bert, caplog):
-    train(data, tiny_options(tiny_bert, epochs=0.1, behaviour_min_steps=1, teacher=str(teacher), seed=5))
-    assert "may know rows that are tested" in caplog.text
+def test_a_teacher_of_other_rows_is_warned_of(world, teacher, tiny_bert, caplog):
+    others = load_dataset(world.ads, world.clicks, world.users, split="request")
+    train(others, tiny_options(tiny_bert, epochs=0.1, behaviour_min_steps=1, teacher=str(teacher)))
+    assert "rows that it knows may be tested" in caplog.text
+
+
+@pytest.mark.parametrize("weight", ["teacher_weight", "state_weight"])
+def test_only_another_than_the_teacher_has_something_to_learn(data, teacher, tiny_bert, weight):
+    options = tiny_options(tiny_bert, **{"teacher_weight": 0.0, "state_weight": 0.0, weight: 1.0})
+    loaded = load_named(str(teacher))
+    taught = Predictor(data, loaded.model, loaded.tokenizer, loaded.spec, CPU, "float32")
+    lessons = make_lessons(data, loaded, loaded.model, options, CPU)
+    blocks = make_blocks(data, data.parts[2], max_ads=8, merge_requests=False)[:3]
+    batch, same = taught.batch(blocks), taught.score(blocks)
+    ones = torch.ones(len(batch.rows))
+    other = Scored(same.logits + 1, same.states.flip(1))
+    best, worse = (float(lessons.loss(batch, scored, ones)) for scored in (same, other))
+    entropy = float(Bernoulli(logits=same.logits).entropy().sum())
+    assert best == pytest.approx(entropy if weight == "teacher_weight" else 0.0, abs=1e-3)
+    assert worse > best + 0.1
+    assert float(lessons.loss(batch, other, 2 * ones)) == pytest.approx(2 * worse)
 
 
 @pytest.mark.parametrize("architecture", [SHARED_USER, JOINT])

@@ -12,6 +12,7 @@ from conftest import tiny_options
 from ranking.artifact import load_version
 from ranking.calibration import Calibration
 from ranking.store import open_store
+from ranking.training.commands import show_log
 from ranking.training.dataset import load_dataset
 from ranking.training.evaluate import evaluate
 from ranking.training.log_report import report_on
@@ -21,6 +22,7 @@ from ranking.training.report import log_lines
 from ranking.training.results import RANKER
 from ranking.training.slices import slices
 from ranking.training.train import train
+from ranking.training.versions import load_named, warn_of_rows_it_knows
 from records.errors import InputError
 
 
@@ -151,9 +153,8 @@ def test_recalibration_makes_a_new_version_that_differs_in_calibration_alone(wor
     assert found.before > 2
     assert found.after == pytest.approx(1, abs=0.02)
     assert after.spec.calibration == found.calibration != before.spec.calibration
-    assert after.spec.model_copy(update={"calibration": Calibration()}) == before.spec.model_copy(
-        update={"calibration": Calibration()}
-    )
+    same = {"calibration": Calibration(), "training_sha256": ""}
+    assert after.spec.model_copy(update=same) == before.spec.model_copy(update=same)
     for name, weight in after.model.state_dict().items():
         assert weight.equal(before.model.state_dict()[name]), name
 
@@ -177,3 +178,34 @@ def test_the_command_recalibrates_and_says_what_changed(world, root):
     assert document["version"] == open_store(root).current()
     assert document["predicted_over_actual"]["after"] == pytest.approx(1, abs=0.05)
     assert "1,200 rows" in done.stderr
+
+
+def test_only_the_newest_rows_are_used_and_older_ones_are_told_of(world, capsys):
+    data = load_dataset(world.ads, world.clicks, world.users, newest=500)
+    whole = load_dataset(world.ads, world.clicks, world.users).log
+    assert data.log.request_id.tolist() == whole.request_id[-500:].tolist()
+    assert sum(map(len, data.parts)) == 500
+    show_log(data)
+    assert "700 older rows were left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("other", "is_warned_of"),
+    [({}, False), ({"split": "request"}, True), ({"split": "random", "seed": 1}, True), ({"newest": 1000}, True)],
+)
+def test_a_version_that_may_know_what_is_tested_is_warned_of(world, caplog, other, is_warned_of):
+    data = load_dataset(world.ads, world.clicks, world.users, **other)
+    warn_of_rows_it_knows(load_named(str(world.model)), data)
+    assert ("rows that it knows may be tested" in caplog.text) == is_warned_of
+
+
+def test_a_version_calibrated_anew_may_know_any_row(world, root, caplog):
+    recalibrate(open_store(root), "", load_dataset(world.ads, world.clicks, world.users, split="none"))
+    warn_of_rows_it_knows(load_named(str(root)), load_dataset(world.ads, world.clicks, world.users))
+    assert "rows that it knows may be tested" in caplog.text
+
+
+def test_without_the_libraries_of_reports_the_error_says_what_to_install():
+    script = "import sys; sys.modules['matplotlib'] = None; import ranking.training.page"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "ModelError: reports need matplotlib: pip install 'adcascade[train]'" in ended.stderr

@@ -5,7 +5,6 @@ What loads a model library is imported where it is used, so that ``--help`` answ
 
 import inspect
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -29,8 +28,6 @@ from ranking.training.report import (
 
 if TYPE_CHECKING:
     from ranking.training.dataset import Dataset
-
-log = logging.getLogger(__name__)
 
 Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
 Clicks = Annotated[Path, typer.Option(help="Click log: request_id, ad_id, clicks, impressions; user_id, timestamp.")]
@@ -116,7 +113,7 @@ def train_command(
     if not is_first_worker():
         help_to_train(data, out, options)
         return
-    _show_log(data)
+    show_log(data)
     report = train_and_save(data, out, options, publish=publish, which_peers=peers)
     if as_json:
         print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
@@ -148,28 +145,24 @@ def evaluate_command(
 ) -> None:
     """Measure a model version on the test part of a click log (see --split), beside simple peers.
 
-    If the log is the one that the version was trained on, these are the rows it was tested on then.
+    With the log, split and seed that the version was trained with, these are the rows it was tested on then.
     """
-    from ranking.artifact import load_version
     from ranking.training.dataset import load_dataset
     from ranking.training.evaluate import evaluate
     from ranking.training.page import write_page
+    from ranking.training.versions import load_from, warn_of_rows_it_knows
 
-    store = open_store(model)
-    name = version or store.current_path().name
-    store.verify(name)
-    loaded = load_version(store, name)
+    loaded = load_from(open_store(model), version)
     data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest)
-    _show_log(data)
-    if data.sha256 != loaded.spec.data_sha256:
-        log.warning("this is not the log that version %s was trained on; rows it learned from may be tested", name)
+    show_log(data)
+    warn_of_rows_it_knows(loaded, data)
     with Console(stderr=True).status("Evaluating"):
         evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
-    title = f"Model version {name}, split by {data.split}"
+    title = f"Model version {loaded.version}, split by {data.split}"
     if report is not None:
         write_page(report, evaluation, title)
     if as_json:
-        document = {"version": name, "split": data.split, "rejected": data.report.rejected}
+        document = {"version": loaded.version, "split": data.split, "rejected": data.report.rejected}
         print(json.dumps({**document, "test": evaluation_as_dict(evaluation)}, indent=2))  # noqa: T201
     else:
         Console().print(evaluation_table(evaluation, title))
@@ -194,7 +187,7 @@ def calibrate_command(
     from ranking.training.recalibrate import recalibrate
 
     data = load_dataset(ads, clicks, users, split="none", max_rejected=max_rejected, newest=newest)
-    _show_log(data)
+    show_log(data)
     with Console(stderr=True).status("Predicting and calibrating"):
         found = recalibrate(open_store(model), version, data, publish=publish)
     if as_json:
@@ -208,7 +201,7 @@ def calibrate_command(
     )
 
 
-def _show_log(data: "Dataset") -> None:
+def show_log(data: "Dataset") -> None:
     """The data report, on standard error."""
     from ranking.training.log_report import report_on
 

@@ -48,9 +48,11 @@ class Dataset:
         return replace(self, parts=parts)
 
     @cached_property
-    def sha256(self) -> str:
-        """Hash of the log and of the texts it refers to."""
+    def training_sha256(self) -> str:
+        """Hash of the log and its texts, and of which rows train and validate."""
         digest = hashlib.sha256()
+        for part in self.parts[:2]:
+            digest.update(f"{len(part)} ".encode() + part.tobytes())
         for column in (self.log.request_id, self.log.ad_id, self.log.user_id):
             digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
         for numbers in (self.log.time, self.log.clicks, self.log.impressions, self.log.conversions):

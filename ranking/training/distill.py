@@ -4,7 +4,6 @@ The student learns the teacher's probabilities (soft targets, Hinton et al., arX
 text, the direction of the teacher's last states (after DistilBERT, arXiv 1910.01108).
 """
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,7 @@ from ranking.training.dataset import Dataset
 from ranking.training.options import TrainOptions
 from ranking.training.predict import Predictor
 from ranking.training.scorer import Scored
-
-log = logging.getLogger(__name__)
+from ranking.training.versions import warn_of_rows_it_knows
 
 
 class Lessons(nn.Module):
@@ -64,8 +62,7 @@ def make_lessons(
             f"the teacher {teacher.version} reads no text: its fine-tuning brought too little to be kept. Train it "
             "longer (--epochs), or with --min-text-gain -1 to keep its text whatever it brings"
         )
-    if teacher.spec.data_sha256 != data.sha256 or teacher.spec.training.get("seed") != options.seed:
-        log.warning("the teacher was trained on another log or with another seed: it may know rows that are tested")
+    warn_of_rows_it_knows(teacher, data)
     predictor = Predictor(data, teacher.model, teacher.tokenizer, teacher.spec, device, options.precision)
     return Lessons(predictor, _width(model), options).to(device)
 

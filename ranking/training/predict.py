@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ranking.artifact import CtrSpec, RankerModel
 from ranking.engine import choose_precision
 from ranking.features import Features
-from ranking.training.batches import AdTexts, BatchMaker, make_blocks
+from ranking.training.batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits
 from ranking.training.scorer import Scored, Scorer, predict_logits
@@ -63,10 +63,14 @@ class Predictor:
         found, logits = predict_logits(self._scorer, self.model, self._maker, blocks)
         return Predicted(found, logits, self._conversion[found].astype(np.float64), self._features)
 
+    def batch(self, blocks: Sequence[Integers]) -> LabelledBatch:
+        """Blocks of rows (see `ranking.training.batches.make_blocks`) as this model reads them, in their order."""
+        return self._maker.batch(blocks)
+
     @torch.no_grad()
     def score(self, blocks: Sequence[Integers]) -> Scored:
-        """Reads blocks of rows (see `ranking.training.batches.make_blocks`) as text, in their order."""
-        return self._scorer.score(self._maker.batch(blocks))
+        """What the text layers make of blocks of rows, in their order."""
+        return self._scorer.score(self.batch(blocks))
 
 
 def predict(

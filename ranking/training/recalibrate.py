@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from artifacts.store import VersionStore
-from ranking.artifact import ModelVersion, load_version, save_version
+from ranking.artifact import ModelVersion, save_version
 from ranking.calibration import Calibration
 from ranking.engine import choose_device
 from ranking.training.calibrate import fit_calibration
 from ranking.training.dataset import Dataset
 from ranking.training.predict import predict
+from ranking.training.versions import load_from
 from records.clicks import Integers
 from records.errors import InputError
 
@@ -49,13 +50,11 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     """
     if int(data.log.clicks.sum()) in (0, int(data.log.impressions.sum())):
         raise InputError("the log needs impressions with a click and impressions without one to calibrate on")
-    source = version or store.current_path().name
-    store.verify(source)
-    loaded = load_version(store, source)
+    loaded = load_from(store, version)
     rows, logits = _logits(loaded, data)
     clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
     calibration = fit_calibration(logits, clicks, impressions)
-    spec = loaded.spec.model_copy(update={"calibration": calibration})
+    spec = loaded.spec.model_copy(update={"calibration": calibration, "training_sha256": ""})
     with store.begin() as draft:
         save_version(store, draft, spec, loaded.model, loaded.tokenizer, loaded.counters)
     if publish:
@@ -64,7 +63,7 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     def ratio(fitted: Calibration) -> float:
         return float((fitted.probability(logits) * impressions).sum() / clicks.sum())
 
-    return Recalibration(draft.version, source, calibration, ratio(loaded.spec.calibration), ratio(calibration))
+    return Recalibration(draft.version, loaded.version, calibration, ratio(loaded.spec.calibration), ratio(calibration))
 
 
 def _logits(loaded: ModelVersion, data: Dataset) -> tuple[Integers, np.ndarray]:

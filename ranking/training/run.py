@@ -108,9 +108,7 @@ def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
 
 def _fingerprint(data: Dataset, options: TrainOptions) -> str:
     """Of everything that the weights depend on."""
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {data.sha256}".encode())
-    for part in data.parts:
-        digest.update(part.tobytes())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {data.training_sha256}".encode())
     settings = asdict(replace(options, tensorboard=None))
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

@@ -224,7 +224,7 @@ def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int
         prior_ctr=prior_ctr,
         id_buckets=buckets,
         training={name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
-        data_sha256=data.sha256,
+        training_sha256=data.training_sha256,
     )
 
 
