@@ -22,7 +22,14 @@ from pipeline.display import as_dict, pipeline_table, recommendations_table, use
 from pipeline.processes import ServerProcess, own_folder, running
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
-from ranking.training.commands import calibrate_command, evaluate_command, train_command
+from ranking.training.commands import (
+    MaxRejected,
+    Newest,
+    calibrate_command,
+    evaluate_command,
+    show_log,
+    train_command,
+)
 from records.ads import Ad, read_ads
 from records.clicks import read_clicks
 from records.errors import InputError
@@ -164,6 +171,8 @@ def evaluate_pipeline_command(
     candidates: Annotated[
         int, typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank.")
     ] = DEFAULT_CANDIDATES,
+    max_rejected: MaxRejected = 0.01,
+    newest: Newest = None,
     as_json: Json = False,
 ) -> None:
     """Measure both stages together: how many of the clicks that followed they put on top.
@@ -171,22 +180,15 @@ def evaluate_pipeline_command(
     Each user of the newest tenth of the log is asked for once, as of its beginning. `adcascade evaluate` measures
     the ranker alone, on what was really shown.
     """
-    from index_builder.artifact import load_version as load_index_version
-    from index_builder.encoder import load_encoder
-    from pipeline.evaluate import evaluate_pipeline
+    from pipeline.evaluate import evaluate_pipeline, load_stages
     from ranking.training.dataset import load_dataset
-    from ranking.training.versions import load_named
-    from retrieval.index import AdIndex
-    from retrieval.interests import InterestSettings
-    from retrieval.retriever import Retriever
+    from ranking.training.versions import warn_of_rows_it_knows
 
-    data = load_dataset(ads, clicks, users, split="time")
-    store = open_index_store(index)
     with Console(stderr=True).status("Loading"):
-        loaded = load_index_version(store, store.current_path().name)
-        encoder = load_encoder(loaded.manifest.encoder_name)
-        retriever = Retriever(AdIndex(loaded), encoder, InterestSettings(), text_cache=10_000)
-        ranker = load_named(str(model))
+        retriever, ranker = load_stages(index, model)
+    data = load_dataset(ads, clicks, users, split="time", max_rejected=max_rejected, newest=newest)
+    show_log(data)
+    warn_of_rows_it_knows(ranker, data)
     found = evaluate_pipeline(data, retriever, ranker, candidates)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201

@@ -1,48 +1,68 @@
 """Both stages against what users clicked next: what retrieval finds, and what ranking adds on top. Knows no wire.
 
 The newest tenth of a click log tests. Each of its users is asked for once, at the moment the test begins, with the
-history and the counters of that moment; ads of the history are left out.
+history and the counters of that moment; ads that they met before are left out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from index_builder.artifact import AdCatalog
+from index_builder.artifact import AdCatalog, load_version, open_store
+from index_builder.encoder import load_encoder
 from pipeline.results import BOTH_STAGES, ORDERS, POPULARITY, RETRIEVAL, PipelineEvaluation
 from ranking.artifact import Metric, ModelVersion
 from ranking.candidates import prepare
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.training.dataset import Dataset
+from ranking.training.versions import load_named
 from records.ads import Ad
 from records.clicks import ClickLog
 from records.counters import CounterSnapshot
 from records.errors import InputError
 from records.history import Histories, with_history
 from records.users import Context, UserProfile
+from retrieval.index import AdIndex
+from retrieval.interests import InterestSettings
 from retrieval.retriever import Query, Retrieved, Retriever
 
-TOPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
+_TOPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 _HISTORY_EVENTS = 200
 _USERS_PER_BATCH = 16
+_CACHED_TEXTS = 10_000
 _DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class _TestUser:
+    """A user of the test part, as of its beginning; `seen` is every ad they met before, `clicked` those new to them."""
+
     profile: UserProfile
+    seen: frozenset[str]
     clicked: frozenset[str]
 
-    @cached_property
-    def seen(self) -> frozenset[str]:
-        """Ads of the history, which are not asked for again."""
-        return frozenset(event.ad_id for event in self.profile.history)
+
+def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
+    """Both stages as servers run them: the published versions under these roots, verified.
+
+    Raises:
+        ArtifactError: Nothing is published there, or it is damaged.
+        BuildError: The encoder of the index cannot be loaded, or has changed.
+        ModelError: The model is of another shape than this program's.
+    """
+    store = open_store(index)
+    name = store.current_path().name
+    store.verify(name)
+    loaded = load_version(store, name)
+    encoder = load_encoder(loaded.manifest.encoder_name)
+    retriever = Retriever(AdIndex(loaded), encoder, InterestSettings(), text_cache=_CACHED_TEXTS)
+    return retriever, load_named(str(model))
 
 
 def evaluate_pipeline(data: Dataset, retriever: Retriever, model: ModelVersion, candidates: int) -> PipelineEvaluation:
@@ -93,10 +113,10 @@ def _test_users(data: Dataset, moment: int) -> Iterator[_TestUser]:
         clicked.setdefault(user_id, set()).add(ad_id)
     for user_id, ads in clicked.items():
         profile = data.users.get(user_id, UserProfile(user_id))
-        user = _TestUser(with_history(profile, histories, moment, _HISTORY_EVENTS), frozenset(ads))
-        new = user.clicked - user.seen
-        if new:
-            yield replace(user, clicked=new)
+        seen = histories.ads_before(user_id, moment)
+        if ads - seen:
+            user = with_history(profile, histories, moment, _HISTORY_EVENTS)
+            yield _TestUser(user, seen, frozenset(ads - seen))
 
 
 def _retrieved(retriever: Retriever, users: Sequence[_TestUser], count: int) -> list[list[Ad]]:
@@ -120,7 +140,7 @@ def _summed_up(
 ) -> PipelineEvaluation:
     clicks = np.array([len(user.clicked) for user in users])
     draws = np.random.default_rng(0).multinomial(len(users), np.full(len(users), 1 / len(users)), size=_DRAWS)
-    tops = [top for top in TOPS if top < candidates] + [candidates]
+    tops = [top for top in _TOPS if top < candidates] + [candidates]
     hits = {
         (order, top): np.array([sum(place < top for place in of_user) for of_user in found])
         for order, found in places.items()

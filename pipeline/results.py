@@ -15,7 +15,7 @@ class PipelineEvaluation:
     """How many of the clicks of the test part each order of ads would have put on top.
 
     Attributes:
-        users, clicks: of the test part; a click is a user and an ad that they had not in their history.
+        users, clicks: of the test part; a click is a user and an ad that they had not met before.
         without_candidates: users of whom nothing is known, for whom retrieval finds nothing.
         candidates: how many ads retrieval brought and ranking scored.
         click_share: order (see `ORDERS`) -> n -> share of the clicks that fall on its first n ads.

@@ -1,4 +1,4 @@
-"""The click log: who was shown what, when, and whether they clicked; read, checked and split. Knows no models."""
+"""The click log: who was shown what, when, and whether they clicked; read and checked. Knows no models."""
 
 from array import array
 from collections import Counter

@@ -152,9 +152,16 @@ class Histories:
 
     def before(self, user_id: str, time: int, limit: int) -> tuple[Event, ...]:
         """A user's newest `limit` events strictly before `time` (microseconds since 1970), oldest first."""
-        rows = self.rows_of(user_id)
-        earlier = rows[: np.searchsorted(self._log.time[rows], time, side="left")]
+        earlier = self._rows_before(user_id, time)
         return tuple(event_of(self._log, int(row)) for row in earlier[-limit:]) if limit > 0 else ()
+
+    def ads_before(self, user_id: str, time: int) -> frozenset[str]:
+        """Every ad of a user's events strictly before `time` (microseconds since 1970)."""
+        return frozenset(self._log.ad_id[self._rows_before(user_id, time)].tolist())
+
+    def _rows_before(self, user_id: str, time: int) -> Integers:
+        rows = self.rows_of(user_id)
+        return rows[: np.searchsorted(self._log.time[rows], time, side="left")]
 
 
 def event_of(log: ClickLog, row: int) -> Event:

@@ -99,3 +99,19 @@ def test_a_test_part_without_clicks_is_an_error(data, retriever, model):
     count = len(data.parts[2])
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate_pipeline(changed(data, clicks=np.zeros(count, np.int64)), retriever, model, candidates=10)
+
+
+def test_an_ad_met_long_before_is_not_asked_for_again(world, data, retriever, model, tmp_path):
+    """A history is read to its newest 200 events; what a user met before those is still no news to them."""
+    log, test = data.log, set(data.parts[2].tolist())
+    pairs = list(zip(log.user_id.tolist(), log.ad_id.tolist(), strict=True))
+    met = {pair for row, pair in enumerate(pairs) if row not in test}
+    user, ad = next(pairs[row] for row in sorted(test) if log.clicks[row] > 0 and pairs[row] not in met)
+    other = next(mine for who, mine in met if who == user)
+    header, *rows = world.clicks.read_text().splitlines()
+    early = [f"e{event},{ad if event == 0 else other},{user},{1_600_000_000 + event},0,1,phone" for event in range(301)]
+    (tmp_path / "clicks.csv").write_text("\n".join([header, *early, *rows]) + "\n")
+    longer = load_dataset(world.ads, tmp_path / "clicks.csv", world.users, split="time")
+    longer = longer.with_parts(tuple(part + len(early) for part in data.parts))
+    want = evaluate_pipeline(data, retriever, model, candidates=60)
+    assert evaluate_pipeline(longer, retriever, model, candidates=60).clicks == want.clicks - 1
