@@ -36,6 +36,7 @@ _OPTIONS = TrainOptions(
     validate_every=10,
     validation_rows=500,
     max_user_tokens=64,
+    train_layers="all",
     min_text_gain=-np.inf,
 )
 _MARGIN = 0.002
@@ -43,38 +44,35 @@ _MARGIN = 0.002
 
 def shared_and_joint(run: Run) -> list[Finding]:
     """The shared-user ranker and the plain cross-encoder after the same pairs of the same data."""
-    check, started = "shared-user against joint, unseen ads, 2,400 pairs of text", time.monotonic()
-    evaluations = []
-    for seed in range(run.seeds):
-        with run.console.status(f"{check}, seed {seed}"):
-            data = _unseen_ads(run, seed)
-            options = replace(_OPTIONS, seed=seed, train_layers="all")
-            joint = _as_version(train(data, replace(options, architecture=JOINT)), data)
-            shared = train(data, options)
-            evaluations.append(_evaluated(data, shared, joint))
-    minutes = (time.monotonic() - started) / 60
-    return _against_teacher(check, "joint's", evaluations, minutes)
+    check = "shared-user against joint, unseen ads, 2,400 pairs of text"
+
+    def measure(seed: int) -> Evaluation:
+        data = _unseen_ads(run, seed)
+        options = replace(_OPTIONS, seed=seed)
+        joint = _as_version(train(data, replace(options, architecture=JOINT)), data)
+        return _evaluated(data, train(data, options), joint)
+
+    return _against_slower(check, "joint's", *run.for_each_seed(check, measure))
 
 
 def distillation(run: Run) -> list[Finding]:
     """A student that joins the top two layers, taught by a model that joins all six."""
-    check, started = "distilled from six joined layers to two, unseen ads, 2,400 pairs of text", time.monotonic()
-    evaluations = []
-    for seed in range(run.seeds):
-        with run.console.status(f"{check}, seed {seed}"):
-            data = _unseen_ads(run, seed)
-            options = replace(_OPTIONS, seed=seed, train_layers="all")
-            folder = run.folder / f"teacher-{seed}"
-            train_and_save(data, folder, replace(options, join_layer=0), which_peers="none")
-            student = train(data, replace(options, teacher=str(folder)))
-            evaluations.append(_evaluated(data, student, load_named(str(folder))))
-    minutes = (time.monotonic() - started) / 60
-    return _against_teacher(check, "teacher's", evaluations, minutes)
+    check = "distilled from six joined layers to two, unseen ads, 2,400 pairs of text"
+
+    def measure(seed: int) -> Evaluation:
+        data = _unseen_ads(run, seed)
+        options = replace(_OPTIONS, seed=seed)
+        folder = run.folder / f"teacher-{seed}"
+        train_and_save(data, folder, replace(options, join_layer=0), which_peers="none")
+        student = train(data, replace(options, teacher=str(folder)))
+        return _evaluated(data, student, load_named(str(folder)))
+
+    return _against_slower(check, "teacher's", *run.for_each_seed(check, measure))
 
 
 def throughput(run: Run) -> list[Finding]:
     """Pairs a second in training: users read once for up to 64 ads, against one user and one ad a row."""
-    check, started = "training throughput, 128-token users", time.monotonic()
+    check = "training throughput, 128-token users"
     files = export_movielens(find_movielens(), run.folder / "movielens")
     data = load_dataset(files.ads, files.clicks, files.users, split="time")
     options = TrainOptions(
@@ -86,15 +84,15 @@ def throughput(run: Run) -> list[Finding]:
         validate_every=10**6,
         validation_rows=1,
     )
-    ratios = []
-    for seed in range(run.seeds):
-        with run.console.status(f"{check}, round {seed}"):
-            seconds = {
-                architecture: _seconds_per_step(data, replace(options, seed=seed, architecture=architecture))
-                for architecture in (SHARED_USER, JOINT)
-            }
-            ratios.append(seconds[JOINT] / seconds[SHARED_USER])
-    minutes = (time.monotonic() - started) / 60
+
+    def measure(seed: int) -> float:
+        joint, shared = (
+            _seconds_per_step(data, replace(options, seed=seed, architecture=architecture))
+            for architecture in (JOINT, SHARED_USER)
+        )
+        return joint / shared
+
+    ratios, minutes = run.for_each_seed(check, measure)
     ends = (statistics.median(ratios), min(ratios), max(ratios))
     note = "all layers trained; interval: lowest and highest round"
     figure = "shared-user over joint, pairs a second"
@@ -129,7 +127,7 @@ def _evaluated(data: Dataset, trained: Trained, slower: ModelVersion) -> Evaluat
     return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="none", teacher=slower)
 
 
-def _against_teacher(check: str, whose: str, evaluations: Sequence[Evaluation], minutes: float) -> list[Finding]:
+def _against_slower(check: str, whose: str, evaluations: Sequence[Evaluation], minutes: float) -> list[Finding]:
     def mean(metrics: Sequence[Metric]) -> tuple[float, float, float]:
         value, low, high = np.array([(one.value, one.low, one.high) for one in metrics]).mean(axis=0).tolist()
         return value, low, high

@@ -1,6 +1,5 @@
 """Real A/B tests of headlines (the Upworthy Research Archive): which of two was clicked more."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,12 @@ _FOLDS = 5
 
 def upworthy_folds(run: Run) -> list[Finding]:
     """Real headline tests: which of two headlines was clicked more."""
-    check, started = "Upworthy, 5 folds by test", time.monotonic()
+    check = "Upworthy, 5 folds by test"
     if run.upworthy is None:
         raise InputError("give the archive's file with --upworthy")
     files = export_upworthy(run.upworthy, run.folder / "upworthy")
-    lines = []
-    for fold in range(_FOLDS):
-        with run.console.status(f"{check}, fold {fold}"):
-            lines.append(_upworthy(files.ads, files.clicks, fold))
-    table, minutes = np.array(lines), (time.monotonic() - started) / 60
+    lines, minutes = run.for_each(_FOLDS, f"{check}, fold", lambda fold: _upworthy(files.ads, files.clicks, fold))
+    table = np.array(lines)
     deviation = 1.96 * table.std(axis=0, ddof=1) / np.sqrt(_FOLDS)
     findings = []
     for column, (figure, target, bound) in enumerate(

@@ -1,6 +1,5 @@
 """MovieLens-100k: the ranker against its peers, and whether its probabilities are true."""
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,13 +32,14 @@ def movielens_time(run: Run) -> list[Finding]:
 
 def _movielens(run: Run, check: str, split: str, targets: dict[str, tuple[str, float]]) -> list[Finding]:
     files = export_movielens(find_movielens(), run.folder / "movielens")
-    evaluations, started = [], time.monotonic()
-    for seed in range(run.seeds):
-        with run.console.status(f"{check}, seed {seed}"):
-            data = load_dataset(files.ads, files.clicks, files.users, split=split, seed=seed)
-            trained = train(data, TrainOptions(seed=seed, epochs=0))
-            evaluations.append(evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="all"))
-    return _click_findings(check, evaluations, targets, (time.monotonic() - started) / 60)
+
+    def measure(seed: int) -> Evaluation:
+        data = load_dataset(files.ads, files.clicks, files.users, split=split, seed=seed)
+        trained = train(data, TrainOptions(seed=seed, epochs=0))
+        return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="all")
+
+    evaluations, minutes = run.for_each_seed(check, measure)
+    return _click_findings(check, evaluations, targets, minutes)
 
 
 def _click_findings(

@@ -1,7 +1,10 @@
 """What every check is run with, and what several of them do."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -9,6 +12,8 @@ from ranking.engine import choose_device
 from ranking.training.dataset import Dataset
 from ranking.training.predict import Predicted, predict
 from ranking.training.train import Trained
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,21 @@ class Run:
     folder: Path
     upworthy: Path | None
     console: Console
+
+    def for_each_seed(self, check: str, measure: Callable[[int], T]) -> tuple[list[T], float]:
+        """What `measure` finds for each seed, and the minutes that all of them took."""
+        return self.for_each(self.seeds, f"{check}, seed", measure)
+
+    def for_each(self, count: int, what: str, measure: Callable[[int], T]) -> tuple[list[T], float]:
+        """What `measure` finds for each number below `count`, and the minutes that all of them took."""
+        found, minutes = [], []
+        for number in range(count):
+            started = time.monotonic()
+            with self.console.status(f"{what} {number}"):
+                found.append(measure(number))
+            minutes.append((time.monotonic() - started) / 60)
+            self.console.print(f"{what} {number}: {minutes[-1]:.1f} minutes", highlight=False)
+        return found, sum(minutes)
 
 
 def predicted(data: Dataset, trained: Trained) -> Predicted:

@@ -1,6 +1,5 @@
 """Logs made up from known probabilities: whether training finds what is there."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,12 +18,9 @@ from records.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
 
 def synthetic(run: Run) -> list[Finding]:
     """Logs whose true probabilities are known."""
-    check, started = "synthetic log", time.monotonic()
-    lines = []
-    for seed in range(run.seeds):
-        with run.console.status(f"{check}, seed {seed}"):
-            lines.append(_synthetic(run, seed))
-    table, minutes = np.array(lines), (time.monotonic() - started) / 60
+    check = "synthetic log"
+    lines, minutes = run.for_each_seed(check, lambda seed: _synthetic(run, seed))
+    table = np.array(lines)
 
     def of_column(column: int, figure: str, target: str, is_met: Callable[[np.ndarray], bool] | None) -> Finding:
         values = table[:, column]
