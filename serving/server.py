@@ -51,7 +51,7 @@ class Server:
         self._settings = settings
         self.registry = registry or new_registry()
         threads = settings.max_concurrent + _SPARE_THREADS
-        self._thread_names = f"rpc-{id(self):x}"  # not those of another server in this process
+        self._thread_names = f"rpc-{id(self):x}_"  # not those of another server in this process
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=self._thread_names)
         self._grpc = grpc.server(
             self._threads,

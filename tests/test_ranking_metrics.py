@@ -14,6 +14,7 @@ from ranking.training.metrics import (
     auc,
     calibration_noise,
     log_loss,
+    pair_accuracies,
     reliability,
 )
 
@@ -110,6 +111,26 @@ def test_pairs_of_counts_compare_click_rates():
     sample = make_sample([0.3, 0.2, 0.1], [10, 30, 5], [1000, 1000, 100], [0] * 3, [0] * 3)
     assert value("pair_accuracy", sample) == pytest.approx(0 + 0 / 3)
     assert value("pair_accuracy", make_sample([0.1, 0.2, 0.3], [10, 30, 5], [1000, 1000, 100], [0] * 3, [0] * 3)) == 1
+
+
+def test_pairs_that_differ_for_certain_are_counted_apart():
+    # CTRs of 10 %, 11 % and 20 % in one request: 10 and 11 % differ by |z| = 0.7, the others by more than 5.
+    clicks, impressions = np.array([100, 110, 200]), np.full(3, 1000)
+    one = np.zeros(3, np.int64)
+    for scores, want in (
+        ([1.0, 2.0, 3.0], (1, 1)),
+        ([2.0, 1.0, 3.0], (2 / 3, 1)),
+        ([1.0, 3.0, 2.0], (2 / 3, 1 / 2)),
+        ([1.0, 1.0, 1.0], (1 / 2, 1 / 2)),
+    ):
+        assert pair_accuracies(np.array(scores), clicks, impressions, one) == pytest.approx(want)
+    assert np.isnan(pair_accuracies(np.array([1.0, 2.0]), clicks[:2], impressions[:2], one[:2])[1])
+
+
+def test_pairs_are_of_one_request_and_of_different_rates():
+    clicks, impressions = np.array([100, 200, 300, 300]), np.full(4, 1000)
+    requests = np.array([0, 0, 1, 1])
+    assert pair_accuracies(np.array([1.0, 2.0, 0.0, 5.0]), clicks, impressions, requests) == (1, 1)
 
 
 def test_what_has_no_order_has_no_metric_of_order():

@@ -128,7 +128,7 @@ def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) 
     )
     positions = torch.from_numpy(data.log.position[part]).clamp(max=model.positions.num_embeddings - 1)
     effects = model.positions.weight.detach().cpu().double()[:, 0].requires_grad_()
-    scale, shift = torch.ones(1, dtype=torch.float64, requires_grad=True), torch.zeros(1, requires_grad=True)
+    scale, shift = (start(1, dtype=torch.float64, requires_grad=True) for start in (torch.ones, torch.zeros))
     optimizer = torch.optim.LBFGS([effects, scale, shift], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

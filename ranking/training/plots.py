@@ -62,7 +62,7 @@ def reliability_plot(curves: Mapping[str, Curves]) -> str:
 def loss_plot(losses: Sequence[CurvePoint], stage: str) -> str:
     """Training and validation loss of a stage by step."""
     points = [point for point in losses if point.stage == stage]
-    figure, axes = _axes("Step", "Log loss")
+    figure, axes = _axes("Step", "Loss")
     axes.plot(
         [p.step for p in points],
         [p.training_loss for p in points],
