@@ -201,8 +201,7 @@ class RankingEngine:
         for chunk in self._chunks(query, extra_tokens=0):
             hidden, mask, found = self._ad_states(model, query.ad_texts[chunk])
             cached += found
-            cls = model.join([user], [len(hidden)], hidden, mask)
-            logits.append(model.head(cls, dense[chunk]))
+            logits.append(model.add([user], [len(hidden)], hidden, mask, dense[chunk])[0])
         return torch.cat(logits), cached
 
     def _text_joint(self, users: TokenRows, row: int, query: RankQuery, dense: Tensor) -> Tensor:

@@ -35,18 +35,30 @@ class UserStates:
 
 
 class ClickHead(nn.Module):
-    """What the ad's [CLS] row adds to the logit of a click; it starts at nothing."""
+    """What an ad's text, and what it says to this user, add to the logit of a click; it starts at nothing.
+
+    It reads the ad's [CLS] row above the joined layers and the mean of the ad's states below them. The latter are what
+    the base model knows of the text: a linear part learns from them at once, before any layer has been trained.
+    """
 
     def __init__(self, hidden: int, features: int) -> None:
         super().__init__()
-        self.deep = nn.Sequential(nn.Linear(hidden + features, _HEAD_WIDTH), nn.GELU(), nn.Linear(_HEAD_WIDTH, 1))
-        last: Any = self.deep[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        width = 2 * hidden + features
+        self.wide = nn.Linear(width, 1, bias=False)
+        self.deep = nn.Sequential(nn.Linear(width, _HEAD_WIDTH), nn.GELU(), nn.Linear(_HEAD_WIDTH, 1))
+        for weight in self.last_weights:
+            nn.init.zeros_(weight)
 
-    def forward(self, cls: Tensor, dense: Tensor) -> Tensor:
-        """`cls` [pairs, hidden] and `dense` [pairs, features] to logits [pairs]."""
-        logits: Tensor = self.deep(torch.cat([cls, dense], dim=1))[:, 0]
+    @property
+    def last_weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Those that make the logit; while they are zero the head adds nothing."""
+        last: Any = self.deep[-1]
+        return self.wide.weight, last.weight, last.bias
+
+    def forward(self, cls: Tensor, ad: Tensor, dense: Tensor) -> Tensor:
+        """`cls` and `ad` [pairs, hidden] and `dense` [pairs, features] to logits [pairs]."""
+        read = torch.cat([cls, ad, dense], dim=1)
+        logits: Tensor = (self.wide(read) + self.deep(read))[:, 0]
         return logits
 
 
@@ -104,8 +116,7 @@ class SharedUserCrossEncoder(nn.Module):
     @property
     def adds_nothing(self) -> bool:
         """Whether the text has not been trained for clicks, so that reading it would be in vain."""
-        last: Any = self.head.deep[-1]
-        return not (last.weight.any() or last.bias.any())
+        return not any(bool(weight.any()) for weight in self.head.last_weights)
 
     @property
     def layers(self) -> Any:
@@ -119,8 +130,7 @@ class SharedUserCrossEncoder(nn.Module):
     def read(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """What `forward` returns, and the last state of each pair's first ad token, [pairs, hidden]."""
         users, hidden = self.user_states(batch.users), self.ad_states(batch.ads)
-        cls = self.join(users, batch.ads_per_user, hidden, batch.ads.mask)
-        return self.head(cls, batch.dense), cls
+        return self.add(users, batch.ads_per_user, hidden, batch.ads.mask, batch.dense)
 
     def user_states(self, users: TokenRows) -> list[UserStates]:
         """The user pass: keys and values of each joined layer for each user, padding cut off."""
@@ -152,6 +162,15 @@ class SharedUserCrossEncoder(nn.Module):
             )
             hidden = _finish_layer(layer, _merge_heads(context), hidden)
         return hidden
+
+    def add(
+        self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `read` returns, from states that may have been kept; see `join` for the arguments."""
+        cls = self.join(users, ads_per_user, hidden, mask)
+        tokens = torch.where(mask[..., None], hidden, 0)
+        ad = tokens.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        return self.head(cls, ad, dense), cls
 
     def join(self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor) -> Tensor:
         """The joined layers.

@@ -5,7 +5,7 @@ from pathlib import Path
 from artifacts.store import VersionStore
 
 KIND = "model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def open_store(root: Path) -> VersionStore:

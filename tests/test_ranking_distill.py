@@ -44,12 +44,13 @@ def teacher(data, tiny_bert, tmp_path_factory):
 def text_logits(data, model, tokenizer, spec):
     """What the text adds for rows of the test part."""
     with_text = predict(data, model, tokenizer, spec, data.parts[2], CPU, "float32").logits
-    last = model.head.deep[-1]
-    kept = [last.weight.detach().clone(), last.bias.detach().clone()]
+    kept = [weight.detach().clone() for weight in model.head.last_weights]
     with torch.no_grad():
-        last.weight.zero_(), last.bias.zero_()
+        for weight in model.head.last_weights:
+            weight.zero_()
         without = predict(data, model, tokenizer, spec, data.parts[2], CPU, "float32").logits
-        last.weight.copy_(kept[0]), last.bias.copy_(kept[1])
+        for weight, value in zip(model.head.last_weights, kept, strict=True):
+            weight.copy_(value)
     return with_text - without
 
 

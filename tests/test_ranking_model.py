@@ -31,7 +31,8 @@ def make_encoder(family: str, layers: int = 6) -> torch.nn.Module:
 
 def make_model(family: str, join_layer: int) -> SharedUserCrossEncoder:
     model = SharedUserCrossEncoder(make_encoder(family), join_layer, FEATURES, id_buckets=256).eval()
-    torch.nn.init.normal_(model.head.deep[-1].weight)  # the deep part starts at zero and would hide differences
+    for weight in model.head.last_weights:  # they start at zero, which would hide differences
+        torch.nn.init.normal_(weight)
     return model
 
 
@@ -51,13 +52,14 @@ def oracle_logit(model: SharedUserCrossEncoder, user: list[int], ad: list[int], 
     encoder = model.encoder
     is_roberta = encoder.config.model_type == "roberta"
     first = encoder.config.pad_token_id + 1 if is_roberta else 0
-    u, a = len(user), len(ad)
+    u, a, below = len(user), len(ad), None
     positions = torch.tensor([[*range(first, first + u), *range(first, first + a)]])
     segments = torch.tensor([[0] * u + [0 if is_roberta else 1] * a])
     hidden = encoder.embeddings(input_ids=torch.tensor([user + ad]), position_ids=positions, token_type_ids=segments)
     if hasattr(encoder, "embeddings_project"):
         hidden = encoder.embeddings_project(hidden)
     for number, layer in enumerate(encoder.encoder.layer):
+        below = hidden[:, u:].mean(dim=1) if number == model.join_layer else below
         allowed = torch.zeros(u + a, u + a, dtype=torch.bool)
         allowed[:u, :u] = True
         allowed[u:, u:] = True
@@ -65,7 +67,7 @@ def oracle_logit(model: SharedUserCrossEncoder, user: list[int], ad: list[int], 
         mask = torch.zeros(1, 1, u + a, u + a).masked_fill(~allowed, torch.finfo(torch.float32).min)
         output = layer(hidden, attention_mask=mask)
         hidden = output[0] if isinstance(output, tuple) else output
-    return model.head(hidden[:, u], dense[None])[0]
+    return model.head(hidden[:, u], below, dense[None])[0]
 
 
 def oracle(model: SharedUserCrossEncoder, batch: PairBatch) -> Tensor:
@@ -105,13 +107,15 @@ def test_fully_joined_equals_one_call_of_bert_model_with_a_4d_mask():
     u, a = 9, 6
     allowed = torch.ones(1, 1, u + a, u + a, dtype=torch.bool)
     allowed[..., :u, u:] = False
-    hidden = model.encoder(
+    states = model.encoder(
         input_ids=torch.cat([batch.users.ids, batch.ads.ids], dim=1),
         attention_mask=torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min),
         position_ids=torch.tensor([[*range(u), *range(a)]]),
         token_type_ids=torch.tensor([[0] * u + [1] * a]),
-    ).last_hidden_state
-    torch.testing.assert_close(model(batch), model.head(hidden[:, u], batch.dense), atol=1e-4, rtol=0)
+        output_hidden_states=True,
+    ).hidden_states
+    want = model.head(states[-1][:, u], states[0][:, u:].mean(dim=1), batch.dense)
+    torch.testing.assert_close(model(batch), want, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("join_layer", [0, 2, 5])
@@ -130,7 +134,7 @@ def test_cached_ad_states_give_the_same_logits_cold_and_warm(join_layer):
     users, want = model.user_states(batch.users), oracle(model, batch)
     for expected_hits in (0, len(texts)):
         states, mask, found = cache.gather(texts, compute)
-        got = model.head(model.join(users, batch.ads_per_user, states, mask), batch.dense)
+        got, _ = model.add(users, batch.ads_per_user, states, mask, batch.dense)
         assert found == expected_hits
         torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 

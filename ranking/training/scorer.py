@@ -53,8 +53,7 @@ class Scorer:
             else:
                 hidden, mask = self._ad_states(model, self._cache, batch)
                 users = model.user_states(batch.pairs.users)
-                states = model.join(users, batch.pairs.ads_per_user, hidden, mask)
-                added = model.head(states, batch.pairs.dense)
+                added, states = model.add(users, batch.pairs.ads_per_user, hidden, mask, batch.pairs.dense)
             return Scored(batch.behaviour + added.float(), states)
 
     @staticmethod
