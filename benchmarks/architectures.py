@@ -35,6 +35,7 @@ _OPTIONS = TrainOptions(
     epochs=0.03,
     validate_every=10,
     validation_rows=500,
+    calibration_rows=500,
     max_user_tokens=64,
     train_layers="all",
     min_text_gain=-np.inf,
@@ -83,6 +84,7 @@ def throughput(run: Run) -> list[Finding]:
         train_layers="all",
         validate_every=10**6,
         validation_rows=1,
+        calibration_rows=1,
     )
 
     def measure(seed: int) -> float:

@@ -37,7 +37,7 @@ def upworthy_folds(run: Run) -> list[Finding]:
 
     return [
         of_column(0, "pairs of a test in the right order", "at least 0.65", 0.65),
-        of_column(1, "pairs with |z| > 1.96 in the right order", "at least 0.75", 0.75),
+        of_column(1, "pairs of different CTR (z beyond 1.96) in the right order", "at least 0.75", 0.75),
     ]
 
 

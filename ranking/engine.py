@@ -5,7 +5,6 @@ Belongs to one thread at a time.
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from ranking.batch import PairBatch, TokenRows, pad, tokenize
 from ranking.behaviour import AdKeys, Behaviour, History, Shown, with_interests
 from ranking.context import CONTEXT_WORDS
 from ranking.errors import ModelError
-from ranking.features import COUNTED, dense_features, gap_classes, id_bucket
+from ranking.features import COUNTED, gap_classes, id_bucket, snapshot_features
 from ranking.model import SharedUserCrossEncoder, UserStates
 from records.counters import Total
 
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 1000
 _CACHED_VECTORS = 50_000
-# A snapshot of the counters that is older than this, in seconds, is read as if it were this old.
-_LONGEST_LAG = 86_400.0
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -233,9 +230,8 @@ class RankingEngine:
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters
         counts = {key: counters.counts(key, query.keys[key], query.fresher.get(key, {})) for key in COUNTED}
-        # Long after the log's end all looks old alike, which training has never seen.
-        moment = math.nan if counters.end is None else min(query.moment, counters.end + _LONGEST_LAG)
-        features = dense_features(counts, self.loaded.spec.prior_ctr, np.full(len(query.ad_ids), moment))
+        moments = np.full(len(query.ad_ids), query.moment)
+        features = snapshot_features(counts, self.loaded.spec.prior_ctr, moments, counters.end)
         return torch.from_numpy(self.loaded.spec.normalise(features)).to(self.device)
 
     def _buckets(self, ad_ids: Sequence[str]) -> Tensor:

@@ -24,6 +24,8 @@ FEATURES = (*(f"{key}_{feature}" for key in COUNTED for feature in _OF_EACH), "a
 
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
 PRIOR_IMPRESSIONS = 10.0
+# Counters that were brought up to date longer ago than this, in seconds, are read as if it were this long.
+_LONGEST_LAG = 86_400.0
 
 # Upper ends, in seconds, of the classes into which the time between an event and an impression falls.
 _GAP_ENDS = (1, 10, 60, 300, 1800, 6 * 3600, 86_400, 7 * 86_400, 60 * 86_400)
@@ -86,6 +88,15 @@ def dense_features(counts: Mapping[str, Counts], ctr: float, moments: npt.NDArra
         columns += [np.log1p(of_key.impressions), _ctr_logit(of_key, ctr), _hours_log(moments - of_key.last)]
     columns.append(_hours_log(moments - counts["ad"].first))
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def snapshot_features(
+    counts: Mapping[str, Counts], ctr: float, moments: npt.NDArray[np.float64], end: float | None
+) -> Features:
+    """`dense_features` by counters that were last brought up to date at `end`, seconds since 1970; None if unknown."""
+    # Long after the log's end all looks old alike, which training has never seen.
+    latest = np.nan if end is None else end + _LONGEST_LAG
+    return dense_features(counts, ctr, np.minimum(moments, latest))
 
 
 def _hours_log(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

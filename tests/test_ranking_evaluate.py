@@ -11,6 +11,7 @@ from conftest import tiny_options
 
 from ranking.artifact import load_version
 from ranking.calibration import Calibration
+from ranking.features import FEATURES
 from ranking.store import open_store
 from ranking.training.commands import show_log
 from ranking.training.dataset import load_dataset
@@ -24,6 +25,8 @@ from ranking.training.slices import slices
 from ranking.training.train import train
 from ranking.training.versions import load_named, warn_of_rows_it_knows
 from records.errors import InputError
+
+_YEAR = 365 * 86_400 * 1_000_000  # microseconds
 
 
 @pytest.fixture(scope="module")
@@ -142,34 +145,66 @@ def root(world, tmp_path):
     return tmp_path / "model"
 
 
+def later(world):
+    """The log of the world, a year on."""
+    data = load_dataset(world.ads, world.clicks, world.users, split="none")
+    return replace(data, log=replace(data.log, time=data.log.time + _YEAR))
+
+
 def test_recalibration_makes_a_new_version_that_differs_in_calibration_alone(world, root):
     store = open_store(root)
     before = load_version(store, store.current())
-    data = load_dataset(world.ads, world.clicks, world.users, split="none")
+    data = later(world)
     rare = replace(data.log, clicks=data.log.clicks * (np.arange(len(data.log)) % 4 == 0))
     found = recalibrate(store, "", replace(data, log=rare))
+    assert found.rows == len(rare)
     after = load_version(store, store.current())
     assert (found.source, found.version) == (before.version, after.version)
-    assert found.before > 2
+    assert abs(np.log(found.before)) > 0.5
     assert found.after == pytest.approx(1, abs=0.02)
     assert after.spec.calibration == found.calibration != before.spec.calibration
-    same = {"calibration": Calibration(), "training_sha256": ""}
+    same = {"calibration": Calibration(), "metrics": {}}
     assert after.spec.model_copy(update=same) == before.spec.model_copy(update=same)
     for name, weight in after.model.state_dict().items():
         assert weight.equal(before.model.state_dict()[name]), name
 
 
 def test_recalibration_needs_both_classes(world, root):
-    data = load_dataset(world.ads, world.clicks, world.users, split="none")
+    data = later(world)
     without = replace(data, log=replace(data.log, clicks=0 * data.log.clicks))
     with pytest.raises(InputError, match="impressions with a click"):
         recalibrate(open_store(root), "", without)
 
 
-def test_the_command_recalibrates_and_says_what_changed(world, root):
+def test_rows_that_a_version_has_counted_do_not_calibrate_it(world, root):
+    store, data = open_store(root), load_dataset(world.ads, world.clicks, world.users, split="none")
+    with pytest.raises(InputError, match=r"newer than .* UTC, where the counters of version"):
+        recalibrate(store, "", data)
+    fresh = replace(data.log, time=data.log.time + _YEAR * (np.arange(len(data.log)) >= 900))
+    assert recalibrate(store, "", replace(data, log=fresh)).rows == 300
+
+
+def test_recalibration_scores_with_the_counters_of_the_version(world, root):
+    loaded = load_version(open_store(root), open_store(root).current())
+    data = replace(later(world), counters=loaded.counters)
+    found = data.features(data.past, loaded.spec.prior_ctr)
+    shown, recency = (found[:, FEATURES.index(name)] for name in ("ad_impressions_log", "ad_recency_log"))
+    totals = loaded.counters.totals["ad"]
+    assert shown == pytest.approx(np.log1p([totals[ad_id].impressions for ad_id in data.log.ad_id]))
+    # A year later counters are as old as a server would take them to be: a day beyond their end.
+    oldest = [(loaded.counters.end + 86_400 - totals[ad_id].last) / 3600 for ad_id in data.log.ad_id]
+    assert recency == pytest.approx(np.log1p(oldest), rel=1e-5)
+
+
+def test_the_command_recalibrates_and_says_what_changed(world, root, tmp_path):
+    header, *lines = world.clicks.read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    fresh = [",".join([*row[:3], str(int(row[3]) + _YEAR // 1_000_000), *row[4:]]) for row in cells]
+    clicks = tmp_path / "fresh.csv"
+    clicks.write_text("\n".join([header, *fresh]))
     command = [sys.executable, "-m", "pipeline.cli", "calibrate", "--model", root, "--ads", world.ads]
     done = subprocess.run(
-        [*map(str, command), "--clicks", str(world.clicks), "--users", str(world.users), "--json"],
+        [*map(str, command), "--clicks", str(clicks), "--users", str(world.users), "--json"],
         capture_output=True,
         text=True,
         check=True,
@@ -197,12 +232,6 @@ def test_a_version_that_may_know_what_is_tested_is_warned_of(world, caplog, othe
     data = load_dataset(world.ads, world.clicks, world.users, **other)
     warn_of_rows_it_knows(load_named(str(world.model)), data)
     assert ("rows that it knows may be tested" in caplog.text) == is_warned_of
-
-
-def test_a_version_calibrated_anew_may_know_any_row(world, root, caplog):
-    recalibrate(open_store(root), "", load_dataset(world.ads, world.clicks, world.users, split="none"))
-    warn_of_rows_it_knows(load_named(str(root)), load_dataset(world.ads, world.clicks, world.users))
-    assert "rows that it knows may be tested" in caplog.text
 
 
 def test_without_the_libraries_of_reports_the_error_says_what_to_install():

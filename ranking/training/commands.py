@@ -171,7 +171,7 @@ def evaluate_command(
 def calibrate_command(
     model: Model,
     ads: Ads,
-    clicks: Annotated[Path, typer.Option(help="Fresh click log; all its rows are used.")],
+    clicks: Annotated[Path, typer.Option(help="Click log; rows newer than the version's counters are fitted.")],
     users: Users = None,
     version: Version = "",
     max_rejected: MaxRejected = 0.01,
@@ -179,9 +179,11 @@ def calibrate_command(
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
-    """Fit the calibration of a model version anew on a fresh click log, and publish the result as a new version.
+    """Fit the calibration of a model version anew on fresh clicks, and publish the result as a new version.
 
-    Weights and counters stay as they are. Temperature, Platt, beta and isotonic calibration are compared.
+    Weights and counters stay as they are; rows are scored as servers score them. Rows that the version's counters hold
+    already serve as histories alone, so the log may reach back beyond its training. Temperature, Platt, beta and
+    isotonic calibration of p_click are compared.
     """
     from ranking.training.dataset import load_dataset
     from ranking.training.recalibrate import recalibrate
@@ -194,7 +196,10 @@ def calibrate_command(
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
         return
     console = Console()
-    console.print(f"Model version {found.version} made from {found.source}.", highlight=False)
+    console.print(
+        f"Model version {found.version} made from {found.source}, calibrated on {found.rows:,} fresh rows.",
+        highlight=False,
+    )
     console.print(calibration_line(found.calibration.log_loss), highlight=False)
     console.print(
         f"Predicted / actual clicks on these rows: {found.before:.3f} before, {found.after:.3f} now.", highlight=False

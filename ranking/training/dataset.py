@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ranking.context import context_buckets
-from ranking.features import COUNTED, Features, dense_features, keys_of
+from ranking.features import COUNTED, Features, dense_features, keys_of, snapshot_features
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
 from records.ads import Ad, RejectedAd, read_ads
 from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts, read_clicks
+from records.counters import CounterSnapshot
 from records.errors import InputError
 from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
 from records.splits import split_at_random, split_by_key, split_by_time
@@ -33,6 +34,7 @@ class Dataset:
         keys: for each of `ranking.features.COUNTED`, what each row's counters are looked up by.
         parts: row indices of training, validation and test.
         split: how the parts were made, one of `SPLITS`.
+        counters: of a model version, which then stand in for those of the log; None for the log's own.
     """
 
     log: ClickLog
@@ -42,6 +44,7 @@ class Dataset:
     keys: Mapping[str, Texts]
     parts: tuple[Integers, ...]
     split: str
+    counters: CounterSnapshot | None = None
 
     def with_parts(self, parts: tuple[Integers, ...]) -> "Dataset":
         """The same log with other rows to train on, validate on and test on."""
@@ -106,7 +109,10 @@ class Dataset:
     def features(self, past: Past, ctr: float) -> Features:
         """Dense features of each row from what it may look back on, float32 [rows, features], not normalised."""
         moments = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
-        return dense_features({key: past.counts(ids) for key, ids in self.keys.items()}, ctr, moments)
+        if self.counters is None:
+            return dense_features({key: past.counts(ids) for key, ids in self.keys.items()}, ctr, moments)
+        counts = {key: self.counters.counts(key, ids.tolist()) for key, ids in self.keys.items()}
+        return snapshot_features(counts, ctr, moments, self.counters.end)
 
     @cached_property
     def context_buckets(self) -> Integers:

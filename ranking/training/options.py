@@ -71,6 +71,9 @@ class TrainOptions:
     validation_rows: int = _option(
         _TEXT, 2000, "Rows of the validation part that the text layers are validated on.", min=1
     )
+    calibration_rows: int = _option(
+        _TEXT, 20_000, "Rows of the validation part to calibrate on, if text is read; else all of it.", min=1
+    )
 
     teacher: str = _option(
         _TEACHER, "", "Learn what this model version says, too: ROOT for its published one, or ROOT@VERSION."

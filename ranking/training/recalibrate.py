@@ -1,6 +1,7 @@
 """A model version with its calibration fitted anew. Knows no serving."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ranking.training.calibrate import fit_calibration
 from ranking.training.dataset import Dataset
 from ranking.training.predict import predict
 from ranking.training.versions import load_from
-from records.clicks import Integers
+from records.clicks import NO_TIME, Integers
 from records.errors import InputError
 
 
@@ -23,6 +24,7 @@ class Recalibration:
 
     version: str
     source: str
+    rows: int
     calibration: Calibration
     before: float
     after: float
@@ -32,29 +34,30 @@ class Recalibration:
         return {
             "version": self.version,
             "source": self.source,
+            "rows": self.rows,
             "calibration": self.calibration.model_dump(mode="json"),
             "predicted_over_actual": {"before": self.before, "after": self.after},
         }
 
 
 def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bool = True) -> Recalibration:
-    """Fits the calibration of a version on every row of a fresh log, and commits the result as a new version.
+    """Fits the calibration of a version on the fresh rows of a log, and commits the result as a new version.
+
+    Rows are scored as a server would score them: with the version's counters, and the users' strictly earlier events.
 
     Args:
         version: "" for the published one.
-        data: A fresh log; each row looks back on strictly earlier ones.
+        data: A log; rows that are not newer than the version's counters are histories alone, for they were counted.
 
     Raises:
-        InputError: The log holds no click, or nothing but clicks.
+        InputError: No row is fresh, or the fresh ones hold no click or nothing but clicks.
         ArtifactError: The version is damaged or not there, or the root cannot be written.
     """
-    if int(data.log.clicks.sum()) in (0, int(data.log.impressions.sum())):
-        raise InputError("the log needs impressions with a click and impressions without one to calibrate on")
     loaded = load_from(store, version)
-    rows, logits = _logits(loaded, data)
+    rows, logits = _logits(loaded, replace(data, counters=loaded.counters), _fresh(data, loaded))
     clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
     calibration = fit_calibration(logits, clicks, impressions)
-    spec = loaded.spec.model_copy(update={"calibration": calibration, "training_sha256": ""})
+    spec = loaded.spec.model_copy(update={"calibration": calibration, "metrics": {}})
     with store.begin() as draft:
         save_version(store, draft, spec, loaded.model, loaded.tokenizer, loaded.counters)
     if publish:
@@ -63,10 +66,23 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     def ratio(fitted: Calibration) -> float:
         return float((fitted.probability(logits) * impressions).sum() / clicks.sum())
 
-    return Recalibration(draft.version, loaded.version, calibration, ratio(loaded.spec.calibration), ratio(calibration))
+    before, after = ratio(loaded.spec.calibration), ratio(calibration)
+    return Recalibration(draft.version, loaded.version, len(rows), calibration, before, after)
 
 
-def _logits(loaded: ModelVersion, data: Dataset) -> tuple[Integers, np.ndarray]:
-    wanted = np.arange(len(data.log))
+def _fresh(data: Dataset, loaded: ModelVersion) -> Integers:
+    end, log = loaded.counters.end, data.log
+    rows = np.arange(len(log)) if end is None else np.flatnonzero((log.time == NO_TIME) | (log.time > end * 1e6))
+    if not len(rows):
+        raise InputError(
+            f"no row of the log is newer than {datetime.fromtimestamp(end or 0, UTC):%Y-%m-%d %H:%M:%S} UTC, where the "
+            f"counters of version {loaded.version} end: rows that it has counted cannot calibrate it"
+        )
+    if int(log.clicks[rows].sum()) in (0, int(log.impressions[rows].sum())):
+        raise InputError("the log needs impressions with a click and impressions without one to calibrate on")
+    return rows
+
+
+def _logits(loaded: ModelVersion, data: Dataset, wanted: Integers) -> tuple[Integers, np.ndarray]:
     predicted = predict(data, loaded.model, loaded.tokenizer, loaded.spec, wanted, choose_device("auto"), "auto")
     return predicted.rows, predicted.logits

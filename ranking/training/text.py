@@ -45,7 +45,7 @@ def train_text(
     weights = _trained(model, options) | _bridge(lessons)
     untrained = {name: weight.detach().clone() for name, weight in weights.items()}
     blocks = make_blocks(data, labels.rows, max_ads=options.max_ads_per_user, merge_requests=True)
-    validation = validation_blocks(data, options)
+    validation = validation_blocks(data, options, options.validation_rows)
 
     def batches(epoch: int) -> Iterable[LabelledBatch]:
         order = np.random.default_rng([options.seed, epoch]).permutation(len(blocks))
@@ -100,12 +100,12 @@ def _plan(options: TrainOptions, rows: int, under: Conditions) -> Plan:
     )
 
 
-def validation_blocks(data: Dataset, options: TrainOptions) -> list[Integers]:
-    """Whole blocks drawn from the validation part, about `validation_rows` rows."""
+def validation_blocks(data: Dataset, options: TrainOptions, rows: int) -> list[Integers]:
+    """Whole blocks drawn from the validation part, about so many rows."""
     blocks = make_blocks(data, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
     order = np.random.default_rng(options.seed).permutation(len(blocks))
     rows_before = np.cumsum([0, *(len(blocks[place]) for place in order)])[:-1]
-    return [blocks[place] for place in order[rows_before < options.validation_rows]]
+    return [blocks[place] for place in order[rows_before < rows]]
 
 
 def _trained(model: RankerModel, options: TrainOptions) -> dict[str, nn.Parameter]:

@@ -133,7 +133,7 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
 
 
 def _text_fit(model: RankerModel, fit: Fit, data: Dataset, options: TrainOptions) -> TextFit:
-    rows = sum(map(len, validation_blocks(data, options)))
+    rows = sum(map(len, validation_blocks(data, options, options.validation_rows)))
     return TextFit(not model.adds_nothing, fit.steps, fit.kept_step, rows, fit.loss_before, fit.loss_kept)
 
 
@@ -232,4 +232,4 @@ def _calibration_blocks(model: RankerModel, data: Dataset, options: TrainOptions
     """All of the validation part where that costs nothing, since no text is read."""
     if model.adds_nothing:
         return make_blocks(data, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
-    return validation_blocks(data, options)
+    return validation_blocks(data, options, options.calibration_rows)
