@@ -177,8 +177,8 @@ def evaluate_pipeline_command(
 ) -> None:
     """Measure both stages together: how many of the clicks that followed they put on top.
 
-    Each user of the newest tenth of the log is asked for once, as of its beginning. `adcascade evaluate` measures
-    the ranker alone, on what was really shown.
+    Each user of the newest tenth of the log who clicked an ad that was new to them is asked for once, as of its
+    beginning. `adcascade evaluate` measures the ranker alone, on what was really shown.
     """
     from pipeline.evaluate import evaluate_pipeline, load_stages
     from ranking.training.dataset import load_dataset

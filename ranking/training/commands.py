@@ -30,10 +30,16 @@ if TYPE_CHECKING:
     from ranking.training.dataset import Dataset
 
 Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
-Clicks = Annotated[Path, typer.Option(help="Click log: request_id, ad_id, clicks, impressions; user_id, timestamp.")]
+Clicks = Annotated[
+    Path,
+    typer.Option(
+        help="Click log. Needs request_id, ad_id, clicks and impressions; better with user_id, timestamp, "
+        "position and conversions; any other column is context."
+    ),
+]
 Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
 Model = Annotated[Path, typer.Option(help="Root of the model versions.")]
-Version = Annotated[str, typer.Option(help="Default: the published one.")]
+Version = Annotated[str, typer.Option(help="Which version; default: the published one.")]
 Split = Annotated[
     str,
     typer.Option(
@@ -45,7 +51,7 @@ Peers = Annotated[
     str,
     typer.Option(help="What to compare with: none, fast, or all (with two text encoders, which take minutes)."),
 ]
-Seed = Annotated[int, typer.Option(help="Of a split at random.")]
+Seed = Annotated[int, typer.Option(help="Of every split but that by time; give that of the training.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
 Newest = Annotated[
@@ -145,7 +151,7 @@ def evaluate_command(
 ) -> None:
     """Measure a model version on the test part of a click log (see --split), beside simple peers.
 
-    With the log, split and seed that the version was trained with, these are the rows it was tested on then.
+    With the files, --newest, --split and --seed that it was trained with, these are the rows it was tested on then.
     """
     from ranking.training.dataset import load_dataset
     from ranking.training.evaluate import evaluate

@@ -45,8 +45,12 @@ class TrainOptions:
         _BEHAVIOUR, 8, "Passes over the training rows for counters and past events, at most.", min=0
     )
     behaviour_batch: int = _option(_BEHAVIOUR, 512, "Rows in a step of the behaviour part.", min=1)
-    behaviour_min_steps: int = _option(_BEHAVIOUR, 300, "Steps that a small log is read over and over for.", min=0)
-    behaviour_learning_rate: float = _option(_BEHAVIOUR, 8e-3, "Of the behaviour part.", min=0)
+    behaviour_min_steps: int = _option(
+        _BEHAVIOUR, 300, "At least so many steps, even if that is more than --behaviour-epochs.", min=0
+    )
+    behaviour_learning_rate: float = _option(
+        _BEHAVIOUR, 8e-3, "Highest step size of the behaviour part; lower it if the loss is not a number.", min=0
+    )
     behaviour_share: float = _option(
         _BEHAVIOUR,
         0.7,
@@ -59,10 +63,16 @@ class TrainOptions:
     pairs_per_step: int = _option(_TEXT, 96, "Pairs of user and ad in a batch of the text layers.", min=1)
     accumulate: int = _option(_TEXT, 1, "Batches that make one step of the text layers.", min=1)
     max_ads_per_user: int = _option(_TEXT, 32, "Ads that one reading of a user serves in training, at most.", min=1)
-    learning_rate: float = _option(_TEXT, 1e-4, "Of the text layers.", min=0)
-    head_learning_rate: float = _option(_TEXT, 1e-3, "Of the head above the text layers.", min=0)
+    learning_rate: float = _option(
+        _TEXT, 1e-4, "Highest step size of the text layers; lower it if the validation loss rises at once.", min=0
+    )
+    head_learning_rate: float = _option(_TEXT, 1e-3, "The same for the head above them.", min=0)
     average_decay: float = _option(
-        _TEXT, 0.0, "Of a running average of the text layers' weights; 0 for none.", min=0, max=1
+        _TEXT,
+        0.0,
+        "Keep a running average of the text layers' weights: 0.99 is over about 100 steps, 0 is off.",
+        min=0,
+        max=1,
     )
     min_text_gain: float = _option(
         _TEXT, 0.0005, "By how much the text must lower the validation loss to be kept; without it serving is faster."
@@ -81,7 +91,9 @@ class TrainOptions:
     teacher_weight: float = _option(
         _TEACHER, 0.5, "Share of the teacher's probabilities, beside the clicks, in what the text learns.", min=0, max=1
     )
-    state_weight: float = _option(_TEACHER, 0.2, "Of the likeness of last states beside that; 0 for none.", min=0)
+    state_weight: float = _option(
+        _TEACHER, 0.2, "Weight of pointing the last states where the teacher's point; 0 for none.", min=0
+    )
 
     max_minutes: float | None = _option(
         _BOTH,
@@ -90,7 +102,7 @@ class TrainOptions:
         min=0,
     )
     patience: int = _option(_BOTH, 3, "Validations without improvement after which a stage ends.", min=1)
-    weight_decay: float = _option(_BOTH, 0.01, "Of AdamW.", min=0)
+    weight_decay: float = _option(_BOTH, 0.01, "How strongly AdamW pulls weights to zero.", min=0)
     conversion_weight: float = _option(
         _BOTH, 0.5, "Of the conversion loss beside the click loss, where the log has conversions.", min=0
     )
@@ -98,13 +110,20 @@ class TrainOptions:
         _BOTH, "impressions", "What conversions are learned over: all impressions (ESMM), or clicks alone."
     )
     group_loss: str = _option(
-        _BOTH, "none", "For the order within each request: none, listwise or pairwise; validated by, too."
+        _BOTH,
+        "none",
+        "Also learn which ads of a request were clicked more: none, listwise (softmax) or pairwise (RankNet).",
     )
-    group_weight: float = _option(_BOTH, 0.5, "Share of --group-loss in the whole loss.", min=0, max=1)
+    group_weight: float = _option(
+        _BOTH, 0.5, "Share of --group-loss in the whole loss, which validation uses, too.", min=0, max=1
+    )
     negative_rate: float = _option(
-        _BOTH, 1.0, "Share of the impressions without a click to learn from; p_click is corrected for it.", max=1
+        _BOTH,
+        1.0,
+        "Share of the impressions without a click to learn from, above 0; p_click is corrected for it.",
+        max=1,
     )
-    seed: int = _option(_BOTH, 0, "Of training, and of a split at random.")
+    seed: int = _option(_BOTH, 0, "Of training, and of every split but that by time.")
     tensorboard: Path | None = _option(_BOTH, None, "Folder for TensorBoard's event files.")
     device: str = _option(_BOTH, "auto", "auto, cpu or cuda.")
-    precision: str = _option(_BOTH, "auto", "auto, float32 or bfloat16.")
+    precision: str = _option(_BOTH, "auto", "auto (bfloat16 where the machine is fast at it), float32 or bfloat16.")
