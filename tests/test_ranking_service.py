@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from functools import partial
 
 import grpc
@@ -247,6 +248,7 @@ def test_conversions_of_the_log_are_answered(roots, world, tmp_path, tiny_bert):
     report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_peers="none")
     engine = _load_engine(open_store(tmp_path / "model"), EngineSettings("cpu"), report.version)
     catalog = _load_catalog(open_index_store(roots[1]), open_index_store(roots[1]).current()).catalog
-    query = prepare(UserProfile("u0"), Context(), IDS, catalog, skip_unknown=False).query
+    moment = datetime.fromtimestamp(engine.loaded.counters.end, UTC)  # later, two days of log teach nothing
+    query = prepare(UserProfile("u0"), Context(timestamp=moment), IDS, catalog, skip_unknown=False).query
     p_conversion = engine.rank([query])[0].p_conversion
     assert p_conversion[2:].min() > p_conversion[:2].max() + 0.1
