@@ -61,8 +61,10 @@ def finding(
 def keep(path: Path, findings: Sequence[Finding]) -> None:
     """Writes findings in place of those of the same checks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    checks = {finding.check for finding in findings}
-    kept = [finding for finding in read(path) if finding.check not in checks] + list(findings)
+    before, checks = read(path), {finding.check for finding in findings}
+    order = list(dict.fromkeys(finding.check for finding in (*before, *findings)))
+    kept = [finding for finding in before if finding.check not in checks] + list(findings)
+    kept.sort(key=lambda finding: order.index(finding.check))
     path.write_text(json.dumps([asdict(finding) for finding in kept], indent=1) + "\n")
 
 
@@ -84,8 +86,7 @@ def as_table(findings: Iterable[Finding]) -> Table:
 def as_markdown(findings: Sequence[Finding]) -> str:
     """For a document, with the machines under the table."""
     lines = [_COLUMNS, ("---",) * len(_COLUMNS), *(_cells(one) for one in findings)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\nMeasured on: {'; '.join(dict.fromkeys(one.machine for one in findings))}."
+    return f"{_markdown(lines)}\n\nMeasured on: {'; '.join(dict.fromkeys(one.machine for one in findings))}."
 
 
 def as_short_markdown(findings: Iterable[Finding]) -> str:
@@ -93,7 +94,11 @@ def as_short_markdown(findings: Iterable[Finding]) -> str:
     columns = ("check", "figure", "target", "reached", "met")
     lines = [columns, ("---",) * len(columns)]
     lines += [(one.check, one.figure, one.target, _reached(one), _met(one)) for one in findings if one.target]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
+
+
+def _markdown(lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
 
 
 _COLUMNS = ("check", "figure", "target", "reached", "met", "seeds", "minutes")

@@ -25,7 +25,13 @@ def upworthy_folds(run: Run) -> list[Finding]:
     if run.upworthy is None:
         raise InputError("give the archive's file with --upworthy")
     files = export_upworthy(run.upworthy, run.folder / "upworthy")
-    lines, minutes = run.for_each(_FOLDS, f"{check}, fold", lambda fold: _upworthy(files.ads, files.clicks, fold))
+
+    def measure(fold: int) -> tuple[float, float]:
+        pairs, certain = _upworthy(files.ads, files.clicks, fold)
+        run.console.print(f"fold {fold}: {pairs:.3f} of all pairs, {certain:.3f} of those that differ for certain")
+        return pairs, certain
+
+    lines, minutes = run.for_each(_FOLDS, f"{check}, fold", measure)
     halves = _half_by_the_other(read_clicks(files.clicks, None)[0])
     note = "interval: Student's t over folds"
 

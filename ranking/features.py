@@ -93,7 +93,10 @@ def dense_features(counts: Mapping[str, Counts], ctr: float, moments: npt.NDArra
 def snapshot_features(
     counts: Mapping[str, Counts], ctr: float, moments: npt.NDArray[np.float64], end: float | None
 ) -> Features:
-    """`dense_features` by counters that were last brought up to date at `end`, seconds since 1970; None if unknown."""
+    """`dense_features` by counters that were brought up to date at `end`, seconds since 1970 (None: unknown).
+
+    See there for the other arguments and for what is returned.
+    """
     # Long after the log's end all looks old alike, which training has never seen.
     latest = np.nan if end is None else end + _LONGEST_LAG
     return dense_features(counts, ctr, np.minimum(moments, latest))

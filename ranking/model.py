@@ -38,7 +38,8 @@ class ClickHead(nn.Module):
     """What an ad's text, and what it says to this user, add to the logit of a click; it starts at nothing.
 
     It reads the ad's [CLS] row above the joined layers and the mean of the ad's states below them. The latter are what
-    the base model knows of the text: a linear part learns from them at once, before any layer has been trained.
+    the base model knows of the text: a linear part learns from them at once, before any layer has been trained (a wide
+    part beside a deep one, Cheng et al., arXiv 1606.07792).
     """
 
     def __init__(self, hidden: int, features: int) -> None:

@@ -57,6 +57,8 @@ def test_build_train_evaluate_recommend_with_the_users_own_files(world, platform
     for name in ("auc", "log_loss"):
         want = report["test"]["metrics"]["ranker"][name]["value"]
         assert evaluated["test"]["metrics"]["ranker"][name]["value"] == pytest.approx(want, abs=1e-6)
+    other = adcascade("evaluate", *files, "--model", tmp_path / "model", "--split", "request", "--peers", "none")
+    assert "rows that it knows may be tested" in " ".join(other.stderr.split())
     _, addresses = platform
     where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"]]
     who = ["--user-id", "u0", "--users", world.users, "--clicks", world.clicks]

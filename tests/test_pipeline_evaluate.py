@@ -1,14 +1,16 @@
 """Both stages together against what users clicked next."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from artifacts.errors import CorruptVersion
 from index_builder.artifact import load_version
 from index_builder.artifact import open_store as open_index_store
 from index_builder.encoder import load_encoder
-from pipeline.evaluate import evaluate_pipeline
+from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.results import BOTH_STAGES, ORDERS, POPULARITY, RETRIEVAL
 from ranking.training.dataset import load_dataset
 from ranking.training.versions import load_named
@@ -115,3 +117,14 @@ def test_an_ad_met_long_before_is_not_asked_for_again(world, data, retriever, mo
     longer = longer.with_parts(tuple(part + len(early) for part in data.parts))
     want = evaluate_pipeline(data, retriever, model, candidates=60)
     assert evaluate_pipeline(longer, retriever, model, candidates=60).clicks == want.clicks - 1
+
+
+def test_a_damaged_index_is_not_evaluated(world, tmp_path):
+    shutil.copytree(world.index, tmp_path / "index")
+    with (open_index_store(tmp_path / "index").current_path() / "index.faiss").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(CorruptVersion):
+        load_stages(tmp_path / "index", world.model)

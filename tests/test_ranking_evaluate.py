@@ -21,9 +21,11 @@ from ranking.training.peers import BI_ENCODER, CLICK_RATES, IDS, POPULARITY, TRE
 from ranking.training.recalibrate import recalibrate
 from ranking.training.report import log_lines
 from ranking.training.results import RANKER
+from ranking.training.run import train_and_save
 from ranking.training.slices import slices
 from ranking.training.train import train
 from ranking.training.versions import load_named, warn_of_rows_it_knows
+from records.clicks import NO_TIME
 from records.errors import InputError
 
 _YEAR = 365 * 86_400 * 1_000_000  # microseconds
@@ -180,8 +182,22 @@ def test_rows_that_a_version_has_counted_do_not_calibrate_it(world, root):
     store, data = open_store(root), load_dataset(world.ads, world.clicks, world.users, split="none")
     with pytest.raises(InputError, match=r"newer than .* UTC, where the counters of version"):
         recalibrate(store, "", data)
-    fresh = replace(data.log, time=data.log.time + _YEAR * (np.arange(len(data.log)) >= 900))
+    place = np.arange(len(data.log))
+    fresh = replace(data.log, time=np.where(place < 100, NO_TIME, data.log.time + _YEAR * (place >= 900)))
     assert recalibrate(store, "", replace(data, log=fresh)).rows == 300
+
+
+def test_a_version_that_knows_no_times_may_be_calibrated_on_rows_it_knows(world, tiny_bert, tmp_path, caplog):
+    lines = [",".join([*row[:3], *row[4:]]) for row in (line.split(",") for line in world.clicks.open())]
+    (tmp_path / "clicks.csv").write_text("".join(lines))
+    data = load_dataset(world.ads, tmp_path / "clicks.csv", None)
+    train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_peers="none")
+    warn_of_rows_it_knows(load_named(str(tmp_path / "model")), data)
+    assert "rows that it knows may be tested" not in caplog.text
+    every = load_dataset(world.ads, tmp_path / "clicks.csv", None, split="none")
+    assert recalibrate(open_store(tmp_path / "model"), "", every).rows == 1200
+    warn_of_rows_it_knows(load_named(str(tmp_path / "model")), data)
+    assert "rows that it knows may be tested" in caplog.text
 
 
 def test_recalibration_scores_with_the_counters_of_the_version(world, root):

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, Rob
 
 from ranking.ad_states import AdStateCache
 from ranking.batch import PairBatch, TokenRows, pad
-from ranking.model import SharedUserCrossEncoder
+from ranking.model import ClickHead, SharedUserCrossEncoder
 
 FEATURES = 4
 SIZES = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 200}
@@ -165,3 +165,12 @@ def test_gradients_reach_every_weight_but_the_word_embeddings():
 def test_join_layer_must_exist():
     with pytest.raises(ValueError, match="join_layer must be 0 to 5"):
         make_model("bert", join_layer=6)
+
+
+@torch.no_grad()
+def test_the_linear_part_of_the_head_reads_the_last_row_the_mean_below_and_the_features():
+    head = ClickHead(hidden=4, features=2)
+    parts = [torch.randn(5, width) for width in (4, 4, 2)]
+    assert not head(*parts).any()
+    torch.nn.init.normal_(head.wide.weight)
+    torch.testing.assert_close(head(*parts), torch.cat(parts, dim=1) @ head.wide.weight[0])

@@ -19,8 +19,8 @@ from ranking.training.metrics import pair_accuracies
 from ranking.training.predict import predict
 from ranking.training.report import text_fit_line
 from ranking.training.results import RANKER
-from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, train_and_save
-from ranking.training.train import train
+from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, _fingerprint, train_and_save
+from ranking.training.train import _calibration_blocks, train
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +199,27 @@ def test_the_place_on_the_page_is_learned_and_left_out_of_scores(tmp_path, tiny_
     assert effects[0] == 0
     assert effects[1] > effects[3] > effects[6]
     assert float(effects[1:].mean()) == pytest.approx(0, abs=0.05)
+
+
+def test_calibration_takes_its_own_number_of_rows_if_text_is_read(data, tiny_bert):
+    options = tiny_options(tiny_bert, epochs=0)
+    model = train(data, options).model
+    everything = len(data.parts[1])
+    rows = {"no text": sum(map(len, _calibration_blocks(model, data, replace(options, calibration_rows=20))))}
+    model.head.wide.weight.data.fill_(0.1)
+    for wanted in (20, 60):
+        rows[wanted] = sum(map(len, _calibration_blocks(model, data, replace(options, calibration_rows=wanted))))
+    assert 20 <= rows[20] < rows[60] < rows["no text"] == everything
+
+
+@pytest.mark.parametrize("changed", ["position", "context", "users"])
+def test_a_training_on_other_data_does_not_go_on_from_a_killed_one(data, tiny_bert, tmp_path, changed):
+    log = data.log
+    others = {
+        "position": lambda: replace(data, log=replace(log, position=log.position + 1)),
+        "context": lambda: replace(data, log=replace(log, context={**log.context, "page": log.request_id})),
+        "users": lambda: replace(data, users={}),
+    }
+    options = tiny_options(tiny_bert)
+    assert _fingerprint(data, options) == _fingerprint(replace(data), options)
+    assert _fingerprint(others[changed](), options) != _fingerprint(data, options)

@@ -14,13 +14,16 @@ from ranking.training.calibrate import fit_calibration
 from ranking.training.dataset import Dataset
 from ranking.training.predict import predict
 from ranking.training.versions import load_from
-from records.clicks import NO_TIME, Integers
+from records.clicks import Integers
 from records.errors import InputError
 
 
 @dataclass(frozen=True)
 class Recalibration:
-    """A new version with its calibration; `before` and `after` are predicted over actual clicks on the fresh rows."""
+    """A new version made from `source` with its calibration, fitted on so many fresh `rows`.
+
+    `before` and `after` are predicted over actual clicks on those rows.
+    """
 
     version: str
     source: str
@@ -47,7 +50,8 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
 
     Args:
         version: "" for the published one.
-        data: A log; rows that are not newer than the version's counters are histories alone, for they were counted.
+        data: A log; rows not known to be newer than the version's counters are histories alone: they may be counted.
+            Of a version that knows no times, all rows are taken for fresh.
 
     Raises:
         InputError: No row is fresh, or the fresh ones hold no click or nothing but clicks.
@@ -57,7 +61,7 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     rows, logits = _logits(loaded, replace(data, counters=loaded.counters), _fresh(data, loaded))
     clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
     calibration = fit_calibration(logits, clicks, impressions)
-    spec = loaded.spec.model_copy(update={"calibration": calibration, "metrics": {}})
+    spec = loaded.spec.model_copy(update={"calibration": calibration, "metrics": {}, **_no_longer_known(loaded)})
     with store.begin() as draft:
         save_version(store, draft, spec, loaded.model, loaded.tokenizer, loaded.counters)
     if publish:
@@ -72,15 +76,21 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
 
 def _fresh(data: Dataset, loaded: ModelVersion) -> Integers:
     end, log = loaded.counters.end, data.log
-    rows = np.arange(len(log)) if end is None else np.flatnonzero((log.time == NO_TIME) | (log.time > end * 1e6))
+    rows = np.arange(len(log)) if end is None else np.flatnonzero(log.time > end * 1e6)
     if not len(rows):
+        moment = datetime.fromtimestamp(end or 0, UTC)
         raise InputError(
-            f"no row of the log is newer than {datetime.fromtimestamp(end or 0, UTC):%Y-%m-%d %H:%M:%S} UTC, where the "
-            f"counters of version {loaded.version} end: rows that it has counted cannot calibrate it"
+            f"no row of the log is known to be newer than {moment:%Y-%m-%d %H:%M:%S} UTC, where the counters of "
+            f"version {loaded.version} end: rows that it has counted cannot calibrate it"
         )
     if int(log.clicks[rows].sum()) in (0, int(log.impressions[rows].sum())):
         raise InputError("the log needs impressions with a click and impressions without one to calibrate on")
     return rows
+
+
+def _no_longer_known(loaded: ModelVersion) -> dict[str, object]:
+    """Without times nobody can tell whether the rows that calibrate are rows that a split would test."""
+    return {"training_sha256": ""} if loaded.counters.end is None else {}
 
 
 def _logits(loaded: ModelVersion, data: Dataset, wanted: Integers) -> tuple[Integers, np.ndarray]:

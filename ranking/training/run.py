@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from ranking.artifact import save_version
@@ -109,6 +110,12 @@ def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
 def _fingerprint(data: Dataset, options: TrainOptions) -> str:
     """Of everything that the weights depend on."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {data.training_sha256}".encode())
+    for numbers in (data.log.position, data.log.utc_offset):
+        digest.update(numbers.tobytes())
+    for what in (sorted(data.keys.items()), sorted(data.log.context.items()), sorted(data.users.items())):
+        for name, value in what:
+            plain = value.tolist() if isinstance(value, np.ndarray) else value
+            digest.update(f"{name} {plain!r}".encode("utf-8", "surrogatepass"))
     settings = asdict(replace(options, tensorboard=None))
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
