@@ -24,11 +24,13 @@ def build(
     ctx: typer.Context,
     ads: Annotated[Path | None, typer.Option(help="Catalog: Parquet, JSONL or CSV file, or a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Root of the index versions.")] = None,
+    towers: commands.Towers = None,
     encoder: commands.Encoder = EMBEDDED,
     index: commands.Index = commands.DEFAULTS.index,
     min_recall: commands.MinRecall = commands.DEFAULTS.min_recall,
     recall_k: commands.RecallK = commands.DEFAULTS.recall_k,
     max_rejected: commands.MaxRejected = commands.DEFAULTS.max_rejected,
+    width: commands.Width = None,
     publish: commands.Publish = True,
     as_json: commands.Json = False,
 ) -> None:
@@ -37,7 +39,9 @@ def build(
         return
     if ads is None or out is None:
         raise typer.BadParameter("a build needs --ads and --out; or give a command, see --help")
-    commands.build_command(ads, out, encoder, index, min_recall, recall_k, max_rejected, publish, as_json)
+    commands.build_command(
+        ads, out, towers, encoder, index, min_recall, recall_k, max_rejected, width, publish, as_json
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """An index version: what lies in its directory, and its manifest as a frozen value. Knows not how vectors are made.
 
-``manifest.json`` (see `IndexManifest`), ``index.faiss``, ``ads.parquet`` (row i is vector i), ``vectors.npy``
-(float32 [ads, dimension], for incremental rebuilds).
+``manifest.json`` (see `IndexManifest`), ``index.faiss``, ``ads.parquet`` (row i is vector i), ``vectors.npy`` (of the
+texts, float32 [ads, text dimension]). Without towers the text vectors are what is searched. With them there are also
+``towers/`` (see `tower_artifact`), ``ad_vectors.npy`` (what is searched, float32 [ads, dimension]) and
+``event_vectors.npy`` (what the user tower reads of events, float32 [ads, event width]).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +25,13 @@ from index_builder.errors import BuildError
 from index_builder.faiss_index import read_index
 from records.ads import Ad
 
+if TYPE_CHECKING:
+    from index_builder.tower_artifact import TrainedTowers
+
 KIND = "index"
 FORMAT_VERSION = 1
 INDEX_FILE, ADS_FILE, VECTORS_FILE = "index.faiss", "ads.parquet", "vectors.npy"
+AD_VECTORS_FILE, EVENT_VECTORS_FILE, TOWERS_FOLDER = "ad_vectors.npy", "event_vectors.npy", "towers"
 TEXT_KEY = "text_key"  # first 16 bytes of the SHA-256 of the text that was embedded
 
 ADS_SCHEMA = pa.schema(
@@ -49,7 +55,14 @@ ADS_SCHEMA = pa.schema(
 
 
 class IndexManifest(BaseModel):
-    """What an index version says about itself."""
+    """What an index version says about itself.
+
+    Attributes:
+        dimension: numbers per vector that is searched.
+        space_sha256: of the towers that made them; "" if these are text vectors.
+        recall: share of what exact search finds that the index finds, in the first `recall_k`.
+        popularity_at: the moment whose popularity is in the ads' biases; None without towers.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,6 +81,8 @@ class IndexManifest(BaseModel):
     reused: int
     index_bytes: int
     build_seconds: float
+    space_sha256: str = ""
+    popularity_at: datetime | None = None
 
     @property
     def bytes_per_ad(self) -> float:
@@ -137,7 +152,7 @@ class AdCatalog:
 
 @dataclass(frozen=True)
 class IndexVersion:
-    """A loaded index version."""
+    """A loaded index version; `vectors` are of the texts, `towers` and `event_vectors` are None without towers."""
 
     version: str
     created_at: datetime
@@ -145,6 +160,8 @@ class IndexVersion:
     catalog: AdCatalog
     vectors: Vectors
     faiss_index: Any
+    towers: "TrainedTowers | None" = None
+    event_vectors: Vectors | None = None
 
     def check_encoder(self, encoder: TextEncoder) -> None:
         """Raises BuildError if `encoder` does not span this version's space, saying which one does."""
@@ -175,4 +192,17 @@ def load_version(store: VersionStore, version: str) -> IndexVersion:
     counts = {index.ntotal, len(vectors), len(catalog), manifest.ad_count}
     if len(counts) != 1 or index.d != manifest.dimension:
         raise CorruptVersion(f"the files of index version {version} do not fit together; build it again")
-    return IndexVersion(version, created_at, manifest, catalog, vectors, index)
+    if not manifest.space_sha256:
+        return IndexVersion(version, created_at, manifest, catalog, vectors, index)
+    from index_builder.tower_artifact import load_towers  # loads torch, which many commands do without
+
+    towers = load_towers(path / TOWERS_FOLDER)
+    if towers.spec.space_sha256 != manifest.space_sha256:
+        raise CorruptVersion(
+            f"the ads of index version {version} lie in the space {manifest.space_sha256[:12]}, its user tower spans "
+            f"{towers.spec.space_sha256[:12]}; build it again with the towers that belong to it"
+        )
+    events = np.load(path / EVENT_VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+    if len(events) != len(catalog):
+        raise CorruptVersion(f"the files of index version {version} do not fit together; build it again")
+    return IndexVersion(version, created_at, manifest, catalog, vectors, index, towers, events)

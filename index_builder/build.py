@@ -6,9 +6,10 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from artifacts.errors import ArtifactError
 from artifacts.store import Draft, VersionStore
 from index_builder.artifact import (
     ADS_FILE,
-    INDEX_FILE,
     VECTORS_FILE,
     IndexManifest,
     iter_ads,
@@ -25,10 +25,14 @@ from index_builder.artifact import (
     read_manifest,
     write_ads,
 )
+from index_builder.assembly import AssemblyOptions, Contents, Progress, assemble
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
-from index_builder.faiss_index import build_index, check_kind, draw_queries, factory_string, reach_recall, write_index
+from index_builder.faiss_index import check_kind
 from records.ads import Ad, RejectedAd, read_ads
+
+if TYPE_CHECKING:
+    from index_builder.tower_artifact import TrainedTowers
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +40,6 @@ REJECTED_FILE = "rejected.jsonl"
 
 # Enough to sort by length, few enough that a progress bar moves every few seconds on a laptop.
 _EMBED_ROWS = 1024
-
-# Told (stage, done, total); total is 0 while it is not known.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class BuildOptions:
         max_rejected: share of unusable rows, 0 to 1, above which the build fails.
         publish: make the new version the current one.
         seed: for the choice of queries and training vectors.
+        width: numbers of the towers' vectors to keep, without the bias; all if None.
     """
 
     index: str = "auto"
@@ -61,6 +63,12 @@ class BuildOptions:
     max_rejected: float = 0.01
     publish: bool = True
     seed: int = 0
+    width: int | None = None
+
+    @property
+    def assembly(self) -> AssemblyOptions:
+        """The part that turns vectors into an index."""
+        return AssemblyOptions(self.index, self.min_recall, self.recall_k, self.recall_queries, self.seed, self.width)
 
 
 @dataclass(frozen=True)
@@ -81,45 +89,36 @@ def embedding_text(ad: Ad) -> str:
 
 
 def build(
-    ads: Path, root: Path, encoder: TextEncoder, options: BuildOptions, progress: Progress = lambda *_: None
+    ads: Path,
+    root: Path,
+    encoder: TextEncoder,
+    options: BuildOptions,
+    progress: Progress = lambda *_: None,
+    towers: "TrainedTowers | None" = None,
 ) -> BuildReport:
     """Builds an index version from a catalog and publishes it.
 
+    Args:
+        towers: Put ads and users into the space of these; without them, ads are found by their text vectors.
+
     Raises:
         InputError: The catalog cannot be read.
-        BuildError: FAISS is missing or refuses the kind of index, too many rows are unusable, no ad is left, or the
-            recall is too low.
+        BuildError: FAISS is missing or refuses the kind of index, the towers were trained with another encoder, too
+            many rows are unusable, no ad is left, or the recall is too low.
         ArtifactError: The root cannot be written, is full, or is being written by another build.
     """
     started = time.perf_counter()
-    check_kind(options.index, encoder.dimension)
+    if towers is not None:
+        towers.check_encoder(encoder)
+    check_kind(options.index, encoder.dimension if towers is None else towers.spec.shape.dimension)
     store = open_store(root)
     with store.begin() as draft:
         count, rejected = _write_catalog(ads, draft.path, root / REJECTED_FILE, options.max_rejected, progress)
-        vectors, reused = _embed(draft, count, encoder, _Reusable.of(store, encoder), progress)
-        factory = factory_string(options.index, count)
-        queries = draw_queries(count, options.recall_queries, options.seed)
-        index = build_index(vectors, factory, queries, options.seed, lambda done: progress("index", done, count))
-        recall = reach_recall(index, vectors, queries, options.recall_k, options.min_recall)
-        write_index(index, draft.path / INDEX_FILE)
-        manifest = IndexManifest(
-            encoder_name=encoder.name,
-            encoder_sha256=encoder.sha256,
-            dimension=encoder.dimension,
-            metric="inner_product",
-            factory=factory,
-            search_parameters=recall.search_parameters,
-            ad_count=count,
-            content_sha256=_content_sha256(draft.path / ADS_FILE),
-            recall=recall.recall,
-            recall_k=recall.k,
-            recall_queries=recall.queries,
-            embedded=count - reused,
-            reused=reused,
-            index_bytes=(draft.path / INDEX_FILE).stat().st_size,
-            build_seconds=round(time.perf_counter() - started, 3),
-        )
-        store.commit(draft, manifest.model_dump())
+        texts, reused = _embed(draft, count, encoder, _Reusable.of(store, encoder), progress)
+        contents = Contents(texts, encoder.name, encoder.sha256, embedded=count - reused, towers=towers)
+        manifest = assemble(draft.path, contents, options.assembly, progress)
+        manifest = manifest.model_copy(update={"build_seconds": round(time.perf_counter() - started, 3)})
+        store.commit(draft, manifest.model_dump(mode="json"))
     if options.publish:
         store.publish(draft.version)
     return BuildReport(draft.version, options.publish, manifest, dict(rejected), root / REJECTED_FILE)
@@ -222,12 +221,3 @@ def _embed(
             reused += len(batch) - len(fresh)
             progress("embed", done, count)
     return np.load(path, mmap_mode="r", allow_pickle=False), reused
-
-
-def _content_sha256(ads: Path) -> str:
-    """Hash of all ad ids and texts in order."""
-    digest = hashlib.sha256()
-    for batch in iter_ads(ads):
-        for ad, key in batch:
-            digest.update(ad.ad_id.encode("utf-8", "surrogatepass") + b"\0" + key)
-    return digest.hexdigest()

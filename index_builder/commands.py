@@ -4,19 +4,22 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from index_builder.assembly import Progress as BuildProgress
 from index_builder.build import BuildOptions, BuildReport, build
-from index_builder.build import Progress as BuildProgress
 from index_builder.encoder import EMBEDDED, load_encoder
 
+if TYPE_CHECKING:
+    from index_builder.tower_artifact import TrainedTowers
+
 DEFAULTS = BuildOptions()
-_STAGES = {"read": "Reading ads", "embed": "Embedding", "index": "Indexing"}
+_STAGES = {"read": "Reading ads", "embed": "Embedding", "towers": "Ad tower", "index": "Indexing", "ask": "Asking"}
 
 Ads = Annotated[Path, typer.Option(help="Catalog: a Parquet, JSONL or CSV file, or a folder of such files.")]
 Out = Annotated[Path, typer.Option(help="Root of the index versions; made if missing.")]
@@ -31,6 +34,14 @@ Index = Annotated[str, typer.Option(help="auto, flat, hnsw, ivf, or any FAISS fa
 MinRecall = Annotated[float, typer.Option(min=0, max=1, help="Recall against exact search below which a build fails.")]
 RecallK = Annotated[int, typer.Option(min=1, max=1000, help="The k of that recall.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable rows above which a build fails.")]
+Towers = Annotated[
+    Path | None,
+    typer.Option(help="Root of the tower versions (adcascade train-retrieval): find ads by clicks, not by text alone."),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(min=1, help="Keep so many numbers of the towers' vectors, for a smaller index; default: all."),
+]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 
@@ -38,11 +49,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on 
 def build_command(
     ads: Ads,
     out: Out,
+    towers: Towers = None,
     encoder: Encoder = EMBEDDED,
     index: Index = DEFAULTS.index,
     min_recall: MinRecall = DEFAULTS.min_recall,
     recall_k: RecallK = DEFAULTS.recall_k,
     max_rejected: MaxRejected = DEFAULTS.max_rejected,
+    width: Width = None,
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
@@ -52,14 +65,26 @@ def build_command(
     with their reasons in OUT/rejected.jsonl. A failed or killed build leaves the published version as it was.
     """
     options = BuildOptions(
-        index=index, min_recall=min_recall, recall_k=recall_k, max_rejected=max_rejected, publish=publish
+        index=index,
+        min_recall=min_recall,
+        recall_k=recall_k,
+        max_rejected=max_rejected,
+        publish=publish,
+        width=width,
     )
+    trained = None if towers is None else _published(towers)
     with build_progress() as progress:
-        report = build(ads, out, load_encoder(encoder), options, progress)
+        report = build(ads, out, load_encoder(encoder), options, progress, trained)
     if as_json:
         print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
     else:
         Console().print(report_table(report))
+
+
+def _published(root: Path) -> "TrainedTowers":
+    from index_builder.tower_artifact import load_published_towers  # loads torch, which --help does without
+
+    return load_published_towers(root)
 
 
 @contextmanager
@@ -84,7 +109,7 @@ def report_as_dict(report: BuildReport) -> dict[str, object]:
         "published": report.published,
         "rejected": report.rejected,
         "bytes_per_ad": round(report.manifest.bytes_per_ad, 1),
-        **report.manifest.model_dump(),
+        **report.manifest.model_dump(mode="json"),
     }
 
 
@@ -99,6 +124,9 @@ def report_table(report: BuildReport) -> Table:
         "ads": f"{manifest.ad_count:,} ({manifest.embedded:,} embedded, {manifest.reused:,} reused)",
         "rejected": ", ".join(f"{count} {reason}" for reason, count in report.rejected.items()) or "none",
         "encoder": manifest.encoder_name,
+        "towers": f"{manifest.space_sha256[:12]}, popularity of {manifest.popularity_at:%Y-%m-%d %H:%M} UTC"
+        if manifest.space_sha256
+        else "none: ads are found by the likeness of texts",
         "dimension": str(manifest.dimension),
         "index": f"{manifest.factory}{f' with {widened}' if widened else ''}",
         "bytes per ad": f"{manifest.bytes_per_ad:,.0f}",

@@ -172,25 +172,42 @@ def draw_queries(count: int, wanted: int, seed: int) -> Rows:
 
 
 def reach_recall(index: Any, vectors: Vectors, query_rows: Rows, k: int, minimum: float) -> Recall:
+    """`reach_recall_of` with ads of the catalog as queries, which the index was not trained on.
+
+    An ad does not count as its own neighbour.
+    """
+    return reach_recall_of(index, vectors, np.ascontiguousarray(vectors[query_rows]), k, minimum, query_rows)
+
+
+def reach_recall_of(
+    index: Any, vectors: Vectors, queries: Vectors, k: int, minimum: float, own_rows: Rows | None = None
+) -> Recall:
     """Measures recall@k against exact search and widens the search until it reaches `minimum`.
 
-    Queries are ads of the catalog that the index was not trained on; an ad does not count as its own neighbour.
+    Args:
+        queries: float32 [queries, dimension].
+        own_rows: Row of each query, if these are vectors of the index, to leave out of what they find.
 
     Raises:
         BuildError: Even the widest search stays below `minimum`.
     """
-    k = min(k, len(vectors) - 1)
-    if k < 1:
+    own = 0 if own_rows is None else 1
+    k = min(k, len(vectors) - own)
+    if k < 1 or not len(queries):
         return Recall(1.0, 0, 0, {})
-    queries = np.ascontiguousarray(vectors[query_rows])
-    truth = _without_self(exact_search(vectors, queries, k + 1), query_rows, k)
+
+    def others(rows: Rows) -> Rows:
+        return rows if own_rows is None else _without_self(rows, own_rows, k)
+
+    truth = others(exact_search(vectors, queries, k + own))
     # Whatever is as near as the k-th true neighbour counts: equal texts are equally good answers.
-    lowest = np.array([(vectors[rows] @ query).min() for rows, query in zip(truth, queries, strict=True)]) - 1e-6
+    lowest = np.array([(vectors[rows] @ query).min() for rows, query in zip(truth, queries, strict=True)])
+    lowest -= 1e-6 * np.maximum(1, np.abs(lowest))
     parameters: dict[str, int] = {}
     recall = 0.0
     for parameters in _ever_wider(index):
         set_search_parameters(index, parameters)
-        found = _without_self(index.search(queries, k + 1)[1], query_rows, k)
+        found = others(index.search(queries, k + own)[1])
         hits = [
             (vectors[rows] @ query >= low) & (rows >= 0)
             for rows, query, low in zip(found, queries, lowest, strict=True)
@@ -198,7 +215,7 @@ def reach_recall(index: Any, vectors: Vectors, query_rows: Rows, k: int, minimum
         recall = float(np.mean(hits))
         log.info("recall@%d is %.4f with %s", k, recall, dict(parameters) or "no search parameters")
         if recall >= minimum:
-            return Recall(recall, k, len(query_rows), dict(parameters))
+            return Recall(recall, k, len(queries), dict(parameters))
     raise BuildError(
         f"recall@{k} is {recall:.3f} with the widest search ({dict(parameters) or 'nothing to widen'}), below the "
         f"minimum of {minimum}. Choose another --index (flat is exact) or lower --min-recall; nothing was published"

@@ -17,6 +17,8 @@ from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import build_command
 from index_builder.errors import BuildError
+from index_builder.tower_store import open_store as open_tower_store
+from index_builder.training.commands import train_retrieval_command
 from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.processes import ServerProcess, own_folder, running
@@ -35,6 +37,7 @@ from records.clicks import read_clicks
 from records.errors import InputError
 from records.history import Histories, with_history
 from records.users import Context, UserProfile, read_users
+from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.errors import ServiceError
 from serving.exits import clean_exit
 
@@ -46,14 +49,19 @@ app = typer.Typer(
     "Start with `adcascade quickstart`.",
 )
 app.command("build")(build_command)
+app.command("train-retrieval")(train_retrieval_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("evaluate-retrieval")(evaluate_retrieval_command)
 app.command("calibrate")(calibrate_command)
 index_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune index versions.")
+towers_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune tower versions.")
 model_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune model versions.")
 add_version_commands(index_app, open_index_store)
+add_version_commands(towers_app, open_tower_store)
 add_version_commands(model_app, open_model_store)
 app.add_typer(index_app, name="index")
+app.add_typer(towers_app, name="towers")
 app.add_typer(model_app, name="model")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from index_builder.artifact import AdCatalog, load_version, open_store
-from index_builder.encoder import load_encoder
+from index_builder.artifact import AdCatalog
 from pipeline.results import BOTH_STAGES, ORDERS, POPULARITY, RETRIEVAL, PipelineEvaluation
 from ranking.artifact import Metric, ModelVersion
 from ranking.candidates import prepare
@@ -28,14 +27,12 @@ from records.counters import CounterSnapshot
 from records.errors import InputError
 from records.history import Histories, with_history
 from records.users import Context, UserProfile
-from retrieval.index import AdIndex
-from retrieval.interests import InterestSettings
+from retrieval.loading import load_published
 from retrieval.retriever import Query, Retrieved, Retriever
 
 _TOPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 _HISTORY_EVENTS = 200
 _USERS_PER_BATCH = 16
-_CACHED_TEXTS = 10_000
 _DRAWS = 1000
 
 
@@ -56,12 +53,7 @@ def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
         BuildError: The encoder of the index cannot be loaded, or has changed.
         ModelError: The model is of another shape than this program's.
     """
-    store = open_store(index)
-    name = store.current_path().name
-    store.verify(name)
-    loaded = load_version(store, name)
-    encoder = load_encoder(loaded.manifest.encoder_name)
-    retriever = Retriever(AdIndex(loaded), encoder, InterestSettings(), text_cache=_CACHED_TEXTS)
+    retriever, _ = load_published(index)
     return retriever, load_named(str(model))
 
 

@@ -137,8 +137,10 @@ def context_to_wire(context: Context) -> types_pb2.Context:
     )
 
 
-def vectors_from_wire(message: types_pb2.InterestVectors, dimension: int) -> npt.NDArray[np.float32]:
-    """Ready interest vectors as unit vectors, float32 [vectors, dimension].
+def vectors_from_wire(
+    message: types_pb2.InterestVectors, dimension: int, *, unit: bool = True
+) -> npt.NDArray[np.float32]:
+    """Ready interest vectors, made unit vectors if so asked, float32 [vectors, dimension].
 
     Raises InputError for another dimension, a number of values that is no multiple of it, NaN or infinity, a vector of
     zeros, or more than 16 vectors.
@@ -161,8 +163,7 @@ def vectors_from_wire(message: types_pb2.InterestVectors, dimension: int) -> npt
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():
         raise InputError("a vector has NaN, infinity, or only zeros")
-    unit: npt.NDArray[np.float32] = (vectors / norms).astype(np.float32)
-    return unit
+    return (vectors / norms).astype(np.float32) if unit else vectors
 
 
 def vectors_to_wire(vectors: npt.NDArray[np.float32], *, raw: bool = False) -> types_pb2.InterestVectors:

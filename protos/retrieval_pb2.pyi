@@ -41,7 +41,7 @@ class RetrieveRequest(_message.Message):
 
     @_builtins.property
     def vectors(self) -> _types_pb2.InterestVectors:
-        """Ready vectors, 1 to 16 of them; each is normalised to unit length before the search."""
+        """Ready vectors, 1 to 16 of them; without towers each is normalised to unit length before the search."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Candidate(_message.Message):
     ad_id: _builtins.str
     """Id in the catalog."""
     similarity: _builtins.float
-    """Inner product with the interest that found it, -1 to 1 for unit vectors."""
+    """Inner product with the interest that found it: -1 to 1 without towers; with them any number, comparable within one answer."""
     interest: _builtins.int
     """Which interest vector found it, from 0; the nearest if several did."""
     source: _builtins.str
@@ -173,11 +173,11 @@ class EmbedUserResponse(_message.Message):
     """Events whose ad_id is not in this index version; they were skipped."""
     @_builtins.property
     def vectors(self) -> _types_pb2.InterestVectors:
-        """Unit vectors, heaviest interest first; the numbers are in `values`."""
+        """Without towers unit vectors, heaviest interest first; the numbers are in `values`."""
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Share of each interest in the user, summing to 1."""
+        """Share of the candidates that each interest brings before the rest goes to the best; at most 1 in all."""
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from records.clicks import ClickLog, Integers, Texts
+from records.clicks import NO_TIME, ClickLog, Integers, Texts
 from records.errors import InputError
 
 
@@ -18,6 +18,22 @@ def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1,
         raise InputError("a split by time needs a timestamp in every row")
     cuts = [_cut(log.time, sum(shares[:parts])) for parts in (1, 2)]
     return _non_empty(np.split(np.arange(len(log)), cuts))
+
+
+def split_each_user(log: ClickLog, shares: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> tuple[Integers, ...]:
+    """Row indices of training, validation and test: of each user the earliest rows, the next and the newest.
+
+    Rows without a user or a time are in no part. Raises InputError if a part is empty.
+    """
+    rows = np.flatnonzero((log.user_id != "") & (log.time != NO_TIME))
+    names, users = np.unique(log.user_id[rows].astype(str), return_inverse=True)
+    order = np.argsort(users, kind="stable")  # the log is in order of time
+    users, rows = users[order], rows[order]
+    counts = np.bincount(users, minlength=len(names))
+    place = np.arange(len(rows)) - np.r_[0, np.cumsum(counts)[:-1]][users]
+    cuts = np.array([np.floor(counts * sum(shares[:parts]) + 1e-9) for parts in (1, 2)])[:, users]
+    part = (place >= cuts).sum(axis=0)
+    return _non_empty([np.sort(rows[part == number]) for number in range(3)])
 
 
 def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:

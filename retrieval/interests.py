@@ -1,18 +1,20 @@
-"""A user's profile and history as one or more interest vectors. Knows no FAISS.
+"""A user's profile and history as one or more interest vectors, without a click log. Knows no FAISS.
 
 Each event is a vector (of the ad it is about, or of its text) with a weight: its type's sign and strength, halved with
 every half-life of age. A long history is clustered (Ward, as in PinnerSage, arXiv 2007.03634), and each cluster of
 liked events, together with the interests text and away from disliked events, makes one unit vector.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
 from records.errors import InputError
 from records.users import EVENT_WEIGHT, Event, UserProfile
@@ -43,8 +45,8 @@ class Interests:
     """What a user is interested in.
 
     Attributes:
-        vectors: Unit vectors, heaviest first, float32 [interests, dimension].
-        weights: Share of each interest, summing to 1, float64 [interests].
+        vectors: float32 [interests, dimension]; without towers unit vectors, heaviest first.
+        weights: Share of the candidates that each interest brings first, summing to at most 1, float64 [interests].
         unknown_history: Events whose ad is not in the index version.
     """
 
@@ -53,9 +55,44 @@ class Interests:
     unknown_history: int
 
 
-def texts_of(user: UserProfile) -> list[str]:
-    """The texts that must be encoded before `compute_interests`."""
-    texts = [event.text for event in user.history if event.text]
+class InterestModel(Protocol):
+    """Anything that turns users into interest vectors in the space of an index version."""
+
+    def texts_of(self, user: UserProfile) -> list[str]:
+        """The texts that `of` needs vectors of."""
+
+    def of(self, users: Sequence[UserProfile], texts: Mapping[str, Vectors]) -> "Sequence[Interests | InputError]":
+        """Interests of each user, or why there are none; `texts` has the unit vector of each text."""
+
+
+class TextInterests:
+    """Interests as means of text vectors, for an index version without towers."""
+
+    def __init__(self, loaded: IndexVersion, settings: InterestSettings) -> None:
+        self._row_of, self._vectors, self._settings = loaded.catalog.row_of, loaded.vectors, settings
+
+    def texts_of(self, user: UserProfile) -> list[str]:
+        """See `InterestModel`."""
+        return texts_of(user)
+
+    def of(self, users: Sequence[UserProfile], texts: Mapping[str, Vectors]) -> "list[Interests | InputError]":
+        """See `InterestModel`."""
+        return [self._of(user, texts) for user in users]
+
+    def _of(self, user: UserProfile, texts: Mapping[str, Vectors]) -> "Interests | InputError":
+        try:
+            return compute_interests(user, self._ad_vectors, texts, self._settings)
+        except InputError as error:
+            return error
+
+    def _ad_vectors(self, ad_ids: list[str]) -> tuple[list[int], Vectors]:
+        places = [place for place, ad_id in enumerate(ad_ids) if ad_id in self._row_of]
+        return places, np.asarray(self._vectors[[self._row_of[ad_ids[place]] for place in places]])
+
+
+def texts_of(user: UserProfile, newest: int | None = None) -> list[str]:
+    """The texts of a user: those of the events (or of the `newest` ones) and the interests."""
+    texts = [event.text for event in user.history[-newest if newest else None :] if event.text]
     return [*texts, user.interests.strip()] if user.interests.strip() else texts
 
 
@@ -148,9 +185,3 @@ def _nothing_known(user: UserProfile, unknown: int) -> str:
     if unknown == len(user.history):
         return f"none of the {unknown} ads of the history is in this index version; send interests, or newer events"
     return "the history holds nothing the user liked; send interests, or a view, click, conversion or search"
-
-
-def quotas(weights: Weights, k: int) -> npt.NDArray[np.int64]:
-    """How many of `k` candidates each interest may bring first: its share, and at least one while there is room."""
-    wanted: npt.NDArray[np.int64] = np.maximum(1, np.floor(weights * k)).astype(np.int64)
-    return wanted

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from index_builder.artifact import IndexVersion
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.faiss_index import Rows
+from index_builder.interest_merge import merge
 from records.ads import Ad
 from records.errors import InputError
 from records.users import UserProfile
 from retrieval.index import AdIndex
-from retrieval.interests import Interests, InterestSettings, compute_interests, quotas, texts_of
+from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
 
 MAX_K = 1000
 SOURCE = "interests"
@@ -63,6 +64,19 @@ class Retrieved:
     search_ms: float
 
 
+def interest_model(loaded: IndexVersion, settings: InterestSettings) -> InterestModel:
+    """What turns users into the space of an index version: its user tower if it has one."""
+    if loaded.towers is None:
+        return TextInterests(loaded, settings)
+    from retrieval.tower_interests import TowerInterests  # loads torch, which a version without towers does without
+
+    return TowerInterests(loaded, loaded.towers)
+
+
+def _ready(vectors: Vectors) -> Interests:
+    return Interests(vectors, np.full(len(vectors), 1.0 / len(vectors)), 0)
+
+
 class Retriever:
     """An index version together with the encoder that spans its space."""
 
@@ -70,7 +84,7 @@ class Retriever:
         index.loaded.check_encoder(encoder)
         self.index = index
         self._encoder = encoder
-        self._settings = settings
+        self._model = interest_model(index.loaded, settings)
         self._text_cache = text_cache
         self._encoded: OrderedDict[str, Vectors] = OrderedDict()
 
@@ -81,8 +95,7 @@ class Retriever:
     def answer(self, queries: Sequence[Query]) -> list[Retrieved | InputError]:
         """Answers a batch with one encoder call and one FAISS call; a query that cannot be answered gets its error."""
         started = time.perf_counter()
-        texts = self._encode([text for query in queries if query.user for text in texts_of(query.user)])
-        interests = [self._interests(query, texts) for query in queries]
+        interests = self._interests(queries)
         encoded = time.perf_counter()
         good = [(query, found) for query, found in zip(queries, interests, strict=True) if isinstance(found, Interests)]
         merged = iter(self._search(good))
@@ -104,20 +117,12 @@ class Retriever:
             self._encoded.popitem(last=False)
         return found
 
-    def _interests(self, query: Query, texts: dict[str, Vectors]) -> Interests | InputError:
-        if query.vectors is not None:
-            count = len(query.vectors)
-            return Interests(query.vectors, np.full(count, 1.0 / count), 0)
-        assert query.user is not None
-        try:
-            return compute_interests(query.user, self._ad_vectors, texts, self._settings)
-        except InputError as error:
-            return error
-
-    def _ad_vectors(self, ad_ids: list[str]) -> tuple[list[int], Vectors]:
-        row_of = self.index.loaded.catalog.row_of
-        places = [place for place, ad_id in enumerate(ad_ids) if ad_id in row_of]
-        return places, np.asarray(self.index.loaded.vectors[[row_of[ad_ids[place]] for place in places]])
+    def _interests(self, queries: Sequence[Query]) -> list[Interests | InputError]:
+        """Of each query, those that it brings or those of its user."""
+        users = [query.user for query in queries if query.user is not None]
+        texts = self._encode([text for user in users for text in self._model.texts_of(user)])
+        of_users = iter(self._model.of(users, texts) if users else [])
+        return [next(of_users) if query.vectors is None else _ready(query.vectors) for query in queries]
 
     def _search(self, queries: Sequence[tuple[Query, Interests]]) -> list[list[Candidate]]:
         """One search for the interests of all queries, wide enough for the widest of them."""
@@ -145,40 +150,3 @@ class Retriever:
             Candidate(catalog.ids[row], similarity, interest, ad)
             for (row, similarity, interest), ad in zip(merged, ads, strict=True)
         ]
-
-
-def merge(
-    similarities: Vectors, rows: Rows, weights: npt.NDArray[np.float64], k: int, excluded: set[int]
-) -> list[tuple[int, float, int]]:
-    """Merges what several interests found into `k` candidates.
-
-    Each interest first brings its best up to its quota, so that a small interest is not drowned by a large one; the
-    rest goes to the most similar, whoever found them.
-
-    Args:
-        similarities, rows: [interests, found], best first; row -1 for none.
-        weights: Share of each interest.
-        excluded: Rows that must not come back.
-
-    Returns:
-        (row, similarity, interest), most similar first; each row once, with the nearest interest that found it.
-    """
-    best: dict[int, tuple[float, int]] = {}
-    order = np.argsort(-similarities, axis=None, kind="stable")
-    for flat in order.tolist():
-        interest, place = divmod(flat, rows.shape[1])
-        row = int(rows[interest, place])
-        if row >= 0 and row not in excluded:
-            best.setdefault(row, (float(similarities[interest, place]), interest))
-    left = quotas(weights, k)
-    chosen: list[int] = []
-    spare: list[int] = []
-    for row, (_, interest) in best.items():
-        if left[interest] > 0 and len(chosen) < k:
-            left[interest] -= 1
-            chosen.append(row)
-        else:
-            spare.append(row)
-    chosen += spare[: k - len(chosen)]
-    chosen.sort(key=lambda row: -best[row][0])
-    return [(row, *best[row]) for row in chosen]

@@ -86,7 +86,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         self._check_loaded()
         if request.HasField("vectors"):
             with self._retrievers.lease() as retriever:
-                vectors = vectors_from_wire(request.vectors, retriever.index.dimension)
+                unit = retriever.index.loaded.towers is None
+                vectors = vectors_from_wire(request.vectors, retriever.index.dimension, unit=unit)
             return Query(None, vectors, request.k, with_ads=request.include_ads)
         if not request.HasField("user"):
             raise InputError("the query is missing: set user, or vectors")

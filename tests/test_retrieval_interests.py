@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from index_builder.interest_merge import merge
 from records.errors import InputError
 from records.users import Event, EventType, UserProfile
 from retrieval.interests import InterestSettings, compute_interests, texts_of
-from retrieval.retriever import merge
 
 AXES = np.eye(6, dtype=np.float32)
 ADS = {f"axis-{axis}": AXES[axis] for axis in range(6)}

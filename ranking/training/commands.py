@@ -3,13 +3,9 @@
 What loads a model library is imported where it is used, so that ``--help`` answers at once.
 """
 
-import inspect
 import json
-from collections.abc import Callable
-from dataclasses import fields
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -25,6 +21,7 @@ from ranking.training.report import (
     text_fit_line,
     train_report_as_dict,
 )
+from serving.flags import with_flags_of
 
 if TYPE_CHECKING:
     from ranking.training.dataset import Dataset
@@ -61,33 +58,7 @@ Newest = Annotated[
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
 
 
-def _with_train_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with a flag for each field of `TrainOptions` in place of its argument `options`."""
-    hints = get_type_hints(TrainOptions)
-    names = [option.name for option in fields(TrainOptions)]
-
-    @wraps(command)
-    def with_flags(**arguments: Any) -> None:
-        options = TrainOptions(**{name: arguments.pop(name) for name in names})
-        command(options=options, **arguments)
-
-    own = [one for one in inspect.signature(command).parameters.values() if one.name != "options"]
-    flags = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=option.default,
-            annotation=Annotated[hints[option.name], typer.Option(**option.metadata)],
-        )
-        for option in fields(TrainOptions)
-    ]
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + flags
-    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_flags.__annotations__ = {one.name: one.annotation for one in parameters}
-    return with_flags
-
-
-@_with_train_options
+@with_flags_of(TrainOptions)
 def train_command(
     ads: Ads,
     clicks: Clicks,

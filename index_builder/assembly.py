@@ -1,0 +1,114 @@
+"""A catalog and its text vectors to a searchable index version: the space, FAISS, the recall. Knows no catalog files
+but its own, and not how texts are embedded."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from index_builder.artifact import (
+    ADS_FILE,
+    INDEX_FILE,
+    IndexManifest,
+    iter_ads,
+)
+from index_builder.encoder import Vectors
+from index_builder.faiss_index import (
+    build_index,
+    draw_queries,
+    factory_string,
+    reach_recall,
+    reach_recall_of,
+    write_index,
+)
+
+if TYPE_CHECKING:
+    from index_builder.tower_artifact import TrainedTowers
+
+# Told (stage, done, total); total is 0 while it is not known.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class AssemblyOptions:
+    """See `build.BuildOptions`."""
+
+    index: str
+    min_recall: float
+    recall_k: int
+    recall_queries: int
+    seed: int
+    width: int | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an index is made from, beside the catalog that lies in its folder.
+
+    Attributes:
+        texts: unit text vectors of the catalog's ads, float32 [ads, text dimension].
+        encoder_name, encoder_sha256: which encoder made them.
+        embedded: how many of them were made anew.
+        towers: what puts ads and users into one space; None to search by the text vectors.
+    """
+
+    texts: Vectors
+    encoder_name: str
+    encoder_sha256: str
+    embedded: int
+    towers: "TrainedTowers | None"
+
+
+def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progress: Progress) -> IndexManifest:
+    """Writes everything but catalog and text vectors into the folder of a draft; returns its manifest.
+
+    Raises BuildError as `build_index` and `reach_recall_of` do, or if `options.width` does not suit the towers.
+    """
+    towers, count = contents.towers, len(contents.texts)
+    vectors = contents.texts
+    if towers is not None:
+        from index_builder.space import into_space  # loads torch, which builds without towers do without
+
+        vectors = into_space(folder, contents.texts, towers, options.width, progress)
+    factory = factory_string(options.index, count)
+    rows = draw_queries(count, options.recall_queries, options.seed)
+    held_out = rows if towers is None else rows[:0]
+    index = build_index(vectors, factory, held_out, options.seed, lambda done: progress("index", done, count))
+    if towers is None:
+        recall = reach_recall(index, vectors, rows, options.recall_k, options.min_recall)
+    else:
+        queries = np.ascontiguousarray(towers.queries[: options.recall_queries, : vectors.shape[1]])
+        recall = reach_recall_of(index, vectors, queries, options.recall_k, options.min_recall)
+    write_index(index, folder / INDEX_FILE)
+    return IndexManifest(
+        encoder_name=contents.encoder_name,
+        encoder_sha256=contents.encoder_sha256,
+        dimension=vectors.shape[1],
+        metric="inner_product",
+        factory=factory,
+        search_parameters=recall.search_parameters,
+        ad_count=count,
+        content_sha256=_content_sha256(folder / ADS_FILE),
+        recall=recall.recall,
+        recall_k=recall.k,
+        recall_queries=recall.queries,
+        embedded=contents.embedded,
+        reused=count - contents.embedded,
+        index_bytes=(folder / INDEX_FILE).stat().st_size,
+        build_seconds=0.0,
+        space_sha256="" if towers is None else towers.spec.space_sha256,
+        popularity_at=None if towers is None else datetime.fromtimestamp(towers.popularity.moment / 1e6, UTC),
+    )
+
+
+def _content_sha256(ads: Path) -> str:
+    """Hash of all ad ids and texts in order."""
+    digest = hashlib.sha256()
+    for batch in iter_ads(ads):
+        for ad, key in batch:
+            digest.update(ad.ad_id.encode("utf-8", "surrogatepass") + b"\0" + key)
+    return digest.hexdigest()

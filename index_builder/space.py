@@ -1,0 +1,43 @@
+"""Text vectors to the vectors of trained towers, written into an index version."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from index_builder.artifact import AD_VECTORS_FILE, ADS_FILE, EVENT_VECTORS_FILE, TOWERS_FOLDER, iter_ads
+from index_builder.assembly import Progress
+from index_builder.encoder import Vectors
+from index_builder.errors import BuildError
+from index_builder.tower_artifact import TrainedTowers, save_towers
+
+_ROWS = 4096
+
+
+def into_space(folder: Path, texts: Vectors, towers: TrainedTowers, width: int | None, progress: Progress) -> Vectors:
+    """Writes the towers and their vectors of all ads; returns those to search, memory-mapped."""
+    shape = towers.spec.shape
+    if width is not None and not 1 <= width <= shape.width:
+        raise BuildError(f"vectors of {width} numbers cannot be cut from those of the towers, which have {shape.width}")
+    (folder / TOWERS_FOLDER).mkdir()
+    save_towers(folder / TOWERS_FOLDER, towers)
+    dimension = shape.dimension if width is None else 1 + width
+    ads, events = folder / AD_VECTORS_FILE, folder / EVENT_VECTORS_FILE
+    with ads.open("wb") as ad_file, events.open("wb") as event_file:
+        for file, columns in ((ad_file, dimension), (event_file, shape.event_width)):
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(texts), columns)}
+            np.lib.format.write_array_header_1_0(file, header)
+        for start, ids in _batches(folder / ADS_FILE):
+            block = np.asarray(texts[start : start + len(ids)])
+            ad_file.write(np.ascontiguousarray(towers.ad_vectors(ids, block)[:, :dimension], "<f4").data)
+            event_file.write(np.ascontiguousarray(towers.event_vectors(ids, block), "<f4").data)
+            progress("towers", start + len(ids), len(texts))
+    vectors: Vectors = np.load(ads, mmap_mode="r", allow_pickle=False)
+    return vectors
+
+
+def _batches(catalog: Path) -> Iterator[tuple[int, list[str]]]:
+    start = 0
+    for batch in iter_ads(catalog, _ROWS):
+        yield start, [ad.ad_id for ad, _ in batch]
+        start += len(batch)

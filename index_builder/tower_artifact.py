@@ -1,0 +1,138 @@
+"""What lies in a folder of trained towers, as a version of its own and inside an index version. Knows no training.
+
+``towers.safetensors`` (weights of both), ``towers.json`` (`TowerSpec`), ``popularity.parquet`` (see
+`PopularitySnapshot`), ``known_ads.parquet`` (ads that have a residual), ``queries.npy`` (float32 [queries, dimension]:
+interest vectors of users of the log, by which the recall of an index is measured).
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+
+from artifacts.errors import CorruptVersion
+from index_builder.encoder import TextEncoder, Vectors
+from index_builder.errors import BuildError
+from index_builder.tower_store import open_store
+from index_builder.towers import Towers, TowerShape, id_bucket
+from records.popularity import FEATURES, PopularitySnapshot
+
+SPEC_FILE = "towers.json"
+_WEIGHTS_FILE, _POPULARITY_FILE, _KNOWN_FILE = "towers.safetensors", "popularity.parquet", "known_ads.parquet"
+_QUERIES_FILE = "queries.npy"
+
+
+class TowerSpec(BaseModel):
+    """What must be known of trained towers beside their weights.
+
+    Attributes:
+        encoder_name, encoder_sha256: whose text vectors they were trained on.
+        space_sha256: hash of the weights; vectors of ads and users go together if they have the same.
+        features: names of the popularity features; those of another version of this program are refused.
+        popularity_weights: what each counts in an ad's bias.
+        interest_quota: share of the candidates that is divided evenly among a user's interests before the rest goes to
+            the best, chosen on the validation part.
+        recall: width -> recall@100 of the vectors cut to it, on the validation part.
+        training: the options.
+        training_sha256: hash of the log's rows that were trained on.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    shape: TowerShape
+    encoder_name: str
+    encoder_sha256: str
+    space_sha256: str
+    features: tuple[str, ...]
+    popularity_weights: tuple[float, ...]
+    interest_quota: float
+    recall: dict[int, float]
+    training: dict[str, object]
+    training_sha256: str
+
+
+@dataclass(frozen=True)
+class TrainedTowers:
+    """Towers with all that turns ads and users into vectors."""
+
+    spec: TowerSpec
+    towers: Towers
+    known_ads: frozenset[str]
+    popularity: PopularitySnapshot
+    queries: Vectors
+
+    def with_popularity(self, popularity: PopularitySnapshot) -> "TrainedTowers":
+        """The same towers at a later moment."""
+        return replace(self, popularity=popularity)
+
+    def check_encoder(self, encoder: TextEncoder) -> None:
+        """Raises BuildError if `encoder` is not the one that the towers were trained on."""
+        if encoder.sha256 != self.spec.encoder_sha256:
+            raise BuildError(
+                f"the towers were trained on texts of the encoder {self.spec.encoder_name!r} with weights "
+                f"{self.spec.encoder_sha256[:12]}, but {encoder.name!r} has {encoder.sha256[:12]}; "
+                "build with the same encoder, or train the towers again"
+            )
+
+    @torch.no_grad()
+    def ad_vectors(self, ad_ids: list[str], texts: Vectors) -> Vectors:
+        """Vectors of the index, float32 [ads, 1 + width], from unit text vectors [ads, text width]."""
+        vectors = self.towers.ads.vectors(*self._inputs(ad_ids, texts)).numpy()
+        weights = np.array(self.spec.popularity_weights, np.float32)
+        vectors[:, 0] += self.popularity.features(ad_ids) @ weights
+        return vectors
+
+    @torch.no_grad()
+    def event_vectors(self, ad_ids: list[str], texts: Vectors) -> Vectors:
+        """What the user tower reads of events about these ads, float32 [ads, event width]."""
+        vectors: Vectors = self.towers.ads.events(*self._inputs(ad_ids, texts)).numpy()
+        return vectors
+
+    def _inputs(self, ad_ids: list[str], texts: Vectors) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.spec.shape.id_buckets
+        buckets = [id_bucket(ad_id, rows) if ad_id in self.known_ads else 0 for ad_id in ad_ids]
+        return torch.tensor(np.asarray(texts), dtype=torch.float32), torch.tensor(buckets, dtype=torch.int64)
+
+
+def save_towers(folder: Path, trained: TrainedTowers) -> None:
+    """Writes the files named above into an existing folder."""
+    weights = {name: tensor.contiguous() for name, tensor in trained.towers.state_dict().items()}
+    save_file(weights, folder / _WEIGHTS_FILE)
+    (folder / SPEC_FILE).write_text(trained.spec.model_dump_json(indent=1), "utf-8")
+    trained.popularity.save(folder / _POPULARITY_FILE)
+    pq.write_table(pa.table({"ad_id": sorted(trained.known_ads)}), folder / _KNOWN_FILE, compression="zstd")
+    np.save(folder / _QUERIES_FILE, trained.queries, allow_pickle=False)
+
+
+def load_towers(folder: Path) -> TrainedTowers:
+    """Reads what `save_towers` wrote.
+
+    Raises:
+        CorruptVersion: A file is missing or of another shape, or the weights are not those that the spec names.
+    """
+    try:
+        spec = TowerSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
+        towers = Towers(spec.shape).eval()
+        towers.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+    except (OSError, ValidationError, RuntimeError) as error:
+        raise CorruptVersion(f"{folder} holds no towers that can be read: {error}") from error
+    if towers.sha256 != spec.space_sha256:
+        raise CorruptVersion(f"the weights in {folder} are not those that {SPEC_FILE} speaks of; build it again")
+    if spec.features != FEATURES:
+        raise CorruptVersion(f"the towers in {folder} count popularity in another way than this program; train again")
+    known = frozenset(pq.read_table(folder / _KNOWN_FILE)["ad_id"].to_pylist())
+    queries = np.load(folder / _QUERIES_FILE, allow_pickle=False)
+    return TrainedTowers(spec, towers, known, PopularitySnapshot.load(folder / _POPULARITY_FILE), queries)
+
+
+def load_published_towers(root: Path) -> TrainedTowers:
+    """The published towers under a root, verified. Raises ArtifactError."""
+    store = open_store(root)
+    path = store.current_path()
+    store.verify(path.name)
+    return load_towers(path)

@@ -1,0 +1,214 @@
+"""The two towers: networks that put ads and users into one space, where the inner product says what is clicked.
+
+*Ad tower*: the projected text vector and, for an ad of the training log, a learned residual; dimension 0 is a bias, so
+that plain maximum inner product finds popular ads, too. Cutting a vector after any number of dimensions leaves a
+vector of the same kind (Matryoshka, Kusupati et al., arXiv 2205.13147).
+
+*User tower*: past events as ready vectors of the ads they are about, never as text. A wide part sums them, forgetting
+(an item-to-item model of low rank, as FISM, Kabbur et al. 2013); a deep part is a causal transformer over them (SASRec,
+Kang and McAuley, arXiv 1808.09781). Dimension 0 of a user's vector is 1.
+
+Knows no gRPC, no files of clicks, and nothing of how it is trained.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from records.users import EVENT_WEIGHT, EventType
+
+EVENT_TYPES = tuple(EventType)
+# What a user says of themselves stands before their events, as one more.
+INTERESTS_TYPE = len(EVENT_TYPES)
+# Classes of the time between an event and the one before: powers of two of seconds; the last is for no known time.
+GAP_CLASSES, UNKNOWN_GAP = 33, 32
+ATTRIBUTE_BUCKETS = 4096
+_SMALL = 0.02
+
+
+class TowerShape(BaseModel):
+    """What must be known to make the networks anew.
+
+    Attributes:
+        text_width: numbers per text vector.
+        width: numbers per ad vector, without the bias.
+        layers: of the deep part; 0 leaves it out.
+        heads: of attention in each layer.
+        history: newest events that are read.
+        interests: vectors per user.
+        id_buckets: rows of the table of residuals; row 0 is for ads that were not in the training log.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text_width: int
+    width: int
+    layers: int
+    heads: int
+    history: int
+    interests: int
+    id_buckets: int
+
+    @property
+    def dimension(self) -> int:
+        """Numbers per vector in the index."""
+        return 1 + self.width
+
+    @property
+    def event_width(self) -> int:
+        """Numbers per event: what the deep part reads of it, and what it adds to each interest in the wide one."""
+        return (1 + self.interests) * self.width
+
+
+def id_bucket(ad_id: str, buckets: int) -> int:
+    """Row of an ad of the training log in the table of residuals, 1 or more."""
+    return 1 + crc32(ad_id.encode("utf-8", "surrogatepass")) % (buckets - 1)
+
+
+def attribute_bucket(name: str, value: str) -> int:
+    """Row of a user's attribute; 0 stands for none."""
+    return 1 + crc32(f"{name}\0{value}".encode("utf-8", "surrogatepass")) % (ATTRIBUTE_BUCKETS - 1)
+
+
+class AdTower(nn.Module):
+    """Text vectors and hashed ids to vectors of the index, and to what the user tower reads of events."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.text = nn.Linear(shape.text_width, shape.dimension)
+        self.residual = _table(shape.id_buckets, shape.dimension)
+        self.event_text = nn.Linear(shape.text_width, shape.event_width, bias=False)
+        self.event_residual = _table(shape.id_buckets, shape.event_width)
+
+    def vectors(self, texts: Tensor, buckets: Tensor) -> Tensor:
+        """Vectors of the index, float32 [ads, 1 + width], from unit text vectors and `id_bucket`s (0: unknown)."""
+        vectors: Tensor = self.text(texts) + self.residual(buckets)
+        return vectors
+
+    def events(self, texts: Tensor, buckets: Tensor) -> Tensor:
+        """What events about these ads (or texts, with bucket 0) are to the user tower, float32 [ads, event width]."""
+        events: Tensor = self.event_text(texts) + self.event_residual(buckets)
+        return events
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    table = nn.Embedding(rows, width, padding_idx=0)
+    nn.init.normal_(table.weight, std=_SMALL)
+    with torch.no_grad():
+        table.weight[0] = 0
+    return table
+
+
+@dataclass(frozen=True)
+class UserEvents:
+    """Events of some users, oldest first, padded at the end.
+
+    Attributes:
+        vectors: of `AdTower.events`, float32 [users, events, event width].
+        types: place in `EVENT_TYPES`, or `INTERESTS_TYPE`, int64 [users, events].
+        gaps: class of the time since the event before, int64 [users, events].
+        lengths: how many events are real, int64 [users].
+        attributes: `attribute_bucket`s of each user, 0 for none, int64 [users, attributes].
+    """
+
+    vectors: Tensor
+    types: Tensor
+    gaps: Tensor
+    lengths: Tensor
+    attributes: Tensor
+
+
+class UserTower(nn.Module):
+    """Events to interest vectors."""
+
+    def __init__(self, shape: TowerShape, dropout: float = 0.0, event_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.width
+        self.attributes = _table(ATTRIBUTE_BUCKETS, width)
+        self.start = nn.Parameter(torch.zeros(width))
+        self.types = nn.Embedding(INTERESTS_TYPE + 1, width)
+        self.gaps = nn.Embedding(GAP_CLASSES, width)
+        for table in (self.types, self.gaps):
+            nn.init.normal_(table.weight, std=_SMALL)
+        layer = nn.TransformerEncoderLayer(
+            width, shape.heads, 2 * width, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.deep = nn.TransformerEncoder(layer, shape.layers, nn.LayerNorm(width), False) if shape.layers else None
+        self.read = nn.Linear(width, shape.interests * width)
+        # What each type of event counts in the wide part; those that no log has keep what they are known to mean.
+        weights = [EVENT_WEIGHT[kind] for kind in EVENT_TYPES]
+        self.weight = nn.Parameter(torch.tensor([*weights, 1.0]))
+        self.forgetting = nn.Parameter(torch.tensor(-5.0))
+        self.dropout = nn.Dropout(dropout)
+        self._event_dropout = event_dropout
+
+    def forward(self, events: UserEvents) -> Tensor:
+        """Interest vectors after each number of events, float32 [users, 1 + events, interests, 1 + width]."""
+        users, length, _ = events.vectors.shape
+        width = self.shape.width
+        states = self._wide(events)
+        if self.deep is not None:
+            states = states + self.read(self._deep(events))
+        states = states.view(users, 1 + length, self.shape.interests, width)
+        return torch.cat([states.new_ones(*states.shape[:-1], 1), states], dim=-1)
+
+    def interests(self, events: UserEvents) -> Tensor:
+        """Interest vectors of the users now, float32 [users, interests, 1 + width]."""
+        states = self(events)
+        now: Tensor = states[torch.arange(len(states)), events.lengths]
+        return now
+
+    def _deep(self, events: UserEvents) -> Tensor:
+        length = events.vectors.shape[1]
+        assert self.deep is not None
+        rows = events.vectors[..., : self.shape.width] + self.types(events.types) + self.gaps(events.gaps)
+        start = (self.start + self.attributes(events.attributes).sum(1))[:, None]
+        later = torch.ones(1 + length, 1 + length, dtype=torch.bool, device=rows.device).triu(1)
+        states: Tensor = self.deep(self.dropout(torch.cat([start, rows], dim=1)), mask=later, is_causal=True)
+        return states
+
+    def _wide(self, events: UserEvents) -> Tensor:
+        """Sums of the events so far, each forgotten a little with every event since."""
+        length = events.vectors.shape[1]
+        weight = self.weight[events.types]
+        if self.training and self._event_dropout:
+            weight = F.dropout(weight, self._event_dropout)
+        place = torch.arange(length, device=weight.device)
+        since = place[:, None] - place
+        forgotten = torch.exp(-F.softplus(self.forgetting) * since.clamp(min=0)) * (since >= 0)
+        sums = (forgotten * weight[:, None]) @ events.vectors[..., self.shape.width :]
+        return F.pad(self.dropout(sums / torch.sqrt(2.0 + place)[:, None]), (0, 0, 1, 0))
+
+
+class Towers(nn.Module):
+    """Both towers."""
+
+    def __init__(self, shape: TowerShape, dropout: float = 0.0, event_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.ads = AdTower(shape)
+        self.users = UserTower(shape, dropout, event_dropout)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all weights: the space that they span."""
+        digest = hashlib.sha256(self.shape.model_dump_json().encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
+        return digest.hexdigest()
+
+
+def gap_class(seconds: float | None) -> int:
+    """Class of the time since the event before."""
+    if seconds is None:
+        return UNKNOWN_GAP
+    return min(int(math.log2(1 + max(0.0, seconds))), UNKNOWN_GAP - 1)

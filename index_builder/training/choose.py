@@ -1,0 +1,129 @@
+"""What is chosen on the validation part: weights of popularity, the quota of each interest, and the recall by width."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from index_builder.faiss_index import exact_search
+from index_builder.interest_merge import merge
+from index_builder.towers import Towers, UserEvents
+from index_builder.training.batches import Catalog, attributes_of, padded, user_events
+from index_builder.training.fit import short_widths
+from index_builder.training.held_out import HeldOut
+from index_builder.training.popularity_bias import fit_popularity_weights
+from index_builder.training.ranks import recall_at
+from records.clicks import Integers
+from records.users import UserProfile
+
+_QUOTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Enough to choose a handful of numbers by; more would only take memory.
+MAX_USERS, _MAX_ADS = 1000, 50_000
+_USERS_AT_ONCE = 64
+_K = 100
+_NOT_FOUND = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen; see `tower_artifact.TowerSpec`."""
+
+    popularity_weights: npt.NDArray[np.float32]
+    interest_quota: float
+    recall: dict[int, float]
+
+
+@torch.no_grad()
+def interests_of(
+    towers: Towers, catalog: Catalog, judged: HeldOut, profiles: dict[str, UserProfile]
+) -> npt.NDArray[np.float32]:
+    """Interest vectors of the users, float32 [users, interests, 1 + width]."""
+    attributes = attributes_of(profiles, list(judged.users))
+    found = [
+        towers.users.interests(
+            _events(towers, catalog, judged, np.arange(start, min(start + _USERS_AT_ONCE, len(judged))), attributes)
+        )
+        for start in range(0, len(judged), _USERS_AT_ONCE)
+    ]
+    vectors: npt.NDArray[np.float32] = torch.cat(found).numpy()
+    return vectors
+
+
+def _events(towers: Towers, catalog: Catalog, judged: HeldOut, places: Integers, attributes: Tensor) -> UserEvents:
+    history = towers.shape.history
+    windows = []
+    for user in judged.of_user[places].tolist():
+        part = judged.sequences.of(user) if user >= 0 else slice(0, 0)
+        windows.append(slice(max(part.start, part.stop - history), part.stop))
+    return user_events(towers.ads, catalog, padded(judged.sequences, windows), attributes[places])
+
+
+def choose(
+    towers: Towers,
+    catalog: Catalog,
+    judged: HeldOut,
+    profiles: dict[str, UserProfile],
+    features: npt.NDArray[np.float32],
+    seed: int,
+) -> Choice:
+    """Fits and chooses on users of the validation part.
+
+    Args:
+        features: popularity of every ad as of the end of the rows that the towers were trained on.
+    """
+    generator = np.random.default_rng(seed)
+    judged = judged.take(np.sort(generator.permutation(len(judged))[:MAX_USERS]))
+    interests = interests_of(towers, catalog, judged, profiles)
+    ads = _some_ads(judged, len(catalog), generator)
+    clicked, seen = ([_places(ads, some) for some in column] for column in (judged.clicked, judged.seen))
+    rows = torch.from_numpy(ads)
+    with torch.no_grad():
+        vectors = towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]).numpy()
+    scores = np.max([interests[:, place] @ vectors.T for place in range(interests.shape[1])], axis=0)
+    weights = fit_popularity_weights(scores, features[ads], clicked, seen)
+    vectors[:, 0] += features[ads] @ weights
+    by_quota = {quota: _recall(interests, vectors, clicked, seen, quota) for quota in _QUOTAS}
+    quota = max(by_quota, key=lambda one: by_quota[one]) if interests.shape[1] > 1 else 0.0
+    widths = (towers.shape.width, *short_widths(towers.shape.width))
+    recall = {
+        width: _recall(interests[..., : 1 + width], vectors[:, : 1 + width], clicked, seen, quota) for width in widths
+    }
+    return Choice(weights, quota, recall)
+
+
+def _some_ads(judged: HeldOut, count: int, generator: np.random.Generator) -> Integers:
+    """All ads of a catalog, or those that were clicked and some others."""
+    if count <= _MAX_ADS:
+        return np.arange(count)
+    return np.unique(np.concatenate([generator.integers(0, count, _MAX_ADS), *judged.clicked]))
+
+
+def _places(ads: Integers, some: Integers) -> Integers:
+    """Places in `ads` (in order) of those of `some` that are there."""
+    place = np.minimum(np.searchsorted(ads, some), len(ads) - 1)
+    found: Integers = place[ads[place] == some]
+    return found
+
+
+def _recall(
+    interests: npt.NDArray[np.float32],
+    vectors: npt.NDArray[np.float32],
+    clicked: list[Integers],
+    seen: list[Integers],
+    quota: float,
+) -> float:
+    """Mean recall@100 of what the interests find together."""
+    wanted = min(len(vectors), _K + max(map(len, seen), default=0))
+    count = interests.shape[1]
+    vectors = np.ascontiguousarray(vectors)
+    rows = exact_search(vectors, np.ascontiguousarray(interests.reshape(-1, interests.shape[2])), wanted)
+    rows = rows.reshape(len(interests), count, wanted)
+    places = []
+    for user, (ads, before) in enumerate(zip(clicked, seen, strict=True)):
+        scores = np.einsum("id,ind->in", interests[user], vectors[rows[user]])
+        merged = merge(scores, rows[user], np.full(count, quota / count), _K, set(before.tolist()))
+        place_of = {row: place for place, (row, _, _) in enumerate(merged)}
+        places.append(np.array([place_of.get(ad, _NOT_FOUND) for ad in ads.tolist()]))
+    return float(recall_at(places, _K).mean())

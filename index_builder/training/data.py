@@ -1,0 +1,90 @@
+"""A catalog with its text vectors, a click log and its users, for training and judging retrieval."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from index_builder.assembly import Progress
+from index_builder.build import embedding_text
+from index_builder.encoder import TextEncoder, Vectors
+from index_builder.training.parts import Parts, split_log
+from records.ads import Ad, read_ads
+from records.clicks import ClickLog, LogReport, read_clicks
+from records.users import UserProfile, read_users
+
+_TEXTS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """What the owner brings, read and split.
+
+    Attributes:
+        ads: the catalog.
+        texts: unit text vectors of its ads, float32 [ads, text width].
+        users: by id.
+    """
+
+    ads: list[Ad]
+    texts: Vectors
+    log: ClickLog
+    report: LogReport
+    users: dict[str, UserProfile]
+    parts: Parts
+
+    @cached_property
+    def ad_ids(self) -> list[str]:
+        """Ids of the ads, in order."""
+        return [ad.ad_id for ad in self.ads]
+
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        """Number of each ad by its id."""
+        return {ad_id: number for number, ad_id in enumerate(self.ad_ids)}
+
+    @cached_property
+    def training_sha256(self) -> str:
+        """Hash of the rows that are trained on."""
+        rows, digest = self.parts.training, hashlib.sha256()
+        for column in (self.log.ad_id, self.log.user_id):
+            digest.update("\0".join(column[rows]).encode("utf-8", "surrogatepass"))
+        for numbers in (self.log.time, self.log.clicks, self.log.impressions):
+            digest.update(numbers[rows].tobytes())
+        return digest.hexdigest()
+
+
+def load_retrieval_data(
+    ads: Path,
+    clicks: Path,
+    users: Path | None,
+    encoder: TextEncoder,
+    *,
+    split: str = "time",
+    seed: int = 0,
+    max_rejected: float = 0.01,
+    newest: int | None = None,
+    progress: Progress = lambda *_: None,
+) -> RetrievalData:
+    """Reads the three files, splits the log and embeds the texts.
+
+    Args:
+        split, seed: see `parts.split_log`.
+        max_rejected, newest: see `records.clicks.read_clicks`.
+
+    Raises:
+        InputError: A file cannot be read, too many rows are unusable, or the log cannot be split so.
+    """
+    catalog = [ad for ad in read_ads(ads) if isinstance(ad, Ad)]
+    profiles = {user.user_id: user for user in read_users(users)} if users else {}
+    known = {ad.ad_id for ad in catalog}
+    log, report = read_clicks(clicks, known, max_rejected=max_rejected, newest=newest)
+    parts = split_log(log, split, seed)
+    texts = np.empty((len(catalog), encoder.dimension), np.float32)
+    for start in range(0, len(catalog), _TEXTS_AT_ONCE):
+        some = catalog[start : start + _TEXTS_AT_ONCE]
+        texts[start : start + len(some)] = encoder.encode([embedding_text(ad) for ad in some])
+        progress("embed", start + len(some), len(catalog))
+    return RetrievalData(catalog, texts, log, report, profiles, parts)

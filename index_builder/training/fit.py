@@ -1,0 +1,189 @@
+"""Steps of AdamW over both towers. Knows no files and no metrics."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from index_builder.errors import BuildError
+from index_builder.towers import EVENT_TYPES, Towers, TowerShape
+from index_builder.training.batches import AdSample, AdSampler, Catalog, Step, steps, targets_of, user_events
+from index_builder.training.loss import softmax_loss
+from index_builder.training.options import TowerOptions
+from index_builder.training.sequences import Sequences
+from records.clicks import Integers
+from records.users import EVENT_WEIGHT, EventType
+
+# Told (steps done, steps in all, loss).
+Watch = Callable[[float, float], None]
+
+_WARMUP, _LOWEST_RATE = 0.1, 0.02
+# How many times faster than matrices single numbers are learned.
+_NUMBERS_RATE = 30.0
+# What a shorter vector (Matryoshka) counts beside the whole one, and the shortest.
+_SHORT_WEIGHT, SHORTEST = 0.3, 16
+# How many ads are looked through for hard negatives, for each one that is wanted.
+_LOOKED_THROUGH = 16
+# Types that no training log has, and which type they are read as.
+_READ_AS = {
+    EventType.VIEW: EventType.CLICK,
+    EventType.CONVERSION: EventType.CLICK,
+    EventType.SEARCH: EventType.CLICK,
+    EventType.SHORT_VIEW: EventType.IMPRESSION,
+    EventType.HIDE: EventType.IMPRESSION,
+}
+
+
+def short_widths(width: int) -> tuple[int, ...]:
+    """Widths that a vector may be cut to, from the widest: halves, down to `SHORTEST`."""
+    widths = []
+    while width // 2 >= SHORTEST:
+        width //= 2
+        widths.append(width)
+    return tuple(widths)
+
+
+def fit_towers(
+    sequences: Sequences,
+    catalog: Catalog,
+    attributes: Tensor,
+    shape: TowerShape,
+    options: TowerOptions,
+    watch: Watch = lambda *_: None,
+) -> Towers:
+    """Trains both towers from nothing.
+
+    Args:
+        sequences: Events to learn from.
+        attributes: Of each user of `sequences`, see `batches.attributes_of`.
+        watch: Told the share of the training that is done, 0 to 1, and the loss of the last step.
+
+    Raises:
+        BuildError: The loss is not a number.
+    """
+    torch.manual_seed(options.seed)
+    generator = np.random.default_rng(options.seed)
+    towers = Towers(shape, options.dropout, options.event_dropout)
+    clicks = _clicks(sequences, len(catalog))
+    _begin_with_popularity(towers, catalog, clicks)
+    sampler = AdSampler(clicks, options)
+    optimizer = torch.optim.AdamW(_groups(towers, options))
+    wanted = options.epochs * math.ceil(len(sequences.users) / options.users_per_step)
+    started, made, done = time.monotonic(), 0, 0.0
+    towers.train()
+    while done < 1:
+        for step in steps(sequences, attributes, options, generator):
+            for group in optimizer.param_groups:
+                group["lr"] = group["highest"] * _rate(done)
+            loss = _loss(towers, catalog, step, sampler, options, generator)
+            if not torch.isfinite(loss):
+                raise BuildError("the training loss is not a number; lower --learning-rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
+            optimizer.step()
+            made += 1
+            done = _done(made / wanted, time.monotonic() - started, options.max_minutes)
+            watch(done, float(loss.detach()))
+            if done >= 1:
+                break
+        else:
+            made = max(made, 1)
+    _adopt_unseen_types(towers, sequences)
+    return towers.eval()
+
+
+def _done(share: float, seconds: float, max_minutes: float | None) -> float:
+    return share if max_minutes is None else max(share, seconds / 60 / max(max_minutes, 1e-9))
+
+
+def _rate(done: float) -> float:
+    return min(1.0, (done + 0.005) / _WARMUP) * max(_LOWEST_RATE, 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _clicks(sequences: Sequences, ads: int) -> Integers:
+    clicked = sequences.types != EVENT_TYPES.index(EventType.IMPRESSION)
+    return np.bincount(sequences.ads[clicked], minlength=ads)
+
+
+def _begin_with_popularity(towers: Towers, catalog: Catalog, clicks: Integers) -> None:
+    """Biases begin where a model that knows popularity alone would end."""
+    popularity = torch.from_numpy(np.log(clicks + 0.5)).float()
+    known = catalog.buckets > 0
+    with torch.no_grad():
+        towers.ads.text.bias[0] = popularity[known].mean()
+        towers.ads.residual.weight[catalog.buckets[known], 0] = popularity[known] - popularity[known].mean()
+
+
+def _groups(towers: Towers, options: TowerOptions) -> list[dict[str, Any]]:
+    """Residuals, tables and biases do not decay, or a rare ad would lose what it has learned; single numbers are many
+    times faster, since they have far to go."""
+    decaying = [weight for module in towers.modules() if isinstance(module, nn.Linear) for weight in [module.weight]]
+    numbers = [towers.users.weight, towers.users.forgetting]
+    others = [one for one in towers.parameters() if not any(one is other for other in (*decaying, *numbers))]
+    rate = options.learning_rate
+    return [
+        {"params": decaying, "weight_decay": options.weight_decay, "highest": rate},
+        {"params": others, "weight_decay": 0.0, "highest": rate},
+        {"params": numbers, "weight_decay": 0.0, "highest": _NUMBERS_RATE * rate},
+    ]
+
+
+def _loss(
+    towers: Towers,
+    catalog: Catalog,
+    step: Step,
+    sampler: AdSampler,
+    options: TowerOptions,
+    generator: np.random.Generator,
+) -> Tensor:
+    dropped = torch.rand(len(catalog)) < options.residual_dropout
+    states = towers.users(user_events(towers.ads, catalog, step.events, step.attributes, dropped))
+    interests = states[torch.from_numpy(step.user), torch.from_numpy(step.place)]
+    sample = sampler.draw(step, generator)
+    if not sampler.takes_all and options.hard_negatives:
+        sample = _with_hard_negatives(towers, catalog, interests, sample, options.hard_negatives, generator)
+    rows = torch.from_numpy(sample.ads)
+    vectors = towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows].masked_fill(dropped[rows], 0))
+    targets, seen = targets_of(step, sample.ads)
+    loss = softmax_loss(interests, vectors, targets, seen, sample.log_q)
+    widths = short_widths(towers.shape.width)
+    if widths:
+        short = 1 + int(generator.choice(widths))
+        loss = loss + _SHORT_WEIGHT * softmax_loss(
+            interests[..., :short], vectors[:, :short], targets, seen, sample.log_q
+        )
+    return loss
+
+
+@torch.no_grad()
+def _with_hard_negatives(
+    towers: Towers, catalog: Catalog, interests: Tensor, sample: AdSample, wanted: int, generator: np.random.Generator
+) -> AdSample:
+    """The sample and the ads nearest to these users, of some drawn evenly; such an ad stands for itself alone."""
+    assert sample.log_q is not None
+    pool = np.unique(generator.integers(0, len(catalog), _LOOKED_THROUGH * wanted))
+    pool = np.setdiff1d(pool, sample.ads, assume_unique=True)
+    rows = torch.from_numpy(pool)
+    nearest = torch.einsum("mid,ad->mia", interests, towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]))
+    hard = pool[nearest.amax(dim=(0, 1)).topk(min(wanted, len(pool))).indices.numpy()]
+    ads = np.concatenate([sample.ads, hard])
+    order = np.argsort(ads)
+    return AdSample(ads[order], torch.cat([sample.log_q, torch.zeros(len(hard))])[torch.from_numpy(order)])
+
+
+@torch.no_grad()
+def _adopt_unseen_types(towers: Towers, sequences: Sequences) -> None:
+    """Types that the log lacks are read as the nearest that it has, and count in proportion to a click."""
+    seen = set(np.unique(sequences.types).tolist())
+    users = towers.users
+    click = users.weight[EVENT_TYPES.index(EventType.CLICK)].clone()
+    for kind, stand_in in _READ_AS.items():
+        place = EVENT_TYPES.index(kind)
+        if place not in seen:
+            users.types.weight[place] = users.types.weight[EVENT_TYPES.index(stand_in)]
+            users.weight[place] = EVENT_WEIGHT[kind] * click.abs()

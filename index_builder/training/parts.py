@@ -1,0 +1,70 @@
+"""Which rows of a log the towers are trained on, which choose, and which test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from records.clicks import ClickLog, Integers
+from records.errors import InputError
+from records.splits import split_by_time, split_each_user
+
+SPLITS = ("time", "user", "ad", "none")
+_HIDDEN_ADS = 0.2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Row indices of a log.
+
+    Attributes:
+        first: what the towers are trained on to choose by `chosen_by`.
+        chosen_by: later rows, by which weights of popularity and quotas are chosen.
+        training: what the towers are then trained on anew, once all is chosen.
+        test: rows that no training sees; empty if all rows train.
+    """
+
+    first: Integers
+    chosen_by: Integers
+    training: Integers
+    test: Integers
+
+
+def split_log(log: ClickLog, split: str, seed: int) -> Parts:
+    """Cuts a log.
+
+    Args:
+        split: "time" (the newest tenth of the rows tests), "user" (the newest fifth of each user's), "ad" (the same,
+            of ads that no training row has), "none" (nothing tests).
+        seed: for the choice of the ads that are hidden.
+
+    Raises:
+        InputError: Rows have no time or no user, or a part would be empty.
+    """
+    if not (log.has_time and (log.user_id != "").any()):
+        raise InputError("the towers learn from what users did over time: the log needs user_id and timestamp")
+    if split == "time":
+        first, chosen_by, test = split_by_time(log)
+        return Parts(first, chosen_by, np.concatenate([first, chosen_by]), test)
+    if split == "none":
+        first, chosen_by, last = split_by_time(log)
+        return Parts(np.concatenate([first, chosen_by]), last, np.arange(len(log)), np.empty(0, np.int64))
+    first, chosen_by, test = split_each_user(log)
+    training = np.sort(np.concatenate([first, chosen_by]))
+    if split == "user":
+        return Parts(first, chosen_by, training, test)
+    if split == "ad":
+        to_test, to_choose = _hidden_ads(log, seed)
+        return Parts(
+            first[~(to_test | to_choose)[first]],
+            chosen_by[~to_test[chosen_by]],
+            training[~to_test[training]],
+            test[to_test[test]],
+        )
+    raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+
+
+def _hidden_ads(log: ClickLog, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are of ads that are hidden from all training, and from the first one alone."""
+    names, ads = np.unique(log.ad_id.astype(str), return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(names)) / len(names)
+    return (place < _HIDDEN_ADS)[ads], ((place >= _HIDDEN_ADS) & (place < 2 * _HIDDEN_ADS))[ads]

@@ -1,0 +1,107 @@
+"""Users' events in the order of time, and what each moment of them should foretell. Knows no tensors.
+
+Leak-free by construction: a moment sees the events strictly before it, and foretells those at or after it. Events of
+one moment never see each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from index_builder.towers import EVENT_TYPES, UNKNOWN_GAP
+from records.clicks import NO_TIME, ClickLog, Integers
+from records.users import EventType
+
+Floats = npt.NDArray[np.float32]
+
+_MICROSECONDS = 1e6
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Events of several users, one user after the other, each in the order of time.
+
+    Attributes:
+        users: their ids.
+        start: where each user's events begin, and behind the last their end, int64 [users + 1].
+        ads: number of the ad in the catalog, int64 [events].
+        types: place in `EVENT_TYPES`, int64 [events].
+        time: microseconds since 1970, int64 [events].
+        gaps: class of the time since the user's event before, int64 [events].
+    """
+
+    users: Sequence[str]
+    start: Integers
+    ads: Integers
+    types: Integers
+    time: Integers
+    gaps: Integers
+
+    def of(self, user: int) -> slice:
+        """The events of a user."""
+        return slice(int(self.start[user]), int(self.start[user + 1]))
+
+
+def sequences_of(log: ClickLog, rows: Integers, number_of: Mapping[str, int]) -> Sequences:
+    """The given rows of a log that have a user, a time and a known ad."""
+    numbers = np.array([number_of.get(ad_id, -1) for ad_id in log.ad_id[rows]], np.int64)
+    usable = (numbers >= 0) & (log.user_id[rows] != "") & (log.time[rows] != NO_TIME)
+    rows, numbers = rows[usable], numbers[usable]
+    names, users = np.unique(log.user_id[rows].astype(str), return_inverse=True)
+    order = np.lexsort((rows, log.time[rows], users))
+    rows, numbers, users = rows[order], numbers[order], users[order]
+    start = np.searchsorted(users, np.arange(len(names) + 1))
+    time = log.time[rows]
+    types = np.full(len(rows), EVENT_TYPES.index(EventType.IMPRESSION))
+    types[log.clicks[rows] > 0] = EVENT_TYPES.index(EventType.CLICK)
+    types[log.conversions[rows] > 0] = EVENT_TYPES.index(EventType.CONVERSION)
+    return Sequences(names.tolist(), start, numbers, types, time, _gaps(time, start[:-1]))
+
+
+def _gaps(time: Integers, first: Integers) -> Integers:
+    """Classes of the time since the event before; that of each user's first event is unknown."""
+    seconds = np.diff(time, prepend=time[:1]) / _MICROSECONDS
+    classes: Integers = np.minimum(np.log2(1 + np.maximum(seconds, 0)).astype(np.int64), UNKNOWN_GAP - 1)
+    classes[first] = UNKNOWN_GAP
+    return classes
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment in a user's history.
+
+    Attributes:
+        seen: how many of the user's events are strictly before it.
+        ads, weights: ads of the clicks that followed, and how much each counts; no ad twice, none that was seen.
+    """
+
+    seen: int
+    ads: Integers
+    weights: Floats
+
+
+def moments_of(
+    sequences: Sequences, user: int, places: Integers, impression_weight: float, decay: float
+) -> list[Moment]:
+    """What some moments of a user's history should foretell.
+
+    Args:
+        places: How many events each moment is to see; those that would tear a moment apart are moved back.
+        impression_weight: What an impression without a click counts, beside a click's 1.
+        decay: How much less each later click counts than the one before it.
+    """
+    part = sequences.of(user)
+    ads, time = sequences.ads[part], sequences.time[part]
+    worth = np.where(sequences.types[part] == EVENT_TYPES.index(EventType.IMPRESSION), impression_weight, 1.0)
+    found = []
+    for place in np.unique(np.searchsorted(time, time[np.minimum(places, len(time) - 1)], side="left")).tolist():
+        later, first, which = np.unique(ads[place:], return_index=True, return_inverse=True)
+        weights = np.zeros(len(later))
+        np.maximum.at(weights, which, worth[place:])
+        weights *= (1 - decay) ** np.argsort(np.argsort(first))
+        kept = (weights > 0) & ~np.isin(later, ads[:place])
+        if kept.any():
+            found.append(Moment(place, later[kept], weights[kept].astype(np.float32)))
+    return found

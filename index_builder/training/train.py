@@ -1,0 +1,154 @@
+"""Towers from a click log: train, choose on later rows, train anew on all of them, keep as a version."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from index_builder.encoder import TextEncoder, Vectors
+from index_builder.errors import BuildError
+from index_builder.tower_artifact import TowerSpec, TrainedTowers, save_towers
+from index_builder.tower_store import open_store
+from index_builder.towers import Towers, TowerShape
+from index_builder.training.batches import Catalog, attributes_of, catalog_of
+from index_builder.training.choose import Choice, choose, interests_of
+from index_builder.training.data import RetrievalData
+from index_builder.training.fit import fit_towers
+from index_builder.training.held_out import HeldOut, held_out
+from index_builder.training.options import TowerOptions
+from index_builder.training.sequences import Sequences, sequences_of
+from records.clicks import Integers
+from records.errors import InputError
+from records.popularity import FEATURES, PopularitySnapshot
+
+# Told (which training, share of it that is done, loss of the last step).
+Watch = Callable[[str, float, float], None]
+
+_QUERIES = 500
+
+
+@dataclass(frozen=True)
+class TowerReport:
+    """What a training made; see `TowerSpec` for what was chosen."""
+
+    version: str
+    spec: TowerSpec
+    events: int
+    users: int
+    ads_clicked: int
+    seconds: float
+
+
+def train_towers(
+    data: RetrievalData, encoder: TextEncoder, options: TowerOptions, watch: Watch = lambda *_: None
+) -> TrainedTowers:
+    """Trains towers on `data.parts`.
+
+    Raises:
+        InputError: Too few users clicked anything to learn from, or to choose by.
+        BuildError: The options do not fit together, or the loss is not a number.
+    """
+    _check(options)
+    half = replace(options, max_minutes=None if options.max_minutes is None else options.max_minutes / 2)
+    choice = _chosen(data, half, watch)
+    towers, catalog, sequences = _fitted(data, data.parts.training, half, lambda *at: watch("train", *at))
+    queries = _queries(towers, catalog, sequences, data, options.seed)
+    spec = TowerSpec(
+        shape=towers.shape,
+        encoder_name=encoder.name,
+        encoder_sha256=encoder.sha256,
+        space_sha256=towers.sha256,
+        features=FEATURES,
+        popularity_weights=tuple(choice.popularity_weights.tolist()),
+        interest_quota=choice.interest_quota,
+        recall=choice.recall,
+        training=asdict(options),
+        training_sha256=data.training_sha256,
+    )
+    rows = data.log.take(data.parts.training)
+    return TrainedTowers(spec, towers, frozenset(rows.ad_id.tolist()), PopularitySnapshot.of(rows), queries)
+
+
+def train_and_save(
+    data: RetrievalData,
+    encoder: TextEncoder,
+    root: Path,
+    options: TowerOptions,
+    *,
+    publish: bool = True,
+    watch: Watch = lambda *_: None,
+) -> TowerReport:
+    """Trains towers and keeps them as a version under `root`. Raises what `train_towers` does, and ArtifactError."""
+    started = time.perf_counter()
+    store = open_store(root)
+    with store.begin() as draft:
+        trained = train_towers(data, encoder, options, watch)
+        save_towers(draft.path, trained)
+        store.commit(draft, trained.spec.model_dump(mode="json"))
+    if publish:
+        store.publish(draft.version)
+    sequences = sequences_of(data.log, data.parts.training, data.number_of)
+    clicked = data.parts.training[data.log.clicks[data.parts.training] > 0]
+    return TowerReport(
+        draft.version,
+        trained.spec,
+        len(sequences.ads),
+        len(sequences.users),
+        len(set(data.log.ad_id[clicked].tolist())),
+        time.perf_counter() - started,
+    )
+
+
+def _check(options: TowerOptions) -> None:
+    if options.width % options.heads:
+        raise BuildError(f"--width {options.width} cannot be divided among {options.heads} heads")
+    if not 1 <= options.interests <= 4:
+        raise BuildError(f"a user has 1 to 4 interests, not {options.interests}")
+
+
+def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> Choice:
+    parts = data.parts
+    judged = held_out(data.log, parts.first, parts.chosen_by, data.number_of)
+    if not len(judged):
+        raise InputError(
+            "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
+        )
+    towers, catalog, _ = _fitted(data, parts.first, options, lambda *at: watch("choose", *at))
+    features = PopularitySnapshot.of(data.log.take(parts.first)).features(data.ad_ids)
+    return choose(towers, catalog, judged, data.users, features, options.seed)
+
+
+def _fitted(
+    data: RetrievalData, rows: Integers, options: TowerOptions, watch: Callable[[float, float], None]
+) -> tuple[Towers, Catalog, Sequences]:
+    sequences = sequences_of(data.log, rows, data.number_of)
+    if not (data.log.clicks[rows] > 0).any() or not len(sequences.users):
+        raise InputError("the training part of the log has no clicks of known users to learn from")
+    shape = TowerShape(
+        text_width=data.texts.shape[1],
+        width=options.width,
+        layers=options.layers,
+        heads=options.heads,
+        history=options.history,
+        interests=options.interests,
+        id_buckets=_id_buckets(len(data.ads)),
+    )
+    catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].tolist()), data.texts, shape)
+    attributes = attributes_of(data.users, list(sequences.users))
+    return fit_towers(sequences, catalog, attributes, shape, options, watch), catalog, sequences
+
+
+def _id_buckets(ads: int) -> int:
+    """A power of two with room to spare, so that few ads share a residual."""
+    return int(2 ** np.clip(np.ceil(np.log2(4 * ads)), 8, 22))
+
+
+def _queries(towers: Towers, catalog: Catalog, sequences: Sequences, data: RetrievalData, seed: int) -> Vectors:
+    """Interest vectors of some users as they are now, float32 [queries, dimension]."""
+    places = np.sort(np.random.default_rng(seed).permutation(len(sequences.users))[:_QUERIES])
+    users = [sequences.users[place] for place in places.tolist()]
+    nothing = [np.empty(0, np.int64)] * len(users)
+    vectors = interests_of(towers, catalog, HeldOut(users, nothing, nothing, sequences, places), data.users)
+    return np.ascontiguousarray(vectors.reshape(-1, vectors.shape[2])[:_QUERIES])

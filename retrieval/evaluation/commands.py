@@ -1,0 +1,64 @@
+"""The command ``adcascade evaluate-retrieval``. What loads a model library is imported where it is used."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from index_builder.commands import build_progress
+from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Split, Users
+
+
+def evaluate_retrieval_command(
+    index: Annotated[Path, typer.Option(help="Root of the index versions; the published one is judged.")],
+    ads: Ads,
+    clicks: Clicks,
+    users: Users = None,
+    split: Split = "time",
+    seed: Annotated[int, typer.Option(help="Of a split by ad; give that of the training.")] = 0,
+    peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
+    max_rejected: MaxRejected = 0.01,
+    newest: Newest = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well retrieval finds the ads that users clicked next, beside simple and strong peers.
+
+    With the files, --newest, --split and --seed that the towers were trained with, the test rows are those that no
+    training saw.
+    """
+    from index_builder.training.data import load_retrieval_data
+    from retrieval.evaluation.evaluate import evaluate_retrieval
+    from retrieval.evaluation.report import evaluation_tables
+    from retrieval.loading import load_published
+
+    console = Console(stderr=True)
+    with console.status("Loading"):
+        retriever, encoder = load_published(index)
+    with build_progress() as progress:
+        data = load_retrieval_data(
+            ads,
+            clicks,
+            users,
+            encoder,
+            split=split,
+            seed=seed,
+            max_rejected=max_rejected,
+            newest=newest,
+            progress=progress,
+        )
+        towers = retriever.index.loaded.towers
+        if towers is not None and towers.spec.training_sha256 != data.training_sha256:
+            console.print(
+                "Warning: the towers were trained on other rows than this split's, so they may know what they are "
+                "tested on. Give the files, --newest, --split and --seed of their training.",
+                style="yellow",
+            )
+        found = evaluate_retrieval(
+            data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)
+        )
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
+    else:
+        Console().print(evaluation_tables(found), highlight=False)

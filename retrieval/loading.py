@@ -1,0 +1,26 @@
+"""A published index version as a retriever, outside of a server."""
+
+from pathlib import Path
+
+from index_builder.artifact import load_version, open_store
+from index_builder.encoder import TextEncoder, load_encoder
+from retrieval.index import AdIndex
+from retrieval.interests import InterestSettings
+from retrieval.retriever import Retriever
+
+_CACHED_TEXTS = 10_000
+
+
+def load_published(root: Path) -> tuple[Retriever, TextEncoder]:
+    """The published version under a root, verified, and its encoder.
+
+    Raises:
+        ArtifactError: Nothing is published there, or it is damaged.
+        BuildError: The encoder cannot be loaded, or has changed.
+    """
+    store = open_store(root)
+    name = store.current_path().name
+    store.verify(name)
+    loaded = load_version(store, name)
+    encoder = load_encoder(loaded.manifest.encoder_name)
+    return Retriever(AdIndex(loaded), encoder, InterestSettings(), _CACHED_TEXTS), encoder
