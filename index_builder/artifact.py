@@ -1,9 +1,9 @@
 """An index version: what lies in its directory, and its manifest as a frozen value. Knows not how vectors are made.
 
-``manifest.json`` (see `IndexManifest`), ``index.faiss``, ``ads.parquet`` (row i is vector i), ``vectors.npy`` (of the
-texts, float32 [ads, text dimension]). Without towers the text vectors are what is searched. With them there are also
-``towers/`` (see `tower_artifact`), ``ad_vectors.npy`` (what is searched, float32 [ads, dimension]) and
-``event_vectors.npy`` (what the user tower reads of events, float32 [ads, event width]).
+``manifest.json`` (see `IndexManifest`), ``index.faiss``, ``ads.parquet`` (row i is vector i), ``lexical/`` (its words),
+``vectors.npy`` (of the texts, float32 [ads, text dimension]). Without towers the text vectors are what is searched.
+With them there are also ``towers/`` (see `tower_artifact`), ``ad_vectors.npy`` (what is searched, float32 [ads,
+dimension]) and ``event_vectors.npy`` (what the user tower reads of events, float32 [ads, event width]).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,12 +26,14 @@ from index_builder.faiss_index import read_index
 from records.ads import Ad
 
 if TYPE_CHECKING:
+    from index_builder.lexical import LexicalIndex
     from index_builder.tower_artifact import TrainedTowers
 
 KIND = "index"
 FORMAT_VERSION = 1
 INDEX_FILE, ADS_FILE, VECTORS_FILE = "index.faiss", "ads.parquet", "vectors.npy"
 AD_VECTORS_FILE, EVENT_VECTORS_FILE, TOWERS_FOLDER = "ad_vectors.npy", "event_vectors.npy", "towers"
+LEXICAL_FOLDER = "lexical"
 TEXT_KEY = "text_key"  # first 16 bytes of the SHA-256 of the text that was embedded
 
 ADS_SCHEMA = pa.schema(
@@ -162,6 +164,13 @@ class IndexVersion:
     faiss_index: Any
     towers: "TrainedTowers | None" = None
     event_vectors: Vectors | None = None
+    ad_vectors: Vectors | None = None
+    lexical: "LexicalIndex | None" = None
+
+    @property
+    def searched_vectors(self) -> Vectors:
+        """What the index was built from, float32 [ads, dimension]."""
+        return self.vectors if self.ad_vectors is None else self.ad_vectors
 
     def check_encoder(self, encoder: TextEncoder) -> None:
         """Raises BuildError if `encoder` does not span this version's space, saying which one does."""
@@ -192,8 +201,9 @@ def load_version(store: VersionStore, version: str) -> IndexVersion:
     counts = {index.ntotal, len(vectors), len(catalog), manifest.ad_count}
     if len(counts) != 1 or index.d != manifest.dimension:
         raise CorruptVersion(f"the files of index version {version} do not fit together; build it again")
+    lexical = _load_lexical(path)
     if not manifest.space_sha256:
-        return IndexVersion(version, created_at, manifest, catalog, vectors, index)
+        return IndexVersion(version, created_at, manifest, catalog, vectors, index, lexical=lexical)
     from index_builder.tower_artifact import load_towers  # loads torch, which many commands do without
 
     towers = load_towers(path / TOWERS_FOLDER)
@@ -203,6 +213,16 @@ def load_version(store: VersionStore, version: str) -> IndexVersion:
             f"{towers.spec.space_sha256[:12]}; build it again with the towers that belong to it"
         )
     events = np.load(path / EVENT_VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-    if len(events) != len(catalog):
+    ads = np.load(path / AD_VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+    if not len(events) == len(ads) == len(catalog):
         raise CorruptVersion(f"the files of index version {version} do not fit together; build it again")
-    return IndexVersion(version, created_at, manifest, catalog, vectors, index, towers, events)
+    return IndexVersion(version, created_at, manifest, catalog, vectors, index, towers, events, ads, lexical)
+
+
+def _load_lexical(path: Path) -> "LexicalIndex | None":
+    """Of versions that were built before there was one, None."""
+    if not (path / LEXICAL_FOLDER).is_dir():
+        return None
+    from index_builder.lexical import LexicalIndex  # loads what commands that only list versions do without
+
+    return LexicalIndex.load(path / LEXICAL_FOLDER)

@@ -3,16 +3,18 @@ but its own, and not how texts are embedded."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
     ADS_FILE,
     INDEX_FILE,
+    LEXICAL_FOLDER,
     IndexManifest,
     iter_ads,
 )
@@ -25,6 +27,7 @@ from index_builder.faiss_index import (
     reach_recall_of,
     write_index,
 )
+from index_builder.lexical import LexicalIndex
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers
@@ -43,6 +46,10 @@ class AssemblyOptions:
     recall_queries: int
     seed: int
     width: int | None
+
+    def with_width(self, width: int) -> "AssemblyOptions":
+        """The same for vectors of another width."""
+        return replace(self, width=width)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
         queries = np.ascontiguousarray(towers.queries[: options.recall_queries, : vectors.shape[1]])
         recall = reach_recall_of(index, vectors, queries, options.recall_k, options.min_recall)
     write_index(index, folder / INDEX_FILE)
+    words = (embedding_text(ad) for batch in iter_ads(folder / ADS_FILE) for ad, _ in batch)
+    LexicalIndex.of(words).save(folder / LEXICAL_FOLDER)
     return IndexManifest(
         encoder_name=contents.encoder_name,
         encoder_sha256=contents.encoder_sha256,

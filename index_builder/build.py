@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from artifacts.errors import ArtifactError
 from artifacts.store import Draft, VersionStore
+from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
     ADS_FILE,
     VECTORS_FILE,
@@ -80,12 +81,6 @@ class BuildReport:
     manifest: IndexManifest
     rejected: dict[str, int]
     rejected_file: Path
-
-
-def embedding_text(ad: Ad) -> str:
-    """The text of an ad that its vector is made from."""
-    parts = (ad.title, ad.body, ", ".join(ad.keywords), ad.category, ad.advertiser)
-    return ". ".join(part.strip() for part in parts if part.strip())
 
 
 def build(

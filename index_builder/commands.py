@@ -81,6 +81,31 @@ def build_command(
         Console().print(report_table(report))
 
 
+def refresh_command(
+    index: Annotated[Path, typer.Option(help="Root of the index versions.")],
+    clicks: Annotated[Path, typer.Option(help="Click log; rows newer than the published version are counted.")],
+    kind: Annotated[str, typer.Option("--kind", help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = "auto",
+    min_recall: MinRecall = DEFAULTS.min_recall,
+    max_rejected: MaxRejected = DEFAULTS.max_rejected,
+    publish: Publish = True,
+    as_json: Json = False,
+) -> None:
+    """Bring the popularity and freshness of the ads up to date, without embedding anything.
+
+    Makes a new index version from the published one, which must have towers; takes seconds, so it can run every few
+    minutes. New ads need a build.
+    """
+    from index_builder.refresh import refresh  # loads torch, which --help does without
+
+    options = BuildOptions(index=kind, min_recall=min_recall).assembly
+    with build_progress() as progress:
+        report = refresh(index, clicks, options, publish=publish, max_rejected=max_rejected, progress=progress)
+    if as_json:
+        print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
+    else:
+        Console().print(report_table(report))
+
+
 def _published(root: Path) -> "TrainedTowers":
     from index_builder.tower_artifact import load_published_towers  # loads torch, which --help does without
 

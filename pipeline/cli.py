@@ -15,7 +15,7 @@ from rich.console import Console
 from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
-from index_builder.commands import build_command
+from index_builder.commands import build_command, refresh_command
 from index_builder.errors import BuildError
 from index_builder.tower_store import open_store as open_tower_store
 from index_builder.training.commands import train_retrieval_command
@@ -49,6 +49,7 @@ app = typer.Typer(
     "Start with `adcascade quickstart`.",
 )
 app.command("build")(build_command)
+app.command("refresh")(refresh_command)
 app.command("train-retrieval")(train_retrieval_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)

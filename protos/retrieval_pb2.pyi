@@ -29,6 +29,7 @@ class RetrieveRequest(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     INCLUDE_HISTORY_FIELD_NUMBER: _builtins.int
     INCLUDE_ADS_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
     k: _builtins.int
     """How many candidates are wanted: 1 to 1,000."""
     include_history: _builtins.bool
@@ -43,6 +44,10 @@ class RetrieveRequest(_message.Message):
     def vectors(self) -> _types_pb2.InterestVectors:
         """Ready vectors, 1 to 16 of them; without towers each is normalised to unit length before the search."""
 
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceShare]:
+        """For these candidate sources, in place of the server's settings; each at most once, at most 1 in all."""
+
     def __init__(
         self,
         *,
@@ -51,16 +56,43 @@ class RetrieveRequest(_message.Message):
         k: _builtins.int = ...,
         include_history: _builtins.bool = ...,
         include_ads: _builtins.bool = ...,
+        shares: _abc.Iterable[Global___SourceShare] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "user", b"user", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_ads", b"include_ads", "include_history", b"include_history", "k", b"k", "query", b"query", "user", b"user", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_ads", b"include_ads", "include_history", b"include_history", "k", b"k", "query", b"query", "shares", b"shares", "user", b"user", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["user", "vectors"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
 
 Global___RetrieveRequest: _TypeAlias = RetrieveRequest  # noqa: Y015
+
+@_typing.final
+class SourceShare(_message.Message):
+    """How many of the candidates a source may bring before the rest goes to those that the sources together rank highest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """"interests", "lexical", "popularity" or "fresh"."""
+    share: _builtins.float
+    """0 to 1; 0 leaves the source out."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["share", b"share", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceShare: _TypeAlias = SourceShare  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):
@@ -78,7 +110,7 @@ class Candidate(_message.Message):
     interest: _builtins.int
     """Which interest vector found it, from 0; the nearest if several did."""
     source: _builtins.str
-    """Which candidate source brought it; "interests" for the dense search."""
+    """Which candidate source speaks for it most: "interests", "lexical", "popularity" or "fresh"."""
     @_builtins.property
     def ad(self) -> _types_pb2.Ad:
         """The ad itself, where include_ads asked for it."""
@@ -108,6 +140,7 @@ class RetrieveResponse(_message.Message):
     INDEX_VERSION_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     UNKNOWN_HISTORY_FIELD_NUMBER: _builtins.int
+    SKIPPED_SOURCES_FIELD_NUMBER: _builtins.int
     index_version: _builtins.str
     """The index version that answered."""
     unknown_history: _builtins.int
@@ -120,6 +153,10 @@ class RetrieveResponse(_message.Message):
     def timing(self) -> _types_pb2.Timing:
         """Inside the retrieval server."""
 
+    @_builtins.property
+    def skipped_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Candidate sources that were late or failed, and are missing from the answer."""
+
     def __init__(
         self,
         *,
@@ -127,10 +164,11 @@ class RetrieveResponse(_message.Message):
         index_version: _builtins.str = ...,
         timing: _types_pb2.Timing | None = ...,
         unknown_history: _builtins.int = ...,
+        skipped_sources: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "index_version", b"index_version", "timing", b"timing", "unknown_history", b"unknown_history"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "index_version", b"index_version", "skipped_sources", b"skipped_sources", "timing", b"timing", "unknown_history", b"unknown_history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

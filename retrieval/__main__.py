@@ -1,5 +1,6 @@
 """``python -m retrieval --index ROOT --port N``: the retrieval server."""
 
+from collections.abc import Callable
 from functools import partial
 
 from prometheus_client import Counter
@@ -26,9 +27,16 @@ from serving.server import Server
 class RetrieverLoader:
     """Loads index versions; the encoder is loaded once for as long as versions name the same one."""
 
-    def __init__(self, store: VersionStore, settings: RetrievalSettings) -> None:
+    def __init__(
+        self,
+        store: VersionStore,
+        settings: RetrievalSettings,
+        on_skip: Callable[[str, str], None] = lambda *_: None,
+    ) -> None:
         self._store = store
         self._settings = settings
+        self._sources = settings.sources()
+        self._on_skip = on_skip
         self._encoder: TextEncoder | None = None
 
     def __call__(self, version: str) -> Retriever:
@@ -38,7 +46,10 @@ class RetrieverLoader:
         if self._encoder is None or self._encoder.name != name:
             self._encoder = load_encoder(name)
         index = AdIndex(loaded, self._settings.device)
-        retriever = Retriever(index, self._encoder, self._settings.interests(), self._settings.text_cache)
+        settings = self._settings
+        retriever = Retriever(
+            index, self._encoder, settings.interests(), settings.text_cache, self._sources, self._on_skip
+        )
         retriever.warm_up()
         return retriever
 
@@ -49,10 +60,17 @@ def serve(settings: RetrievalSettings) -> None:
     swaps = Counter(
         "adcascade_version_swaps_total", "Versions swapped to, or refused.", ["kind", "event"], registry=server.registry
     )
+    skipped = Counter(
+        "adcascade_source_skipped_total",
+        "Candidate sources left out of an answer, by why: late or failed.",
+        ["source", "reason"],
+        registry=server.registry,
+    )
     store = open_store(settings.index)
     retrievers = HotSwap(
         store,
-        RetrieverLoader(store, settings),
+        RetrieverLoader(store, settings, lambda source, reason: skipped.labels(source, reason).inc()),
+        release=Retriever.close,
         poll_seconds=settings.poll_seconds,
         on_event=lambda event: swaps.labels("index", event).inc(),
     )
@@ -67,7 +85,7 @@ def serve(settings: RetrievalSettings) -> None:
 
 
 if __name__ == "__main__":
-    with clean_exit(ServiceError, ArtifactError, BuildError):
+    with clean_exit(ServiceError, ArtifactError, BuildError, InputError):
         configured = CliApp.run(RetrievalSettings)
         set_up_logging(configured.log_level, quiet=("faiss", "sentence_transformers"))
         serve(configured)

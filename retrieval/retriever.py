@@ -3,10 +3,12 @@
 Belongs to the thread of its batcher.
 """
 
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,9 +21,12 @@ from records.errors import InputError
 from records.users import UserProfile
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
+from retrieval.merge import merge_sources
+from retrieval.sources import FAILED, INTERESTS, POPULARITY, Asked, SourcePool, SourceSettings, sources_of
+
+log = logging.getLogger(__name__)
 
 MAX_K = 1000
-SOURCE = "interests"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Query:
         k: How many candidates; 0 for the interests alone.
         exclude: Ids that must not come back.
         with_ads: Also return the ads' texts.
+        shares: Candidate source to the share of the candidates that it brings first, in place of the default.
     """
 
     user: UserProfile | None
@@ -41,23 +47,26 @@ class Query:
     k: int
     exclude: frozenset[str] = frozenset()
     with_ads: bool = False
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An ad that was found, by which interest, and its inner product with it."""
+    """An ad that was found, the nearest interest and the inner product with it, and the source that brought it."""
 
     ad_id: str
     similarity: float
     interest: int
+    source: str
     ad: Ad | None
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The answer to a query."""
+    """The answer to a query; `skipped` sources were late or failed."""
 
     candidates: list[Candidate]
+    skipped: list[str]
     interests: Interests
     index_version: str
     encode_ms: float
@@ -78,15 +87,37 @@ def _ready(vectors: Vectors) -> Interests:
 
 
 class Retriever:
-    """An index version together with the encoder that spans its space."""
+    """An index version together with the encoder that spans its space, and its candidate sources.
 
-    def __init__(self, index: AdIndex, encoder: TextEncoder, settings: InterestSettings, text_cache: int) -> None:
+    Args:
+        text_cache: Encoded texts to keep.
+        sources: How sources share the candidates.
+        on_skip: Told of a source that was left out, and why.
+    """
+
+    def __init__(
+        self,
+        index: AdIndex,
+        encoder: TextEncoder,
+        settings: InterestSettings,
+        text_cache: int,
+        sources: SourceSettings = SourceSettings(),  # noqa: B008 (a frozen value)
+        on_skip: Callable[[str, str], None] = lambda *_: None,
+    ) -> None:
         index.loaded.check_encoder(encoder)
         self.index = index
         self._encoder = encoder
         self._model = interest_model(index.loaded, settings)
+        self._shares = sources.shares
+        self._newcomers_popularity = sources.newcomers_popularity
+        self._on_skip = on_skip
+        self._pool = SourcePool(sources_of(index.loaded, sources.fresh_below), sources.timeout_seconds, on_skip)
         self._text_cache = text_cache
         self._encoded: OrderedDict[str, Vectors] = OrderedDict()
+
+    def close(self) -> None:
+        """Ends the threads of the sources."""
+        self._pool.close()
 
     def warm_up(self) -> None:
         """One small query, so that the first real one does not pay for lazy initialisation."""
@@ -102,7 +133,7 @@ class Retriever:
         encode_ms, search_ms = 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded)
         version = self.index.loaded.version
         return [
-            Retrieved(next(merged), found, version, encode_ms, search_ms) if isinstance(found, Interests) else found
+            Retrieved(*next(merged), found, version, encode_ms, search_ms) if isinstance(found, Interests) else found
             for found in interests
         ]
 
@@ -124,29 +155,92 @@ class Retriever:
         of_users = iter(self._model.of(users, texts) if users else [])
         return [next(of_users) if query.vectors is None else _ready(query.vectors) for query in queries]
 
-    def _search(self, queries: Sequence[tuple[Query, Interests]]) -> list[list[Candidate]]:
-        """One search for the interests of all queries, wide enough for the widest of them."""
+    def _search(self, queries: Sequence[tuple[Query, Interests]]) -> list[tuple[list[Candidate], list[str]]]:
+        """Candidates of each query and the sources that were left out: one FAISS call, wide enough for the widest."""
         if not any(query.k for query, _ in queries):
-            return [[] for _ in queries]
+            return [([], []) for _ in queries]
         wanted = max(query.k + len(query.exclude) for query, _ in queries)
-        similarities, rows = self.index.search(np.concatenate([found.vectors for _, found in queries]), wanted)
-        results, start = [], 0
-        for query, found in queries:
-            part = slice(start, start + len(found.vectors))
-            results.append(self._candidates(query, found, similarities[part], rows[part]))
-            start = part.stop
-        return results
+        asked = [self._ask_sources(query, found, wanted) for query, found in queries]
+        nearest = self._nearest([found for _, found in queries], wanted)
+        deadline = self._pool.deadline()
+        return [
+            self._candidates(query, found, own, answers, deadline)
+            for (query, found), own, answers in zip(queries, nearest, asked, strict=True)
+        ]
 
-    def _candidates(self, query: Query, found: Interests, similarities: Vectors, rows: Rows) -> list[Candidate]:
+    def _ask_sources(self, query: Query, found: Interests, wanted: int) -> "dict[str, Future[Sequence[int]]]":
+        """Asks the sources that have a share in the answer; ready vectors are searched with and nothing else."""
+        if query.user is None or not query.k:
+            return {}
+        shares = self._shares_of(query)
+        asked = Asked(query.user, found.vectors, wanted)
+        return {name: self._pool.ask(name, asked) for name in self._pool.names if shares.get(name, 0.0) > 0}
+
+    def _shares_of(self, query: Query) -> dict[str, float]:
+        """Share of each source; a user of whom nothing is known gets what is popular, too."""
+        shares = dict(self._shares)
+        if query.user is not None and not query.user.history and not query.user.interests.strip():
+            shares[POPULARITY] = max(shares.get(POPULARITY, 0.0), self._newcomers_popularity)
+        return shares | dict(query.shares)
+
+    def _nearest(self, interests: Sequence[Interests], wanted: int) -> list[tuple[Vectors, Rows] | None]:
+        """What each user's vectors find: similarities and rows, [interests, found]; None if the search failed."""
+        try:
+            similarities, rows = self.index.search(np.concatenate([found.vectors for found in interests]), wanted)
+        except RuntimeError:
+            if not self._pool.names:
+                raise
+            log.exception("the search by interests failed")
+            self._on_skip(INTERESTS, FAILED)
+            return [None] * len(interests)
+        ends = np.cumsum([len(found.vectors) for found in interests])[:-1]
+        return list(zip(np.split(similarities, ends), np.split(rows, ends), strict=True))
+
+    def _candidates(
+        self,
+        query: Query,
+        found: Interests,
+        nearest: tuple[Vectors, Rows] | None,
+        answers: "dict[str, Future[Sequence[int]]]",
+        deadline: float,
+    ) -> tuple[list[Candidate], list[str]]:
         if query.k == 0:
-            return []
+            return [], []
         catalog = self.index.loaded.catalog
         excluded = {catalog.row_of[ad_id] for ad_id in query.exclude if ad_id in catalog.row_of}
-        merged = merge(similarities, rows, found.weights, query.k, excluded)
+        own = [] if nearest is None else merge(*nearest, found.weights, query.k, excluded)
+        by_source: dict[str, Sequence[int]] = {INTERESTS: [row for row, _, _ in own]}
+        skipped = [INTERESTS] if nearest is None else []
+        for name, answer in answers.items():
+            rows = self._pool.result_of(name, answer, deadline)
+            if rows is None:
+                skipped.append(name)
+            else:
+                by_source[name] = [row for row in rows if row not in excluded]
+        merged = merge_sources(by_source, _filled_up(self._shares_of(query), by_source), query.k)
+        nearness = {row: (similarity, interest) for row, similarity, interest in own}
+        self._add_nearness(nearness, [one.row for one in merged], found.vectors)
         ads: list[Ad] | list[None] = (
-            catalog.ads([row for row, _, _ in merged]) if query.with_ads else [None] * len(merged)
+            catalog.ads([one.row for one in merged]) if query.with_ads else [None] * len(merged)
         )
-        return [
-            Candidate(catalog.ids[row], similarity, interest, ad)
-            for (row, similarity, interest), ad in zip(merged, ads, strict=True)
+        candidates = [
+            Candidate(catalog.ids[one.row], *nearness[one.row], one.source, ad)
+            for one, ad in zip(merged, ads, strict=True)
         ]
+        return candidates, skipped
+
+    def _add_nearness(self, nearness: dict[int, tuple[float, int]], rows: Sequence[int], interests: Vectors) -> None:
+        """Similarity, and the nearest interest, of rows that another source found."""
+        missing = [row for row in rows if row not in nearness]
+        if missing:
+            similarities = interests @ np.asarray(self.index.loaded.searched_vectors[missing]).T
+            best = similarities.argmax(axis=0)
+            for place, row in enumerate(missing):
+                nearness[row] = (float(similarities[best[place], place]), int(best[place]))
+
+
+def _filled_up(shares: Mapping[str, float], found: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Shares of the sources that found something; the search by interests takes what the others leave."""
+    taken = {name: shares.get(name, 0.0) for name, rows in found.items() if name != INTERESTS and rows}
+    left = max(0.0, 1.0 - sum(taken.values()))
+    return {name: taken.get(name, 0.0) for name in found} | {INTERESTS: shares.get(INTERESTS, left)}

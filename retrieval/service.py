@@ -6,7 +6,8 @@ from artifacts.hotswap import HotSwap
 from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from protos.convert import ad_to_wire, timestamp_to_wire, user_from_wire, vectors_from_wire, vectors_to_wire
 from records.errors import InputError
-from retrieval.retriever import MAX_K, SOURCE, Query, Retrieved, Retriever
+from retrieval.retriever import MAX_K, Query, Retrieved, Retriever
+from retrieval.sources import check_shares
 from serving.batcher import Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
 
@@ -39,7 +40,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
                     ad_id=candidate.ad_id,
                     similarity=candidate.similarity,
                     interest=candidate.interest,
-                    source=SOURCE,
+                    source=candidate.source,
                     ad=ad_to_wire(candidate.ad) if candidate.ad is not None else None,
                 )
                 for candidate in answer.value.candidates
@@ -47,6 +48,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             index_version=answer.value.index_version,
             timing=_timing(answer),
             unknown_history=answer.value.interests.unknown_history,
+            skipped_sources=answer.value.skipped,
         )
 
     def EmbedUser(self, request: retrieval_pb2.EmbedUserRequest, context: Caller) -> retrieval_pb2.EmbedUserResponse:
@@ -95,7 +97,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         seen = (
             frozenset() if request.include_history else frozenset(event.ad_id for event in user.history if event.ad_id)
         )
-        return Query(user, None, request.k, seen, request.include_ads)
+        return Query(user, None, request.k, seen, request.include_ads, _shares(request))
 
     def _ask(self, query: Query, context: Caller) -> "_Answered":
         self._check_loaded()
@@ -114,6 +116,14 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
 
 _Answered = Batched[Retrieved]
+
+
+def _shares(request: retrieval_pb2.RetrieveRequest) -> dict[str, float]:
+    shares = {one.source: one.share for one in request.shares}
+    if len(shares) != len(request.shares):
+        raise InputError("shares name a candidate source twice")
+    check_shares(shares)
+    return shares
 
 
 def _timing(answer: _Answered) -> types_pb2.Timing:

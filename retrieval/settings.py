@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from retrieval.interests import InterestSettings
+from retrieval.sources import FRESH, LEXICAL, POPULARITY, SourceSettings, check_shares
 from serving.settings import ServerSettings
 
 
@@ -23,8 +24,22 @@ class RetrievalSettings(ServerSettings):
     half_life_days: float = Field(14.0, gt=0, description="Age at which an event counts half.")
     max_interests: int = Field(4, ge=1, le=16, description="Interest vectors of a user with a long history, at most.")
     events_per_interest: int = Field(8, ge=1, description="Liked events that justify one more interest vector.")
+    share_lexical: float = Field(0.1, ge=0, le=1, description="Candidates that words of interests and searches bring.")
+    share_popularity: float = Field(0.0, ge=0, le=1, description="Candidates that recent popularity brings.")
+    share_fresh: float = Field(0.02, ge=0, le=1, description="Candidates among ads that were hardly shown yet.")
+    newcomers_popularity: float = Field(
+        0.5, ge=0, le=1, description="Candidates that recent popularity brings to users of whom nothing is known."
+    )
+    fresh_below: int = Field(10, ge=1, description="Impressions below which an ad is fresh.")
+    source_timeout_ms: float = Field(50.0, gt=0, description="How long to wait for sources beside the interests.")
     text_cache: int = Field(10_000, ge=0, description="Encoded texts of interests and events to keep.")
     poll_seconds: float = Field(1.0, gt=0, description="How often to look for a new version.")
+
+    def sources(self) -> SourceSettings:
+        """The part that shares candidates among sources."""
+        shares = {LEXICAL: self.share_lexical, POPULARITY: self.share_popularity, FRESH: self.share_fresh}
+        check_shares(shares)
+        return SourceSettings(shares, self.newcomers_popularity, self.fresh_below, self.source_timeout_ms / 1000)
 
     def interests(self) -> InterestSettings:
         """The part that turns users into interest vectors."""

@@ -18,6 +18,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
+from index_builder.tower_artifact import load_published_towers
+from index_builder.training.data import RetrievalData, load_retrieval_data
+from index_builder.training.options import TowerOptions
+from index_builder.training.train import train_and_save as train_and_save_towers
 from ranking.training.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
@@ -153,6 +157,44 @@ def tiny_options(base: Path, **changes: object) -> TrainOptions:
         "device": "cpu",
     }
     return TrainOptions(**{"base": str(base), **defaults, **changes})  # type: ignore[arg-type]
+
+
+def tiny_towers(**changes: object) -> TowerOptions:
+    """Options that train towers on the made-up platform in seconds."""
+    defaults = {
+        "width": 32,
+        "heads": 2,
+        "history": 40,
+        "epochs": 50,
+        "moments_per_step": 100,
+        "learning_rate": 5e-3,
+        "dropout": 0.2,
+        # Impressions of that platform are drawn at random.
+        "impression_weight": 0.0,
+    }
+    return TowerOptions(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def tower_data(world: World) -> RetrievalData:
+    """The made-up platform as the towers learn it."""
+    return load_retrieval_data(world.ads, world.clicks, world.users, load_encoder("hashing:64"))
+
+
+@pytest.fixture(scope="session")
+def towers_root(world: World, tower_data: RetrievalData) -> Path:
+    """Root of a published tower version."""
+    train_and_save_towers(tower_data, load_encoder("hashing:64"), world.folder / "towers", tiny_towers())
+    return world.folder / "towers"
+
+
+@pytest.fixture(scope="session")
+def tower_index(world: World, towers_root: Path) -> Path:
+    """Root of a published index version with towers."""
+    root = world.folder / "tower-index"
+    towers = load_published_towers(towers_root)
+    build(world.ads, root, load_encoder("hashing:64"), BuildOptions(), towers=towers)
+    return root
 
 
 @contextmanager

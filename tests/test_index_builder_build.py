@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from artifacts.errors import CorruptVersion, StoreBusy
+from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store, read_manifest
-from index_builder.build import BuildOptions, build, embedding_text, text_key
+from index_builder.build import BuildOptions, build, text_key
 from index_builder.encoder import load_encoder
 from index_builder.errors import BuildError
 from records.ads import Ad, RejectedAd, read_ads
@@ -97,7 +98,7 @@ def test_a_report_says_what_was_built(catalog, root):
     assert 0 < manifest.build_seconds < 60
     assert read_manifest(store, report.version)[1] == manifest
     files = {path.name for path in store.path(report.version).iterdir()}
-    assert files == {"manifest.json", "index.faiss", "ads.parquet", "vectors.npy"}
+    assert files == {"manifest.json", "index.faiss", "ads.parquet", "vectors.npy", "lexical"}
     store.verify(report.version)
 
 

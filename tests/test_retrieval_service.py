@@ -63,7 +63,8 @@ def status_of(call, *args):
 
 def test_interests_text_finds_its_topic(stub):
     user = types_pb2.UserProfile(interests="espresso grinder beans roast")
-    reply = stub.Retrieve(pb.RetrieveRequest(user=user, k=10, include_ads=True))
+    shares = [pb.SourceShare(source="lexical", share=0)]
+    reply = stub.Retrieve(pb.RetrieveRequest(user=user, k=10, include_ads=True, shares=shares))
     assert len(reply.candidates) == 10
     assert sum(candidate.ad.category == "coffee" for candidate in reply.candidates) >= 8
     similarities = [candidate.similarity for candidate in reply.candidates]

@@ -16,6 +16,9 @@ from records.users import UserProfile
 
 # Of a sample of ads, those drawn by their clicks; the others are drawn evenly, so that none is never met.
 _DRAWN_BY_CLICKS = 0.75
+# Of the windows, those that may begin so late that they hold few events, or inside a request, so that short histories
+# are learned from all users at all times and not from their first events alone.
+_BEGUN_ANYWHERE = 0.25
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def _step(
     for number, of_user in enumerate(users.tolist()):
         part = sequences.of(of_user)
         count = part.stop - part.start
-        first = int(generator.integers(0, max(0, count - options.history) + 1))
+        latest = count - 1 if generator.random() < _BEGUN_ANYWHERE else max(0, count - options.history)
+        first = int(generator.integers(0, latest + 1))
         last = min(count, first + options.history)
         windows.append(slice(part.start + first, part.start + last))
         wanted = round(options.moments_per_step * (last - first) / events)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from index_builder.ad_text import embedding_text
 from index_builder.assembly import Progress
-from index_builder.build import embedding_text
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.training.parts import Parts, split_log
 from records.ads import Ad, read_ads

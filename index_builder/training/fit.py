@@ -21,6 +21,7 @@ from records.users import EVENT_WEIGHT, EventType
 # Told (steps done, steps in all, loss).
 Watch = Callable[[float, float], None]
 
+_KEEP_ATTRIBUTES = 0.5
 _WARMUP, _LOWEST_RATE = 0.1, 0.02
 # How many times faster than matrices single numbers are learned.
 _NUMBERS_RATE = 30.0
@@ -142,7 +143,9 @@ def _loss(
     generator: np.random.Generator,
 ) -> Tensor:
     dropped = torch.rand(len(catalog)) < options.residual_dropout
-    states = towers.users(user_events(towers.ads, catalog, step.events, step.attributes, dropped))
+    # What is rare among attributes names a user; half of the time events must do without them.
+    attributes = step.attributes * (torch.rand(len(step.attributes), 1) < _KEEP_ATTRIBUTES)
+    states = towers.users(user_events(towers.ads, catalog, step.events, attributes, dropped))
     interests = states[torch.from_numpy(step.user), torch.from_numpy(step.place)]
     sample = sampler.draw(step, generator)
     if not sampler.takes_all and options.hard_negatives:

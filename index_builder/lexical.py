@@ -1,0 +1,59 @@
+"""Words of the catalog, searched by BM25 (Robertson and Zaragoza 2009, by the package bm25s). Knows no vectors."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import bm25s
+import numpy as np
+
+from artifacts.errors import CorruptVersion
+from index_builder.faiss_index import Rows
+
+# One letter is a word, too: a rare name or a size may be all that a search says.
+_WORDS = r"(?u)\b\w+\b"
+# What is searched with; more would make a long page's text slow to look up.
+_MAX_WORDS = 64
+
+
+class LexicalIndex:
+    """An inverted index of texts by row."""
+
+    def __init__(self, index: bm25s.BM25) -> None:
+        self._index = index
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "LexicalIndex":
+        """Indexes texts; row i is the i-th."""
+        index = bm25s.BM25()
+        index.index(_words(list(texts)), show_progress=False)
+        return cls(index)
+
+    def save(self, folder: Path) -> None:
+        """Writes the index into a folder, which is made."""
+        self._index.save(str(folder), show_progress=False, raise_on_serialization_error=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "LexicalIndex":
+        """Reads what `save` wrote, memory-mapped. Raises CorruptVersion."""
+        try:
+            return cls(bm25s.BM25.load(str(folder), mmap=True, show_progress=False))
+        except (OSError, ValueError, KeyError) as error:
+            raise CorruptVersion(f"{folder} holds no lexical index that can be read: {error}") from error
+
+    def search(self, text: str, k: int) -> Rows:
+        """Rows of the at most `k` texts that share words with `text`, best first."""
+        words = [word for word in _words([text])[0] if word in self._index.vocab_dict][:_MAX_WORDS]
+        if not words or k < 1:
+            return np.empty(0, np.int64)
+        scores = self._index.get_scores(words)
+        best = np.argpartition(-scores, min(k, len(scores)) - 1)[:k]
+        best = best[scores[best] > 0]
+        rows: Rows = best[np.argsort(-scores[best], kind="stable")].astype(np.int64)
+        return rows
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    found: list[list[str]] = bm25s.tokenize(
+        texts, token_pattern=_WORDS, stopwords=None, return_ids=False, show_progress=False
+    )
+    return found

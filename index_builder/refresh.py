@@ -1,0 +1,60 @@
+"""A new index version from the published one, with the popularity of a newer click log; nothing is embedded."""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from index_builder.artifact import ADS_FILE, TOWERS_FOLDER, VECTORS_FILE, open_store, read_manifest
+from index_builder.assembly import AssemblyOptions, Contents, Progress, assemble
+from index_builder.build import BuildReport
+from index_builder.errors import BuildError
+from index_builder.tower_artifact import load_towers
+from records.clicks import read_clicks
+
+
+def refresh(
+    root: Path,
+    clicks: Path,
+    options: AssemblyOptions,
+    *,
+    publish: bool = True,
+    max_rejected: float = 0.01,
+    progress: Progress = lambda *_: None,
+) -> BuildReport:
+    """Counts the rows that are newer than what the published version knows, and makes a version with their biases.
+
+    Args:
+        clicks: A click log; rows that the version has counted already change nothing.
+        options: How to index; `width` is that of the published version whatever it says.
+
+    Raises:
+        InputError: The log cannot be read.
+        BuildError: The published version has no towers, or the recall is too low.
+        ArtifactError: Nothing is published, it is damaged, or the root cannot be written.
+    """
+    started = time.perf_counter()
+    store = open_store(root)
+    source = store.current_path()
+    store.verify(source.name)
+    _, before = read_manifest(store, source.name)
+    if not before.space_sha256:
+        raise BuildError(
+            f"index version {source.name} was built without towers, so popularity plays no part in it; "
+            "train them with adcascade train-retrieval and build with --towers"
+        )
+    towers = load_towers(source / TOWERS_FOLDER)
+    log, report = read_clicks(clicks, None, max_rejected=max_rejected)
+    popularity = towers.popularity.updated(log)
+    with store.begin() as draft:
+        for name in (ADS_FILE, VECTORS_FILE):
+            shutil.copyfile(source / name, draft.path / name)
+        texts = np.load(draft.path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        contents = Contents(texts, before.encoder_name, before.encoder_sha256, 0, towers.with_popularity(popularity))
+        manifest = assemble(draft.path, contents, options.with_width(before.dimension - 1), progress)
+        manifest = manifest.model_copy(update={"build_seconds": round(time.perf_counter() - started, 3)})
+        store.commit(draft, manifest.model_dump(mode="json"))
+    if publish:
+        store.publish(draft.version)
+    return BuildReport(draft.version, publish, manifest, dict(report.rejected), clicks)

@@ -1,0 +1,177 @@
+"""Candidate sources beside the search by interests: words, recent popularity, fresh ads. Knows no wire.
+
+Each is asked in a thread of its own and has little time: one that is late or fails is left out of the answer, counted,
+and named in it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from index_builder.artifact import IndexVersion
+from index_builder.encoder import Vectors
+from index_builder.faiss_index import Rows
+from index_builder.lexical import LexicalIndex
+from records.errors import InputError
+from records.popularity import Floats
+from records.users import EventType, UserProfile
+
+log = logging.getLogger(__name__)
+
+INTERESTS, LEXICAL, POPULARITY, FRESH = "interests", "lexical", "popularity", "fresh"
+SOURCES = (INTERESTS, LEXICAL, POPULARITY, FRESH)
+LATE, FAILED = "late", "failed"
+
+_RECENT_DAYS = 14.0
+# Ads that popularity can bring, and fresh ads that are looked through.
+_MOST_POPULAR, _FRESHEST = 5000, 20_000
+_SEARCHES = 3
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """How sources share the candidates; see `retrieval.settings`."""
+
+    shares: Mapping[str, float] = field(default_factory=lambda: {LEXICAL: 0.1, POPULARITY: 0.0, FRESH: 0.02})
+    newcomers_popularity: float = 0.5
+    fresh_below: int = 10
+    timeout_seconds: float = 0.05
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raises InputError for a source that there is not, or shares that are no shares."""
+    for name, share in shares.items():
+        if name not in SOURCES:
+            raise InputError(f"there is no candidate source {name!r}; choose of {', '.join(SOURCES)}")
+        if not 0 <= share <= 1:
+            raise InputError(f"the share of the source {name} is {share}; it must be 0 to 1")
+    if sum(shares.values()) > 1 + 1e-6:
+        raise InputError(f"the shares of the sources add up to {sum(shares.values()):.3f}, more than 1")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a source may know of a request.
+
+    Attributes:
+        interests: the user's vectors, float32 [interests, dimension].
+        wanted: how many rows are of use, excluded ones among them.
+    """
+
+    user: UserProfile
+    interests: Vectors
+    wanted: int
+
+
+class Source(Protocol):
+    """Anything that finds rows of the catalog for a user; called from threads of its own."""
+
+    def find(self, asked: Asked) -> Sequence[int]:
+        """Rows, best first; none if the source has nothing to say of this user."""
+
+
+class LexicalSource:
+    """Ads that share words with the interests text and the newest searches."""
+
+    def __init__(self, index: LexicalIndex) -> None:
+        self._index = index
+
+    def find(self, asked: Asked) -> Sequence[int]:
+        """See `Source`."""
+        searches = [event.text for event in asked.user.history if event.type is EventType.SEARCH and event.text]
+        text = " ".join([*searches[: -_SEARCHES - 1 : -1], asked.user.interests])
+        found: list[int] = self._index.search(text, asked.wanted).tolist() if text.strip() else []
+        return found
+
+
+class PopularitySource:
+    """The ads with most clicks lately; `clicks` is float64 [ads]."""
+
+    def __init__(self, clicks: Floats) -> None:
+        order = np.argsort(-clicks, kind="stable")[:_MOST_POPULAR]
+        self._rows: list[int] = order[clicks[order] > 0].tolist()
+
+    def find(self, asked: Asked) -> Sequence[int]:
+        """See `Source`."""
+        return self._rows[: asked.wanted]
+
+
+class FreshSource:
+    """Ads that were hardly shown yet, nearest to the user's interests, whatever their popularity."""
+
+    def __init__(self, rows: Rows, vectors: Vectors, *, has_bias: bool) -> None:
+        self._rows = rows[:_FRESHEST]
+        self._first = int(has_bias)
+        self._vectors = np.ascontiguousarray(vectors[self._rows, self._first :])
+
+    def find(self, asked: Asked) -> Sequence[int]:
+        """See `Source`."""
+        likeness = (asked.interests[:, self._first :] @ self._vectors.T).max(axis=0)
+        nearest: list[int] = self._rows[np.argsort(-likeness, kind="stable")[: asked.wanted]].tolist()
+        return nearest
+
+
+def sources_of(loaded: IndexVersion, fresh_below: int) -> dict[str, Source]:
+    """The sources that an index version can feed, beside the search by interests.
+
+    Args:
+        fresh_below: Impressions below which an ad is fresh.
+    """
+    found: dict[str, Source] = {}
+    if loaded.lexical is not None:
+        found[LEXICAL] = LexicalSource(loaded.lexical)
+    if loaded.towers is not None:
+        popularity, ids = loaded.towers.popularity, loaded.catalog.ids
+        found[POPULARITY] = PopularitySource(popularity.clicks(ids, _RECENT_DAYS))
+        fresh = np.flatnonzero(popularity.impressions(ids) < fresh_below)
+        if len(fresh):
+            found[FRESH] = FreshSource(fresh, loaded.searched_vectors, has_bias=True)
+    return found
+
+
+class SourcePool:
+    """Asks sources side by side, and waits for none of them too long.
+
+    Args:
+        timeout_seconds: How long a batch of requests waits for all of them, once the search by interests is done.
+        on_skip: Told the source and why (`LATE` or `FAILED`) each time one is left out.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Source], timeout_seconds: float, on_skip: Callable[[str, str], None]
+    ) -> None:
+        self.names = tuple(sources)
+        self._sources = sources
+        self._timeout_seconds = timeout_seconds
+        self._on_skip = on_skip
+        self._threads = {name: ThreadPoolExecutor(1, f"source-{name}") for name in sources}
+
+    def ask(self, name: str, asked: Asked) -> "Future[Sequence[int]]":
+        """Asks a source; `result_of` waits for it."""
+        return self._threads[name].submit(self._sources[name].find, asked)
+
+    def deadline(self) -> float:
+        """Until when a batch waits from now on, on the monotonic clock."""
+        return time.monotonic() + self._timeout_seconds
+
+    def result_of(self, name: str, answer: "Future[Sequence[int]]", deadline: float) -> Sequence[int] | None:
+        """What the source found, or None if it is late or failed."""
+        try:
+            return answer.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            answer.cancel()
+            self._on_skip(name, LATE)
+        except Exception:
+            log.exception("the candidate source %r failed", name)
+            self._on_skip(name, FAILED)
+        return None
+
+    def close(self) -> None:
+        """Ends the threads without waiting for what they do."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,67 @@
+"""A version brought up to date with newer clicks: biases move, nothing else does."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from index_builder.artifact import load_version, open_store
+from index_builder.build import BuildOptions
+from index_builder.errors import BuildError
+from index_builder.refresh import refresh
+
+
+@pytest.fixture
+def root(tower_index, tmp_path):
+    shutil.copytree(tower_index, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def clicks_on(tmp_path, ad_id, time, count=200):
+    path = tmp_path / "fresh.csv"
+    lines = ["request_id,ad_id,timestamp,clicks,impressions"]
+    lines += [f"f{number},{ad_id},{time + number},1,1" for number in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def loaded(root):
+    store = open_store(root)
+    return load_version(store, store.current())
+
+
+def test_an_ad_that_is_clicked_a_lot_now_rises(root, tmp_path):
+    before = loaded(root)
+    later = int(before.towers.popularity.moment / 1e6) + 3600
+    report = refresh(root, clicks_on(tmp_path, "coffee-3", later), BuildOptions().assembly)
+    after = loaded(root)
+    assert after.version == report.version != before.version
+    assert (report.manifest.embedded, report.manifest.reused) == (0, before.manifest.ad_count)
+    np.testing.assert_array_equal(after.searched_vectors[:, 1:], before.searched_vectors[:, 1:])
+    assert after.manifest.popularity_at > before.manifest.popularity_at
+    popularity = [version.towers.popularity.clicks(["coffee-3"], 3.0)[0] for version in (before, after)]
+    assert popularity[1] > popularity[0] + 150
+    row = after.catalog.row_of["coffee-3"]
+    moved = np.asarray(after.searched_vectors[:, 0] - before.searched_vectors[:, 0])
+    weights = np.array(after.towers.spec.popularity_weights)
+    expected = (
+        after.towers.popularity.features(["coffee-3"]) - before.towers.popularity.features(["coffee-3"])
+    ) @ weights
+    assert moved[row] == pytest.approx(float(expected[0]), abs=1e-4)
+
+
+def test_rows_that_are_known_already_change_nothing(root, world):
+    before = loaded(root)
+    tail = world.clicks  # its newest tenth was kept back for the test and is new to the version
+    refresh(root, tail, BuildOptions().assembly)
+    once = loaded(root)
+    refresh(root, tail, BuildOptions().assembly)
+    twice = loaded(root)
+    assert not np.array_equal(before.searched_vectors[:, 0], once.searched_vectors[:, 0])
+    np.testing.assert_array_equal(once.searched_vectors, twice.searched_vectors)
+
+
+def test_a_version_without_towers_is_not_refreshed(world, tmp_path):
+    shutil.copytree(world.index, tmp_path / "index")
+    with pytest.raises(BuildError, match="built without towers"):
+        refresh(tmp_path / "index", world.clicks, BuildOptions().assembly)
