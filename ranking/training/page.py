@@ -3,11 +3,10 @@
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from ranking.errors import ModelError
 from ranking.training.report import calibration_line, text_fit_line
 from ranking.training.results import RANKER, Evaluation, TrainReport
+from reports.page import render
 
 try:
     from ranking.training import plots
@@ -31,13 +30,12 @@ _METRICS = {
 
 def write_page(path: Path, evaluation: Evaluation, title: str, trained: TrainReport | None = None) -> None:
     """Writes the page; `trained` adds what training found."""
-    pages = Environment(
-        loader=PackageLoader("ranking.training", "."), autoescape=select_autoescape(), undefined=StrictUndefined
-    )
     parts = [(name, list(group)) for name, group in groupby(evaluation.slices, key=lambda part: part.name)]
     stages = dict.fromkeys(point.stage for point in trained.losses if point.step) if trained else {}
     path.write_text(
-        pages.get_template("page.html.j2").render(
+        render(
+            "ranking.training",
+            "page.html.j2",
             title=title,
             evaluation=evaluation,
             trained=trained,
