@@ -1,4 +1,4 @@
-"""``python -m index_builder --ads FILE --out ROOT``, and the commands of the version store."""
+"""``python -m index_builder --ads FILE --out ROOT``, training, refreshing, and the commands of the version store."""
 
 import logging
 from pathlib import Path
@@ -12,10 +12,13 @@ from index_builder import commands
 from index_builder.artifact import open_store
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import BuildError
+from index_builder.training.commands import train_retrieval_command
 from records.errors import InputError
 from serving.exits import clean_exit
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command("train-retrieval")(train_retrieval_command)
+app.command("refresh")(commands.refresh_command)
 add_version_commands(app, open_store)
 
 

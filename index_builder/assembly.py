@@ -2,7 +2,6 @@
 but its own, and not how texts are embedded."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,12 +27,10 @@ from index_builder.faiss_index import (
     write_index,
 )
 from index_builder.lexical import LexicalIndex
+from index_builder.progress import Progress
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers
-
-# Told (stage, done, total); total is 0 while it is not known.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

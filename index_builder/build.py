@@ -26,10 +26,11 @@ from index_builder.artifact import (
     read_manifest,
     write_ads,
 )
-from index_builder.assembly import AssemblyOptions, Contents, Progress, assemble
+from index_builder.assembly import AssemblyOptions, Contents, assemble
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import check_kind
+from index_builder.progress import Progress
 from records.ads import Ad, RejectedAd, read_ads
 
 if TYPE_CHECKING:

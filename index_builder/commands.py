@@ -1,25 +1,21 @@
 """The build command, for ``python -m index_builder`` and ``adcascade build`` alike."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from index_builder.assembly import Progress as BuildProgress
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.encoder import EMBEDDED, load_encoder
+from index_builder.progress import build_progress
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers
 
 DEFAULTS = BuildOptions()
-_STAGES = {"read": "Reading ads", "embed": "Embedding", "towers": "Ad tower", "index": "Indexing", "ask": "Asking"}
 
 Ads = Annotated[Path, typer.Option(help="Catalog: a Parquet, JSONL or CSV file, or a folder of such files.")]
 Out = Annotated[Path, typer.Option(help="Root of the index versions; made if missing.")]
@@ -110,21 +106,6 @@ def _published(root: Path) -> "TrainedTowers":
     from index_builder.tower_artifact import load_published_towers  # loads torch, which --help does without
 
     return load_published_towers(root)
-
-
-@contextmanager
-def build_progress() -> Iterator[BuildProgress]:
-    """Progress bars on standard error, one a stage."""
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        tasks = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=None)
-            bars.update(tasks[stage], completed=done, total=total or None)
-
-        yield show
 
 
 def report_as_dict(report: BuildReport) -> dict[str, object]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from index_builder.artifact import ADS_FILE, TOWERS_FOLDER, VECTORS_FILE, open_store, read_manifest
-from index_builder.assembly import AssemblyOptions, Contents, Progress, assemble
+from index_builder.assembly import AssemblyOptions, Contents, assemble
 from index_builder.build import BuildReport
 from index_builder.errors import BuildError
+from index_builder.progress import Progress
 from index_builder.tower_artifact import load_towers
 from records.clicks import read_clicks
 

@@ -2,7 +2,8 @@
 
 ``towers.safetensors`` (weights of both), ``towers.json`` (`TowerSpec`), ``popularity.parquet`` (see
 `PopularitySnapshot`), ``known_ads.parquet`` (ads that have a residual), ``queries.npy`` (float32 [queries, dimension]:
-interest vectors of users of the log, by which the recall of an index is measured).
+interest vectors of users of the log, by which the recall of an index is measured), ``neighbours/`` (see `Neighbours`;
+absent if the training kept none).
 """
 
 from dataclasses import dataclass, replace
@@ -18,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import CorruptVersion
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
+from index_builder.neighbours import Neighbours
 from index_builder.tower_store import open_store
 from index_builder.towers import Towers, TowerShape, id_bucket
-from records.popularity import FEATURES, PopularitySnapshot
+from records.popularity import FEATURES, Floats, PopularitySnapshot
 
 SPEC_FILE = "towers.json"
 _WEIGHTS_FILE, _POPULARITY_FILE, _KNOWN_FILE = "towers.safetensors", "popularity.parquet", "known_ads.parquet"
-_QUERIES_FILE = "queries.npy"
+_QUERIES_FILE, _NEIGHBOURS_FOLDER = "queries.npy", "neighbours"
 
 
 class TowerSpec(BaseModel):
@@ -35,6 +37,9 @@ class TowerSpec(BaseModel):
         space_sha256: hash of the weights; vectors of ads and users go together if they have the same.
         features: names of the popularity features; those of another version of this program are refused.
         popularity_weights: what each counts in an ad's bias.
+        exploration: what being new adds to an ad's bias: this over the square root of 1 + its impressions (optimism in
+            the face of uncertainty, as UCB1, Auer et al. 2002).
+        neighbour_weight: what `Neighbours` count beside a similarity.
         interest_quota: share of the candidates that is divided evenly among a user's interests before the rest goes to
             the best, chosen on the validation part.
         recall: width -> recall@100 of the vectors cut to it, on the validation part.
@@ -50,10 +55,17 @@ class TowerSpec(BaseModel):
     space_sha256: str
     features: tuple[str, ...]
     popularity_weights: tuple[float, ...]
+    exploration: float
+    neighbour_weight: float
     interest_quota: float
     recall: dict[int, float]
     training: dict[str, object]
     training_sha256: str
+
+
+def novelty(impressions: Floats) -> Vectors:
+    """How new ads are, from 1 for one that was never shown towards 0, float32 [ads]."""
+    return (1 / np.sqrt(1 + impressions)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class TrainedTowers:
     known_ads: frozenset[str]
     popularity: PopularitySnapshot
     queries: Vectors
+    neighbours: Neighbours | None
 
     def with_popularity(self, popularity: PopularitySnapshot) -> "TrainedTowers":
         """The same towers at a later moment."""
@@ -85,6 +98,7 @@ class TrainedTowers:
         vectors = self.towers.ads.vectors(*self._inputs(ad_ids, texts)).numpy()
         weights = np.array(self.spec.popularity_weights, np.float32)
         vectors[:, 0] += self.popularity.features(ad_ids) @ weights
+        vectors[:, 0] += self.spec.exploration * novelty(self.popularity.impressions(ad_ids))
         return vectors
 
     @torch.no_grad()
@@ -107,6 +121,9 @@ def save_towers(folder: Path, trained: TrainedTowers) -> None:
     trained.popularity.save(folder / _POPULARITY_FILE)
     pq.write_table(pa.table({"ad_id": sorted(trained.known_ads)}), folder / _KNOWN_FILE, compression="zstd")
     np.save(folder / _QUERIES_FILE, trained.queries, allow_pickle=False)
+    if trained.neighbours is not None:
+        (folder / _NEIGHBOURS_FOLDER).mkdir(exist_ok=True)
+        trained.neighbours.save(folder / _NEIGHBOURS_FOLDER)
 
 
 def load_towers(folder: Path) -> TrainedTowers:
@@ -127,7 +144,10 @@ def load_towers(folder: Path) -> TrainedTowers:
         raise CorruptVersion(f"the towers in {folder} count popularity in another way than this program; train again")
     known = frozenset(pq.read_table(folder / _KNOWN_FILE)["ad_id"].to_pylist())
     queries = np.load(folder / _QUERIES_FILE, allow_pickle=False)
-    return TrainedTowers(spec, towers, known, PopularitySnapshot.load(folder / _POPULARITY_FILE), queries)
+    popularity = PopularitySnapshot.load(folder / _POPULARITY_FILE)
+    has_neighbours = (folder / _NEIGHBOURS_FOLDER).is_dir()
+    neighbours = Neighbours.load(folder / _NEIGHBOURS_FOLDER) if has_neighbours else None
+    return TrainedTowers(spec, towers, known, popularity, queries, neighbours)
 
 
 def load_published_towers(root: Path) -> TrainedTowers:

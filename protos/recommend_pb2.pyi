@@ -69,8 +69,9 @@ class Recommendation(_message.Message):
     P_CLICK_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     P_CONVERSION_FIELD_NUMBER: _builtins.int
+    RETRIEVAL_SCORE_FIELD_NUMBER: _builtins.int
     similarity: _builtins.float
-    """Of retrieval, -1 to 1."""
+    """See Candidate."""
     retrieval_position: _builtins.int
     """Place in the retrieval order, from 0."""
     p_click: _builtins.float
@@ -79,6 +80,8 @@ class Recommendation(_message.Message):
     """Candidate source of retrieval."""
     p_conversion: _builtins.float
     """Probability of a conversion given the click; unset if not ranked, or not learned."""
+    retrieval_score: _builtins.float
+    """Candidate.score: by this and p_click the ads are ordered."""
     @_builtins.property
     def ad(self) -> _types_pb2.Ad:
         """The ad with its texts."""
@@ -92,10 +95,11 @@ class Recommendation(_message.Message):
         p_click: _builtins.float | None = ...,
         source: _builtins.str = ...,
         p_conversion: _builtins.float | None = ...,
+        retrieval_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_p_click", b"_p_click", "_p_conversion", b"_p_conversion", "ad", b"ad", "p_click", b"p_click", "p_conversion", b"p_conversion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_click", b"_p_click", "_p_conversion", b"_p_conversion", "ad", b"ad", "p_click", b"p_click", "p_conversion", b"p_conversion", "retrieval_position", b"retrieval_position", "similarity", b"similarity", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_click", b"_p_click", "_p_conversion", b"_p_conversion", "ad", b"ad", "p_click", b"p_click", "p_conversion", b"p_conversion", "retrieval_position", b"retrieval_position", "retrieval_score", b"retrieval_score", "similarity", b"similarity", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__p_click: _TypeAlias = _typing.Literal["p_click"]  # noqa: Y015
     _WhichOneofArgType__p_click: _TypeAlias = _typing.Literal["_p_click", b"_p_click"]  # noqa: Y015

@@ -103,6 +103,7 @@ class Candidate(_message.Message):
     INTEREST_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     AD_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     ad_id: _builtins.str
     """Id in the catalog."""
     similarity: _builtins.float
@@ -110,7 +111,9 @@ class Candidate(_message.Message):
     interest: _builtins.int
     """Which interest vector found it, from 0; the nearest if several did."""
     source: _builtins.str
-    """Which candidate source speaks for it most: "interests", "lexical", "popularity" or "fresh"."""
+    """Which candidate source speaks for it most: "interests", "neighbours", "lexical", "popularity" or "fresh"."""
+    score: _builtins.float
+    """With towers: similarity and what neighbours add; the natural logarithm of how likely a click on it is next, but for a constant of the request. 0 without towers."""
     @_builtins.property
     def ad(self) -> _types_pb2.Ad:
         """The ad itself, where include_ads asked for it."""
@@ -123,10 +126,11 @@ class Candidate(_message.Message):
         interest: _builtins.int = ...,
         source: _builtins.str = ...,
         ad: _types_pb2.Ad | None = ...,
+        score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "ad_id", b"ad_id", "interest", b"interest", "similarity", b"similarity", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "ad_id", b"ad_id", "interest", b"interest", "score", b"score", "similarity", b"similarity", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,8 +7,11 @@ from index_builder.encoder import TextEncoder, load_encoder
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
+from retrieval.sources import SourceSettings
 
 _CACHED_TEXTS = 10_000
+# Nobody waits, so that what is found does not depend on how busy the machine is.
+_SOURCES = SourceSettings(timeout_seconds=60.0)
 
 
 def load_published(root: Path) -> tuple[Retriever, TextEncoder]:
@@ -23,4 +26,4 @@ def load_published(root: Path) -> tuple[Retriever, TextEncoder]:
     store.verify(name)
     loaded = load_version(store, name)
     encoder = load_encoder(loaded.manifest.encoder_name)
-    return Retriever(AdIndex(loaded), encoder, InterestSettings(), _CACHED_TEXTS), encoder
+    return Retriever(AdIndex(loaded), encoder, InterestSettings(), _CACHED_TEXTS, _SOURCES), encoder

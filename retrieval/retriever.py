@@ -22,11 +22,24 @@ from records.users import UserProfile
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
 from retrieval.merge import merge_sources
-from retrieval.sources import FAILED, INTERESTS, POPULARITY, Asked, SourcePool, SourceSettings, sources_of
+from retrieval.sources import (
+    FAILED,
+    INTERESTS,
+    NEIGHBOURS,
+    POPULARITY,
+    Additions,
+    Asked,
+    Found,
+    SourcePool,
+    SourceSettings,
+    sources_of,
+)
 
 log = logging.getLogger(__name__)
 
 MAX_K = 1000
+# How many more than asked for are looked at by similarity and by neighbours, before the sums of both are compared.
+_DEEPER = 100
 
 
 @dataclass(frozen=True)
@@ -52,10 +65,18 @@ class Query:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An ad that was found, the nearest interest and the inner product with it, and the source that brought it."""
+    """An ad that was found, and the source that brought it.
+
+    Attributes:
+        similarity: inner product with the nearest interest.
+        score: with towers, similarity and what neighbours add to it: the logarithm of how likely the user is to click
+            this ad next, but for a constant. 0 without towers, whose similarities mean no such thing.
+        interest: number of the nearest.
+    """
 
     ad_id: str
     similarity: float
+    score: float
     interest: int
     source: str
     ad: Ad | None
@@ -106,12 +127,12 @@ class Retriever:
     ) -> None:
         index.loaded.check_encoder(encoder)
         self.index = index
-        self._encoder = encoder
+        self.encoder = encoder
         self._model = interest_model(index.loaded, settings)
         self._shares = sources.shares
         self._newcomers_popularity = sources.newcomers_popularity
         self._on_skip = on_skip
-        self._pool = SourcePool(sources_of(index.loaded, sources.fresh_below), sources.timeout_seconds, on_skip)
+        self._pool = SourcePool(sources_of(index.loaded, sources), sources.timeout_seconds, on_skip)
         self._text_cache = text_cache
         self._encoded: OrderedDict[str, Vectors] = OrderedDict()
 
@@ -140,7 +161,7 @@ class Retriever:
     def _encode(self, texts: list[str]) -> dict[str, Vectors]:
         """Vector of each text, remembering the last ones used."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._encoded]
-        self._encoded.update(zip(fresh, self._encoder.encode(fresh), strict=True))
+        self._encoded.update(zip(fresh, self.encoder.encode(fresh), strict=True))
         found = {text: self._encoded[text] for text in texts}
         for text in found:
             self._encoded.move_to_end(text)
@@ -160,6 +181,8 @@ class Retriever:
         if not any(query.k for query, _ in queries):
             return [([], []) for _ in queries]
         wanted = max(query.k + len(query.exclude) for query, _ in queries)
+        if NEIGHBOURS in self._pool.names:
+            wanted += _DEEPER
         asked = [self._ask_sources(query, found, wanted) for query, found in queries]
         nearest = self._nearest([found for _, found in queries], wanted)
         deadline = self._pool.deadline()
@@ -168,13 +191,14 @@ class Retriever:
             for (query, found), own, answers in zip(queries, nearest, asked, strict=True)
         ]
 
-    def _ask_sources(self, query: Query, found: Interests, wanted: int) -> "dict[str, Future[Sequence[int]]]":
+    def _ask_sources(self, query: Query, found: Interests, wanted: int) -> "dict[str, Future[Found]]":
         """Asks the sources that have a share in the answer; ready vectors are searched with and nothing else."""
         if query.user is None or not query.k:
             return {}
         shares = self._shares_of(query)
         asked = Asked(query.user, found.vectors, wanted)
-        return {name: self._pool.ask(name, asked) for name in self._pool.names if shares.get(name, 0.0) > 0}
+        names = [name for name in self._pool.names if name == NEIGHBOURS or shares.get(name, 0.0) > 0]
+        return {name: self._pool.ask(name, asked) for name in names}
 
     def _shares_of(self, query: Query) -> dict[str, float]:
         """Share of each source; a user of whom nothing is known gets what is popular, too."""
@@ -201,42 +225,85 @@ class Retriever:
         query: Query,
         found: Interests,
         nearest: tuple[Vectors, Rows] | None,
-        answers: "dict[str, Future[Sequence[int]]]",
+        answers: "dict[str, Future[Found]]",
         deadline: float,
     ) -> tuple[list[Candidate], list[str]]:
         if query.k == 0:
             return [], []
         catalog = self.index.loaded.catalog
         excluded = {catalog.row_of[ad_id] for ad_id in query.exclude if ad_id in catalog.row_of}
-        own = [] if nearest is None else merge(*nearest, found.weights, query.k, excluded)
-        by_source: dict[str, Sequence[int]] = {INTERESTS: [row for row, _, _ in own]}
-        skipped = [INTERESTS] if nearest is None else []
+        by_source, added, skipped = self._collected(answers, deadline, excluded)
+        if nearest is None:
+            skipped.insert(0, INTERESTS)
+            none = (len(found.vectors), 0)
+            nearest = np.empty(none, np.float32), np.empty(none, np.int64)
+        own = self._with_neighbours(query.k, found, nearest, added, excluded)
+        by_source[INTERESTS] = list(own)
+        merged = merge_sources(by_source, _filled_up(self._shares_of(query), by_source), query.k)
+        self._add_others(own, [one.row for one in merged], found.vectors)
+        ads: list[Ad] | list[None] = (
+            catalog.ads([one.row for one in merged]) if query.with_ads else [None] * len(merged)
+        )
+        alone = (
+            own.keys() if added is None else {row for row, _, _ in merge(*nearest, found.weights, query.k, excluded)}
+        )
+        candidates = []
+        for one, ad in zip(merged, ads, strict=True):
+            similarity, interest = own[one.row]
+            source = NEIGHBOURS if one.source == INTERESTS and one.row not in alone else one.source
+            score = 0.0 if self.index.loaded.towers is None else similarity + _added_to(one.row, added)
+            candidates.append(Candidate(catalog.ids[one.row], similarity, score, interest, source, ad))
+        return candidates, skipped
+
+    def _collected(
+        self, answers: "dict[str, Future[Found]]", deadline: float, excluded: set[int]
+    ) -> tuple[dict[str, Sequence[int]], Additions | None, list[str]]:
+        """Rows of each source, the additions of neighbours, and the sources that were left out."""
+        by_source: dict[str, Sequence[int]] = {INTERESTS: []}  # first: equals stay in this order
+        added: Additions | None = None
+        skipped = []
         for name, answer in answers.items():
             rows = self._pool.result_of(name, answer, deadline)
             if rows is None:
                 skipped.append(name)
+            elif isinstance(rows, Additions):
+                added = rows
             else:
                 by_source[name] = [row for row in rows if row not in excluded]
-        merged = merge_sources(by_source, _filled_up(self._shares_of(query), by_source), query.k)
-        nearness = {row: (similarity, interest) for row, similarity, interest in own}
-        self._add_nearness(nearness, [one.row for one in merged], found.vectors)
-        ads: list[Ad] | list[None] = (
-            catalog.ads([one.row for one in merged]) if query.with_ads else [None] * len(merged)
-        )
-        candidates = [
-            Candidate(catalog.ids[one.row], *nearness[one.row], one.source, ad)
-            for one, ad in zip(merged, ads, strict=True)
-        ]
-        return candidates, skipped
+        return by_source, added, skipped
 
-    def _add_nearness(self, nearness: dict[int, tuple[float, int]], rows: Sequence[int], interests: Vectors) -> None:
+    def _with_neighbours(
+        self,
+        k: int,
+        found: Interests,
+        nearest: tuple[Vectors, Rows],
+        added: Additions | None,
+        excluded: set[int],
+    ) -> dict[int, tuple[float, int]]:
+        """The `k` rows of the highest similarity and addition together, best first, with similarity and interest."""
+        similarities, rows = nearest
+        if added is not None:
+            similarities = np.hstack([similarities, found.vectors @ self._vectors(added.best).T])
+            rows = np.hstack([rows, np.broadcast_to(added.best, (len(rows), len(added.best)))])
+            similarities = similarities + added.to[rows]  # what stands at the row -1, for none, is left out by its row
+        merged = merge(similarities, rows, found.weights, k, excluded)
+        return {row: (score - _added_to(row, added), interest) for row, score, interest in merged}
+
+    def _add_others(self, own: dict[int, tuple[float, int]], rows: Sequence[int], interests: Vectors) -> None:
         """Similarity, and the nearest interest, of rows that another source found."""
-        missing = [row for row in rows if row not in nearness]
+        missing = [row for row in rows if row not in own]
         if missing:
-            similarities = interests @ np.asarray(self.index.loaded.searched_vectors[missing]).T
+            similarities = interests @ self._vectors(np.array(missing)).T
             best = similarities.argmax(axis=0)
             for place, row in enumerate(missing):
-                nearness[row] = (float(similarities[best[place], place]), int(best[place]))
+                own[row] = (float(similarities[best[place], place]), int(best[place]))
+
+    def _vectors(self, rows: Rows) -> Vectors:
+        return np.asarray(self.index.loaded.searched_vectors[rows])
+
+
+def _added_to(row: int, added: Additions | None) -> float:
+    return 0.0 if added is None else float(added.to[row])
 
 
 def _filled_up(shares: Mapping[str, float], found: Mapping[str, Sequence[int]]) -> dict[str, float]:

@@ -39,6 +39,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
                 retrieval_pb2.Candidate(
                     ad_id=candidate.ad_id,
                     similarity=candidate.similarity,
+                    score=candidate.score,
                     interest=candidate.interest,
                     source=candidate.source,
                     ad=ad_to_wire(candidate.ad) if candidate.ad is not None else None,

@@ -24,6 +24,7 @@ class RetrievalSettings(ServerSettings):
     half_life_days: float = Field(14.0, gt=0, description="Age at which an event counts half.")
     max_interests: int = Field(4, ge=1, le=16, description="Interest vectors of a user with a long history, at most.")
     events_per_interest: int = Field(8, ge=1, description="Liked events that justify one more interest vector.")
+    neighbours: bool = Field(True, description="Add what the ads that a user met say of others, where towers know it.")
     share_lexical: float = Field(0.1, ge=0, le=1, description="Candidates that words of interests and searches bring.")
     share_popularity: float = Field(0.0, ge=0, le=1, description="Candidates that recent popularity brings.")
     share_fresh: float = Field(0.02, ge=0, le=1, description="Candidates among ads that were hardly shown yet.")
@@ -39,7 +40,9 @@ class RetrievalSettings(ServerSettings):
         """The part that shares candidates among sources."""
         shares = {LEXICAL: self.share_lexical, POPULARITY: self.share_popularity, FRESH: self.share_fresh}
         check_shares(shares)
-        return SourceSettings(shares, self.newcomers_popularity, self.fresh_below, self.source_timeout_ms / 1000)
+        return SourceSettings(
+            shares, self.newcomers_popularity, self.neighbours, self.fresh_below, self.source_timeout_ms / 1000
+        )
 
     def interests(self) -> InterestSettings:
         """The part that turns users into interest vectors."""

@@ -17,13 +17,15 @@ from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows
 from index_builder.lexical import LexicalIndex
+from index_builder.neighbours import Neighbours
 from records.errors import InputError
 from records.popularity import Floats
 from records.users import EventType, UserProfile
 
 log = logging.getLogger(__name__)
 
-INTERESTS, LEXICAL, POPULARITY, FRESH = "interests", "lexical", "popularity", "fresh"
+INTERESTS, NEIGHBOURS, LEXICAL, POPULARITY, FRESH = "interests", "neighbours", "lexical", "popularity", "fresh"
+# Those that share the candidates; what neighbours say is added to the similarity to interests, and takes no share.
 SOURCES = (INTERESTS, LEXICAL, POPULARITY, FRESH)
 LATE, FAILED = "late", "failed"
 
@@ -35,10 +37,16 @@ _SEARCHES = 3
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """How sources share the candidates; see `retrieval.settings`."""
+    """How sources share the candidates; see `retrieval.settings`.
+
+    Attributes:
+        fresh_below: impressions below which an ad is fresh.
+        timeout_seconds: how long a batch of requests waits for sources, once the search by interests is done.
+    """
 
     shares: Mapping[str, float] = field(default_factory=lambda: {LEXICAL: 0.1, POPULARITY: 0.0, FRESH: 0.02})
     newcomers_popularity: float = 0.5
+    neighbours: bool = True
     fresh_below: int = 10
     timeout_seconds: float = 0.05
 
@@ -68,11 +76,51 @@ class Asked:
     wanted: int
 
 
+@dataclass(frozen=True)
+class Additions:
+    """What a source adds to the similarity to interests.
+
+    Attributes:
+        to: what is added to each row of the catalog, float32 [ads].
+        best: rows that gain most, best first, int64.
+    """
+
+    to: Vectors
+    best: Rows
+
+
+# Rows of the catalog, best first, or additions.
+Found = Sequence[int] | Additions
+
+
 class Source(Protocol):
     """Anything that finds rows of the catalog for a user; called from threads of its own."""
 
-    def find(self, asked: Asked) -> Sequence[int]:
-        """Rows, best first; none if the source has nothing to say of this user."""
+    def find(self, asked: Asked) -> Found:
+        """What the source finds; nothing if it has nothing to say of this user."""
+
+
+class NeighbourSource:
+    """Ads that go together with those the user met.
+
+    Args:
+        row_of: Row of each ad id.
+    """
+
+    def __init__(self, neighbours: Neighbours, weight: float, ids: Sequence[str], row_of: Mapping[str, int]) -> None:
+        self._neighbours = neighbours
+        self._strengths = weight * neighbours.over(ids)
+        self._row_of = row_of
+
+    def find(self, asked: Asked) -> Additions:
+        """See `Source`."""
+        worth = self._neighbours.worth(asked.user, self._row_of)
+        met = self._strengths[np.array(list(worth), np.int64)]
+        times = np.repeat(np.array(list(worth.values()), np.float32), np.diff(met.indptr))
+        added = np.bincount(met.indices, met.data * times, minlength=self._strengths.shape[1]).astype(np.float32)
+        wanted = min(asked.wanted, len(added))
+        best = np.argpartition(-added, wanted - 1)[:wanted]
+        return Additions(added, best[np.argsort(-added[best], kind="stable")])
 
 
 class LexicalSource:
@@ -116,19 +164,18 @@ class FreshSource:
         return nearest
 
 
-def sources_of(loaded: IndexVersion, fresh_below: int) -> dict[str, Source]:
-    """The sources that an index version can feed, beside the search by interests.
-
-    Args:
-        fresh_below: Impressions below which an ad is fresh.
-    """
+def sources_of(loaded: IndexVersion, settings: SourceSettings) -> dict[str, Source]:
+    """The sources that an index version can feed, beside the search by interests."""
     found: dict[str, Source] = {}
     if loaded.lexical is not None:
         found[LEXICAL] = LexicalSource(loaded.lexical)
     if loaded.towers is not None:
         popularity, ids = loaded.towers.popularity, loaded.catalog.ids
+        neighbours, weight = loaded.towers.neighbours, loaded.towers.spec.neighbour_weight
+        if neighbours is not None and weight > 0 and settings.neighbours:
+            found[NEIGHBOURS] = NeighbourSource(neighbours, weight, ids, loaded.catalog.row_of)
         found[POPULARITY] = PopularitySource(popularity.clicks(ids, _RECENT_DAYS))
-        fresh = np.flatnonzero(popularity.impressions(ids) < fresh_below)
+        fresh = np.flatnonzero(popularity.impressions(ids) < settings.fresh_below)
         if len(fresh):
             found[FRESH] = FreshSource(fresh, loaded.searched_vectors, has_bias=True)
     return found
@@ -151,7 +198,7 @@ class SourcePool:
         self._on_skip = on_skip
         self._threads = {name: ThreadPoolExecutor(1, f"source-{name}") for name in sources}
 
-    def ask(self, name: str, asked: Asked) -> "Future[Sequence[int]]":
+    def ask(self, name: str, asked: Asked) -> "Future[Found]":
         """Asks a source; `result_of` waits for it."""
         return self._threads[name].submit(self._sources[name].find, asked)
 
@@ -159,7 +206,7 @@ class SourcePool:
         """Until when a batch waits from now on, on the monotonic clock."""
         return time.monotonic() + self._timeout_seconds
 
-    def result_of(self, name: str, answer: "Future[Sequence[int]]", deadline: float) -> Sequence[int] | None:
+    def result_of(self, name: str, answer: "Future[Found]", deadline: float) -> Found | None:
         """What the source found, or None if it is late or failed."""
         try:
             return answer.result(max(0.0, deadline - time.monotonic()))

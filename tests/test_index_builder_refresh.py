@@ -43,11 +43,13 @@ def test_an_ad_that_is_clicked_a_lot_now_rises(root, tmp_path):
     assert popularity[1] > popularity[0] + 150
     row = after.catalog.row_of["coffee-3"]
     moved = np.asarray(after.searched_vectors[:, 0] - before.searched_vectors[:, 0])
-    weights = np.array(after.towers.spec.popularity_weights)
-    expected = (
-        after.towers.popularity.features(["coffee-3"]) - before.towers.popularity.features(["coffee-3"])
-    ) @ weights
-    assert moved[row] == pytest.approx(float(expected[0]), abs=1e-4)
+
+    def added(version):
+        popularity, spec = version.towers.popularity, version.towers.spec
+        counted = float((popularity.features(["coffee-3"]) @ np.array(spec.popularity_weights))[0])
+        return counted + spec.exploration / np.sqrt(1 + popularity.impressions(["coffee-3"])[0])
+
+    assert moved[row] == pytest.approx(added(after) - added(before), abs=1e-4)
 
 
 def test_rows_that_are_known_already_change_nothing(root, world):

@@ -20,8 +20,8 @@ from index_builder.training.held_out import held_out
 from index_builder.training.loss import softmax_loss
 from index_builder.training.options import TowerOptions
 from index_builder.training.parts import split_log
-from index_builder.training.popularity_bias import fit_popularity_weights
 from index_builder.training.ranks import ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
+from index_builder.training.score_weights import fit_score_weights
 from index_builder.training.sequences import moments_of, sequences_of
 from index_builder.training.train import train_towers
 from records.clicks import ClickLog
@@ -181,17 +181,23 @@ def test_the_loss_is_the_cross_entropy_with_what_followed():
     torch.testing.assert_close(softmax_loss(interests, vectors, targets, seen, log_q), expected)
 
 
-def test_popularity_weighs_as_much_as_clicks_say():
-    """Clicks are drawn from a softmax with a known weight; it is found again, beside what the towers say."""
+def test_popularity_and_neighbours_weigh_as_much_as_clicks_say():
+    """Clicks are drawn from a softmax with known weights; they are found again, beside what the towers say."""
     random = np.random.default_rng(0)
     features = random.normal(size=(50, 2)).astype(np.float32)
     scores = random.normal(size=(800, 50)).astype(np.float32)
-    logits = scores + features @ np.array([1.5, 0.0])
+    neighbours = random.exponential(0.1, size=(800, 50)).astype(np.float32)
+    logits = scores + features @ np.array([1.5, 0.0]) + 6 * neighbours
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     clicked = [np.array([random.choice(50, p=row)]) for row in shares]
     nothing = [np.empty(0, np.int64)] * 800
-    found = fit_popularity_weights(scores, features, clicked, nothing)
-    assert found == pytest.approx([1.5, 0.0], abs=0.12)
+    found = fit_score_weights(scores, features, neighbours, clicked, nothing)
+    assert found.popularity == pytest.approx([1.5, 0.0], abs=0.12)
+    assert found.neighbours == pytest.approx(6, abs=0.9)
+    assert fit_score_weights(scores, features, -neighbours, clicked, nothing).neighbours == 0
+    assert fit_score_weights(scores, features, 0 * neighbours, clicked, nothing).popularity == pytest.approx(
+        [1.5, 0.0], abs=0.15
+    )
 
 
 def test_ranks_by_hand():

@@ -1,6 +1,7 @@
 """Candidate sources and their merging: each named, each with its share, and none of them missed if it is down."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from retrieval.sources import (
     INTERESTS,
     LATE,
     LEXICAL,
+    NEIGHBOURS,
     POPULARITY,
     SourcePool,
     SourceSettings,
@@ -104,6 +106,31 @@ def ask_fresh(loaded, interests):
     return np.argsort(-likeness, kind="stable")
 
 
+def test_neighbours_of_what_was_met_add_to_the_similarity(loaded):
+    trained, vectors, row_of = loaded.towers, np.asarray(loaded.searched_vectors), loaded.catalog.row_of
+    louder = replace(trained, spec=trained.spec.model_copy(update={"neighbour_weight": 50.0}))
+    loaded = replace(loaded, towers=louder)
+    settings = SourceSettings(shares={}, timeout_seconds=5.0)
+    retriever = Retriever(AdIndex(loaded, "cpu"), load_encoder("hashing:64"), InterestSettings(), 100, settings)
+    user = UserProfile(
+        history=(*RUNNER.history, Event(EventType.HIDE, "garden-1"), Event(EventType.IMPRESSION, "gone"))
+    )
+    answer = ask(retriever, user, k=12)
+    retriever.close()
+    met = np.zeros(len(vectors), np.float32)
+    met[[row_of[event.ad_id] for event in RUNNER.history]] = 1
+    added = 50.0 * met @ trained.neighbours.over(loaded.catalog.ids).toarray()
+    similarity = (answer.interests.vectors @ vectors.T).max(axis=0)
+    best = np.argsort(-(similarity + added), kind="stable")[:12]
+    assert [row_of[one.ad_id] for one in answer.candidates] == best.tolist()
+    rows = [row_of[one.ad_id] for one in answer.candidates]
+    assert [one.similarity for one in answer.candidates] == pytest.approx(similarity[rows].tolist(), abs=1e-3)
+    assert [one.score for one in answer.candidates] == pytest.approx((similarity + added)[rows].tolist(), abs=1e-3)
+    alone = set(np.argsort(-similarity, kind="stable")[:12].tolist())
+    assert {one.source for one in answer.candidates} == {INTERESTS, NEIGHBOURS}
+    assert all((one.source == INTERESTS) == (row in alone) for one, row in zip(answer.candidates, rows, strict=True))
+
+
 def test_every_candidate_says_how_near_it_is(retriever, loaded):
     answer = ask(retriever, UserProfile(interests="roses"), lexical=0.4, popularity=0.2)
     vectors = np.asarray(loaded.searched_vectors)
@@ -128,19 +155,33 @@ class Stuck:
         return [0]
 
 
+@pytest.mark.parametrize("name", [NEIGHBOURS, LEXICAL, POPULARITY, FRESH])
 @pytest.mark.parametrize(("kind", "reason"), [(Broken, FAILED), (Stuck, LATE)])
-def test_a_source_that_is_down_or_late_is_left_out_and_counted(retriever, skips, kind, reason):
+def test_a_source_that_is_down_or_late_is_left_out_and_counted(retriever, skips, name, kind, reason):
     source = kind()
-    pool = SourcePool({LEXICAL: source}, 0.05, lambda *skip: skips.append(skip))
     retriever._pool.close()
-    retriever._pool = pool
+    retriever._pool = SourcePool({name: source}, 0.05, lambda *skip: skips.append(skip))
     user = UserProfile(interests="espresso", history=RUNNER.history)
-    answers = retriever.answer([Query(user, None, 20) for _ in range(3)])
+    shares = {} if name == NEIGHBOURS else {name: 0.2}
+    answers = retriever.answer([Query(user, None, 20, shares=shares) for _ in range(3)])
     assert [len(answer.candidates) for answer in answers] == [20, 20, 20]
-    assert [answer.skipped for answer in answers] == [[LEXICAL]] * 3
-    assert skips == [(LEXICAL, reason)] * 3
+    assert [answer.skipped for answer in answers] == [[name]] * 3
+    assert skips == [(name, reason)] * 3
     if kind is Stuck:
         source.free.set()
+
+
+def test_without_neighbours_the_interests_answer_alone(loaded, retriever, skips):
+    alone = SourceSettings(shares={}, neighbours=False)
+    other = Retriever(AdIndex(loaded, "cpu"), load_encoder("hashing:64"), InterestSettings(), 100, alone)
+    want = ask(other, RUNNER)
+    other.close()
+    retriever._pool.close()
+    retriever._pool = SourcePool({NEIGHBOURS: Broken()}, 5.0, lambda *skip: skips.append(skip))
+    answer = ask(retriever, RUNNER)
+    assert skips == [(NEIGHBOURS, FAILED)]
+    assert answer.skipped == [NEIGHBOURS]
+    assert answer.candidates == want.candidates
 
 
 def test_if_the_search_by_interests_fails_the_others_answer(retriever, skips):

@@ -19,7 +19,7 @@ from retrieval.retriever import Query, Retriever
 from retrieval.sources import SourceSettings
 from tests.conftest import TOPICS
 
-INTERESTS_ALONE = SourceSettings(shares={}, newcomers_popularity=0.0)
+INTERESTS_ALONE = SourceSettings(shares={}, newcomers_popularity=0.0, neighbours=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
 """What is chosen on the validation part: weights of popularity, the quota of each interest, and the recall by width."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from index_builder.faiss_index import exact_search
@@ -13,11 +14,14 @@ from index_builder.towers import Towers, UserEvents
 from index_builder.training.batches import Catalog, attributes_of, padded, user_events
 from index_builder.training.fit import short_widths
 from index_builder.training.held_out import HeldOut
-from index_builder.training.popularity_bias import fit_popularity_weights
-from index_builder.training.ranks import recall_at
+from index_builder.training.ranks import places_of, recall_at
+from index_builder.training.score_weights import ScoreWeights, fit_score_weights
 from records.clicks import Integers
 from records.users import UserProfile
 
+# How many times louder than the likelihood of the clicks says, neighbours may be: it weighs every click alike, and
+# those far down the list, where neighbours know nothing, are many.
+_LOUDER = (0, 1, 2, 3, 4, 6)
 _QUOTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Enough to choose a handful of numbers by; more would only take memory.
 MAX_USERS, _MAX_ADS = 1000, 50_000
@@ -30,9 +34,24 @@ _NOT_FOUND = np.iinfo(np.int32).max
 class Choice:
     """What was chosen; see `tower_artifact.TowerSpec`."""
 
-    popularity_weights: npt.NDArray[np.float32]
+    weights: ScoreWeights
     interest_quota: float
     recall: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is known of ads and users beside the towers.
+
+    Attributes:
+        popularity: features, float32 [ads, features].
+        novelty: what being new adds to an ad's bias, float32 [ads].
+        neighbours: see `fit_neighbours.neighbour_scores`, of the users of the sequences.
+    """
+
+    popularity: npt.NDArray[np.float32]
+    novelty: npt.NDArray[np.float32]
+    neighbours: csr_matrix
 
 
 @torch.no_grad()
@@ -65,13 +84,13 @@ def choose(
     catalog: Catalog,
     judged: HeldOut,
     profiles: dict[str, UserProfile],
-    features: npt.NDArray[np.float32],
+    beside: Beside,
     seed: int,
 ) -> Choice:
     """Fits and chooses on users of the validation part.
 
     Args:
-        features: popularity of every ad as of the end of the rows that the towers were trained on.
+        beside: as of the end of the rows that the towers were trained on.
     """
     generator = np.random.default_rng(seed)
     judged = judged.take(np.sort(generator.permutation(len(judged))[:MAX_USERS]))
@@ -82,8 +101,12 @@ def choose(
     with torch.no_grad():
         vectors = towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]).numpy()
     scores = np.max([interests[:, place] @ vectors.T for place in range(interests.shape[1])], axis=0)
-    weights = fit_popularity_weights(scores, features[ads], clicked, seen)
-    vectors[:, 0] += features[ads] @ weights
+    features, spoken = beside.popularity[ads], beside.neighbours[judged.of_user][:, ads].toarray()
+    weights = fit_score_weights(scores, features, spoken, clicked, seen)
+    added = features @ weights.popularity + beside.novelty[ads]
+    vectors[:, 0] += added
+    louder = max(_LOUDER, key=lambda times: _found(scores + added + times * weights.neighbours * spoken, clicked, seen))
+    weights = replace(weights, neighbours=louder * weights.neighbours)
     by_quota = {quota: _recall(interests, vectors, clicked, seen, quota) for quota in _QUOTAS}
     quota = max(by_quota, key=lambda one: by_quota[one]) if interests.shape[1] > 1 else 0.0
     widths = (towers.shape.width, *short_widths(towers.shape.width))
@@ -105,6 +128,12 @@ def _places(ads: Integers, some: Integers) -> Integers:
     place = np.minimum(np.searchsorted(ads, some), len(ads) - 1)
     found: Integers = place[ads[place] == some]
     return found
+
+
+def _found(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> float:
+    """Mean of recall@10 and recall@100."""
+    places = [places_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
+    return float(recall_at(places, 10).mean() + recall_at(places, _K).mean()) / 2
 
 
 def _recall(

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from index_builder.commands import Encoder, build_progress
+from index_builder.commands import Encoder
 from index_builder.encoder import EMBEDDED
+from index_builder.progress import build_progress
 from index_builder.training.options import TowerOptions
 from serving.flags import with_flags_of
 
@@ -42,7 +43,7 @@ Newest = Annotated[
     typer.Option(min=1, help="Use only so many of the log's newest rows, so that any log fits; default: all."),
 ]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that builds take.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 _STAGES = {"choose": "Training to choose by later rows", "train": "Training on all of them"}
 

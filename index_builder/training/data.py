@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from index_builder.ad_text import embedding_text
-from index_builder.assembly import Progress
 from index_builder.encoder import TextEncoder, Vectors
+from index_builder.progress import Progress
 from index_builder.training.parts import Parts, split_log
 from records.ads import Ad, read_ads
 from records.clicks import ClickLog, LogReport, read_clicks
@@ -34,6 +34,25 @@ class RetrievalData:
     report: LogReport
     users: dict[str, UserProfile]
     parts: Parts
+
+    @classmethod
+    def of(
+        cls,
+        ads: list[Ad],
+        log: ClickLog,
+        report: LogReport,
+        users: dict[str, UserProfile],
+        parts: Parts,
+        encoder: TextEncoder,
+        progress: Progress = lambda *_: None,
+    ) -> "RetrievalData":
+        """Embeds the texts of what was read and split."""
+        texts = np.empty((len(ads), encoder.dimension), np.float32)
+        for start in range(0, len(ads), _TEXTS_AT_ONCE):
+            some = ads[start : start + _TEXTS_AT_ONCE]
+            texts[start : start + len(some)] = encoder.encode([embedding_text(ad) for ad in some])
+            progress("embed", start + len(some), len(ads))
+        return cls(ads, texts, log, report, users, parts)
 
     @cached_property
     def ad_ids(self) -> list[str]:
@@ -81,10 +100,4 @@ def load_retrieval_data(
     profiles = {user.user_id: user for user in read_users(users)} if users else {}
     known = {ad.ad_id for ad in catalog}
     log, report = read_clicks(clicks, known, max_rejected=max_rejected, newest=newest)
-    parts = split_log(log, split, seed)
-    texts = np.empty((len(catalog), encoder.dimension), np.float32)
-    for start in range(0, len(catalog), _TEXTS_AT_ONCE):
-        some = catalog[start : start + _TEXTS_AT_ONCE]
-        texts[start : start + len(some)] = encoder.encode([embedding_text(ad) for ad in some])
-        progress("embed", start + len(some), len(catalog))
-    return RetrievalData(catalog, texts, log, report, profiles, parts)
+    return RetrievalData.of(catalog, log, report, profiles, split_log(log, split, seed), encoder, progress)

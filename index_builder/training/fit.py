@@ -64,7 +64,7 @@ def fit_towers(
         watch: Told the share of the training that is done, 0 to 1, and the loss of the last step.
 
     Raises:
-        BuildError: The loss is not a number.
+        BuildError: The loss is not a number, or there was none at all.
     """
     torch.manual_seed(options.seed)
     generator = np.random.default_rng(options.seed)
@@ -73,10 +73,10 @@ def fit_towers(
     _begin_with_popularity(towers, catalog, clicks)
     sampler = AdSampler(clicks, options)
     optimizer = torch.optim.AdamW(_groups(towers, options))
-    wanted = options.epochs * math.ceil(len(sequences.users) / options.users_per_step)
-    started, made, done = time.monotonic(), 0, 0.0
+    steps_of_pass = math.ceil(len(sequences.users) / options.users_per_step)
+    started, made, passes, done = time.monotonic(), 0, 0, 0.0
     towers.train()
-    while done < 1:
+    while done < 1 and passes < options.epochs:
         for step in steps(sequences, attributes, options, generator):
             for group in optimizer.param_groups:
                 group["lr"] = group["highest"] * _rate(done)
@@ -88,12 +88,14 @@ def fit_towers(
             nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
             optimizer.step()
             made += 1
-            done = _done(made / wanted, time.monotonic() - started, options.max_minutes)
+            share = made / (options.epochs * steps_of_pass)
+            done = _done(share, time.monotonic() - started, options.max_minutes)
             watch(done, float(loss.detach()))
             if done >= 1:
                 break
-        else:
-            made = max(made, 1)
+        passes += 1
+    if not made:
+        raise BuildError("no click of the training part came after anything that it could be foretold from")
     _adopt_unseen_types(towers, sequences)
     return towers.eval()
 

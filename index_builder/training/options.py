@@ -21,6 +21,22 @@ class TowerOptions:
     heads: int = _option(_MODEL, 4, "Attention heads of each layer; must divide the width.", min=1)
     history: int = _option(_MODEL, 150, "Newest events of a user that are read.", min=1)
 
+    neighbour_ads: int = _option(
+        _MODEL,
+        5000,
+        "Ads, of those met most, whose neighbours are kept too; 0 for none. Takes 24 bytes for each pair.",
+        min=0,
+    )
+    neighbours: int = _option(_MODEL, 200, "Neighbours of each of them.", min=1)
+    neighbour_penalty: float = _option(_MODEL, 300.0, "Ridge penalty of the model that finds them.", min=1e-3)
+    exploration: float = _option(
+        _MODEL,
+        1.5,
+        "What being new adds to an ad's log-odds: this over the square root of 1 + its impressions. 0 if new ads "
+        "should wait until their texts alone bring them up.",
+        min=0,
+    )
+
     epochs: int = _option(_LEARNING, 25, "Passes over the users of the log.", min=1)
     learning_rate: float = _option(_LEARNING, 1e-3, "Highest step size.", min=0)
     weight_decay: float = _option(_LEARNING, 0.05, "How strongly AdamW pulls weights to zero.", min=0)

@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
-from index_builder.tower_artifact import TowerSpec, TrainedTowers, save_towers
+from index_builder.tower_artifact import TowerSpec, TrainedTowers, novelty, save_towers
 from index_builder.tower_store import open_store
 from index_builder.towers import Towers, TowerShape
 from index_builder.training.batches import Catalog, attributes_of, catalog_of
-from index_builder.training.choose import Choice, choose, interests_of
+from index_builder.training.choose import Beside, Choice, choose, interests_of
 from index_builder.training.data import RetrievalData
 from index_builder.training.fit import fit_towers
+from index_builder.training.fit_neighbours import fit_neighbours, neighbour_scores
 from index_builder.training.held_out import HeldOut, held_out
 from index_builder.training.options import TowerOptions
 from index_builder.training.sequences import Sequences, sequences_of
@@ -54,6 +56,7 @@ def train_towers(
     half = replace(options, max_minutes=None if options.max_minutes is None else options.max_minutes / 2)
     choice = _chosen(data, half, watch)
     towers, catalog, sequences = _fitted(data, data.parts.training, half, lambda *at: watch("train", *at))
+    neighbours = fit_neighbours(sequences, data.ad_ids, options)
     queries = _queries(towers, catalog, sequences, data, options.seed)
     spec = TowerSpec(
         shape=towers.shape,
@@ -61,14 +64,17 @@ def train_towers(
         encoder_sha256=encoder.sha256,
         space_sha256=towers.sha256,
         features=FEATURES,
-        popularity_weights=tuple(choice.popularity_weights.tolist()),
+        popularity_weights=tuple(choice.weights.popularity.tolist()),
+        exploration=options.exploration,
+        neighbour_weight=choice.weights.neighbours,
         interest_quota=choice.interest_quota,
         recall=choice.recall,
         training=asdict(options),
         training_sha256=data.training_sha256,
     )
     rows = data.log.take(data.parts.training)
-    return TrainedTowers(spec, towers, frozenset(rows.ad_id.tolist()), PopularitySnapshot.of(rows), queries)
+    known = frozenset(rows.ad_id.tolist())
+    return TrainedTowers(spec, towers, known, PopularitySnapshot.of(rows), queries, neighbours)
 
 
 def train_and_save(
@@ -115,9 +121,14 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> Choice:
         raise InputError(
             "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
         )
-    towers, catalog, _ = _fitted(data, parts.first, options, lambda *at: watch("choose", *at))
-    features = PopularitySnapshot.of(data.log.take(parts.first)).features(data.ad_ids)
-    return choose(towers, catalog, judged, data.users, features, options.seed)
+    towers, catalog, sequences = _fitted(data, parts.first, options, lambda *at: watch("choose", *at))
+    popularity = PopularitySnapshot.of(data.log.take(parts.first))
+    novel = options.exploration * novelty(popularity.impressions(data.ad_ids))
+    neighbours = fit_neighbours(sequences, data.ad_ids, options)
+    shape = (len(sequences.users) + 1, len(data.ads))
+    spoken = csr_matrix(shape) if neighbours is None else neighbour_scores(neighbours, sequences, data.ad_ids)
+    beside = Beside(popularity.features(data.ad_ids), novel, spoken)
+    return choose(towers, catalog, judged, data.users, beside, options.seed)
 
 
 def _fitted(
