@@ -18,15 +18,14 @@ from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import build_command, refresh_command
 from index_builder.errors import BuildError
 from index_builder.tower_store import open_store as open_tower_store
-from index_builder.training.commands import train_retrieval_command
+from index_builder.training.commands import Json, MaxRejected, Newest, train_retrieval_command
 from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
+from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.processes import ServerProcess, own_folder, running
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
 from ranking.training.commands import (
-    MaxRejected,
-    Newest,
     calibrate_command,
     evaluate_command,
     show_log,
@@ -65,19 +64,25 @@ app.add_typer(index_app, name="index")
 app.add_typer(towers_app, name="towers")
 app.add_typer(model_app, name="model")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+RetrievalWeight = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone.",
+    ),
+]
 
 
 @app.command("quickstart")
 def quickstart_command(
     data: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("adcascade-data"),
-    max_minutes: Annotated[float, typer.Option(min=0, help="Limit of training.")] = 2.5,
+    max_minutes: Annotated[float, typer.Option(min=0, help="Limit of each training: towers, and ranker.")] = 2.5,
     smoke: Annotated[
         bool, typer.Option(help="A small part of the log: shows in a minute or two that all works.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the main job on MovieLens-100k: data, index, ranker, two servers, recommendations for three users."""
+    """Run the main job on MovieLens-100k: towers, index, ranker, two servers, recommendations for three users."""
     from pipeline.quickstart import quickstart  # loads the model libraries, which other commands do without
 
     quickstart(data, minutes=max_minutes, smoke=smoke, as_json=as_json)
@@ -154,6 +159,7 @@ def recommend(
     placement: Annotated[str, typer.Option(help="Name of the slot that the ads are for.")] = "",
     retrieval: Annotated[str, typer.Option(help="host:port of the retrieval server.")] = "127.0.0.1:50051",
     ranking: Annotated[str, typer.Option(help="host:port of the ranking server.")] = "127.0.0.1:50052",
+    retrieval_weight: RetrievalWeight = DEFAULT_RETRIEVAL_WEIGHT,
     timeout_seconds: Annotated[float, typer.Option(min=0.001, help="For both stages together.")] = 5.0,
     as_json: Json = False,
 ) -> None:
@@ -161,7 +167,14 @@ def recommend(
     user = _user(user_id, interests, users, clicks)
     context = Context(country=country, language=language, device=device, placement=placement)
     with AdPipeline(retrieval, ranking) as pipeline:
-        answer = pipeline.recommend(user, context, k, candidates=max(candidates, k), timeout_seconds=timeout_seconds)
+        answer = pipeline.recommend(
+            user,
+            context,
+            k,
+            candidates=max(candidates, k),
+            retrieval_weight=retrieval_weight,
+            timeout_seconds=timeout_seconds,
+        )
     if as_json:
         print(json.dumps(as_dict(answer), indent=2, ensure_ascii=False))  # noqa: T201
     else:
@@ -175,19 +188,25 @@ def evaluate_pipeline_command(
     index: Annotated[Path, typer.Option(help="Root of the index versions.")],
     model: Annotated[Path, typer.Option(help="Root of the model versions.")],
     ads: Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV.")],
-    clicks: Annotated[Path, typer.Option(help="Click log with timestamps; its newest tenth tests.")],
+    clicks: Annotated[Path, typer.Option(help="Click log with timestamps; its newest rows test.")],
     users: Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")] = None,
+    split: Annotated[str, typer.Option(help="time: the newest tenth tests; user: the newest fifth of each user.")] = (
+        "time"
+    ),
     candidates: Annotated[
-        int, typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank.")
-    ] = DEFAULT_CANDIDATES,
+        list[int],
+        typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank; give it again for another number."),
+    ] = [100, 500],  # noqa: B006 (typer copies it)
+    retrieval_weight: RetrievalWeight = DEFAULT_RETRIEVAL_WEIGHT,
+    peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     as_json: Json = False,
 ) -> None:
     """Measure both stages together: how many of the clicks that followed they put on top.
 
-    Each user of the newest tenth of the log who clicked an ad that was new to them is asked for once, as of its
-    beginning. `adcascade evaluate` measures the ranker alone, on what was really shown.
+    Each user of the test part who clicked an ad that was new to them is asked for once, as of its beginning. `adcascade
+    evaluate` measures the ranker alone, on what was really shown, and `adcascade evaluate-retrieval` retrieval alone.
     """
     from pipeline.evaluate import evaluate_pipeline, load_stages
     from ranking.training.dataset import load_dataset
@@ -195,10 +214,10 @@ def evaluate_pipeline_command(
 
     with Console(stderr=True).status("Loading"):
         retriever, ranker = load_stages(index, model)
-    data = load_dataset(ads, clicks, users, split="time", max_rejected=max_rejected, newest=newest)
+    data = load_dataset(ads, clicks, users, split=split, max_rejected=max_rejected, newest=newest)
     show_log(data)
     warn_of_rows_it_knows(ranker, data)
-    found = evaluate_pipeline(data, retriever, ranker, candidates)
+    found = evaluate_pipeline(data, retriever, ranker, candidates, retrieval_weight, with_peers=peers)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
     else:

@@ -3,6 +3,7 @@
 Knows the wire, not the servers' insides.
 """
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import grpc
 
+from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT, order_of
 from protos import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from protos.convert import ad_from_wire, context_to_wire, user_to_wire
 from records.ads import Ad
@@ -46,11 +48,13 @@ _ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
 class Recommendation:
     """An ad, where it came from, and its probabilities: of a click, and of a conversion given the click.
 
-    Both are None if it was not ranked; `p_conversion` also if the model has learned no conversions.
+    `similarity` and `retrieval_score` are those of `retrieval.retriever.Candidate`. Both probabilities are None if it
+    was not ranked; `p_conversion` also if the model has learned no conversions.
     """
 
     ad: Ad
     similarity: float
+    retrieval_score: float
     retrieval_position: int
     p_click: float | None
     source: str
@@ -120,22 +124,25 @@ class AdPipeline:
         *,
         candidates: int = DEFAULT_CANDIDATES,
         include_history: bool = False,
+        retrieval_weight: float = DEFAULT_RETRIEVAL_WEIGHT,
         timeout_seconds: float = 5.0,
         request_id: str = "",
     ) -> Recommendations:
-        """The `k` ads that the user is most likely to click.
+        """The `k` ads that the user is most likely to want next, see `order.order_of`.
 
         Args:
             candidates: How many ads retrieval brings and ranking scores; at least `k`.
             include_history: Also recommend ads the user has in the history.
+            retrieval_weight: What retrieval's score counts in the order beside the log-odds of the click; with 0, or
+                an index without towers, ads stand by the probability of the click alone.
             timeout_seconds: For both stages together. If ranking fails or is late, the retrieval order is returned.
             request_id: Seen in both servers' logs; made up if empty.
 
         Raises:
-            InputError: `k` or `candidates` is out of range.
+            InputError: `k`, `candidates` or `retrieval_weight` is out of range.
             ServiceError: Retrieval failed, or a server found the request wrong; the class carries the status.
         """
-        _check_range(k, candidates)
+        _check_range(k, candidates, retrieval_weight)
         started = time.perf_counter()
         request_id = request_id or uuid.uuid4().hex[:16]
         wire_user = user_to_wire(user)
@@ -149,11 +156,11 @@ class AdPipeline:
             raise _as_service_error("retrieval", error) from error
         retrieved = time.perf_counter()
         ranked, reason = self._rank(
-            wire_user, context or Context(), found.candidates, k, timeout_seconds - (retrieved - started), metadata
+            wire_user, context or Context(), found.candidates, timeout_seconds - (retrieved - started), metadata
         )
         finished = time.perf_counter()
         return Recommendations(
-            items=_merge(found.candidates, ranked, k),
+            items=_merge(found.candidates, ranked, k, retrieval_weight),
             index_version=found.index_version,
             model_version=ranked.model_version if ranked else "",
             degraded_reason=reason,
@@ -170,7 +177,6 @@ class AdPipeline:
         user: types_pb2.UserProfile,
         context: Context,
         candidates: Sequence[retrieval_pb2.Candidate],
-        k: int,
         timeout_seconds: float,
         metadata: tuple[tuple[str, str], ...],
     ) -> tuple[ranking_pb2.RankResponse | None, str]:
@@ -179,7 +185,6 @@ class AdPipeline:
             user=user,
             context=context_to_wire(context),
             candidates=[ranking_pb2.RankCandidate(ad=candidate.ad) for candidate in candidates],
-            top_n=k,
         )
         try:
             return self._ranking.Rank(request, timeout=max(0.0, timeout_seconds), metadata=metadata), ""
@@ -191,27 +196,34 @@ class AdPipeline:
             return None, status.name
 
 
-def _check_range(k: int, candidates: int) -> None:
+def _check_range(k: int, candidates: int, retrieval_weight: float) -> None:
     if not 1 <= k <= MAX_K:
         raise InputError(f"k must be 1 to {MAX_K}, not {k}")
     if not k <= candidates <= MAX_K:
         raise InputError(f"candidates must be k to {MAX_K}, not {candidates}")
+    if not 0 <= retrieval_weight < math.inf:
+        raise InputError(f"retrieval_weight must be a number from 0 on, not {retrieval_weight}")
 
 
 def _merge(
-    candidates: Sequence[retrieval_pb2.Candidate], ranked: ranking_pb2.RankResponse | None, k: int
+    candidates: Sequence[retrieval_pb2.Candidate],
+    ranked: ranking_pb2.RankResponse | None,
+    k: int,
+    retrieval_weight: float,
 ) -> list[Recommendation]:
     order: list[tuple[int, float | None, float | None]]
     if ranked is None:
         order = [(place, None, None) for place in range(min(k, len(candidates)))]
     else:
-        order = [
-            (ad.candidate, ad.p_click, ad.p_conversion if ad.HasField("p_conversion") else None) for ad in ranked.ads
-        ]
+        scores = [candidates[ad.candidate].score for ad in ranked.ads]
+        best = order_of([ad.p_click for ad in ranked.ads], scores, retrieval_weight)[:k]
+        ads = [ranked.ads[place] for place in best.tolist()]
+        order = [(ad.candidate, ad.p_click, ad.p_conversion if ad.HasField("p_conversion") else None) for ad in ads]
     return [
         Recommendation(
             ad=ad_from_wire(candidates[place].ad),
             similarity=candidates[place].similarity,
+            retrieval_score=candidates[place].score,
             retrieval_position=place,
             p_click=p_click,
             source=candidates[place].source,

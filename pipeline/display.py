@@ -7,9 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.client import Recommendations
-from pipeline.results import BOTH_STAGES, POPULARITY, RETRIEVAL, PipelineEvaluation
+from pipeline.results import PipelineEvaluation
 from protos import types_pb2
 from records.users import Event, UserProfile
+from retrieval.evaluation.report import COLUMNS, methods_table, summary
+from retrieval.evaluation.results import RETRIEVAL, Comparison
 
 _SHOWN_EVENTS = 5
 # Columns of the terminal that the numbers beside a title take.
@@ -75,24 +77,18 @@ def _times(answer: Recommendations) -> str:
 
 def pipeline_table(found: PipelineEvaluation) -> Group:
     """What each order of ads would have put on top, for people."""
-    table = Table(title=f"Of {found.clicks:,} clicks of {found.users:,} users, the share in the first ...")
-    tops = list(found.ranking_gain)
-    for column in ("", *map(str, tops)):
-        table.add_column(column, justify="right" if column else "left")
-    for order, shares in found.click_share.items():
-        cells = [f"{shares[top].value:.3f}" for top in tops]
-        table.add_row(order, *cells, style="bold" if order == BOTH_STAGES else "")
-    ten = min(tops, key=lambda top: abs(top - 10))
-    gain = found.ranking_gain[ten]
-    rates = [f"{order} {found.hit_rate[order][ten].value:.1%}" for order in (BOTH_STAGES, RETRIEVAL, POPULARITY)]
-    lines = [
-        f"Ranking adds {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] to retrieval's share in the first {ten} "
-        "(95 % bootstrap interval over users).",
-        f"Users who clicked one of the first {ten} or more: {', '.join(rates)}.",
-    ]
+    lines = [*summary(found.comparison, "recall@10"), *_gains(found.comparison), COLUMNS]
     if found.without_candidates:
         lines.append(f"For {found.without_candidates} users nothing is known that retrieval could search by.")
-    return Group(table, Text("\n".join(lines)))
+    return Group(methods_table(found.comparison), Text("\n".join(lines)))
+
+
+def _gains(found: Comparison) -> list[str]:
+    gains = {name: leads[RETRIEVAL]["ndcg@10"] for name, leads in found.lead.items() if name != RETRIEVAL}
+    return [
+        f"nDCG@10 of {name} minus retrieval's: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]."
+        for name, gain in gains.items()
+    ]
 
 
 def as_dict(answer: Recommendations) -> dict[str, Any]:
@@ -113,6 +109,7 @@ def as_dict(answer: Recommendations) -> dict[str, Any]:
                 "ad_id": item.ad.ad_id,
                 "title": item.ad.title,
                 "similarity": round(item.similarity, 4),
+                "retrieval_score": round(item.retrieval_score, 4),
                 "retrieval_position": item.retrieval_position,
                 "p_click": None if item.p_click is None else round(item.p_click, 6),
                 "p_conversion": None if item.p_conversion is None else round(item.p_conversion, 6),

@@ -1,48 +1,35 @@
 """Both stages against what users clicked next: what retrieval finds, and what ranking adds on top. Knows no wire.
 
-The newest tenth of a click log tests. Each of its users is asked for once, at the moment the test begins, with the
-history and the counters of that moment; ads that they met before are left out.
+Each user of the test part is asked for once, with the history and the counters of the moment before it begins; ads that
+they met before are left out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
 from index_builder.artifact import AdCatalog
-from pipeline.results import BOTH_STAGES, ORDERS, POPULARITY, RETRIEVAL, PipelineEvaluation
-from ranking.artifact import Metric, ModelVersion
+from index_builder.training.data import RetrievalData
+from index_builder.training.parts import Parts
+from pipeline.order import order_of
+from pipeline.results import PipelineEvaluation, ranking_of
+from ranking.artifact import ModelVersion
 from ranking.candidates import prepare
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.training.dataset import Dataset
 from ranking.training.versions import load_named
-from records.ads import Ad
-from records.clicks import ClickLog
+from records.clicks import Integers
 from records.counters import CounterSnapshot
-from records.errors import InputError
-from records.history import Histories, with_history
 from records.users import Context, UserProfile
+from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_of, retrieved
+from retrieval.evaluation.results import RETRIEVAL
 from retrieval.loading import load_published
-from retrieval.retriever import Query, Retrieved, Retriever
-
-_TOPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
-_HISTORY_EVENTS = 200
-_USERS_PER_BATCH = 16
-_DRAWS = 1000
-
-
-@dataclass(frozen=True)
-class _TestUser:
-    """A user of the test part, as of its beginning; `seen` is every ad they met before, `clicked` those new to them."""
-
-    profile: UserProfile
-    seen: frozenset[str]
-    clicked: frozenset[str]
+from retrieval.retriever import Retriever
 
 
 def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
@@ -57,102 +44,85 @@ def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
     return retriever, load_named(str(model))
 
 
-def evaluate_pipeline(data: Dataset, retriever: Retriever, model: ModelVersion, candidates: int) -> PipelineEvaluation:
-    """Asks both stages for each user of the test part of a log that is split by time.
+def retrieval_data_of(data: Dataset, retriever: Retriever) -> RetrievalData:
+    """The ranker's data as retrieval is judged on it: the same log, with the same test part."""
+    first, chosen_by, test = data.parts
+    parts = Parts(first, chosen_by, np.sort(np.concatenate([first, chosen_by])), test)
+    return RetrievalData.of(list(data.ads.values()), data.log, data.report, dict(data.users), parts, retriever.encoder)
+
+
+def evaluate_pipeline(
+    data: Dataset,
+    retriever: Retriever,
+    model: ModelVersion,
+    candidates: Sequence[int],
+    retrieval_weight: float,
+    *,
+    with_peers: bool = True,
+) -> PipelineEvaluation:
+    """Asks both stages for each user of the test part of a log that is split by time or user by user.
 
     Args:
-        candidates: How many ads retrieval brings and ranking scores.
+        candidates: How many ads retrieval brings and ranking scores, each in turn.
+        retrieval_weight: See `order.order_of`.
 
     Raises:
-        InputError: Nobody clicked in the test part.
+        InputError: Nobody clicked an ad that was new to them in the test part.
     """
-    moment = int(data.log.time[data.parts[2]].min())
-    users = list(_test_users(data, moment))
-    if not users:
-        raise InputError("there is nothing to evaluate: no known user clicked a new ad in the test part of the log")
-    earlier = np.concatenate(data.parts[:2])
-    counters = CounterSnapshot.of(data.log.take(earlier), {name: ids[earlier] for name, ids in data.keys.items()})
-    engine = RankingEngine(replace(model, counters=counters), EngineSettings())
-    popular = _most_clicked(data.log.take(earlier))
+    judged_by = retrieval_data_of(data, retriever)
+    judge, popularity = judge_of(judged_by)
+    profiles = profiles_of(judged_by, judge.judged)
+    engine = RankingEngine(replace(model, counters=_counters(data)), EngineSettings())
+    moments = _first_moments(data)
     catalog = retriever.index.loaded.catalog
-    places: dict[str, list[list[int]]] = {order: [] for order in ORDERS}
     without = 0
-    for start in track(range(0, len(users), _USERS_PER_BATCH), "Asking for each user", console=Console(stderr=True)):
-        some = users[start : start + _USERS_PER_BATCH]
-        for user, ads in zip(some, _retrieved(retriever, some, candidates), strict=True):
-            without += not ads
-            found = {
-                POPULARITY: [ad_id for ad_id in popular if ad_id not in user.seen],
-                RETRIEVAL: [ad.ad_id for ad in ads],
-                BOTH_STAGES: _ranked(engine, user.profile, ads, catalog, moment),
-            }
-            for order, ids in found.items():
-                places[order].append([place for place, ad_id in enumerate(ids) if ad_id in user.clicked])
-    return _summed_up(users, places, without, candidates)
+    for count in sorted(candidates, reverse=True):
+        found = retrieved(retriever, profiles, judge.judged, judged_by, count)
+        if RETRIEVAL not in judge.places:
+            judge.add_lists(RETRIEVAL, [one.ads for one in found])
+            without = sum(len(one.ads) == 0 for one in found)
+        ranked = [
+            _ranked(engine, user, one, judged_by, catalog, moments[user.user_id], retrieval_weight)
+            for user, one in track(
+                list(zip(profiles, found, strict=True)), f"Ranking {count}", console=Console(stderr=True)
+            )
+        ]
+        judge.add_lists(ranking_of(count), ranked)
+    if with_peers:
+        add_peers(judge, judged_by, retriever, profiles, popularity)
+    ours = [RETRIEVAL, *(ranking_of(count) for count in sorted(candidates))]
+    return PipelineEvaluation(judge.comparison(ours), without, retrieval_weight)
 
 
-def _most_clicked(log: ClickLog) -> list[str]:
-    names, ads = np.unique(log.ad_id.astype(str), return_inverse=True)
-    ordered: list[str] = names[np.argsort(-np.bincount(ads, log.clicks), kind="stable")].tolist()
-    return ordered
+def _counters(data: Dataset) -> CounterSnapshot:
+    earlier = np.sort(np.concatenate(data.parts[:2]))
+    return CounterSnapshot.of(data.log.take(earlier), {name: ids[earlier] for name, ids in data.keys.items()})
 
 
-def _test_users(data: Dataset, moment: int) -> Iterator[_TestUser]:
-    log, histories = data.log, Histories(data.log)
-    rows = data.parts[2][(log.clicks[data.parts[2]] > 0) & (log.user_id[data.parts[2]] != "")]
-    clicked: dict[str, set[str]] = {}
-    for user_id, ad_id in zip(log.user_id[rows].tolist(), log.ad_id[rows].tolist(), strict=True):
-        clicked.setdefault(user_id, set()).add(ad_id)
-    for user_id, ads in clicked.items():
-        profile = data.users.get(user_id, UserProfile(user_id))
-        seen = histories.ads_before(user_id, moment)
-        if ads - seen:
-            user = with_history(profile, histories, moment, _HISTORY_EVENTS)
-            yield _TestUser(user, seen, frozenset(ads - seen))
+def _first_moments(data: Dataset) -> dict[str, datetime]:
+    """When each user's test begins."""
+    rows = data.parts[2]
+    users, first = np.unique(data.log.user_id[rows].astype(str), return_index=True)  # the log is in order of time
+    times = data.log.time[rows[first]] / 1e6
+    return {user: datetime.fromtimestamp(time, UTC) for user, time in zip(users.tolist(), times.tolist(), strict=True)}
 
 
-def _retrieved(retriever: Retriever, users: Sequence[_TestUser], count: int) -> list[list[Ad]]:
-    """The candidates of each user, best first; none for a user of whom nothing is known."""
-    answers = retriever.answer([Query(user.profile, None, count, user.seen, with_ads=True) for user in users])
-    found = [answer.candidates if isinstance(answer, Retrieved) else [] for answer in answers]
-    return [[candidate.ad for candidate in some if candidate.ad is not None] for some in found]
-
-
-def _ranked(engine: RankingEngine, user: UserProfile, ads: Sequence[Ad], catalog: AdCatalog, moment: int) -> list[str]:
-    if not ads:
-        return []
-    context = Context(timestamp=datetime.fromtimestamp(moment / 1e6, UTC))
-    query = prepare(user, context, ads, catalog, skip_unknown=True).query
+def _ranked(
+    engine: RankingEngine,
+    user: UserProfile,
+    found: Found,
+    data: RetrievalData,
+    catalog: AdCatalog,
+    moment: datetime,
+    retrieval_weight: float,
+) -> Integers:
+    if not len(found.ads):
+        return found.ads
+    ads = [data.ads[number] for number in found.ads.tolist()]
+    query = prepare(user, Context(timestamp=moment), ads, catalog, skip_unknown=True).query
     (answer,) = engine.rank([query])
-    return [query.ad_ids[place] for place in np.argsort(-answer.p_click, kind="stable")]
-
-
-def _summed_up(
-    users: Sequence[_TestUser], places: Mapping[str, list[list[int]]], without: int, candidates: int
-) -> PipelineEvaluation:
-    clicks = np.array([len(user.clicked) for user in users])
-    draws = np.random.default_rng(0).multinomial(len(users), np.full(len(users), 1 / len(users)), size=_DRAWS)
-    tops = [top for top in _TOPS if top < candidates] + [candidates]
-    hits = {
-        (order, top): np.array([sum(place < top for place in of_user) for of_user in found])
-        for order, found in places.items()
-        for top in tops
-    }
-    return PipelineEvaluation(
-        users=len(users),
-        clicks=int(clicks.sum()),
-        without_candidates=without,
-        candidates=candidates,
-        click_share={order: {top: _share(hits[order, top], clicks, draws) for top in tops} for order in ORDERS},
-        hit_rate={
-            order: {top: _share(hits[order, top] > 0, np.ones(len(users)), draws) for top in tops} for order in ORDERS
-        },
-        ranking_gain={top: _share(hits[BOTH_STAGES, top] - hits[RETRIEVAL, top], clicks, draws) for top in tops},
-    )
-
-
-def _share(part: npt.ArrayLike, whole: npt.ArrayLike, draws: npt.NDArray[np.int64]) -> Metric:
-    """Sum of a part over that of the whole, with its 95 % bootstrap interval over users; arrays [users]."""
-    parts, wholes = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    low, high = np.percentile((draws @ parts) / (draws @ wholes), [2.5, 97.5])
-    return Metric(value=float(parts.sum() / wholes.sum()), low=float(low), high=float(high))
+    place_of = {data.ad_ids[number]: place for place, number in enumerate(found.ads.tolist())}
+    places = np.array([place_of[ad_id] for ad_id in query.ad_ids])
+    order = order_of(answer.p_click, found.scores[places], retrieval_weight)
+    ranked: Integers = found.ads[places[order]]
+    return ranked

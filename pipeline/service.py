@@ -32,6 +32,7 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
             request.k,
             candidates=request.candidates or max(self.settings.candidates, request.k),
             include_history=request.include_history,
+            retrieval_weight=self.settings.retrieval_weight,
             timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
             request_id=request_id.get(),
         )
@@ -60,6 +61,7 @@ def _item(item: Recommendation) -> recommend_pb2.Recommendation:
     return recommend_pb2.Recommendation(
         ad=ad_to_wire(item.ad),
         similarity=item.similarity,
+        retrieval_score=item.retrieval_score,
         retrieval_position=item.retrieval_position,
         p_click=item.p_click,
         source=item.source,

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from serving.settings import ServerSettings
 
 
@@ -19,4 +20,9 @@ class GatewaySettings(ServerSettings):
     ranking: str = Field("127.0.0.1:50052", description="host:port of the ranking server.")
     ca_certificate: Path | None = Field(None, description="PEM certificate; with it, both connections are TLS.")
     candidates: int = Field(100, ge=1, le=1000, description="Candidates to retrieve and rank if a call does not say.")
+    retrieval_weight: float = Field(
+        DEFAULT_RETRIEVAL_WEIGHT,
+        ge=0,
+        description="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone.",
+    )
     timeout_seconds: float = Field(5.0, gt=0, description="For both stages together if a call has no deadline.")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import grpc
+import numpy as np
 import pytest
 from conftest import serving_server
 
@@ -35,8 +36,14 @@ USER = UserProfile("u0", history=tuple(Event(EventType.CLICK, ad_id=f"running-{n
 
 @pytest.fixture(scope="module")
 def retrieval_address(world):
-    store = open_index_store(world.index)
-    swap = HotSwap(store, RetrieverLoader(store, RetrievalSettings(index=world.index)))
+    with retrieval_on(world.index) as address:
+        yield address
+
+
+@contextmanager
+def retrieval_on(root):
+    store = open_index_store(root)
+    swap = HotSwap(store, RetrieverLoader(store, RetrievalSettings(index=root)))
     swap.start()
     servicer = RetrievalServicer(swap, batch_vectors=64)
     with serving_server(RETRIEVAL, partial(add_RetrievalServiceServicer_to_server, servicer)) as (server, _):
@@ -100,6 +107,27 @@ def test_recommendations_are_ranked_by_p_click(retrieval_address, ranking_addres
     assert answer.index_version
     assert answer.model_version
     assert answer.total_ms >= answer.retrieval_ms + answer.ranking_ms - 1
+
+
+def test_with_towers_the_order_counts_how_likely_retrieval_finds_an_ad(tower_index, ranking_address):
+    with retrieval_on(tower_index) as retrieval, AdPipeline(retrieval, ranking_address) as pipeline:
+        both, ranked, retrieved = (
+            pipeline.recommend(USER, k=20, candidates=40, retrieval_weight=weight).items for weight in (3.0, 0.0, 1e9)
+        )
+    values = [np.log(item.p_click / (1 - item.p_click)) + 3 * item.retrieval_score for item in both]
+    assert values == sorted(values, reverse=True)
+    assert [item.p_click for item in ranked] == sorted((item.p_click for item in ranked), reverse=True)
+    scores = [item.retrieval_score for item in retrieved]
+    assert scores == sorted(scores, reverse=True)
+    assert len({tuple(item.ad.ad_id for item in items) for items in (both, ranked, retrieved)}) == 3
+    known = {item.ad.ad_id: item.p_click for item in ranked}
+    assert all(item.p_click == known.get(item.ad.ad_id, item.p_click) for item in both)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_weight_is_refused(weight):
+    with AdPipeline("localhost:1", "localhost:1") as pipeline, pytest.raises(InputError, match="retrieval_weight"):
+        pipeline.recommend(USER, retrieval_weight=weight)
 
 
 def test_when_ranking_is_down_the_retrieval_order_comes_back_marked_and_counted(retrieval_address):

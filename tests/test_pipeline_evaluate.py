@@ -11,11 +11,12 @@ from index_builder.artifact import load_version
 from index_builder.artifact import open_store as open_index_store
 from index_builder.encoder import load_encoder
 from pipeline.evaluate import evaluate_pipeline, load_stages
-from pipeline.results import BOTH_STAGES, ORDERS, POPULARITY, RETRIEVAL
+from pipeline.results import ranking_of
 from ranking.training.dataset import load_dataset
 from ranking.training.versions import load_named
 from records.clicks import ClickLog
 from records.errors import InputError
+from retrieval.evaluation.results import RETRIEVAL, ZERO_SHOT
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
@@ -31,6 +32,16 @@ def retriever(world):
     store = open_index_store(world.index)
     loaded = load_version(store, store.current())
     return Retriever(AdIndex(loaded, "cpu"), load_encoder("hashing:64"), InterestSettings(), text_cache=100)
+
+
+@pytest.fixture(scope="module")
+def tower_retriever(tower_index):
+    store = open_index_store(tower_index)
+    found = Retriever(
+        AdIndex(load_version(store, store.current()), "cpu"), load_encoder("hashing:64"), InterestSettings(), 100
+    )
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +66,42 @@ def changed(data, **columns):
     return replace(data, log=replace(log, **values))
 
 
+def evaluate(data, retriever, model, *candidates, weight=0.0):
+    return evaluate_pipeline(data, retriever, model, candidates, weight, with_peers=False)
+
+
+def recall(found, order, k=10):
+    return found.comparison.metrics[order][f"recall@{k}"].value
+
+
 def test_ranking_puts_more_of_the_clicks_on_top(data, retriever, model):
-    found = evaluate_pipeline(data, retriever, model, candidates=60)
+    found = evaluate_pipeline(data, retriever, model, [20, 60], 0.0)
     earlier, test = (data.log.take(np.concatenate(rows)) for rows in (data.parts[:2], data.parts[2:]))
     seen = set(zip(earlier.user_id, earlier.ad_id, strict=True))
     clicked = set(zip(test.user_id[test.clicks > 0], test.ad_id[test.clicks > 0], strict=True))
-    assert found.clicks == len(clicked - seen)
-    assert found.users == len({user for user, _ in clicked - seen})
-    for order in ORDERS:
-        shares = [metric.value for metric in found.click_share[order].values()]
-        assert shares == sorted(shares)
-        assert all(0 <= metric.low <= metric.value <= metric.high <= 1 for metric in found.click_share[order].values())
-    assert found.click_share[BOTH_STAGES][60].value == found.click_share[RETRIEVAL][60].value == 1
-    assert found.click_share[POPULARITY][60].value == 1
-    assert found.click_share[BOTH_STAGES][10].value > found.click_share[POPULARITY][10].value
-    assert found.ranking_gain[10].value == pytest.approx(
-        found.click_share[BOTH_STAGES][10].value - found.click_share[RETRIEVAL][10].value
+    compared = found.comparison
+    assert compared.clicks == len(clicked - seen)
+    assert compared.users == len({user for user, _ in clicked - seen})
+    few, all_of_them = ranking_of(20), ranking_of(60)
+    assert list(compared.lead) == [RETRIEVAL, few, all_of_them]
+    assert {"popularity", "EASE", "item-kNN", ZERO_SHOT} <= compared.metrics.keys()
+    assert recall(found, all_of_them, 100) == recall(found, RETRIEVAL, 100) == 1
+    assert recall(found, few, 50) <= recall(found, RETRIEVAL, 50)
+    assert recall(found, all_of_them) > recall(found, "popularity")
+    assert compared.lead[all_of_them][RETRIEVAL]["recall@10"].value == pytest.approx(
+        recall(found, all_of_them) - recall(found, RETRIEVAL)
     )
 
 
+def test_retrieval_weighs_in_as_much_as_it_is_told_to(data, tower_retriever, model):
+    alone, both, all_retrieval = (evaluate(data, tower_retriever, model, 60, weight=w) for w in (0.0, 1.0, 1e6))
+    assert recall(all_retrieval, ranking_of(60)) == recall(all_retrieval, RETRIEVAL) == recall(alone, RETRIEVAL)
+    assert recall(both, ranking_of(60)) != recall(alone, ranking_of(60))
+    assert both.retrieval_weight == 1.0
+
+
 def test_what_happens_later_is_not_read(data, retriever, model):
-    want = evaluate_pipeline(data, retriever, model, candidates=20)
+    want = evaluate(data, retriever, model, 20)
     strangers = with_rows(data, np.repeat(data.parts[2][:5], 200))
     later = changed(
         strangers,
@@ -84,23 +110,23 @@ def test_what_happens_later_is_not_read(data, retriever, model):
         time=np.full(1000, data.log.time.max() + 1),
     )
     assert isinstance(later.log, ClickLog)
-    assert evaluate_pipeline(later, retriever, model, candidates=20) == want
+    assert evaluate(later, retriever, model, 20) == want
 
 
 def test_a_user_of_whom_nothing_is_known_has_no_candidates_and_counts_as_missed(data, retriever, model):
-    want = evaluate_pipeline(data, retriever, model, candidates=60)
+    want = evaluate(data, retriever, model, 60)
     clicked = data.parts[2][data.log.clicks[data.parts[2]] > 0][:1]
     stranger = changed(with_rows(data, clicked), user_id=np.array(["stranger"], object))
-    found = evaluate_pipeline(stranger, retriever, model, candidates=60)
-    assert (found.users, found.clicks, found.without_candidates) == (want.users + 1, want.clicks + 1, 1)
-    assert found.click_share[RETRIEVAL][60].value == pytest.approx(want.clicks / found.clicks)
-    assert found.click_share[POPULARITY][60].value == 1
+    found = evaluate(stranger, retriever, model, 60)
+    users, clicks = want.comparison.users, want.comparison.clicks
+    assert (found.comparison.users, found.comparison.clicks, found.without_candidates) == (users + 1, clicks + 1, 1)
+    assert recall(found, RETRIEVAL, 100) == pytest.approx(users / (users + 1))
 
 
 def test_a_test_part_without_clicks_is_an_error(data, retriever, model):
     count = len(data.parts[2])
     with pytest.raises(InputError, match="nothing to evaluate"):
-        evaluate_pipeline(changed(data, clicks=np.zeros(count, np.int64)), retriever, model, candidates=10)
+        evaluate(changed(data, clicks=np.zeros(count, np.int64)), retriever, model, 10)
 
 
 def test_an_ad_met_long_before_is_not_asked_for_again(world, data, retriever, model, tmp_path):
@@ -114,9 +140,10 @@ def test_an_ad_met_long_before_is_not_asked_for_again(world, data, retriever, mo
     early = [f"e{event},{ad if event == 0 else other},{user},{1_600_000_000 + event},0,1,phone" for event in range(301)]
     (tmp_path / "clicks.csv").write_text("\n".join([header, *early, *rows]) + "\n")
     longer = load_dataset(world.ads, tmp_path / "clicks.csv", world.users, split="time")
-    longer = longer.with_parts(tuple(part + len(early) for part in data.parts))
-    want = evaluate_pipeline(data, retriever, model, candidates=60)
-    assert evaluate_pipeline(longer, retriever, model, candidates=60).clicks == want.clicks - 1
+    training, *others = (part + len(early) for part in data.parts)
+    longer = longer.with_parts((np.r_[np.arange(len(early)), training], *others))
+    want = evaluate(data, retriever, model, 60)
+    assert evaluate(longer, retriever, model, 60).comparison.clicks == want.comparison.clicks - 1
 
 
 def test_a_damaged_index_is_not_evaluated(world, tmp_path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Users
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
 from ranking.training.report import (
@@ -26,7 +27,6 @@ from serving.flags import with_flags_of
 if TYPE_CHECKING:
     from ranking.training.dataset import Dataset
 
-Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
 Clicks = Annotated[
     Path,
     typer.Option(
@@ -34,14 +34,13 @@ Clicks = Annotated[
         "position and conversions; any other column is context."
     ),
 ]
-Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
 Model = Annotated[Path, typer.Option(help="Root of the model versions.")]
 Version = Annotated[str, typer.Option(help="Which version; default: the published one.")]
 Split = Annotated[
     str,
     typer.Option(
-        help="What the test holds: time (the newest rows), random (rows), request (whole requests), ad (ads never "
-        "trained on), or auto: time where every row has one, else request."
+        help="What the test holds: time (the newest rows), user (the newest fifth of each user's), random (rows), "
+        "request (whole requests), ad (ads never trained on), or auto: time where every row has one, else request."
     ),
 ]
 Peers = Annotated[
@@ -49,12 +48,6 @@ Peers = Annotated[
     typer.Option(help="What to compare with: none, fast, or all (with two text encoders, which take minutes)."),
 ]
 Seed = Annotated[int, typer.Option(help="Of every split but that by time; give that of the training.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
-MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
-Newest = Annotated[
-    int | None,
-    typer.Option(min=1, help="Use only so many of the log's newest rows, so that any log fits; default: all."),
-]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
 
 

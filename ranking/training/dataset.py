@@ -19,10 +19,10 @@ from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts, read_c
 from records.counters import CounterSnapshot
 from records.errors import InputError
 from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
-from records.splits import split_at_random, split_by_key, split_by_time
+from records.splits import split_at_random, split_by_key, split_by_time, split_each_user
 from records.users import Context, UserProfile, context_from_row, read_users
 
-SPLITS = ("time", "random", "request", "ad")
+SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
 
 
@@ -76,7 +76,7 @@ class Dataset:
 
     @cached_property
     def fold(self) -> Integers:
-        """The fold of each row that `past` goes by; a split by time has but one."""
+        """The fold of each row that `past` goes by; a split by time, of all or of each user, has but one."""
         if self._looks_back_in_time:
             return np.zeros(len(self.log), np.int64)
         return self._draw_folds(np.random.default_rng(0))
@@ -88,7 +88,7 @@ class Dataset:
 
     @property
     def _looks_back_in_time(self) -> bool:
-        return self.split in ("time", "none")
+        return self.split in ("time", "user", "none")
 
     def redrawn_past(self, generator: np.random.Generator) -> Past:
         """The same with other folds, so that no training row is seen in one way only."""
@@ -166,12 +166,12 @@ def load_dataset(
     max_rejected: float = 0.01,
     newest: int | None = None,
 ) -> Dataset:
-    """Reads and joins the three files and splits the log 8:1:1.
+    """Reads and joins the three files and splits the log 8:1:1 (by user 7:1:2).
 
     Args:
-        split: "time" (the newest rows test), "random" (rows), "request" (whole requests), "ad" (the test holds ads
-            that were never trained on), or "auto": by time where every row has one, else by request. "none" makes
-            no parts: each row looks back on strictly earlier ones.
+        split: "time" (the newest rows test), "user" (each user's newest fifth tests), "random" (rows), "request"
+            (whole requests), "ad" (the test holds ads that were never trained on), or "auto": by time where every row
+            has one, else by request. "none" makes no parts: each row looks back on strictly earlier ones.
         seed: for a split at random.
         max_rejected, newest: see `records.clicks.read_clicks`.
 
@@ -189,6 +189,8 @@ def load_dataset(
 def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:
     if split == "time":
         return split_by_time(log)
+    if split == "user":
+        return split_each_user(log)
     if split == "random":
         return split_at_random(len(log), seed)
     if split == "none":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from index_builder.commands import build_progress
+from index_builder.progress import build_progress
 from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Split, Users
 
 
@@ -21,6 +21,7 @@ def evaluate_retrieval_command(
     peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    report: Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well retrieval finds the ads that users clicked next, beside simple and strong peers.
@@ -33,6 +34,8 @@ def evaluate_retrieval_command(
     from retrieval.evaluation.report import evaluation_tables
     from retrieval.loading import load_published
 
+    if report is not None:
+        from retrieval.evaluation.page import write_page  # before the work: it says what is missing to draw
     console = Console(stderr=True)
     with console.status("Loading"):
         retriever, encoder = load_published(index)
@@ -58,6 +61,9 @@ def evaluate_retrieval_command(
         found = evaluate_retrieval(
             data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)
         )
+    if report is not None:
+        write_page(report, found, f"Retrieval, index version {retriever.index.loaded.version}")
+        console.print(f"Report with plots: {report}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
     else:

@@ -66,8 +66,10 @@ def _ease(clicks: csr_matrix, users: Integers) -> Scores:
 def _als(clicks: csr_matrix, users: Integers) -> Scores:
     """Matrix factorisation of implicit feedback (Hu, Koren and Volinsky 2008), by the package implicit."""
     from implicit.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
 
-    model = AlternatingLeastSquares(factors=_ALS_FACTORS, iterations=_ALS_ROUNDS, random_state=0)
-    model.fit(clicks.astype(np.float32), show_progress=False)
+    with threadpool_limits(1, "blas"):  # the package has threads of its own
+        model = AlternatingLeastSquares(factors=_ALS_FACTORS, iterations=_ALS_ROUNDS, random_state=0)
+        model.fit(clicks.astype(np.float32), show_progress=False)
     scores: Scores = np.asarray(model.user_factors)[users] @ np.asarray(model.item_factors).T
     return scores

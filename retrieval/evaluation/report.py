@@ -2,54 +2,78 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from index_builder.training.ranks import Interval
-from retrieval.evaluation.results import METRICS, RETRIEVAL, RetrievalEvaluation, Slice
+from retrieval.evaluation.results import METRICS, RETRIEVAL, Comparison, RetrievalEvaluation, Slice
+
+_HEADS = {"ndcg@10": "nDCG", "mrr": "MRR", "hit@10": "hit"}
 
 
 def evaluation_tables(found: RetrievalEvaluation) -> Group:
     """All that was found."""
-    few = _slices("As if only so many clicks were known", found.known_events)
-    return Group(_methods(found), Text(_lines(found)), few, _slices("Users by their events", found.by_events))
+    slices = [_slices(*titled) for titled in titled_slices(found)]
+    notes = [*summary(found.comparison), COLUMNS]
+    return Group(methods_table(found.comparison), Text("\n".join(notes)), *slices)
 
 
-def _methods(found: RetrievalEvaluation) -> Table:
-    table = Table(title=f"{found.clicks:,} clicks of {found.users:,} users, among all ads")
-    table.add_column("recall")
-    for column in (*(metric.removeprefix("recall") for metric in METRICS), "coverage", "lift"):
+def titled_slices(found: RetrievalEvaluation) -> list[tuple[str, str, list[Slice]]]:
+    """Title, name of the first column, and the parts."""
+    return [
+        ("As if only so many clicks of each user were known", "clicks", found.known_events),
+        ("Users by their events", "events", found.by_events),
+        ("Clicks by the clicks that their ads had", "clicks", found.by_ads),
+    ]
+
+
+def methods_table(found: Comparison) -> Table:
+    """A line for each method, ours in bold."""
+    table = _table(f"{found.clicks:,} clicks of {found.users:,} users, among all ads")
+    table.add_column("recall", no_wrap=True)
+    for column in (*(_HEADS.get(metric, metric.removeprefix("recall")) for metric in METRICS), "cov.", "lift"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, metrics in found.metrics.items():
         cells = [f"{metrics[metric].value:.3f}" for metric in METRICS]
         extra = (f"{found.coverage[name]:.0%}", f"{found.popularity_lift[name]:.1f}")
-        table.add_row(name, *cells, *extra, style="bold" if name == RETRIEVAL else "")
+        table.add_row(name, *cells, *extra, style="bold" if name in found.lead else "")
     return table
 
 
-def _lines(found: RetrievalEvaluation) -> str:
-    recall = found.metrics[RETRIEVAL]["recall@100"]
-    lines = [f"recall@100 of retrieval: {_in_brackets(recall)} (95 % bootstrap interval over users)."]
-    others = {name: metrics["recall@100"].value for name, metrics in found.metrics.items() if name != RETRIEVAL}
-    if others:
-        best = max(others, key=lambda name: others[name])
-        lead = found.lead[best][100]
-        lines.append(f"Minus the best other, {best}: {lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}].")
-    lines.append("coverage: ads in somebody's first 100; lift: how many times the clicks of the mean ad these have.")
-    return "\n".join(lines)
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def _slices(title: str, slices: Sequence[Slice]) -> Table:
-    methods = list(slices[0].recall)
-    table = Table(title=f"{title}: recall@100")
-    for column in ("events", "users", *methods):
-        table.add_column(column, justify="left" if column == "events" else "right")
+def summary(found: Comparison, metric: str = "recall@100") -> list[str]:
+    """Sentences: a metric of each of ours, and its lead over the best other method."""
+    lines = []
+    best = found.best_other(metric)
+    for ours, leads in found.lead.items():
+        lead = "" if best is None else f"; minus the best other, {best}: {_in_brackets(leads[best][metric], '+')}"
+        lines.append(f"{metric} of {ours}: {_in_brackets(found.metrics[ours][metric])}{lead}.")
+    return lines
+
+
+COLUMNS = (
+    "Brackets are 95 % bootstrap intervals over users. nDCG and hit (users who clicked one or more of them) are of the "
+    "first 10; cov.: ads in somebody's first 100; lift: how many times the clicks of the mean ad these have."
+)
+
+
+def _slices(title: str, first_column: str, slices: Sequence[Slice]) -> Table:
+    """A line for each method and a column for each part."""
+    table = _table(f"{title}: recall@100")
+    table.add_column(first_column, no_wrap=True)
     for part in slices:
-        cells = [f"{part.recall[name].value:.3f}" if name in part.recall else "" for name in methods]
-        table.add_row(part.name, f"{part.users:,}", *cells)
+        table.add_column(part.name, justify="right")
+    table.add_row("users", *(f"{part.users:,}" for part in slices), style="dim")
+    for name in dict.fromkeys(name for part in slices for name in part.recall):
+        cells = [f"{part.recall[name].value:.3f}" if name in part.recall else "" for part in slices]
+        table.add_row(name, *cells, style="bold" if name == RETRIEVAL else "")
     return table
 
 
-def _in_brackets(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _in_brackets(interval: Interval, sign: str = "") -> str:
+    return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"

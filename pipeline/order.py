@@ -1,0 +1,21 @@
+"""In which order the candidates of both stages are shown. Plain functions of arrays."""
+
+import numpy as np
+import numpy.typing as npt
+
+DEFAULT_RETRIEVAL_WEIGHT = 3.0
+_LEAST = 1e-7
+
+
+def order_of(p_click: npt.ArrayLike, score: npt.ArrayLike, retrieval_weight: float) -> npt.NDArray[np.int64]:
+    """Places of the candidates, best first, by log-odds of the click + `retrieval_weight` x retrieval's score.
+
+    The ranker learned from ads that were shown, so it says how good an ad is once shown; the retriever says how likely
+    it is, among all, to be what the user wants next. A weight of 0 orders by the probability of the click alone.
+
+    Args:
+        p_click: of each candidate, 0 to 1.
+        score: of each candidate, see `retrieval.retriever.Candidate`.
+    """
+    p = np.clip(np.asarray(p_click, np.float64), _LEAST, 1 - _LEAST)
+    return np.argsort(-(np.log(p / (1 - p)) + retrieval_weight * np.asarray(score, np.float64)), kind="stable")

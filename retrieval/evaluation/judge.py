@@ -1,0 +1,94 @@
+"""Methods on the same users: where each puts the ads that these clicked next. Knows no models and no wire."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from index_builder.training.held_out import HeldOut
+from index_builder.training.ranks import ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
+from records.clicks import Integers
+from retrieval.evaluation.results import RECALLS, Comparison
+
+_FIRST = 100
+_NOT_FOUND = np.iinfo(np.int32).max
+
+
+class Judge:
+    """Keeps what each method finds.
+
+    Args:
+        judged: The users.
+        clicks_of_ads: Clicks of each ad of the catalog before the test, float64 [ads].
+
+    Attributes:
+        places: method -> of each user, the places of the clicked ads.
+    """
+
+    def __init__(self, judged: HeldOut, clicks_of_ads: npt.NDArray[np.float64]) -> None:
+        self.judged = judged
+        self.clicks_of_ads = clicks_of_ads
+        self.places: dict[str, list[Integers]] = {}
+        self._coverage: dict[str, float] = {}
+        self._lift: dict[str, float] = {}
+
+    def add_scores(self, name: str, scores: Callable[[int], npt.NDArray[np.float32]]) -> None:
+        """A method that scores all ads for the user at a place."""
+        places, shown = [], []
+        for user in range(len(self.judged)):
+            of_user = scores(user)
+            places.append(places_of(of_user, self.judged.clicked[user], self.judged.seen[user]))
+            left = of_user.copy()
+            left[self.judged.seen[user]] = -np.inf
+            first = min(_FIRST, len(left))
+            shown.append(np.argpartition(-left, first - 1)[:first])
+        self._add(name, places, shown)
+
+    def add_lists(self, name: str, lists: Sequence[Integers]) -> None:
+        """A method that answers with the numbers of ads, best first."""
+        self._add(name, places_in(lists, self.judged), [found[:_FIRST] for found in lists])
+
+    def _add(self, name: str, places: list[Integers], shown: Sequence[Integers]) -> None:
+        self.places[name] = places
+        together = np.concatenate(shown) if len(shown) else np.empty(0, np.int64)
+        self._coverage[name] = len(np.unique(together)) / len(self.clicks_of_ads)
+        mean = self.clicks_of_ads[together].mean() if len(together) else 0.0
+        self._lift[name] = float(mean / max(self.clicks_of_ads.mean(), 1e-9))
+
+    def comparison(self, ours: Sequence[str]) -> Comparison:
+        """All methods; the lead of each of `ours` over every other method."""
+        per_user = {name: _per_user(places) for name, places in self.places.items()}
+        return Comparison(
+            users=len(self.judged),
+            clicks=sum(map(len, self.judged.clicked)),
+            metrics={
+                name: {metric: with_interval(values) for metric, values in metrics.items()}
+                for name, metrics in per_user.items()
+            },
+            lead={
+                mine: {
+                    name: {metric: with_interval(per_user[mine][metric] - values) for metric, values in metrics.items()}
+                    for name, metrics in per_user.items()
+                    if name != mine
+                }
+                for mine in ours
+            },
+            coverage=self._coverage,
+            popularity_lift=self._lift,
+        )
+
+
+def places_in(lists: Sequence[Integers], judged: HeldOut) -> list[Integers]:
+    """Places of each user's clicked ads in the list that they got."""
+    places = []
+    for found, clicked in zip(lists, judged.clicked, strict=True):
+        place_of = {ad: place for place, ad in enumerate(found.tolist())}
+        places.append(np.array([place_of.get(ad, _NOT_FOUND) for ad in clicked.tolist()]))
+    return places
+
+
+def _per_user(places: Sequence[Integers]) -> dict[str, npt.NDArray[np.float64]]:
+    """Each of `results.METRICS`, one value a user."""
+    found = {f"recall@{k}": recall_at(places, k) for k in RECALLS}
+    hit = np.array([float((of_user < 10).any()) for of_user in places])
+    return {**found, "ndcg@10": ndcg_at(places, 10), "mrr": reciprocal_rank(places), "hit@10": hit}

@@ -1,0 +1,58 @@
+"""An evaluation of retrieval as one HTML page that needs nothing else. Knows no models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from records.errors import InputError
+from reports.page import render
+from retrieval.evaluation.report import COLUMNS, summary, titled_slices
+from retrieval.evaluation.results import METRICS, RETRIEVAL, RetrievalEvaluation, Slice
+
+try:
+    from reports.figures import COLOURS, figure, lines_plot, svg
+except ModuleNotFoundError as missing:  # said before minutes are spent on what could not be reported
+    raise InputError(f"reports need {missing.name}: pip install 'adcascade[train]'") from missing
+
+
+def write_page(path: Path, found: RetrievalEvaluation, title: str) -> None:
+    """Writes the page."""
+    best = found.comparison.best_other("recall@100")
+    path.write_text(
+        render(
+            "retrieval.evaluation",
+            "page.html.j2",
+            title=title,
+            found=found.comparison,
+            names=METRICS,
+            ours=RETRIEVAL,
+            notes=[*summary(found.comparison), COLUMNS],
+            curves=lines_plot(found.curves, "k", "recall@k", RETRIEVAL, logarithmic=True),
+            slices=[(*titled, _slices_plot(*titled, best)) for titled in titled_slices(found)],
+        ),
+        encoding="utf-8",
+    )
+
+
+def _slices_plot(title: str, first_column: str, slices: Sequence[Slice], best_other: str | None) -> str:
+    """recall@100 of retrieval on each part, and of the best other method where it was asked."""
+    drawn, axes = figure("recall@100", first_column, height=1.2 + 0.34 * len(slices))
+    shown = [RETRIEVAL] if best_other is None else [RETRIEVAL, best_other]
+    for number, name in enumerate(shown):
+        parts = [(place, part.recall[name]) for place, part in enumerate(slices) if name in part.recall]
+        axes.barh(
+            [place + 0.4 * number - 0.2 for place, _ in parts],
+            [recall.value for _, recall in parts],
+            0.38,
+            xerr=[
+                [recall.value - recall.low for _, recall in parts],
+                [recall.high - recall.value for _, recall in parts],
+            ],
+            color=COLOURS[number],
+            label=name,
+            error_kw={"elinewidth": 0.8, "ecolor": "#444"},
+        )
+    axes.set_yticks(range(len(slices)), [f"{part.name}  ({part.users:,} users)" for part in slices], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return svg(drawn)

@@ -1,0 +1,91 @@
+"""From a click log to an index that has learned from it, on the command line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from index_builder.__main__ import app as index_builder
+from index_builder.artifact import load_version, open_store
+from pipeline.cli import app as adcascade
+from records.errors import InputError
+
+SIZES = ["--width", "16", "--heads", "2", "--epochs", "2", "--history", "20"]
+
+
+def run(app, *arguments):
+    ran = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+        raise ran.exception
+    return ran
+
+
+@pytest.fixture(scope="module")
+def files(world):
+    return ["--ads", world.ads, "--clicks", world.clicks, "--users", world.users]
+
+
+@pytest.fixture(scope="module")
+def towers(files, tmp_path_factory):
+    root = tmp_path_factory.mktemp("towers")
+    ran = run(adcascade, "train-retrieval", *files, "--out", root, "--encoder", "hashing:64", *SIZES, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["spec"]["shape"]["width"] == 16
+    assert "Training to choose by later rows" in ran.stderr
+    return root
+
+
+def test_towers_are_versions(towers):
+    (version,) = json.loads(run(adcascade, "towers", "list", towers, "--json").stdout)
+    assert version["problem"] == ""
+    assert "files are intact" in run(adcascade, "towers", "verify", towers).stdout
+
+
+@pytest.mark.parametrize("app", [adcascade, index_builder])
+def test_a_build_with_towers_can_be_refreshed(world, towers, tmp_path, app):
+    root = tmp_path / "index"
+    build = ["build"] if app is adcascade else []
+    built = run(app, *build, "--ads", world.ads, "--towers", towers, "--out", root, "--encoder", "hashing:64", "--json")
+    assert json.loads(built.stdout)["dimension"] == 17
+    refreshed = json.loads(run(app, "refresh", "--index", root, "--clicks", world.clicks, "--json").stdout)
+    assert (refreshed["embedded"], refreshed["reused"]) == (0, 60)
+    store = open_store(root)
+    assert store.current() == refreshed["version"] != json.loads(built.stdout)["version"]
+    assert load_version(store, store.current()).towers is not None
+    shown = run(app, "refresh", "--index", root, "--clicks", world.clicks)
+    assert "popularity of" in shown.stdout
+
+
+def test_vectors_are_cut_and_not_stretched(world, towers, tmp_path):
+    build = ["build", "--ads", world.ads, "--towers", towers, "--out", tmp_path, "--encoder", "hashing:64", "--width"]
+    assert json.loads(run(adcascade, *build, 8, "--json").stdout)["dimension"] == 9
+    with pytest.raises(Exception, match="cannot be cut"):
+        run(adcascade, *build, 17)
+
+
+def test_other_encoders_are_refused_by_name(world, towers, tmp_path):
+    with pytest.raises(Exception, match="build with the same encoder"):
+        run(adcascade, "build", "--ads", world.ads, "--towers", towers, "--out", tmp_path, "--encoder", "hashing:32")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--heads", "5"], "cannot be divided among 5 heads"),
+        (["--split", "moon"], "no split 'moon'"),
+        (["--clicks", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_input_says_what_to_do(files, tmp_path, flags, message):
+    arguments = [*files, "--out", tmp_path / "towers", "--encoder", "hashing:64", *SIZES, *flags]
+    with pytest.raises(Exception, match=message):
+        run(adcascade, "train-retrieval", *arguments)
+    assert not (tmp_path / "towers" / "CURRENT").exists()
+
+
+def test_a_log_without_times_cannot_teach_retrieval(world, tmp_path):
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("request_id,ad_id,user_id,clicks,impressions\nr1,coffee-1,u1,1,1\nr2,coffee-2,u1,0,1\n")
+    with pytest.raises(InputError, match="the log needs user_id and timestamp"):
+        run(adcascade, "train-retrieval", "--ads", world.ads, "--clicks", clicks, "--out", tmp_path / "towers", *SIZES)
