@@ -1,4 +1,4 @@
-"""The main job from nothing to recommendations, on MovieLens-100k: data, build, train, serve, recommend."""
+"""The main job from nothing to recommendations, on MovieLens-100k: data, train, build, evaluate, serve, recommend."""
 
 import json
 import time
@@ -9,11 +9,23 @@ import numpy as np
 from rich.console import Console
 
 from index_builder.build import BuildOptions, BuildReport, build
-from index_builder.commands import build_progress, report_as_dict, report_table
+from index_builder.commands import report_as_dict, report_table
 from index_builder.encoder import load_encoder
-from pipeline.client import AdPipeline, Recommendations
-from pipeline.display import as_dict, recommendations_table, user_panel
+from index_builder.progress import build_progress
+from index_builder.tower_artifact import load_published_towers
+from index_builder.training.commands import report_as_dict as towers_as_dict
+from index_builder.training.commands import report_table as towers_table
+from index_builder.training.commands import training_progress
+from index_builder.training.data import load_retrieval_data
+from index_builder.training.options import TowerOptions
+from index_builder.training.train import TowerReport
+from index_builder.training.train import train_and_save as train_and_save_towers
+from pipeline.client import DEFAULT_CANDIDATES, AdPipeline, Recommendations
+from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
+from pipeline.evaluate import evaluate_pipeline, load_stages
+from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.processes import own_folder, running
+from pipeline.results import PipelineEvaluation
 from ranking.store import open_store
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.options import TrainOptions
@@ -42,6 +54,11 @@ class QuickstartFolder:
         return self.root / "data"
 
     @property
+    def towers(self) -> Path:
+        """Root of the tower versions."""
+        return self.root / "towers"
+
+    @property
     def index(self) -> Path:
         """Root of the index versions."""
         return self.root / "index"
@@ -62,7 +79,7 @@ def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> Non
 
     Args:
         root: Folder for everything that is made.
-        minutes: Limit of training.
+        minutes: Limit of each training: of the towers and of the ranker.
         smoke: A small part of the log and of the time, to see that everything works.
         as_json: Print one JSON document on standard output; progress goes to standard error.
 
@@ -74,16 +91,21 @@ def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> Non
     started = time.perf_counter()
     folder = QuickstartFolder(root)
     files = _data(console, folder, smoke=smoke)
+    limit = min(minutes, _SMOKE_MINUTES) if smoke else minutes
+    towers = _train_towers(console, folder, files, limit)
     built = _build(console, folder, files)
     data = load_dataset(files.ads, files.clicks, files.users)
-    trained = _train(console, folder, data, min(minutes, _SMOKE_MINUTES) if smoke else minutes)
+    trained = _train_ranker(console, folder, data, limit)
+    evaluated = _evaluate(console, folder, data)
     answers = _serve(console, folder, data)
     console.print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes; everything is under {root}.")
     _next_steps(console, folder)
     if as_json:
         document = {
+            "train-retrieval": towers_as_dict(towers),
             "build": report_as_dict(built),
             "train": train_report_as_dict(trained),
+            "evaluate-pipeline": evaluated.as_dict(),
             "recommend": {user.user_id: as_dict(answer) for user, answer in answers},
         }
         print(json.dumps(document, indent=2))  # noqa: T201
@@ -100,16 +122,29 @@ def _data(console: Console, folder: QuickstartFolder, *, smoke: bool) -> Dataset
     return files
 
 
-def _build(console: Console, folder: QuickstartFolder, files: DatasetFiles) -> BuildReport:
-    console.rule("2. Build the index")
+def _train_towers(console: Console, folder: QuickstartFolder, files: DatasetFiles, minutes: float) -> TowerReport:
+    console.rule("2. Train the retrieval towers")
+    console.print(f"Which ads are clicked by whom next, learned in at most {minutes:g} minutes.")
+    encoder = load_encoder()
     with build_progress() as progress:
-        report = build(files.ads, folder.index, load_encoder(), BuildOptions(), progress)
+        data = load_retrieval_data(files.ads, files.clicks, files.users, encoder, progress=progress)
+    with training_progress() as watch:
+        report = train_and_save_towers(data, encoder, folder.towers, TowerOptions(max_minutes=minutes), watch=watch)
+    console.print(towers_table(report))
+    return report
+
+
+def _build(console: Console, folder: QuickstartFolder, files: DatasetFiles) -> BuildReport:
+    console.rule("3. Build the index")
+    towers = load_published_towers(folder.towers)
+    with build_progress() as progress:
+        report = build(files.ads, folder.index, load_encoder(), BuildOptions(), progress, towers)
     console.print(report_table(report))
     return report
 
 
-def _train(console: Console, folder: QuickstartFolder, data: Dataset, minutes: float) -> TrainReport:
-    console.rule("3. Train the ranker")
+def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, minutes: float) -> TrainReport:
+    console.rule("4. Train the ranker")
     training, validation, test = map(len, data.parts)
     console.print(
         f"{len(data.log):,} impressions, CTR {data.log.ctr:.3f}; by time: {training:,} to train on, "
@@ -123,8 +158,18 @@ def _train(console: Console, folder: QuickstartFolder, data: Dataset, minutes: f
     return report
 
 
+def _evaluate(console: Console, folder: QuickstartFolder, data: Dataset) -> PipelineEvaluation:
+    console.rule("5. Evaluate both stages")
+    console.print("What users of the newest tenth of the log clicked next, and who would have put it on top:")
+    retriever, model = load_stages(folder.index, folder.model)
+    found = evaluate_pipeline(data, retriever, model, [DEFAULT_CANDIDATES], DEFAULT_RETRIEVAL_WEIGHT)
+    retriever.close()
+    console.print(pipeline_table(found), highlight=False)
+    return found
+
+
 def _serve(console: Console, folder: QuickstartFolder, data: Dataset) -> list[tuple[UserProfile, Recommendations]]:
-    console.rule("4. Serve and recommend")
+    console.rule("6. Serve and recommend")
     servers = [
         ("retrieval", ["--index", str(folder.index)]),
         ("ranking", ["--model", str(folder.model), "--index", str(folder.index)]),
@@ -162,11 +207,13 @@ def _some_users(data: Dataset) -> list[UserProfile]:
 
 def _next_steps(console: Console, folder: QuickstartFolder) -> None:
     index, model = folder.index, folder.model
-    console.rule("5. The same with your own files")
+    files = "--ads your-ads.jsonl --clicks your-clicks.csv --users your-users.csv"
+    console.rule("7. The same with your own files")
     commands = (
-        f"adcascade build --ads your-ads.jsonl --out {index}",
-        f"adcascade train --ads your-ads.jsonl --clicks your-clicks.csv --users your-users.csv --out {model}",
-        f"adcascade evaluate --model {model} --ads your-ads.jsonl --clicks your-clicks.csv --users your-users.csv",
+        f"adcascade train-retrieval {files} --out {folder.towers}",
+        f"adcascade build --ads your-ads.jsonl --towers {folder.towers} --out {index}",
+        f"adcascade train {files} --out {model}",
+        f"adcascade evaluate-pipeline {files} --index {index} --model {model}",
         f"adcascade serve --index {index} --model {model}",
         'adcascade recommend --interests "trail running shoes" --k 10',
     )
