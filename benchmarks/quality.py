@@ -17,6 +17,8 @@ from benchmarks.architectures import distillation, shared_and_joint, throughput
 from benchmarks.findings import Finding, as_markdown, as_short_markdown, as_table, keep, read
 from benchmarks.headlines import upworthy_folds
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
+from benchmarks.retrieval import retrieval_ads, retrieval_time, retrieval_users
+from benchmarks.retrieval_speed import retrieval_speed
 from benchmarks.runs import Run
 from benchmarks.synthetic import synthetic
 from ranking.errors import ModelError
@@ -27,6 +29,10 @@ _WIDTH_OF_A_FILE = 160
 _BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 CHECKS: dict[str, Callable[[Run], list[Finding]]] = {
+    "retrieval-users": retrieval_users,
+    "retrieval-time": retrieval_time,
+    "retrieval-ads": retrieval_ads,
+    "retrieval-speed": retrieval_speed,
     "movielens-random": movielens_random,
     "movielens-ads": movielens_ads,
     "movielens-time": movielens_time,
@@ -49,7 +55,7 @@ def main(
         bool, typer.Option("--show", help="Run nothing; write the tables again from what is kept.")
     ] = False,
 ) -> None:
-    """Measure what the ranker's quality is on real and made-up logs, beside the project's targets."""
+    """Measure the quality of both stages on real and made-up logs, beside the project's targets."""
     wanted = check or [name for name in CHECKS if name != "upworthy" or upworthy is not None]
     unknown = set(wanted) - CHECKS.keys()
     if unknown:
