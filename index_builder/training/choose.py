@@ -20,8 +20,9 @@ from records.clicks import Integers
 from records.users import UserProfile
 
 # How many times louder than the likelihood of the clicks says, neighbours may be: it weighs every click alike, and
-# those far down the list, where neighbours know nothing, are many.
-_LOUDER = (0, 1, 2, 3, 4, 6)
+# those far down the list, where neighbours know nothing, are many. Still louder, and new ads, which have no neighbours
+# yet, would hardly be found.
+_LOUDER = (0, 1, 2, 3)
 _QUOTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Enough to choose a handful of numbers by; more would only take memory.
 MAX_USERS, _MAX_ADS = 1000, 50_000
