@@ -42,14 +42,14 @@ def recommendations_table(answer: Recommendations, width: int) -> Group:
     table = Table(show_edge=False)
     table.add_column("#", justify="right")
     table.add_column("ad", overflow="ellipsis", no_wrap=True, max_width=max(16, width - _NUMBERS_WIDTH))
-    for column in ("similarity", "retrieved", "p_click", "moved"):
+    for column in ("score", "retrieved", "p_click", "moved"):
         table.add_column(column, justify="right", min_width=len(column))
     for place, item in enumerate(answer.items):
         moved = item.retrieval_position - place
         table.add_row(
             str(place + 1),
             item.ad.title or item.ad.body,
-            f"{item.similarity:.3f}",
+            f"{item.retrieval_score or item.similarity:.3f}",
             f"#{item.retrieval_position + 1}",
             f"{item.p_click:.3f}" if item.p_click is not None else "-",
             f"up {moved}" if moved > 0 else f"down {-moved}" if moved else "=",
@@ -62,7 +62,10 @@ def _summary(answer: Recommendations) -> str:
         return f"Ranking did not answer ({answer.degraded_reason}): this is the retrieval order. {_times(answer)}"
     top = len(answer.items)
     new = sum(item.retrieval_position >= top for item in answer.items)
-    return f"Ranking brought up {new} of {top} from below retrieval's top {top}. {_times(answer)}"
+    order = (
+        "p_click and retrieval's score make the order. " if any(item.retrieval_score for item in answer.items) else ""
+    )
+    return f"{order}Ranking brought up {new} of {top} from below retrieval's top {top}. {_times(answer)}"
 
 
 def _times(answer: Recommendations) -> str:

@@ -27,7 +27,7 @@ from records.clicks import Integers
 from records.counters import CounterSnapshot
 from records.users import Context, UserProfile
 from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_of, retrieved
-from retrieval.evaluation.results import RETRIEVAL
+from retrieval.evaluation.results import RECALLS, RETRIEVAL
 from retrieval.loading import load_published
 from retrieval.retriever import Retriever
 
@@ -75,12 +75,11 @@ def evaluate_pipeline(
     engine = RankingEngine(replace(model, counters=_counters(data)), EngineSettings())
     moments = _first_moments(data)
     catalog = retriever.index.loaded.catalog
-    without = 0
-    for count in sorted(candidates, reverse=True):
+    alone = retrieved(retriever, profiles, judge.judged, judged_by, max(*RECALLS, *candidates))
+    judge.add_lists(RETRIEVAL, [one.ads for one in alone])
+    without = sum(len(one.ads) == 0 for one in alone)
+    for count in sorted(candidates):
         found = retrieved(retriever, profiles, judge.judged, judged_by, count)
-        if RETRIEVAL not in judge.places:
-            judge.add_lists(RETRIEVAL, [one.ads for one in found])
-            without = sum(len(one.ads) == 0 for one in found)
         ranked = [
             _ranked(engine, user, one, judged_by, catalog, moments[user.user_id], retrieval_weight)
             for user, one in track(
