@@ -1,5 +1,6 @@
 """Words of the catalog, searched by BM25 (Robertson and Zaragoza 2009, by the package bm25s). Knows no vectors."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from artifacts.errors import CorruptVersion
 from index_builder.faiss_index import Rows
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # the package turns its own debugging on
 
 # One letter is a word, too: a rare name or a size may be all that a search says.
 _WORDS = r"(?u)\b\w+\b"
