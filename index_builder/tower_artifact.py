@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import CorruptVersion
@@ -136,17 +137,17 @@ def load_towers(folder: Path) -> TrainedTowers:
         spec = TowerSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
         towers = Towers(spec.shape).eval()
         towers.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-    except (OSError, ValidationError, RuntimeError) as error:
+        known = frozenset(pq.read_table(folder / _KNOWN_FILE)["ad_id"].to_pylist())
+        queries = np.load(folder / _QUERIES_FILE, allow_pickle=False)
+        popularity = PopularitySnapshot.load(folder / _POPULARITY_FILE)
+        has_neighbours = (folder / _NEIGHBOURS_FOLDER).is_dir()
+        neighbours = Neighbours.load(folder / _NEIGHBOURS_FOLDER) if has_neighbours else None
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CorruptVersion(f"{folder} holds no towers that can be read: {error}") from error
     if towers.sha256 != spec.space_sha256:
         raise CorruptVersion(f"the weights in {folder} are not those that {SPEC_FILE} speaks of; build it again")
     if spec.features != FEATURES:
         raise CorruptVersion(f"the towers in {folder} count popularity in another way than this program; train again")
-    known = frozenset(pq.read_table(folder / _KNOWN_FILE)["ad_id"].to_pylist())
-    queries = np.load(folder / _QUERIES_FILE, allow_pickle=False)
-    popularity = PopularitySnapshot.load(folder / _POPULARITY_FILE)
-    has_neighbours = (folder / _NEIGHBOURS_FOLDER).is_dir()
-    neighbours = Neighbours.load(folder / _NEIGHBOURS_FOLDER) if has_neighbours else None
     return TrainedTowers(spec, towers, known, popularity, queries, neighbours)
 
 

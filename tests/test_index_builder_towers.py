@@ -132,14 +132,24 @@ def test_an_ad_that_was_never_shown_stands_by_its_text_alone(towers_root):
     assert not np.allclose(one, found.ad_vectors(["coffee-1"], texts))
 
 
-@pytest.mark.parametrize("damage", ["weights", "spec", "features"])
+@pytest.mark.parametrize("name", ["towers.safetensors", "popularity.parquet", "queries.npy", "known_ads.parquet"])
+@pytest.mark.parametrize("kept", [None, 0, 40])
+def test_a_file_that_is_missing_or_cut_short_is_refused(towers_root, tmp_path, name, kept):
+    save_towers(tmp_path, load_published_towers(towers_root))
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if kept is not None:
+        (tmp_path / name).write_bytes(whole[:kept])
+    with pytest.raises(CorruptVersion, match="no towers that can be read"):
+        load_towers(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["spec", "features"])
 def test_damaged_towers_are_refused(towers_root, tmp_path, damage):
     found = load_published_towers(towers_root)
     save_towers(tmp_path, found)
     spec = tmp_path / "towers.json"
-    if damage == "weights":
-        (tmp_path / "towers.safetensors").unlink()
-    elif damage == "spec":
+    if damage == "spec":
         spec.write_text(spec.read_text().replace(found.spec.space_sha256, "0" * 64))
     else:
         spec.write_text(spec.read_text().replace('"never shown"', '"something else"'))

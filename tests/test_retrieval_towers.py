@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from conftest import TOPICS
 
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
@@ -17,7 +18,6 @@ from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Query, Retriever
 from retrieval.sources import SourceSettings
-from tests.conftest import TOPICS
 
 INTERESTS_ALONE = SourceSettings(shares={}, newcomers_popularity=0.0, neighbours=False)
 
@@ -67,7 +67,8 @@ def test_candidates_are_the_largest_inner_products(retriever, loaded):
     scores = (answer.interests.vectors @ np.asarray(loaded.searched_vectors).T).max(axis=0)
     ids = [loaded.catalog.ids[row] for row in np.argsort(-scores)]
     assert [one.ad_id for one in answer.candidates] == [one for one in ids if one not in ("coffee-1", "coffee-2")][:10]
-    assert answer.candidates[0].similarity == pytest.approx(float(scores.max()), rel=0.3)
+    rows = [loaded.catalog.row_of[one.ad_id] for one in answer.candidates]
+    assert [one.similarity for one in answer.candidates] == pytest.approx(scores[rows].tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize(("events", "least"), [(1, 5.5), (2, 6.0)])

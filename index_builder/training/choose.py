@@ -1,4 +1,4 @@
-"""What is chosen on the validation part: weights of popularity, the quota of each interest, and the recall by width."""
+"""What the validation part decides: weights of popularity and neighbours, quota of interests; and recall by width."""
 
 from dataclasses import dataclass, replace
 
@@ -92,6 +92,9 @@ def choose(
 
     Args:
         beside: as of the end of the rows that the towers were trained on.
+
+    Returns:
+        The weights and the quota; the recall of each width is that of the vectors alone, without neighbours.
     """
     generator = np.random.default_rng(seed)
     judged = judged.take(np.sort(generator.permutation(len(judged))[:MAX_USERS]))
