@@ -26,7 +26,7 @@ from ranking.training.versions import load_named
 from records.clicks import Integers
 from records.counters import CounterSnapshot
 from records.users import Context, UserProfile
-from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_of, retrieved
+from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_of, retrieved, warn_of_known_rows
 from retrieval.evaluation.results import RECALLS, RETRIEVAL
 from retrieval.loading import load_published
 from retrieval.retriever import Retriever
@@ -70,6 +70,7 @@ def evaluate_pipeline(
         InputError: Nobody clicked an ad that was new to them in the test part.
     """
     judged_by = retrieval_data_of(data, retriever)
+    warn_of_known_rows(judged_by, retriever)
     judge, popularity = judge_of(judged_by)
     profiles = profiles_of(judged_by, judge.judged)
     engine = RankingEngine(replace(model, counters=_counters(data)), EngineSettings())

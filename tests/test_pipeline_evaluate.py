@@ -100,6 +100,13 @@ def test_retrieval_weighs_in_as_much_as_it_is_told_to(data, tower_retriever, mod
     assert both.retrieval_weight == 1.0
 
 
+def test_towers_that_know_other_rows_are_warned_of(world, data, tower_retriever, model, caplog):
+    evaluate(data, tower_retriever, model, 20)
+    assert "may know what they are tested on" not in caplog.text
+    evaluate(load_dataset(world.ads, world.clicks, world.users, split="user"), tower_retriever, model, 20)
+    assert "may know what they are tested on" in caplog.text
+
+
 def test_what_happens_later_is_not_read(data, retriever, model):
     want = evaluate(data, retriever, model, 20)
     strangers = with_rows(data, np.repeat(data.parts[2][:5], 200))

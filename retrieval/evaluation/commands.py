@@ -51,13 +51,6 @@ def evaluate_retrieval_command(
             newest=newest,
             progress=progress,
         )
-        towers = retriever.index.loaded.towers
-        if towers is not None and towers.spec.training_sha256 != data.training_sha256:
-            console.print(
-                "Warning: the towers were trained on other rows than this split's, so they may know what they are "
-                "tested on. Give the files, --newest, --split and --seed of their training.",
-                style="yellow",
-            )
         found = evaluate_retrieval(
             data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)
         )

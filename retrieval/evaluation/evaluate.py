@@ -4,6 +4,7 @@ Each user of the test part is asked for once, as of the end of the training part
 had met before are left out for every method.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from retrieval.evaluation.peers import UNPERSONAL, peers
 from retrieval.evaluation.results import CURVE, RECALLS, RETRIEVAL, ZERO_SHOT, RetrievalEvaluation, Slice
 from retrieval.interests import Interests, InterestSettings, TextInterests
 from retrieval.retriever import MAX_K, Query, Retrieved, Retriever
+
+log = logging.getLogger(__name__)
 
 # Told how many users of how many are done.
 Progress = Callable[[int, int], None]
@@ -51,6 +54,7 @@ def evaluate_retrieval(
     Raises:
         InputError: Nobody clicked a new ad in the test part.
     """
+    warn_of_known_rows(data, retriever)
     judge, popularity = judge_of(data)
     profiles = profiles_of(data, judge.judged)
     told = _in_parts(progress, len(_KNOWN_EVENTS) + 1, len(profiles))
@@ -72,6 +76,16 @@ def evaluate_retrieval(
             for name, places in judge.places.items()
         },
     )
+
+
+def warn_of_known_rows(data: RetrievalData, retriever: Retriever) -> None:
+    """Logs a warning unless the towers were trained on exactly the rows that this data sets apart to train on."""
+    towers = retriever.index.loaded.towers
+    if towers is not None and towers.spec.training_sha256 != data.training_sha256:
+        log.warning(
+            "the towers were trained on other rows than this split's, so they may know what they are tested on: "
+            "give the files, the number of newest rows, the split and the seed of their training"
+        )
 
 
 def judge_of(data: RetrievalData) -> tuple[Judge, PopularitySnapshot]:
