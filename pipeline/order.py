@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-DEFAULT_RETRIEVAL_WEIGHT = 3.0
+DEFAULT_RETRIEVAL_WEIGHT = 4.0
 _LEAST = 1e-7
 
 

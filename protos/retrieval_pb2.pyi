@@ -113,7 +113,7 @@ class Candidate(_message.Message):
     source: _builtins.str
     """Which candidate source speaks for it most: "interests", "neighbours", "lexical", "popularity" or "fresh"."""
     score: _builtins.float
-    """With towers: similarity and what neighbours add; the natural logarithm of how likely a click on it is next, but for a constant of the request. 0 without towers."""
+    """With towers: the natural logarithm of how likely a click on the ad of this place is next, but for a constant of the request; never rises from one candidate to the next. 0 without towers."""
     @_builtins.property
     def ad(self) -> _types_pb2.Ad:
         """The ad itself, where include_ads asked for it."""

@@ -69,8 +69,10 @@ class Candidate:
 
     Attributes:
         similarity: inner product with the nearest interest.
-        score: with towers, similarity and what neighbours add to it: the logarithm of how likely the user is to click
-            this ad next, but for a constant. 0 without towers, whose similarities mean no such thing.
+        score: with towers, the logarithm of how likely the user is to click the ad of this place next, but for a
+            constant: similarity and what neighbours add to it, the highest for the first candidate and so on, since
+            sources may put an ad higher or lower than its own would. 0 without towers, whose similarities mean no
+            such thing.
         interest: number of the nearest.
     """
 
@@ -247,13 +249,16 @@ class Retriever:
         alone = (
             own.keys() if added is None else {row for row, _, _ in merge(*nearest, found.weights, query.k, excluded)}
         )
+        scores = sorted((self._score(one.row, own, added) for one in merged), reverse=True)
         candidates = []
-        for one, ad in zip(merged, ads, strict=True):
+        for one, score, ad in zip(merged, scores, ads, strict=True):
             similarity, interest = own[one.row]
             source = NEIGHBOURS if one.source == INTERESTS and one.row not in alone else one.source
-            score = 0.0 if self.index.loaded.towers is None else similarity + _added_to(one.row, added)
             candidates.append(Candidate(catalog.ids[one.row], similarity, score, interest, source, ad))
         return candidates, skipped
+
+    def _score(self, row: int, own: Mapping[int, tuple[float, int]], added: Additions | None) -> float:
+        return 0.0 if self.index.loaded.towers is None else own[row][0] + _added_to(row, added)
 
     def _collected(
         self, answers: "dict[str, Future[Found]]", deadline: float, excluded: set[int]

@@ -91,6 +91,16 @@ def test_newcomers_get_what_is_popular(retriever, loaded):
     assert count(ask(retriever, UserProfile(), popularity=0.0), POPULARITY) == 0
 
 
+def test_scores_follow_the_order_of_what_was_merged(retriever, loaded):
+    answer = ask(retriever, UserProfile())
+    found = [one.score for one in answer.candidates]
+    assert found == sorted(found, reverse=True)
+    rows = [loaded.catalog.row_of[one.ad_id] for one in answer.candidates]
+    own = (answer.interests.vectors @ np.asarray(loaded.searched_vectors)[rows].T).max(axis=0)
+    assert found == pytest.approx(np.sort(own)[::-1].tolist(), rel=1e-4)
+    assert own.tolist() != pytest.approx(found, rel=1e-4)  # what is popular stands higher than by its own score
+
+
 def test_fresh_ads_get_their_share(loaded, skips):
     settings = SourceSettings(shares={FRESH: 0.25}, fresh_below=10_000)  # every ad of so small a platform is fresh
     retriever = Retriever(AdIndex(loaded, "cpu"), load_encoder("hashing:64"), InterestSettings(), 100, settings)
