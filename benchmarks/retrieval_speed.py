@@ -13,7 +13,7 @@ from index_builder.training.data import load_retrieval_data
 from index_builder.training.options import TowerOptions
 from index_builder.training.train import train_and_save
 from records.movielens import export_movielens, find_movielens
-from records.users import UserProfile
+from records.users import Context, UserProfile
 from retrieval.evaluation.evaluate import judge_of, profiles_of
 from retrieval.interests import InterestSettings
 from retrieval.loading import load_published
@@ -70,7 +70,7 @@ def _milliseconds(retriever: Retriever, users: list[UserProfile]) -> dict[str, f
     tower, answer = [], []
     for user in users:
         started = time.perf_counter()
-        model.of([user], {})
+        model.of([user], [Context()], {})
         between = time.perf_counter()
         retriever.answer([Query(user, None, _CANDIDATES)])
         tower.append(between - started)

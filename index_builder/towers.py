@@ -6,17 +6,20 @@ vector of the same kind (Matryoshka, Kusupati et al., arXiv 2205.13147).
 
 *User tower*: past events as ready vectors of the ads they are about, never as text. A wide part sums them, forgetting
 (an item-to-item model of low rank, as FISM, Kabbur et al. 2013); a deep part is a causal transformer over them (SASRec,
-Kang and McAuley, arXiv 1808.09781). Dimension 0 of a user's vector is 1.
+Kang and McAuley, arXiv 1808.09781). Where the ads would be shown (device, country, placement) moves the result, so
+that a user of whom nothing is known gets what is clicked there. Dimension 0 of a user's vector is 1.
 
 Knows no gRPC, no files of clicks, and nothing of how it is trained.
 """
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -73,8 +76,16 @@ def id_bucket(ad_id: str, buckets: int) -> int:
 
 
 def attribute_bucket(name: str, value: str) -> int:
-    """Row of a user's attribute; 0 stands for none."""
+    """Row of an attribute of a user, or of a value of a context; 0 stands for none."""
     return 1 + crc32(f"{name}\0{value}".encode("utf-8", "surrogatepass")) % (ATTRIBUTE_BUCKETS - 1)
+
+
+def attribute_buckets(rows: Sequence[Mapping[str, str]]) -> npt.NDArray[np.int64]:
+    """`attribute_bucket`s of the values of each row, padded with 0, int64 [rows, values]."""
+    found = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+    for place, values in enumerate(rows):
+        found[place, : len(values)] = [attribute_bucket(name, value) for name, value in values.items()]
+    return found
 
 
 class AdTower(nn.Module):
@@ -115,7 +126,7 @@ class UserEvents:
         types: place in `EVENT_TYPES`, or `INTERESTS_TYPE`, int64 [users, events].
         gaps: class of the time since the event before, int64 [users, events].
         lengths: how many events are real, int64 [users].
-        attributes: `attribute_bucket`s of each user, 0 for none, int64 [users, attributes].
+        attributes: see `attribute_buckets`, int64 [users, attributes].
     """
 
     vectors: Tensor
@@ -147,6 +158,7 @@ class UserTower(nn.Module):
         weights = [EVENT_WEIGHT[kind] for kind in EVENT_TYPES]
         self.weight = nn.Parameter(torch.tensor([*weights, 1.0]))
         self.forgetting = nn.Parameter(torch.tensor(-5.0))
+        self.contexts = nn.Parameter(torch.zeros(ATTRIBUTE_BUCKETS, shape.interests * width))
         self.dropout = nn.Dropout(dropout)
         self._event_dropout = event_dropout
 
@@ -160,11 +172,22 @@ class UserTower(nn.Module):
         states = states.view(users, 1 + length, self.shape.interests, width)
         return torch.cat([states.new_ones(*states.shape[:-1], 1), states], dim=-1)
 
-    def interests(self, events: UserEvents) -> Tensor:
-        """Interest vectors of the users now, float32 [users, interests, 1 + width]."""
+    def interests(self, events: UserEvents, contexts: Tensor) -> Tensor:
+        """Interest vectors of the users now, float32 [users, interests, 1 + width]; see `in_context`."""
         states = self(events)
-        now: Tensor = states[torch.arange(len(states)), events.lengths]
-        return now
+        return self.in_context(states[torch.arange(len(states)), events.lengths], contexts)
+
+    def in_context(self, interests: Tensor, contexts: Tensor) -> Tensor:
+        """Interest vectors where ads are to be shown.
+
+        Args:
+            interests: float32 [users, interests, 1 + width].
+            contexts: `attribute_buckets` of `Context.values`, int64 [users, values].
+        """
+        if not contexts.shape[1]:
+            return interests
+        added = F.embedding_bag(contexts, self.contexts, mode="sum", padding_idx=0)
+        return interests + F.pad(added.view(len(contexts), self.shape.interests, self.shape.width), (1, 0))
 
     def _deep(self, events: UserEvents) -> Tensor:
         length = events.vectors.shape[1]

@@ -145,9 +145,9 @@ class AdPipeline:
         _check_range(k, candidates, retrieval_weight)
         started = time.perf_counter()
         request_id = request_id or uuid.uuid4().hex[:16]
-        wire_user = user_to_wire(user)
+        wire_user, wire_context = user_to_wire(user), context_to_wire(context or Context())
         retrieve = retrieval_pb2.RetrieveRequest(
-            user=wire_user, k=candidates, include_history=include_history, include_ads=True
+            user=wire_user, k=candidates, include_history=include_history, include_ads=True, context=wire_context
         )
         metadata = ((REQUEST_ID_KEY, request_id),)
         try:
@@ -156,7 +156,7 @@ class AdPipeline:
             raise _as_service_error("retrieval", error) from error
         retrieved = time.perf_counter()
         ranked, reason = self._rank(
-            wire_user, context or Context(), found.candidates, timeout_seconds - (retrieved - started), metadata
+            wire_user, wire_context, found.candidates, timeout_seconds - (retrieved - started), metadata
         )
         finished = time.perf_counter()
         return Recommendations(
@@ -175,7 +175,7 @@ class AdPipeline:
     def _rank(
         self,
         user: types_pb2.UserProfile,
-        context: Context,
+        context: types_pb2.Context,
         candidates: Sequence[retrieval_pb2.Candidate],
         timeout_seconds: float,
         metadata: tuple[tuple[str, str], ...],
@@ -183,7 +183,7 @@ class AdPipeline:
         """The ranking, or None and why there is none."""
         request = ranking_pb2.RankRequest(
             user=user,
-            context=context_to_wire(context),
+            context=context,
             candidates=[ranking_pb2.RankCandidate(ad=candidate.ad) for candidate in candidates],
         )
         try:

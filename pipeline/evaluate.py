@@ -6,7 +6,6 @@ they met before are left out.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,6 @@ def evaluate_pipeline(
     judge, popularity = judge_of(judged_by)
     profiles = profiles_of(judged_by, judge.judged)
     engine = RankingEngine(replace(model, counters=_counters(data)), EngineSettings())
-    moments = _first_moments(data)
     catalog = retriever.index.loaded.catalog
     alone = retrieved(retriever, profiles, judge.judged, judged_by, max(*RECALLS, *candidates))
     judge.add_lists(RETRIEVAL, [one.ads for one in alone])
@@ -82,9 +80,11 @@ def evaluate_pipeline(
     for count in sorted(candidates):
         found = retrieved(retriever, profiles, judge.judged, judged_by, count)
         ranked = [
-            _ranked(engine, user, one, judged_by, catalog, moments[user.user_id], retrieval_weight)
-            for user, one in track(
-                list(zip(profiles, found, strict=True)), f"Ranking {count}", console=Console(stderr=True)
+            _ranked(engine, user, context, one, judged_by, catalog, retrieval_weight)
+            for user, context, one in track(
+                list(zip(profiles, judge.judged.contexts, found, strict=True)),
+                f"Ranking {count}",
+                console=Console(stderr=True),
             )
         ]
         judge.add_lists(ranking_of(count), ranked)
@@ -99,27 +99,19 @@ def _counters(data: Dataset) -> CounterSnapshot:
     return CounterSnapshot.of(data.log.take(earlier), {name: ids[earlier] for name, ids in data.keys.items()})
 
 
-def _first_moments(data: Dataset) -> dict[str, datetime]:
-    """When each user's test begins."""
-    rows = data.parts[2]
-    users, first = np.unique(data.log.user_id[rows].astype(str), return_index=True)  # the log is in order of time
-    times = data.log.time[rows[first]] / 1e6
-    return {user: datetime.fromtimestamp(time, UTC) for user, time in zip(users.tolist(), times.tolist(), strict=True)}
-
-
 def _ranked(
     engine: RankingEngine,
     user: UserProfile,
+    context: Context,
     found: Found,
     data: RetrievalData,
     catalog: AdCatalog,
-    moment: datetime,
     retrieval_weight: float,
 ) -> Integers:
     if not len(found.ads):
         return found.ads
     ads = [data.ads[number] for number in found.ads.tolist()]
-    query = prepare(user, Context(timestamp=moment), ads, catalog, skip_unknown=True).query
+    query = prepare(user, context, ads, catalog, skip_unknown=True).query
     (answer,) = engine.rank([query])
     place_of = {data.ad_ids[number]: place for place, number in enumerate(found.ads.tolist())}
     places = np.array([place_of[ad_id] for ad_id in query.ad_ids])

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from protos import types_pb2 as protos_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/retrieval.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12protos/types.proto\"\xdb\x01\n\x0fRetrieveRequest\x12)\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfileH\x00\x12\x30\n\x07vectors\x18\x02 \x01(\x0b\x32\x1d.adcascade.v1.InterestVectorsH\x00\x12\t\n\x01k\x18\x03 \x01(\r\x12\x17\n\x0finclude_history\x18\x04 \x01(\x08\x12\x13\n\x0binclude_ads\x18\x05 \x01(\x08\x12)\n\x06shares\x18\x06 \x03(\x0b\x32\x19.adcascade.v1.SourceShareB\x07\n\x05query\",\n\x0bSourceShare\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x02\"}\n\tCandidate\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12\x10\n\x08interest\x18\x03 \x01(\r\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x1c\n\x02\x61\x64\x18\x05 \x01(\x0b\x32\x10.adcascade.v1.Ad\x12\r\n\x05score\x18\x06 \x01(\x02\"\xae\x01\n\x10RetrieveResponse\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.adcascade.v1.Candidate\x12\x15\n\rindex_version\x18\x02 \x01(\t\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x17\n\x0funknown_history\x18\x04 \x01(\r\x12\x17\n\x0fskipped_sources\x18\x05 \x03(\t\";\n\x10\x45mbedUserRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfile\"\xaa\x01\n\x11\x45mbedUserResponse\x12.\n\x07vectors\x18\x01 \x01(\x0b\x32\x1d.adcascade.v1.InterestVectors\x12\x0f\n\x07weights\x18\x02 \x03(\x02\x12\x15\n\rindex_version\x18\x03 \x01(\t\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x17\n\x0funknown_history\x18\x05 \x01(\r\"\x11\n\x0fGetIndexRequest\"\x90\x02\n\x10GetIndexResponse\x12\x15\n\rindex_version\x18\x01 \x01(\t\x12\x10\n\x08\x61\x64_count\x18\x02 \x01(\x04\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x0f\n\x07\x66\x61\x63tory\x18\x05 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x06 \x01(\t\x12\x16\n\x0e\x65ncoder_sha256\x18\x07 \x01(\t\x12\x0e\n\x06recall\x18\x08 \x01(\x01\x12\x10\n\x08recall_k\x18\t \x01(\r\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06timing\x18\x0b \x01(\x0b\x32\x14.adcascade.v1.Timing2\xf6\x01\n\x10RetrievalService\x12I\n\x08Retrieve\x12\x1d.adcascade.v1.RetrieveRequest\x1a\x1e.adcascade.v1.RetrieveResponse\x12L\n\tEmbedUser\x12\x1e.adcascade.v1.EmbedUserRequest\x1a\x1f.adcascade.v1.EmbedUserResponse\x12I\n\x08GetIndex\x12\x1d.adcascade.v1.GetIndexRequest\x1a\x1e.adcascade.v1.GetIndexResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/retrieval.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12protos/types.proto\"\x83\x02\n\x0fRetrieveRequest\x12)\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfileH\x00\x12\x30\n\x07vectors\x18\x02 \x01(\x0b\x32\x1d.adcascade.v1.InterestVectorsH\x00\x12\t\n\x01k\x18\x03 \x01(\r\x12\x17\n\x0finclude_history\x18\x04 \x01(\x08\x12\x13\n\x0binclude_ads\x18\x05 \x01(\x08\x12)\n\x06shares\x18\x06 \x03(\x0b\x32\x19.adcascade.v1.SourceShare\x12&\n\x07\x63ontext\x18\x07 \x01(\x0b\x32\x15.adcascade.v1.ContextB\x07\n\x05query\",\n\x0bSourceShare\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x02\"}\n\tCandidate\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12\x10\n\x08interest\x18\x03 \x01(\r\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x1c\n\x02\x61\x64\x18\x05 \x01(\x0b\x32\x10.adcascade.v1.Ad\x12\r\n\x05score\x18\x06 \x01(\x02\"\xae\x01\n\x10RetrieveResponse\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.adcascade.v1.Candidate\x12\x15\n\rindex_version\x18\x02 \x01(\t\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x17\n\x0funknown_history\x18\x04 \x01(\r\x12\x17\n\x0fskipped_sources\x18\x05 \x03(\t\"c\n\x10\x45mbedUserRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfile\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.adcascade.v1.Context\"\xaa\x01\n\x11\x45mbedUserResponse\x12.\n\x07vectors\x18\x01 \x01(\x0b\x32\x1d.adcascade.v1.InterestVectors\x12\x0f\n\x07weights\x18\x02 \x03(\x02\x12\x15\n\rindex_version\x18\x03 \x01(\t\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x17\n\x0funknown_history\x18\x05 \x01(\r\"\x11\n\x0fGetIndexRequest\"\x90\x02\n\x10GetIndexResponse\x12\x15\n\rindex_version\x18\x01 \x01(\t\x12\x10\n\x08\x61\x64_count\x18\x02 \x01(\x04\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x0f\n\x07\x66\x61\x63tory\x18\x05 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x06 \x01(\t\x12\x16\n\x0e\x65ncoder_sha256\x18\x07 \x01(\t\x12\x0e\n\x06recall\x18\x08 \x01(\x01\x12\x10\n\x08recall_k\x18\t \x01(\r\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06timing\x18\x0b \x01(\x0b\x32\x14.adcascade.v1.Timing2\xf6\x01\n\x10RetrievalService\x12I\n\x08Retrieve\x12\x1d.adcascade.v1.RetrieveRequest\x1a\x1e.adcascade.v1.RetrieveResponse\x12L\n\tEmbedUser\x12\x1e.adcascade.v1.EmbedUserRequest\x1a\x1f.adcascade.v1.EmbedUserResponse\x12I\n\x08GetIndex\x12\x1d.adcascade.v1.GetIndexRequest\x1a\x1e.adcascade.v1.GetIndexResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.retrieval_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RETRIEVEREQUEST']._serialized_start=94
-  _globals['_RETRIEVEREQUEST']._serialized_end=313
-  _globals['_SOURCESHARE']._serialized_start=315
-  _globals['_SOURCESHARE']._serialized_end=359
-  _globals['_CANDIDATE']._serialized_start=361
-  _globals['_CANDIDATE']._serialized_end=486
-  _globals['_RETRIEVERESPONSE']._serialized_start=489
-  _globals['_RETRIEVERESPONSE']._serialized_end=663
-  _globals['_EMBEDUSERREQUEST']._serialized_start=665
-  _globals['_EMBEDUSERREQUEST']._serialized_end=724
-  _globals['_EMBEDUSERRESPONSE']._serialized_start=727
-  _globals['_EMBEDUSERRESPONSE']._serialized_end=897
-  _globals['_GETINDEXREQUEST']._serialized_start=899
-  _globals['_GETINDEXREQUEST']._serialized_end=916
-  _globals['_GETINDEXRESPONSE']._serialized_start=919
-  _globals['_GETINDEXRESPONSE']._serialized_end=1191
-  _globals['_RETRIEVALSERVICE']._serialized_start=1194
-  _globals['_RETRIEVALSERVICE']._serialized_end=1440
+  _globals['_RETRIEVEREQUEST']._serialized_end=353
+  _globals['_SOURCESHARE']._serialized_start=355
+  _globals['_SOURCESHARE']._serialized_end=399
+  _globals['_CANDIDATE']._serialized_start=401
+  _globals['_CANDIDATE']._serialized_end=526
+  _globals['_RETRIEVERESPONSE']._serialized_start=529
+  _globals['_RETRIEVERESPONSE']._serialized_end=703
+  _globals['_EMBEDUSERREQUEST']._serialized_start=705
+  _globals['_EMBEDUSERREQUEST']._serialized_end=804
+  _globals['_EMBEDUSERRESPONSE']._serialized_start=807
+  _globals['_EMBEDUSERRESPONSE']._serialized_end=977
+  _globals['_GETINDEXREQUEST']._serialized_start=979
+  _globals['_GETINDEXREQUEST']._serialized_end=996
+  _globals['_GETINDEXRESPONSE']._serialized_start=999
+  _globals['_GETINDEXRESPONSE']._serialized_end=1271
+  _globals['_RETRIEVALSERVICE']._serialized_start=1274
+  _globals['_RETRIEVALSERVICE']._serialized_end=1520
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,7 @@ class RetrieveRequest(_message.Message):
     INCLUDE_HISTORY_FIELD_NUMBER: _builtins.int
     INCLUDE_ADS_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     k: _builtins.int
     """How many candidates are wanted: 1 to 1,000."""
     include_history: _builtins.bool
@@ -48,6 +49,10 @@ class RetrieveRequest(_message.Message):
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceShare]:
         """For these candidate sources, in place of the server's settings; each at most once, at most 1 in all."""
 
+    @_builtins.property
+    def context(self) -> _types_pb2.Context:
+        """Where the ads would be shown. With towers, country, language, device, placement and attributes move the interests, also of a user of whom nothing is known; the rest is not read."""
+
     def __init__(
         self,
         *,
@@ -57,10 +62,11 @@ class RetrieveRequest(_message.Message):
         include_history: _builtins.bool = ...,
         include_ads: _builtins.bool = ...,
         shares: _abc.Iterable[Global___SourceShare] | None = ...,
+        context: _types_pb2.Context | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "user", b"user", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "query", b"query", "user", b"user", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_ads", b"include_ads", "include_history", b"include_history", "k", b"k", "query", b"query", "shares", b"shares", "user", b"user", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "include_ads", b"include_ads", "include_history", b"include_history", "k", b"k", "query", b"query", "shares", b"shares", "user", b"user", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["user", "vectors"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
@@ -183,18 +189,24 @@ class EmbedUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> _types_pb2.UserProfile:
         """Required."""
+
+    @_builtins.property
+    def context(self) -> _types_pb2.Context:
+        """As in RetrieveRequest."""
 
     def __init__(
         self,
         *,
         user: _types_pb2.UserProfile | None = ...,
+        context: _types_pb2.Context | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

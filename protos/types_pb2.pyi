@@ -205,7 +205,7 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class UserProfile(_message.Message):
-    """What is known of the user who asks. Something must be known: interests, or a history with a known ad or a text."""
+    """What is known of the user who asks. Without towers something must be: interests, or a history with a known ad or a text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

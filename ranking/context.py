@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from ranking.features import hashed
-from ranking.text import context_values
 from records.users import Context, UserProfile
 
 CONTEXT_BUCKETS = 4096
@@ -35,7 +34,7 @@ def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iter
         local = moment.astimezone(UTC) + timedelta(minutes=context.utc_offset_minutes)
         yield f"hour={local.hour}"
         yield f"weekday={local.weekday()}"
-    for name, value in sorted(context_values(context).items()):
+    for name, value in sorted(context.values.items()):
         yield f"{name}={_classed(value)}"
     for name, value in sorted(user.attributes.items()):
         yield f"user {name}={_classed(value)}"

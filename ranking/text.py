@@ -32,25 +32,13 @@ def render_user(user: UserProfile, context: Context, lookup: AdLookup) -> str:
     """Attributes, context, interests, then what the user liked and passed over, newest first."""
     parts = [
         _pairs(user.attributes),
-        _pairs(context_values(context)),
+        _pairs(context.values),
         f"interests: {user.interests.strip()}" if user.interests.strip() else "",
         _events("liked", user, lookup, LIKED_EVENTS, liked=True),
         _events("passed", user, lookup, PASSED_EVENTS, liked=False),
         f"page: {context.page_text.strip()}" if context.page_text.strip() else "",
     ]
     return " | ".join(part for part in parts if part)
-
-
-def context_values(context: Context) -> dict[str, str]:
-    """The short values of a context by name, unset ones left out."""
-    named = {
-        "country": context.country,
-        "language": context.language,
-        "device": context.device,
-        "placement": context.placement,
-        **context.attributes,
-    }
-    return {name: value for name, value in named.items() if value}
 
 
 def _pairs(values: Mapping[str, str]) -> str:

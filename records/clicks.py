@@ -3,7 +3,8 @@
 from array import array
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from records.errors import InputError
 from records.files import DamagedRow, read_rows
+from records.users import Context, context_from_row
 from records.values import as_int, as_text, as_time, zone_minutes
 
 Texts = npt.NDArray[np.object_]
@@ -62,6 +64,14 @@ class ClickLog:
     def ctr(self) -> float:
         """Clicks per impression over the whole log."""
         return float(self.clicks.sum() / max(1, self.impressions.sum()))
+
+    def context_at(self, row: int) -> Context:
+        """Where and when the impression of a row happened, from the further columns and the time."""
+        values = {name: column[row] for name, column in self.context.items()}
+        context = context_from_row({name: value for name, value in values.items() if value is not None})
+        time, offset = int(self.time[row]), int(self.utc_offset[row])
+        moment = datetime.fromtimestamp(time / 1e6, UTC) if time != NO_TIME else None
+        return replace(context, timestamp=moment, utc_offset_minutes=offset or context.utc_offset_minutes)
 
     def take(self, rows: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> "ClickLog":
         """The given rows (indices, a mask or a slice), in the given order."""

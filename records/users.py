@@ -77,6 +77,18 @@ class Context:
     utc_offset_minutes: int = 0
     attributes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def values(self) -> dict[str, str]:
+        """The short values by name, unset ones left out."""
+        named = {
+            "country": self.country,
+            "language": self.language,
+            "device": self.device,
+            "placement": self.placement,
+            **self.attributes,
+        }
+        return {name: value for name, value in named.items() if value}
+
 
 def check_user(user: UserProfile) -> None:
     """Raises InputError if a text, the history or an event breaks its limit."""

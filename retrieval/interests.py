@@ -17,7 +17,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
 from records.errors import InputError
-from records.users import EVENT_WEIGHT, Event, UserProfile
+from records.users import EVENT_WEIGHT, Context, Event, UserProfile
 
 Weights = npt.NDArray[np.float64]
 
@@ -61,8 +61,15 @@ class InterestModel(Protocol):
     def texts_of(self, user: UserProfile) -> list[str]:
         """The texts that `of` needs vectors of."""
 
-    def of(self, users: Sequence[UserProfile], texts: Mapping[str, Vectors]) -> "Sequence[Interests | InputError]":
-        """Interests of each user, or why there are none; `texts` has the unit vector of each text."""
+    def of(
+        self, users: Sequence[UserProfile], contexts: Sequence[Context], texts: Mapping[str, Vectors]
+    ) -> "Sequence[Interests | InputError]":
+        """Interests of each user, or why there are none.
+
+        Args:
+            contexts: Where ads would be shown to each user.
+            texts: Unit vector of each of `texts_of`, float32 [text dimension].
+        """
 
 
 class TextInterests:
@@ -75,8 +82,10 @@ class TextInterests:
         """See `InterestModel`."""
         return texts_of(user)
 
-    def of(self, users: Sequence[UserProfile], texts: Mapping[str, Vectors]) -> "list[Interests | InputError]":
-        """See `InterestModel`."""
+    def of(
+        self, users: Sequence[UserProfile], contexts: Sequence[Context], texts: Mapping[str, Vectors]
+    ) -> "list[Interests | InputError]":
+        """See `InterestModel`; contexts say nothing here."""
         return [self._of(user, texts) for user in users]
 
     def _of(self, user: UserProfile, texts: Mapping[str, Vectors]) -> "Interests | InputError":

@@ -18,7 +18,7 @@ from index_builder.faiss_index import Rows
 from index_builder.interest_merge import merge
 from records.ads import Ad
 from records.errors import InputError
-from records.users import UserProfile
+from records.users import Context, Event, EventType, UserProfile
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
 from retrieval.merge import merge_sources
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 MAX_K = 1000
 # How many more than asked for are looked at by similarity and by neighbours, before the sums of both are compared.
 _DEEPER = 100
+_WARM_UP_EVENTS = 100
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Query:
         exclude: Ids that must not come back.
         with_ads: Also return the ads' texts.
         shares: Candidate source to the share of the candidates that it brings first, in place of the default.
+        context: Where the ads would be shown.
     """
 
     user: UserProfile | None
@@ -61,6 +63,7 @@ class Query:
     exclude: frozenset[str] = frozenset()
     with_ads: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
+    context: Context = field(default_factory=Context)
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ class Retriever:
         self._pool.close()
 
     def warm_up(self) -> None:
-        """One small query, so that the first real one does not pay for lazy initialisation."""
-        self.answer([Query(UserProfile(interests="warm up"), None, 1)])
+        """One query of a user with a past, so that the first real one does not pay for lazy initialisation."""
+        events = tuple(Event(EventType.CLICK, ad_id) for ad_id in self.index.loaded.catalog.ids[:_WARM_UP_EVENTS])
+        self.answer([Query(UserProfile(interests="warm up", history=events), None, 1)])
 
     def answer(self, queries: Sequence[Query]) -> list[Retrieved | InputError]:
         """Answers a batch with one encoder call and one FAISS call; a query that cannot be answered gets its error."""
@@ -175,7 +179,8 @@ class Retriever:
         """Of each query, those that it brings or those of its user."""
         users = [query.user for query in queries if query.user is not None]
         texts = self._encode([text for user in users for text in self._model.texts_of(user)])
-        of_users = iter(self._model.of(users, texts) if users else [])
+        contexts = [query.context for query in queries if query.user is not None]
+        of_users = iter(self._model.of(users, contexts, texts) if users else [])
         return [next(of_users) if query.vectors is None else _ready(query.vectors) for query in queries]
 
     def _search(self, queries: Sequence[tuple[Query, Interests]]) -> list[tuple[list[Candidate], list[str]]]:

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from artifacts.hotswap import HotSwap
 from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
-from protos.convert import ad_to_wire, timestamp_to_wire, user_from_wire, vectors_from_wire, vectors_to_wire
+from protos.convert import (
+    ad_to_wire,
+    context_from_wire,
+    timestamp_to_wire,
+    user_from_wire,
+    vectors_from_wire,
+    vectors_to_wire,
+)
 from records.errors import InputError
 from retrieval.retriever import MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
@@ -54,7 +61,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
     def EmbedUser(self, request: retrieval_pb2.EmbedUserRequest, context: Caller) -> retrieval_pb2.EmbedUserResponse:
         """See the proto."""
-        answer = self._ask(Query(user_from_wire(request.user), None, 0), context)
+        user, where = user_from_wire(request.user), context_from_wire(request.context)
+        answer = self._ask(Query(user, None, 0, context=where), context)
         interests = answer.value.interests
         return retrieval_pb2.EmbedUserResponse(
             vectors=vectors_to_wire(interests.vectors),
@@ -98,7 +106,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         seen = (
             frozenset() if request.include_history else frozenset(event.ad_id for event in user.history if event.ad_id)
         )
-        return Query(user, None, request.k, seen, request.include_ads, _shares(request))
+        where = context_from_wire(request.context)
+        return Query(user, None, request.k, seen, request.include_ads, _shares(request), where)
 
     def _ask(self, query: Query, context: Caller) -> "_Answered":
         self._check_loaded()

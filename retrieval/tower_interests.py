@@ -13,8 +13,8 @@ import torch
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
 from index_builder.tower_artifact import TrainedTowers
-from index_builder.towers import EVENT_TYPES, INTERESTS_TYPE, UNKNOWN_GAP, UserEvents, attribute_bucket, gap_class
-from records.users import Event, UserProfile
+from index_builder.towers import EVENT_TYPES, INTERESTS_TYPE, UNKNOWN_GAP, UserEvents, attribute_buckets, gap_class
+from records.users import Context, Event, UserProfile
 from retrieval.interests import Interests, texts_of
 
 _TYPE_OF = {kind: place for place, kind in enumerate(EVENT_TYPES)}
@@ -35,14 +35,15 @@ class TowerInterests:
         return texts_of(user, self._trained.spec.shape.history)
 
     @torch.inference_mode()
-    def of(self, users: Sequence[UserProfile], texts: Mapping[str, Vectors]) -> list[Interests]:
-        """Interest vectors of each user.
-
-        Args:
-            texts: Unit vector of each of `texts_of`, float32 [text dimension].
-        """
+    def of(
+        self, users: Sequence[UserProfile], contexts: Sequence[Context], texts: Mapping[str, Vectors]
+    ) -> list[Interests]:
+        """See `InterestModel`."""
         known = [self._known(user) for user in users]
-        vectors = self._trained.towers.users.interests(self._events(users, [events for events, _ in known], texts))
+        vectors = self._trained.towers.users.interests(
+            self._events(users, [events for events, _ in known], texts),
+            torch.from_numpy(attribute_buckets([context.values for context in contexts])),
+        )
         cut = vectors[..., : self._dimension].numpy()
         share = self._trained.spec.interest_quota / cut.shape[1]
         weights = np.full(cut.shape[1], share)
@@ -76,14 +77,12 @@ class TowerInterests:
                     vectors[row, place] = of_texts[event.text]
                 types[row, place] = _TYPE_OF[event.type]
             gaps[row, first : first + len(events)] = _gaps([event.timestamp for event in events])
-        attributes = [[attribute_bucket(name, value) for name, value in user.attributes.items()] for user in users]
-        width = max(1, *(len(row) for row in attributes))
         return UserEvents(
             torch.from_numpy(vectors),
             torch.from_numpy(types),
             torch.from_numpy(gaps),
             torch.tensor(lengths),
-            torch.tensor([row + [0] * (width - len(row)) for row in attributes]),
+            torch.from_numpy(attribute_buckets([user.attributes for user in users])),
         )
 
     def _text_events(self, texts: Mapping[str, Vectors]) -> dict[str, Vectors]:

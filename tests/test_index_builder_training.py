@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from index_builder.encoder import load_encoder
 from index_builder.errors import BuildError
-from index_builder.towers import EVENT_TYPES
-from index_builder.training.batches import AdSampler, Step, attributes_of, catalog_of, padded, steps
+from index_builder.towers import EVENT_TYPES, attribute_buckets
+from index_builder.training.batches import AdSampler, Step, attributes_of, catalog_of, padded, steps, user_events
 from index_builder.training.choose import interests_of
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.fit import fit_towers, short_widths
@@ -26,7 +26,7 @@ from index_builder.training.sequences import moments_of, sequences_of
 from index_builder.training.train import train_towers
 from records.clicks import ClickLog
 from records.errors import InputError
-from records.users import EventType
+from records.users import Context, EventType
 
 ENCODER = load_encoder("hashing:64")
 
@@ -86,7 +86,9 @@ def test_planted_future_events_change_nothing_that_was_trained(tower_data):
     data, later = tower_data, np.concatenate([tower_data.parts.chosen_by, tower_data.parts.test])
     clicks = data.log.clicks.copy()
     clicks[later] = 1 - clicks[later]
-    planted = replace(data, log=replace(data.log, clicks=clicks))
+    devices = data.log.context["device"].copy()
+    devices[later] = "tv"
+    planted = replace(data, log=replace(data.log, clicks=clicks, context={"device": devices}))
     options = tiny_towers(epochs=2)
     weights = []
     for one in (data, planted):
@@ -98,12 +100,10 @@ def test_planted_future_events_change_nothing_that_was_trained(tower_data):
     judged = [held_out(one.log, one.parts.first, one.parts.chosen_by, one.number_of) for one in (data, planted)]
     profiles = dict(data.users)
     shared = sorted(set(judged[0].users) & set(judged[1].users))[:5]
-    vectors = [
-        interests_of(
-            weights[0], catalog, one.take(np.array([list(one.users).index(user) for user in shared])), profiles
-        )
-        for one in judged
-    ]
+    judged = [one.take(np.array([list(one.users).index(user) for user in shared])) for one in judged]
+    assert {context.device for context in judged[1].contexts} == {"tv"}  # that of the request is known by then
+    here = [replace(one, contexts=judged[0].contexts) for one in judged]
+    vectors = [interests_of(weights[0], catalog, one, profiles) for one in here]
     np.testing.assert_array_equal(*vectors)
 
 
@@ -144,6 +144,27 @@ def test_towers_find_what_each_user_likes(tower_data, interests):
     assert len(trained.spec.popularity_weights) == len(trained.spec.features)
 
 
+def test_a_user_of_whom_nothing_is_known_gets_what_is_clicked_where_they_are(tower_data):
+    log = tower_data.log
+    topic_of = np.array([["running", "coffee", "garden"][int(user[1:]) % 3] for user in log.user_id], object)
+    strangers = np.array([f"{user} in {request}" for user, request in zip(log.user_id, log.request_id, strict=True)])
+    log = replace(log, user_id=strangers.astype(object), context={"placement": topic_of})
+    trained = train_towers(replace(tower_data, log=log), ENCODER, tiny_towers())
+    ads = trained.ad_vectors(tower_data.ad_ids, tower_data.texts)
+    nobody = padded(sequences_of(log, np.arange(1), tower_data.number_of), [slice(0, 0)])
+    catalog = catalog_of(tower_data.ad_ids, trained.known_ads, tower_data.texts, trained.spec.shape)
+    events = user_events(trained.towers.ads, catalog, nobody, torch.zeros(1, 0, dtype=torch.int64))
+    found = {}
+    for topic in ("running", "coffee", "garden", ""):
+        context = torch.from_numpy(attribute_buckets([Context(placement=topic).values]))
+        with torch.no_grad():
+            scores = (trained.towers.users.interests(events, context).numpy()[0] @ ads.T).max(axis=0)
+        best = [tower_data.ad_ids[ad].split("-")[0] for ad in np.argsort(-scores)[:8]]
+        found[topic] = {name: best.count(name) for name in set(best)}
+    assert all(found[topic].get(topic, 0) >= 6 for topic in ("running", "coffee", "garden")), found
+    assert max(found[""].values()) < 8, found
+
+
 def test_training_is_repeatable(tower_data):
     options = tiny_towers(epochs=2)
     assert train_towers(tower_data, ENCODER, options).spec == train_towers(tower_data, ENCODER, options).spec
@@ -160,7 +181,7 @@ def test_a_large_catalog_is_learned_against_samples(tower_data):
 def test_the_sample_holds_what_followed_and_its_chances_are_right():
     clicks = np.r_[np.full(5, 40), np.zeros(95, np.int64)]
     sampler = AdSampler(clicks, TowerOptions(sampled_above=0, sampled_ads=20))
-    random, counts, step = np.random.default_rng(0), np.zeros(100), Step(None, None, None, None, [], [])
+    random, counts, step = np.random.default_rng(0), np.zeros(100), Step(None, None, None, None, None, [], [])
     for _ in range(500):
         sample = sampler.draw(step, random)
         assert (np.diff(sample.ads) > 0).all()

@@ -24,7 +24,7 @@ from ranking.service import SERVICE_NAME as RANKING
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from records.errors import InputError
-from records.users import Event, EventType, UserProfile
+from records.users import Context, Event, EventType, UserProfile
 from retrieval.__main__ import RetrieverLoader
 from retrieval.service import SERVICE_NAME as RETRIEVAL
 from retrieval.service import RetrievalServicer
@@ -122,6 +122,17 @@ def test_with_towers_the_order_counts_how_likely_retrieval_finds_an_ad(tower_ind
     assert len({tuple(item.ad.ad_id for item in items) for items in (both, ranked, retrieved)}) == 3
     known = {item.ad.ad_id: item.p_click for item in ranked}
     assert all(item.p_click == known.get(item.ad.ad_id, item.p_click) for item in both)
+
+
+def test_both_stages_are_told_where_the_ads_are_shown(tower_index, ranking_address):
+    with retrieval_on(tower_index) as retrieval, AdPipeline(retrieval, ranking_address) as pipeline:
+        here, anywhere = (
+            {item.ad.ad_id: item for item in pipeline.recommend(USER, context, k=20).items}
+            for context in (Context(device="phone"), None)
+        )
+    both = here.keys() & anywhere.keys()
+    assert any(here[ad].similarity != pytest.approx(anywhere[ad].similarity, abs=1e-4) for ad in both)
+    assert any(here[ad].p_click != pytest.approx(anywhere[ad].p_click, abs=1e-6) for ad in both)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

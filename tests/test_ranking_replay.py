@@ -64,6 +64,6 @@ def test_a_request_of_the_log_gets_the_same_p_click_online(data, loaded, p_click
     store = open_index_store(world.index)
     catalog = AdCatalog(store.current_path() / ADS_FILE)
     user = with_history(data.users[user_id], data.histories, time, limit=1000)
-    assert data.context(row).timestamp == datetime.fromtimestamp(time / 1e6, UTC)
-    prepared = prepare(user, data.context(row), log.ad_id[request].tolist(), catalog, skip_unknown=False)
+    assert data.log.context_at(row).timestamp == datetime.fromtimestamp(time / 1e6, UTC)
+    prepared = prepare(user, data.log.context_at(row), log.ad_id[request].tolist(), catalog, skip_unknown=False)
     np.testing.assert_allclose(engine.rank([prepared.query])[0].p_click, p_click_offline[request], atol=1e-5)

@@ -45,6 +45,25 @@ def request(**shares):
     )
 
 
+def test_where_ads_are_shown_moves_the_interests(served):
+    stub, _ = served
+    user, phone = request().user, types_pb2.Context(device="phone")
+    embedded = [
+        stub.EmbedUser(pb.EmbedUserRequest(user=user, context=context)).vectors.values
+        for context in (types_pb2.Context(), phone, types_pb2.Context(device="never seen"))
+    ]
+    assert embedded[0] != embedded[1]
+    assert embedded[0] == pytest.approx(embedded[2])
+    found = [
+        [one.similarity for one in stub.Retrieve(pb.RetrieveRequest(user=user, k=20, context=context)).candidates]
+        for context in (types_pb2.Context(), phone)
+    ]
+    assert found[0] != found[1]
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Retrieve(pb.RetrieveRequest(user=user, k=20, context=types_pb2.Context(device="x" * 257)))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_shares_of_the_request_take_the_place_of_the_settings(served):
     stub, _ = served
     sources = [one.source for one in stub.Retrieve(request(lexical=0.5)).candidates]

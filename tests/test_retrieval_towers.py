@@ -1,5 +1,6 @@
 """Retrieval with towers: what is served is what was evaluated, and users of whom little is known get something."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,7 +14,7 @@ from index_builder.training.batches import catalog_of
 from index_builder.training.choose import interests_of
 from index_builder.training.held_out import held_out
 from records.history import Histories
-from records.users import Event, EventType, UserProfile
+from records.users import Context, Event, EventType, UserProfile
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Query, Retriever
@@ -54,10 +55,16 @@ def test_served_interests_are_those_that_training_judged(retriever, loaded, towe
         UserProfile(user, "", data.users[user].attributes, histories.before(user, np.iinfo(np.int64).max, 1000))
         for user in judged.users
     ]
-    served = retriever.answer([Query(profile, None, 5) for profile in profiles])
+    queries = [
+        Query(profile, None, 5, context=context) for profile, context in zip(profiles, judged.contexts, strict=True)
+    ]
+    served = retriever.answer(queries)
     vectors = np.stack([answer.interests.vectors for answer in served])
     np.testing.assert_allclose(vectors, evaluated, atol=2e-5)
     assert any(profile.attributes for profile in profiles)
+    assert {context.device for context in judged.contexts} == {"phone"}
+    elsewhere = retriever.answer([replace(query, context=Context()) for query in queries])
+    assert not np.allclose(vectors, np.stack([answer.interests.vectors for answer in elsewhere]), atol=1e-3)
     assert attribute_bucket("age", "20") != attribute_bucket("age", "21")
 
 

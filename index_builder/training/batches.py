@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from index_builder.towers import AdTower, TowerShape, UserEvents, attribute_bucket, id_bucket
+from index_builder.towers import AdTower, TowerShape, UserEvents, attribute_buckets, id_bucket
 from index_builder.training.options import TowerOptions
 from index_builder.training.sequences import Moment, Sequences, moments_of
 from records.clicks import Integers
@@ -61,6 +61,7 @@ class Step:
         events: of each user.
         attributes: see `UserEvents`.
         user, place: which user each moment belongs to, and how many of the events given here it sees, int64 [moments].
+        contexts: of what came first after each moment, see `UserTower.in_context`.
         moments: what each should foretell.
         seen: all ads that the user met before each moment, also in events that are not given here.
     """
@@ -69,18 +70,14 @@ class Step:
     attributes: Tensor
     user: Integers
     place: Integers
+    contexts: Tensor
     moments: list[Moment]
     seen: list[Integers]
 
 
 def attributes_of(users: Mapping[str, UserProfile], names: list[str]) -> Tensor:
     """Attribute buckets of the named users, int64 [users, attributes]."""
-    rows = [
-        [attribute_bucket(name, value) for name, value in users[user].attributes.items()] if user in users else []
-        for user in names
-    ]
-    width = max((len(row) for row in rows), default=0)
-    return torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int64).view(len(rows), width)
+    return torch.from_numpy(attribute_buckets([users[user].attributes if user in users else {} for user in names]))
 
 
 def steps(
@@ -102,7 +99,7 @@ def _step(
     generator: np.random.Generator,
 ) -> Step:
     """A window of each user's events, and moments drawn evenly from all of these."""
-    windows, user, place, moments, seen = [], [], [], [], []
+    windows, user, place, first_after, moments, seen = [], [], [], [], [], []
     events = np.minimum(np.diff(sequences.start)[users], options.history).sum()
     for number, of_user in enumerate(users.tolist()):
         part = sequences.of(of_user)
@@ -117,6 +114,7 @@ def _step(
             if moment.seen >= first:
                 user.append(number)
                 place.append(moment.seen - first)
+                first_after.append(part.start + moment.seen)
                 moments.append(moment)
                 seen.append(sequences.ads[part.start : part.start + moment.seen])
     return Step(
@@ -124,6 +122,7 @@ def _step(
         attributes[users],
         np.array(user, np.int64),
         np.array(place, np.int64),
+        torch.from_numpy(sequences.contexts[np.array(first_after, np.int64)]),
         moments,
         seen,
     )

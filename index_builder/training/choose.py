@@ -10,7 +10,7 @@ from torch import Tensor
 
 from index_builder.faiss_index import exact_search
 from index_builder.interest_merge import merge
-from index_builder.towers import Towers, UserEvents
+from index_builder.towers import Towers, UserEvents, attribute_buckets
 from index_builder.training.batches import Catalog, attributes_of, padded, user_events
 from index_builder.training.fit import short_widths
 from index_builder.training.held_out import HeldOut
@@ -61,12 +61,12 @@ def interests_of(
 ) -> npt.NDArray[np.float32]:
     """Interest vectors of the users, float32 [users, interests, 1 + width]."""
     attributes = attributes_of(profiles, list(judged.users))
-    found = [
-        towers.users.interests(
-            _events(towers, catalog, judged, np.arange(start, min(start + _USERS_AT_ONCE, len(judged))), attributes)
-        )
-        for start in range(0, len(judged), _USERS_AT_ONCE)
-    ]
+    contexts = torch.from_numpy(attribute_buckets([context.values for context in judged.contexts]))
+    found = []
+    for start in range(0, len(judged), _USERS_AT_ONCE):
+        places = np.arange(start, min(start + _USERS_AT_ONCE, len(judged)))
+        events = _events(towers, catalog, judged, places, attributes)
+        found.append(towers.users.interests(events, contexts[places]))
     vectors: npt.NDArray[np.float32] = torch.cat(found).numpy()
     return vectors
 

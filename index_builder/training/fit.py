@@ -21,7 +21,7 @@ from records.users import EVENT_WEIGHT, EventType
 # Told (steps done, steps in all, loss).
 Watch = Callable[[float, float], None]
 
-_KEEP_ATTRIBUTES = 0.5
+_KEEP_ATTRIBUTES, _KEEP_CONTEXT = 0.5, 0.75
 _WARMUP, _LOWEST_RATE = 0.1, 0.02
 # How many times faster than matrices single numbers are learned.
 _NUMBERS_RATE = 30.0
@@ -149,6 +149,9 @@ def _loss(
     attributes = step.attributes * (torch.rand(len(step.attributes), 1) < _KEEP_ATTRIBUTES)
     states = towers.users(user_events(towers.ads, catalog, step.events, attributes, dropped))
     interests = states[torch.from_numpy(step.user), torch.from_numpy(step.place)]
+    if step.contexts.shape[1]:  # some requests say nothing of theirs
+        contexts = step.contexts * (torch.rand(len(interests), 1) < _KEEP_CONTEXT)
+        interests = towers.users.in_context(interests, contexts)
     sample = sampler.draw(step, generator)
     if not sampler.takes_all and options.hard_negatives:
         sample = _with_hard_negatives(towers, catalog, interests, sample, options.hard_negatives, generator)

@@ -7,6 +7,7 @@ import numpy as np
 
 from index_builder.training.sequences import Sequences, sequences_of
 from records.clicks import ClickLog, Integers
+from records.users import Context
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class HeldOut:
         users: their ids.
         clicked: numbers of the ads that each clicked later, without those met before.
         seen: numbers of the ads that each had met before.
+        contexts: where and when each met the first ad later.
         sequences: events of all users before.
         of_user: place of each of `users` in `sequences`, -1 for one without events.
     """
@@ -24,6 +26,7 @@ class HeldOut:
     users: Sequence[str]
     clicked: Sequence[Integers]
     seen: Sequence[Integers]
+    contexts: Sequence[Context]
     sequences: Sequences
     of_user: Integers
 
@@ -43,6 +46,7 @@ class HeldOut:
             [self.users[place] for place in wanted],
             [self.clicked[place] for place in wanted],
             [self.seen[place] for place in wanted],
+            [self.contexts[place] for place in wanted],
             self.sequences,
             self.of_user[places],
         )
@@ -52,17 +56,18 @@ def held_out(log: ClickLog, earlier: Integers, later: Integers, number_of: Mappi
     """Users of the `later` rows, as of the `earlier` ones; each is judged once.
 
     Args:
-        earlier, later: Rows of the log; of every user, all earlier rows come before all later ones.
+        earlier, later: Rows of the log, in order; of every user, all earlier rows come before all later ones.
         number_of: Number of each ad of the catalog; rows of other ads are left out.
     """
     sequences = sequences_of(log, earlier, number_of)
     place_of = {user: place for place, user in enumerate(sequences.users)}
+    first_row = dict(zip(log.user_id[later[::-1]].tolist(), later[::-1].tolist(), strict=True))
     clicks = later[(log.clicks[later] > 0) & (log.user_id[later] != "")]
     by_user: dict[str, set[int]] = {}
     for user, ad_id in zip(log.user_id[clicks].tolist(), log.ad_id[clicks].tolist(), strict=True):
         if ad_id in number_of:
             by_user.setdefault(user, set()).add(number_of[ad_id])
-    users, clicked, seen = [], [], []
+    users, clicked, seen, contexts = [], [], [], []
     for user, ads in by_user.items():
         place = place_of.get(user, -1)
         met = np.unique(sequences.ads[sequences.of(place)]) if place >= 0 else np.empty(0, np.int64)
@@ -71,5 +76,6 @@ def held_out(log: ClickLog, earlier: Integers, later: Integers, number_of: Mappi
             users.append(user)
             clicked.append(new)
             seen.append(met)
+            contexts.append(log.context_at(first_row[user]))
     of_user = np.array([place_of.get(user, -1) for user in users], np.int64)
-    return HeldOut(users, clicked, seen, sequences, of_user)
+    return HeldOut(users, clicked, seen, contexts, sequences, of_user)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from index_builder.towers import EVENT_TYPES, UNKNOWN_GAP
+from index_builder.towers import EVENT_TYPES, UNKNOWN_GAP, attribute_buckets
 from records.clicks import NO_TIME, ClickLog, Integers
 from records.users import EventType
 
@@ -30,6 +30,7 @@ class Sequences:
         types: place in `EVENT_TYPES`, int64 [events].
         time: microseconds since 1970, int64 [events].
         gaps: class of the time since the user's event before, int64 [events].
+        contexts: `attribute_buckets` of where each happened, int64 [events, values].
     """
 
     users: Sequence[str]
@@ -38,6 +39,7 @@ class Sequences:
     types: Integers
     time: Integers
     gaps: Integers
+    contexts: Integers
 
     def of(self, user: int) -> slice:
         """The events of a user."""
@@ -57,7 +59,23 @@ def sequences_of(log: ClickLog, rows: Integers, number_of: Mapping[str, int]) ->
     types = np.full(len(rows), EVENT_TYPES.index(EventType.IMPRESSION))
     types[log.clicks[rows] > 0] = EVENT_TYPES.index(EventType.CLICK)
     types[log.conversions[rows] > 0] = EVENT_TYPES.index(EventType.CONVERSION)
-    return Sequences(names.tolist(), start, numbers, types, time, _gaps(time, start[:-1]))
+    return Sequences(names.tolist(), start, numbers, types, time, _gaps(time, start[:-1]), _contexts(log, rows))
+
+
+def _contexts(log: ClickLog, rows: Integers) -> Integers:
+    """`attribute_buckets` of where each row happened, int64 [rows, values]."""
+    if not log.context:
+        return np.zeros((len(rows), 0), np.int64)
+    number_of: dict[tuple[str | None, ...], int] = {}
+    kinds: list[Mapping[str, str]] = []
+    numbers = np.empty(len(rows), np.int64)
+    columns = [column[rows].tolist() for column in log.context.values()]
+    for place, values in enumerate(zip(*columns, strict=True)):
+        if values not in number_of:
+            number_of[values] = len(kinds)
+            kinds.append(log.context_at(int(rows[place])).values)
+        numbers[place] = number_of[values]
+    return attribute_buckets(kinds)[numbers]
 
 
 def _gaps(time: Integers, first: Integers) -> Integers:

@@ -24,6 +24,7 @@ from index_builder.training.sequences import Sequences, sequences_of
 from records.clicks import Integers
 from records.errors import InputError
 from records.popularity import FEATURES, PopularitySnapshot
+from records.users import Context
 
 # Told (which training, share of it that is done, loss of the last step).
 Watch = Callable[[str, float, float], None]
@@ -161,5 +162,7 @@ def _queries(towers: Towers, catalog: Catalog, sequences: Sequences, data: Retri
     places = np.sort(np.random.default_rng(seed).permutation(len(sequences.users))[:_QUERIES])
     users = [sequences.users[place] for place in places.tolist()]
     nothing = [np.empty(0, np.int64)] * len(users)
-    vectors = interests_of(towers, catalog, HeldOut(users, nothing, nothing, sequences, places), data.users)
+    nowhere = [Context()] * len(users)
+    judged = HeldOut(users, nothing, nothing, nowhere, sequences, places)
+    vectors = interests_of(towers, catalog, judged, data.users)
     return np.ascontiguousarray(vectors.reshape(-1, vectors.shape[2])[:_QUERIES])

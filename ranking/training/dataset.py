@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from records.counters import CounterSnapshot
 from records.errors import InputError
 from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
 from records.splits import split_at_random, split_by_key, split_by_time, split_each_user
-from records.users import Context, UserProfile, context_from_row, read_users
+from records.users import UserProfile, read_users
 
 SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
@@ -119,7 +118,7 @@ class Dataset:
         """See `ranking.context.context_buckets`, int64 [rows, words]."""
         found = []
         for row, user_id in enumerate(self.log.user_id.tolist()):
-            context = self.context(row)
+            context = self.log.context_at(row)
             found.append(context_buckets(self.users.get(user_id, UserProfile()), context, context.timestamp))
         return np.array(found, np.int64)
 
@@ -131,14 +130,6 @@ class Dataset:
     def labels(self, options: TrainOptions) -> Labels:
         """What is learned from the training part."""
         return thinned_labels(self.log, self.groups, self.parts[0], options.negative_rate, options.seed)
-
-    def context(self, row: int) -> Context:
-        """Where the impression of a row happened, from the log's further columns."""
-        values = {name: column[row] for name, column in self.log.context.items()}
-        context = context_from_row({name: value for name, value in values.items() if value is not None})
-        time, offset = int(self.log.time[row]), int(self.log.utc_offset[row])
-        moment = datetime.fromtimestamp(time / 1e6, UTC) if time != NO_TIME else None
-        return replace(context, timestamp=moment, utc_offset_minutes=offset or context.utc_offset_minutes)
 
     def ad_text(self, ad_id: str) -> str:
         """What the model reads of an ad."""
@@ -153,7 +144,7 @@ class Dataset:
         user = self.users.get(user_id, UserProfile(user_id))
         (window,) = self.past.windows(np.array([row]), HISTORY_EVENTS)
         history = tuple(event_of(self.log, int(event)) for event in window.past[window.seen[0]])
-        return render_user(replace(user, history=history), self.context(row), self.ads.get)
+        return render_user(replace(user, history=history), self.log.context_at(row), self.ads.get)
 
 
 def load_dataset(

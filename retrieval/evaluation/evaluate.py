@@ -132,9 +132,9 @@ def retrieved(
     k = min(count, len(data.ads))
     for start in range(0, len(profiles), _USERS_AT_ONCE):
         some = profiles[start : start + _USERS_AT_ONCE]
-        seen = judged.seen[start : start + len(some)]
         queries = [
-            Query(user, None, k, frozenset(data.ad_ids[ad] for ad in met)) for user, met in zip(some, seen, strict=True)
+            Query(user, None, k, frozenset(data.ad_ids[ad] for ad in met), context=context)
+            for user, met, context in zip(some, judged.seen[start:], judged.contexts[start:], strict=False)
         ]
         for answer in retriever.answer(queries):
             candidates = answer.candidates if isinstance(answer, Retrieved) else []
@@ -155,7 +155,7 @@ def add_peers(
     """Fits the peers on the clicks before the test, and adds what they find."""
     judged, sequences = judge.judged, judge.judged.sequences
     zero_shot = TextInterests(retriever.index.loaded, InterestSettings()).of(
-        [UserProfile(user.user_id, history=user.history) for user in profiles], {}
+        [UserProfile(user.user_id, history=user.history) for user in profiles], judged.contexts, {}
     )
     nothing = np.zeros(len(data.ads), np.float32)
 
