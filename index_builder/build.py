@@ -106,8 +106,12 @@ def build(
     started = time.perf_counter()
     if towers is not None:
         towers.check_encoder(encoder)
+    elif options.width is not None:
+        raise BuildError("a width cuts the vectors of towers: give their root with --towers, or leave --width out")
     check_kind(options.index, encoder.dimension if towers is None else towers.spec.shape.dimension)
     store = open_store(root)
+    if towers is None:
+        _warn_of_lost_towers(store)
     with store.begin() as draft:
         count, rejected = _write_catalog(ads, draft.path, root / REJECTED_FILE, options.max_rejected, progress)
         texts, reused = _embed(draft, count, encoder, _Reusable.of(store, encoder), progress)
@@ -118,6 +122,17 @@ def build(
     if options.publish:
         store.publish(draft.version)
     return BuildReport(draft.version, options.publish, manifest, dict(rejected), root / REJECTED_FILE)
+
+
+def _warn_of_lost_towers(store: VersionStore) -> None:
+    """A version without towers in place of one with them answers worse, and not at all to users without a past."""
+    try:
+        version = store.current()
+        had_towers = version is not None and bool(read_manifest(store, version)[1].space_sha256)
+    except ArtifactError:
+        return
+    if had_towers:
+        log.warning("the published version has towers and this one will have none: build with --towers to keep them")
 
 
 def _write_catalog(

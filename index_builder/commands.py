@@ -89,15 +89,19 @@ def refresh_command(
     """Bring the popularity and freshness of the ads up to date, without embedding anything.
 
     Makes a new index version from the published one, which must have towers; takes seconds, so it can run every few
-    minutes. New ads need a build.
+    minutes: `adcascade index prune` removes old versions. Without newer rows it makes none. New ads need a build.
     """
     from index_builder.refresh import refresh  # loads torch, which --help does without
 
     options = BuildOptions(index=kind, min_recall=min_recall).assembly
     with build_progress() as progress:
         report = refresh(index, clicks, options, publish=publish, max_rejected=max_rejected, progress=progress)
+    if report is None:
+        Console(stderr=True).print("No row is newer than what the published version has counted; nothing was made.")
     if as_json:
-        print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
+        print(json.dumps(None if report is None else report_as_dict(report), indent=2))  # noqa: T201
+    elif report is None:
+        return
     else:
         Console().print(report_table(report))
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from index_builder.artifact import ADS_FILE, TOWERS_FOLDER, VECTORS_FILE, open_store, read_manifest
+from index_builder.artifact import ADS_FILE, TOWERS_FOLDER, VECTORS_FILE, AdCatalog, open_store, read_manifest
 from index_builder.assembly import AssemblyOptions, Contents, assemble
 from index_builder.build import BuildReport
 from index_builder.errors import BuildError
 from index_builder.progress import Progress
 from index_builder.tower_artifact import load_towers
 from records.clicks import read_clicks
+from records.errors import InputError
 
 
 def refresh(
@@ -23,15 +24,18 @@ def refresh(
     publish: bool = True,
     max_rejected: float = 0.01,
     progress: Progress = lambda *_: None,
-) -> BuildReport:
+) -> BuildReport | None:
     """Counts the rows that are newer than what the published version knows, and makes a version with their biases.
 
     Args:
-        clicks: A click log; rows that the version has counted already change nothing.
+        clicks: A click log of the ads that the version knows; rows that it has counted already change nothing.
         options: How to index; `width` is that of the published version whatever it says.
 
+    Returns:
+        None if no row is newer; then nothing is made.
+
     Raises:
-        InputError: The log cannot be read.
+        InputError: The log cannot be read, too many of its rows are of ads that nobody knows, or rows have no time.
         BuildError: The published version has no towers, or the recall is too low.
         ArtifactError: Nothing is published, it is damaged, or the root cannot be written.
     """
@@ -46,7 +50,12 @@ def refresh(
             "train them with adcascade train-retrieval and build with --towers"
         )
     towers = load_towers(source / TOWERS_FOLDER)
-    log, report = read_clicks(clicks, None, max_rejected=max_rejected)
+    known = {*AdCatalog(source / ADS_FILE).ids, *towers.popularity.ad_ids}
+    log, report = read_clicks(clicks, known, max_rejected=max_rejected)
+    if not log.has_time:
+        raise InputError(f"{clicks} has rows without a timestamp: popularity is counted by when ads were clicked")
+    if log.time.max() < towers.popularity.moment:
+        return None
     popularity = towers.popularity.updated(log)
     with store.begin() as draft:
         for name in (ADS_FILE, VECTORS_FILE):

@@ -44,6 +44,8 @@ class TowerSpec(BaseModel):
         interest_quota: share of the candidates that is divided evenly among a user's interests before the rest goes to
             the best, chosen on the validation part.
         recall: width -> recall@100 of the vectors cut to it, on the validation part.
+        recall_beside: recall@10 of the towers with all that is added to them, and of what needs no training, on the
+            validation part.
         training: the options.
         training_sha256: hash of the log's rows that were trained on.
     """
@@ -60,6 +62,7 @@ class TowerSpec(BaseModel):
     neighbour_weight: float
     interest_quota: float
     recall: dict[int, float]
+    recall_beside: dict[str, float]
     training: dict[str, object]
     training_sha256: str
 

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -64,6 +64,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(towers_app, name="towers")
 app.add_typer(model_app, name="model")
 
+PipelineSplit = Literal["time", "user"]
 RetrievalWeight = Annotated[
     float,
     typer.Option(
@@ -151,8 +152,9 @@ def recommend(
     clicks: Annotated[Path | None, typer.Option(help="Click log: Parquet, JSONL or CSV.")] = None,
     ads: Annotated[Path | None, typer.Option(help="Catalog; only to show the titles of the history.")] = None,
     candidates: Annotated[
-        int, typer.Option(help="How many ads to retrieve and rank; at least k.")
-    ] = DEFAULT_CANDIDATES,
+        int | None,
+        typer.Option(help=f"How many ads to retrieve and rank, at least k; default: {DEFAULT_CANDIDATES}, or k."),
+    ] = None,
     country: Annotated[str, typer.Option(help="Where the user is, such as DE.")] = "",
     language: Annotated[str, typer.Option(help="Of the page, such as en.")] = "",
     device: Annotated[str, typer.Option(help="What the user looks at: phone, desktop, ...")] = "",
@@ -171,7 +173,7 @@ def recommend(
             user,
             context,
             k,
-            candidates=max(candidates, k),
+            candidates=max(DEFAULT_CANDIDATES, k) if candidates is None else candidates,
             retrieval_weight=retrieval_weight,
             timeout_seconds=timeout_seconds,
         )
@@ -190,9 +192,9 @@ def evaluate_pipeline_command(
     ads: Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV.")],
     clicks: Annotated[Path, typer.Option(help="Click log with timestamps; its newest rows test.")],
     users: Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")] = None,
-    split: Annotated[str, typer.Option(help="time: the newest tenth tests; user: the newest fifth of each user.")] = (
-        "time"
-    ),
+    split: Annotated[
+        PipelineSplit, typer.Option(help="time: the newest tenth tests; user: the newest fifth of each user's.")
+    ] = "time",
     candidates: Annotated[
         list[int],
         typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank; give it again for another number."),
@@ -230,6 +232,8 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None)
         raise InputError("--user-id alone says nothing of the user: add --clicks (the history), --users or --interests")
     if users is not None:
         profiles = {profile.user_id: profile for profile in read_users(users)}
+        if not user_id:
+            raise InputError(f"which of the users of {users}? Choose one with --user-id")
         if user_id not in profiles:
             raise InputError(f"{users} has no user {user_id!r}; choose one with --user-id")
         found = profiles[user_id]

@@ -67,6 +67,7 @@ class Recommendations:
 
     Attributes:
         degraded_reason: gRPC status name of ranking's failure; "" if it answered.
+        retrieval_weight: that the order was made with.
         retrieval_ms, ranking_ms, total_ms: wall time as seen here.
         retrieval, ranking: where the servers spent theirs.
     """
@@ -79,6 +80,7 @@ class Recommendations:
     ranking_ms: float
     total_ms: float
     request_id: str
+    retrieval_weight: float
     retrieval: types_pb2.Timing
     ranking: types_pb2.Timing = field(default_factory=types_pb2.Timing)
 
@@ -168,6 +170,7 @@ class AdPipeline:
             ranking_ms=1000 * (finished - retrieved),
             total_ms=1000 * (finished - started),
             request_id=request_id,
+            retrieval_weight=retrieval_weight,
             retrieval=found.timing,
             ranking=ranked.timing if ranked else types_pb2.Timing(),
         )

@@ -62,9 +62,8 @@ def _summary(answer: Recommendations) -> str:
         return f"Ranking did not answer ({answer.degraded_reason}): this is the retrieval order. {_times(answer)}"
     top = len(answer.items)
     new = sum(item.retrieval_position >= top for item in answer.items)
-    order = (
-        "p_click and retrieval's score make the order. " if any(item.retrieval_score for item in answer.items) else ""
-    )
+    both = answer.retrieval_weight and any(item.retrieval_score for item in answer.items)
+    order = "p_click and retrieval's score make the order. " if both else ""
     return f"{order}Ranking brought up {new} of {top} from below retrieval's top {top}. {_times(answer)}"
 
 

@@ -75,7 +75,7 @@ def evaluate_pipeline(
     engine = RankingEngine(replace(model, counters=_counters(data)), EngineSettings())
     catalog = retriever.index.loaded.catalog
     alone = retrieved(retriever, profiles, judge.judged, judged_by, max(*RECALLS, *candidates))
-    judge.add_lists(RETRIEVAL, [one.ads for one in alone])
+    judge.add_lists(RETRIEVAL, [one.ads for one in alone], max(RECALLS))
     without = sum(len(one.ads) == 0 for one in alone)
     for count in sorted(candidates):
         found = retrieved(retriever, profiles, judge.judged, judged_by, count)
@@ -87,7 +87,7 @@ def evaluate_pipeline(
                 console=Console(stderr=True),
             )
         ]
-        judge.add_lists(ranking_of(count), ranked)
+        judge.add_lists(ranking_of(count), ranked, count)
     if with_peers:
         add_peers(judge, judged_by, retriever, profiles, popularity)
     ours = [RETRIEVAL, *(ranking_of(count) for count in sorted(candidates))]

@@ -9,6 +9,7 @@ from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions
 from index_builder.errors import BuildError
 from index_builder.refresh import refresh
+from records.errors import InputError
 
 
 @pytest.fixture
@@ -55,12 +56,23 @@ def test_an_ad_that_is_clicked_a_lot_now_rises(root, tmp_path):
 def test_rows_that_are_known_already_change_nothing(root, world):
     before = loaded(root)
     tail = world.clicks  # its newest tenth was kept back for the test and is new to the version
-    refresh(root, tail, BuildOptions().assembly)
+    assert refresh(root, tail, BuildOptions().assembly) is not None
     once = loaded(root)
-    refresh(root, tail, BuildOptions().assembly)
-    twice = loaded(root)
+    assert refresh(root, tail, BuildOptions().assembly) is None
+    assert loaded(root).version == once.version
     assert not np.array_equal(before.searched_vectors[:, 0], once.searched_vectors[:, 0])
-    np.testing.assert_array_equal(once.searched_vectors, twice.searched_vectors)
+
+
+def test_a_log_of_other_ads_or_without_times_is_refused_and_counts_nothing(root, tmp_path):
+    before = loaded(root)
+    later = int(before.towers.popularity.moment / 1e6) + 3600
+    with pytest.raises(InputError, match="200 unknown_ad"):
+        refresh(root, clicks_on(tmp_path, "of-somebody-else", later), BuildOptions().assembly)
+    timeless = tmp_path / "timeless.csv"
+    timeless.write_text("request_id,ad_id,clicks,impressions\nr1,coffee-1,1,2\n")
+    with pytest.raises(InputError, match="rows without a timestamp"):
+        refresh(root, timeless, BuildOptions().assembly)
+    assert loaded(root).version == before.version
 
 
 def test_a_version_without_towers_is_not_refreshed(world, tmp_path):

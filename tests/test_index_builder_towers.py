@@ -20,6 +20,7 @@ from index_builder.towers import (
     TowerShape,
     UserEvents,
     attribute_bucket,
+    attribute_buckets,
     gap_class,
     id_bucket,
 )
@@ -44,6 +45,10 @@ def events_of(lengths, longest, seed=0):
         torch.tensor(lengths),
         torch.zeros(users, 1, dtype=torch.int64),
     )
+
+
+def nowhere(users=1):
+    return torch.zeros(users, 0, dtype=torch.int64)
 
 
 def changed(events, **columns):
@@ -73,7 +78,9 @@ def test_a_user_is_read_the_same_beside_users_with_more_events(towers):
         lengths=together.lengths[:1],
         attributes=together.attributes[:1],
     )
-    torch.testing.assert_close(towers.users.interests(together)[:1], towers.users.interests(alone))
+    torch.testing.assert_close(
+        towers.users.interests(together, nowhere(2))[:1], towers.users.interests(alone, nowhere())
+    )
 
 
 @torch.no_grad()
@@ -92,7 +99,7 @@ def test_a_disliked_event_pulls_the_other_way_in_the_sums():
     towers = Towers(SHAPE.model_copy(update={"layers": 0})).eval()
     events = events_of([1], 1)
     liked, hidden = (
-        towers.users.interests(changed(events, types=torch.tensor([[EVENT_TYPES.index(kind)]])))[0, 0, 1:]
+        towers.users.interests(changed(events, types=torch.tensor([[EVENT_TYPES.index(kind)]])), nowhere())[0, 0, 1:]
         for kind in (EventType.CLICK, EventType.HIDE)
     )
     torch.testing.assert_close(hidden, -0.5 * liked)
@@ -102,7 +109,22 @@ def test_a_disliked_event_pulls_the_other_way_in_the_sums():
 def test_attributes_say_something_of_a_user_without_events(towers):
     nobody = events_of([0], 1)
     old = changed(nobody, attributes=torch.tensor([[attribute_bucket("age", "60")]]))
-    assert not torch.allclose(towers.users.interests(nobody), towers.users.interests(old))
+    assert not torch.allclose(towers.users.interests(nobody, nowhere()), towers.users.interests(old, nowhere()))
+
+
+@torch.no_grad()
+def test_a_context_adds_what_was_learned_of_its_values(towers):
+    towers.users.contexts.normal_()
+    nobody, users = events_of([0], 1), towers.users
+    one, both = (
+        torch.from_numpy(attribute_buckets([values]))
+        for values in ({"device": "tv"}, {"device": "tv", "country": "DE"})
+    )
+    plain, on_tv, in_germany = (users.interests(nobody, context)[0, :, 1:] for context in (nowhere(), one, both))
+    torch.testing.assert_close((on_tv - plain).flatten(), users.contexts[one[0, 0]])
+    torch.testing.assert_close((in_germany - plain).flatten(), users.contexts[both[0]].sum(0))
+    padded = torch.cat([one, torch.zeros_like(one)], dim=1)
+    torch.testing.assert_close(users.interests(nobody, padded)[0, :, 1:], on_tv)
 
 
 def test_hashes_stay_what_they_were():

@@ -256,7 +256,7 @@ def test_what_cannot_be_learned_from_is_said(world, tower_data, tmp_path):
     with pytest.raises(InputError, match="needs user_id and timestamp"):
         load_retrieval_data(world.ads, no_users, None, ENCODER)
     no_clicks = replace(tower_data, log=replace(tower_data.log, clicks=np.zeros_like(tower_data.log.clicks)))
-    with pytest.raises(InputError, match="too small to choose by"):
+    with pytest.raises(InputError, match="no click to learn from"):
         train_towers(no_clicks, ENCODER, tiny_towers())
     with pytest.raises(BuildError, match="cannot be divided among 5 heads"):
         train_towers(tower_data, ENCODER, tiny_towers(heads=5))

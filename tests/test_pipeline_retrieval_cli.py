@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 
 from index_builder.__main__ import app as index_builder
 from index_builder.artifact import load_version, open_store
+from index_builder.errors import BuildError
+from index_builder.training.commands import warning_of_weak
 from pipeline.cli import app as adcascade
 from records.errors import InputError
 
@@ -53,8 +55,25 @@ def test_a_build_with_towers_can_be_refreshed(world, towers, tmp_path, app):
     store = open_store(root)
     assert store.current() == refreshed["version"] != json.loads(built.stdout)["version"]
     assert load_version(store, store.current()).towers is not None
-    shown = run(app, "refresh", "--index", root, "--clicks", world.clicks)
+    again = run(app, "refresh", "--index", root, "--clicks", world.clicks)
+    assert "nothing was made" in again.stderr
+    assert store.current() == refreshed["version"]
+
+
+def test_what_needs_towers_says_so(world, towers, tmp_path, caplog):
+    flags = ["--ads", world.ads, "--out", tmp_path / "index", "--encoder", "hashing:64"]
+    with pytest.raises(BuildError, match="give their root with --towers"):
+        run(adcascade, "build", *flags, "--width", "8")
+    shown = run(adcascade, "build", *flags, "--towers", towers)
     assert "popularity of" in shown.stdout
+    assert "has towers" not in caplog.text
+    run(adcascade, "build", *flags)
+    assert "the published version has towers and this one will have none" in caplog.text
+
+
+def test_towers_that_find_less_than_popularity_are_warned_of():
+    assert warning_of_weak({"towers": 0.2, "recent popularity": 0.1}) == ""
+    assert "recent popularity finds more" in warning_of_weak({"towers": 0.1, "recent popularity": 0.2})
 
 
 def test_vectors_are_cut_and_not_stretched(world, towers, tmp_path):

@@ -1,6 +1,7 @@
 """Retrieval against what users clicked next: the peers, the judge, the page, the command."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,9 @@ import pytest
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
+from index_builder.build import BuildOptions
 from index_builder.encoder import load_encoder
+from index_builder.refresh import refresh
 from index_builder.training.data import load_retrieval_data
 from pipeline.cli import app
 from records.errors import InputError
@@ -93,14 +96,17 @@ def test_the_judge_counts_by_hand(tower_data):
     ads = len(tower_data.ads)
     small = Judge(judge.judged, np.r_[4.0, np.ones(ads - 1)])
     clicked = judge.judged.clicked
-    small.add_lists("all of them", clicked)
-    small.add_lists("nothing", [np.empty(0, np.int64)] * len(clicked))
+    small.add_lists("all of them", clicked, 500)
+    small.add_lists("nothing", [np.empty(0, np.int64)] * len(clicked), 500)
+    small.add_lists("ten of them", [ads[:10] for ads in clicked], 10)
     small.add_scores("the first", lambda _: -np.arange(ads, dtype=np.float32))
     compared = small.comparison(["all of them"])
     assert [compared.metrics["all of them"][name].value for name in METRICS] == [1] * len(METRICS)
     assert [compared.metrics["nothing"][name].value for name in METRICS] == pytest.approx([0] * len(METRICS), abs=1e-6)
     lead = compared.lead["all of them"]["nothing"]["mrr"]
     assert (lead.value, lead.low, lead.high) == pytest.approx((1, 1, 1))
+    assert "recall@50" not in compared.metrics["ten of them"]
+    assert "recall@50" not in compared.lead["all of them"]["ten of them"]
     assert compared.coverage["nothing"] == 0
     assert compared.coverage["all of them"] == len(np.unique(np.concatenate(clicked))) / ads
     seen = judge.judged.seen[0]
@@ -124,8 +130,11 @@ def test_ads_that_were_never_shown_are_a_slice(world, retriever):
 
 def test_nobody_to_judge_by_is_an_error(tower_data, retriever):
     parts = replace(tower_data.parts, test=np.empty(0, np.int64))
-    with pytest.raises(InputError, match="nothing to evaluate"):
+    with pytest.raises(InputError, match="keeps no rows to test"):
         evaluate_retrieval(replace(tower_data, parts=parts), retriever)
+    nobody = replace(tower_data.log, clicks=np.zeros_like(tower_data.log.clicks))
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate_retrieval(replace(tower_data, log=nobody), retriever)
 
 
 def test_towers_that_know_other_rows_are_warned_of(world, tower_data, retriever, caplog):
@@ -134,6 +143,15 @@ def test_towers_that_know_other_rows_are_warned_of(world, tower_data, retriever,
     other = load_retrieval_data(world.ads, world.clicks, world.users, load_encoder("hashing:64"), split="user")
     evaluate_retrieval(other, retriever, with_peers=False)
     assert "may know what they are tested on" in caplog.text
+
+
+def test_an_index_that_was_refreshed_with_the_test_is_warned_of(world, tower_data, tower_index, tmp_path, caplog):
+    shutil.copytree(tower_index, tmp_path / "index")
+    refresh(tmp_path / "index", world.clicks, BuildOptions().assembly)
+    refreshed, _ = load_published(tmp_path / "index")
+    evaluate_retrieval(tower_data, refreshed, with_peers=False)
+    refreshed.close()
+    assert "knows how popular ads are then" in caplog.text
 
 
 def test_the_page_shows_all_of_it(found, tmp_path):
@@ -148,10 +166,15 @@ def test_the_page_shows_all_of_it(found, tmp_path):
 def test_the_command_prints_and_writes(world, tower_index, tmp_path):
     files = ["--ads", str(world.ads), "--clicks", str(world.clicks), "--users", str(world.users)]
     args = ["evaluate-retrieval", "--index", str(tower_index), *files, "--no-peers"]
-    shown = CliRunner().invoke(app, [*args, "--report", str(tmp_path / "page.html")])
+    shown = CliRunner().invoke(app, [*args, "--report", str(tmp_path / "new" / "page.html")])
     assert shown.exit_code == 0, shown.output
-    assert "recall@100 of retrieval" in " ".join(shown.output.split())
-    assert "<svg" in (tmp_path / "page.html").read_text()
+    assert "recall@10 of retrieval" in " ".join(shown.output.split())
+    assert "<svg" in (tmp_path / "new" / "page.html").read_text()
+    assert (tmp_path / "new" / "page.html").exists()
+    for place in (tmp_path, tmp_path / "new" / "page.html" / "deeper.html"):
+        refused = CliRunner().invoke(app, [*args, "--report", str(place)])
+        assert isinstance(refused.exception, InputError)
+        assert "no page can be written" in str(refused.exception)
     other = CliRunner().invoke(app, [*args, "--split", "user", "--json"])
     assert json.loads(other.stdout)["comparison"]["users"] > 0
 

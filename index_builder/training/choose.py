@@ -10,14 +10,15 @@ from torch import Tensor
 
 from index_builder.faiss_index import exact_search
 from index_builder.interest_merge import merge
-from index_builder.towers import Towers, UserEvents, attribute_buckets
+from index_builder.towers import EVENT_TYPES, Towers, UserEvents, attribute_buckets
 from index_builder.training.batches import Catalog, attributes_of, padded, user_events
 from index_builder.training.fit import short_widths
 from index_builder.training.held_out import HeldOut
 from index_builder.training.ranks import places_of, recall_at
 from index_builder.training.score_weights import ScoreWeights, fit_score_weights
 from records.clicks import Integers
-from records.users import UserProfile
+from records.popularity import FEATURES
+from records.users import EventType, UserProfile
 
 # How many times louder than the likelihood of the clicks says, neighbours may be: it weighs every click alike, and
 # those far down the list, where neighbours know nothing, are many. Still louder, and new ads, which have no neighbours
@@ -28,6 +29,8 @@ _QUOTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_USERS, _MAX_ADS = 1000, 50_000
 _USERS_AT_ONCE = 64
 _K = 100
+TOWERS = "towers"
+_RECENT_CLICKS = FEATURES.index("clicks, half-life 14 days")
 _NOT_FOUND = np.iinfo(np.int32).max
 
 
@@ -38,6 +41,7 @@ class Choice:
     weights: ScoreWeights
     interest_quota: float
     recall: dict[int, float]
+    recall_beside: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def choose(
         beside: as of the end of the rows that the towers were trained on.
 
     Returns:
-        The weights and the quota; the recall of each width is that of the vectors alone, without neighbours.
+        The weights and the quota; the recall of each width is that of the vectors alone, without neighbours, and that
+        of the towers, beside what needs no training, is of all together.
     """
     generator = np.random.default_rng(seed)
     judged = judged.take(np.sort(generator.permutation(len(judged))[:MAX_USERS]))
@@ -111,13 +116,31 @@ def choose(
     vectors[:, 0] += added
     louder = max(_LOUDER, key=lambda times: _found(scores + added + times * weights.neighbours * spoken, clicked, seen))
     weights = replace(weights, neighbours=louder * weights.neighbours)
+    beaten = {
+        TOWERS: scores + added + weights.neighbours * spoken,
+        "recent popularity": np.broadcast_to(features[:, _RECENT_CLICKS], scores.shape),
+        "likeness of texts": _likeness(catalog, judged, rows),
+    }
+    recall_beside = {name: _recall_at_10(found, clicked, seen) for name, found in beaten.items()}
     by_quota = {quota: _recall(interests, vectors, clicked, seen, quota) for quota in _QUOTAS}
     quota = max(by_quota, key=lambda one: by_quota[one]) if interests.shape[1] > 1 else 0.0
     widths = (towers.shape.width, *short_widths(towers.shape.width))
     recall = {
         width: _recall(interests[..., : 1 + width], vectors[:, : 1 + width], clicked, seen, quota) for width in widths
     }
-    return Choice(weights, quota, recall)
+    return Choice(weights, quota, recall, recall_beside)
+
+
+def _likeness(catalog: Catalog, judged: HeldOut, rows: Tensor) -> npt.NDArray[np.float32]:
+    """How like the text of each of the ads is to those that each user clicked, float32 [users, ads]."""
+    means = torch.zeros(len(judged), catalog.texts.shape[1])
+    for place, user in enumerate(judged.of_user.tolist()):
+        events = judged.sequences.of(user) if user >= 0 else slice(0, 0)
+        clicked = judged.sequences.types[events] != EVENT_TYPES.index(EventType.IMPRESSION)
+        if clicked.any():
+            means[place] = catalog.texts[torch.from_numpy(judged.sequences.ads[events][clicked])].mean(dim=0)
+    likeness: npt.NDArray[np.float32] = (means @ catalog.texts[rows].T).numpy()
+    return likeness
 
 
 def _some_ads(judged: HeldOut, count: int, generator: np.random.Generator) -> Integers:
@@ -136,8 +159,16 @@ def _places(ads: Integers, some: Integers) -> Integers:
 
 def _found(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> float:
     """Mean of recall@10 and recall@100."""
-    places = [places_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
+    places = _places_of(scores, clicked, seen)
     return float(recall_at(places, 10).mean() + recall_at(places, _K).mean()) / 2
+
+
+def _recall_at_10(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> float:
+    return float(recall_at(_places_of(scores, clicked, seen), 10).mean())
+
+
+def _places_of(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> list[Integers]:
+    return [places_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
 
 
 def _recall(

@@ -13,6 +13,7 @@ from index_builder.progress import Progress
 from index_builder.training.parts import Parts, split_log
 from records.ads import Ad, read_ads
 from records.clicks import ClickLog, LogReport, read_clicks
+from records.errors import InputError
 from records.users import UserProfile, read_users
 
 _TEXTS_AT_ONCE = 512
@@ -98,6 +99,8 @@ def load_retrieval_data(
     """
     catalog = [ad for ad in read_ads(ads) if isinstance(ad, Ad)]
     profiles = {user.user_id: user for user in read_users(users)} if users else {}
+    if not catalog:
+        raise InputError(f"{ads} holds no usable ad: each needs an ad_id, and a title or a body")
     known = {ad.ad_id for ad in catalog}
     log, report = read_clicks(clicks, known, max_rejected=max_rejected, newest=newest)
     return RetrievalData.of(catalog, log, report, profiles, split_log(log, split, seed), encoder, progress)

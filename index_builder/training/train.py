@@ -70,6 +70,7 @@ def train_towers(
         neighbour_weight=choice.weights.neighbours,
         interest_quota=choice.interest_quota,
         recall=choice.recall,
+        recall_beside=choice.recall_beside,
         training=asdict(options),
         training_sha256=data.training_sha256,
     )
@@ -119,6 +120,8 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> Choice:
     parts = data.parts
     judged = held_out(data.log, parts.first, parts.chosen_by, data.number_of)
     if not len(judged):
+        if not (data.log.clicks > 0).any():
+            raise InputError("the log has no click to learn from")
         raise InputError(
             "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
         )

@@ -121,7 +121,10 @@ def evaluate_command(
     from ranking.training.evaluate import evaluate
     from ranking.training.page import write_page
     from ranking.training.versions import load_from, warn_of_rows_it_knows
+    from reports.page import make_room
 
+    if report is not None:
+        make_room(report)
     loaded = load_from(open_store(model), version)
     data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest)
     show_log(data)

@@ -170,6 +170,8 @@ def load_dataset(
         InputError: A file cannot be read, too many rows are unusable, or the log is too small to split.
     """
     catalog = {ad.ad_id: ad for ad in read_ads(ads) if not isinstance(ad, RejectedAd)}
+    if not catalog:
+        raise InputError(f"{ads} holds no usable ad: each needs an ad_id, and a title or a body")
     profiles = {user.user_id: user for user in read_users(users)} if users else {}
     log, report = read_clicks(clicks, catalog.keys(), max_rejected=max_rejected, newest=newest)
     if split == "auto":

@@ -35,7 +35,10 @@ def evaluate_retrieval_command(
     from retrieval.loading import load_published
 
     if report is not None:
+        from reports.page import make_room
         from retrieval.evaluation.page import write_page  # before the work: it says what is missing to draw
+
+        make_room(report)
     console = Console(stderr=True)
     with console.status("Loading"):
         retriever, encoder = load_published(index)

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 _USERS_AT_ONCE = 32
+# The k of the parts' recall, and that of a catalog of fewer ads than a thousand.
+_K, _K_OF_FEW, _FEW_ADS = 100, 10, 1000
 _KNOWN_EVENTS = (0, 1, 3)
 _EVENTS = {"none": (0, 0), "1": (1, 1), "2 to 5": (2, 5), "more": (6, np.inf)}
 _CLICKS = {"never shown": (-1, -1), "none": (0, 0), "1 to 9": (1, 9), "10 to 99": (10, 99), "more": (100, np.inf)}
@@ -59,37 +61,48 @@ def evaluate_retrieval(
     profiles = profiles_of(data, judge.judged)
     told = _in_parts(progress, len(_KNOWN_EVENTS) + 1, len(profiles))
     found = retrieved(retriever, profiles, judge.judged, data, max(RECALLS), told(0))
-    judge.add_lists(RETRIEVAL, [one.ads for one in found])
+    judge.add_lists(RETRIEVAL, [one.ads for one in found], max(RECALLS))
     if with_peers:
         add_peers(judge, data, retriever, profiles, popularity)
+    k = _K if len(data.ads) >= _FEW_ADS else _K_OF_FEW
     known = [
-        _as_if(events, judge, data, retriever, profiles, told(part))
+        _as_if(events, judge, data, retriever, profiles, told(part), k)
         for part, events in enumerate(_KNOWN_EVENTS, start=1)
     ]
     return RetrievalEvaluation(
         comparison=judge.comparison([RETRIEVAL]),
-        known_events=[*known, _slice("all", judge.places)],
-        by_events=_by_events(judge),
-        by_ads=_by_ads(judge, data),
+        known_events=[*known, _slice("all", judge.places, k)],
+        by_events=_by_events(judge, k),
+        by_ads=_by_ads(judge, data, k),
         curves={
             name: [(k, float(recall_at(places, k).mean())) for k in CURVE if k <= len(data.ads)]
             for name, places in judge.places.items()
         },
+        k=k,
     )
 
 
 def warn_of_known_rows(data: RetrievalData, retriever: Retriever) -> None:
-    """Logs a warning unless the towers were trained on exactly the rows that this data sets apart to train on."""
+    """Logs a warning unless the index knows exactly the rows that this data sets apart to train on."""
     towers = retriever.index.loaded.towers
-    if towers is not None and towers.spec.training_sha256 != data.training_sha256:
+    if towers is None:
+        return
+    if towers.spec.training_sha256 != data.training_sha256:
         log.warning(
             "the towers were trained on other rows than this split's, so they may know what they are tested on: "
             "give the files, the number of newest rows, the split and the seed of their training"
+        )
+    elif towers.popularity.moment > int(data.log.time[data.parts.training].max()) + 1:
+        log.warning(
+            "the index was refreshed with clicks of the test part, so it knows how popular ads are then: "
+            "judge a version as it was built"
         )
 
 
 def judge_of(data: RetrievalData) -> tuple[Judge, PopularitySnapshot]:
     """The users of the test part, and how popular ads were before it. Raises what `evaluate_retrieval` does."""
+    if not len(data.parts.test):
+        raise InputError("this split keeps no rows to test: choose time, user or ad")
     judged = held_out(data.log, data.parts.training, data.parts.test, data.number_of)
     if not len(judged):
         raise InputError("there is nothing to evaluate: nobody clicked an ad that was new to them in the test part")
@@ -181,20 +194,21 @@ def _as_if(
     retriever: Retriever,
     profiles: Sequence[UserProfile],
     progress: Progress,
+    k: int,
 ) -> Slice:
     """As if only so many of each user's newest clicks were known; what needs no user stays as it is."""
     few = []
     for user in profiles:
         clicks = [event for event in user.history if event.type is not EventType.IMPRESSION]
         few.append(UserProfile(user.user_id, user.interests, user.attributes, tuple(clicks[len(clicks) - events :])))
-    found = retrieved(retriever, few, judge.judged, data, 100, progress)
+    found = retrieved(retriever, few, judge.judged, data, _K, progress)
     others = {name: places for name, places in judge.places.items() if name in UNPERSONAL}
-    return _slice(str(events), {RETRIEVAL: places_in([one.ads for one in found], judge.judged), **others})
+    return _slice(str(events), {RETRIEVAL: places_in([one.ads for one in found], judge.judged), **others}, k)
 
 
-def _slice(name: str, places: Mapping[str, Sequence[Integers]]) -> Slice:
+def _slice(name: str, places: Mapping[str, Sequence[Integers]], k: int) -> Slice:
     some = next(iter(places.values()))
-    recall = {method: recall_at(found, 100) for method, found in places.items()}
+    recall = {method: recall_at(found, k) for method, found in places.items()}
     return Slice(
         name,
         len(some),
@@ -208,17 +222,18 @@ def _slice(name: str, places: Mapping[str, Sequence[Integers]]) -> Slice:
     )
 
 
-def _by_events(judge: Judge) -> list[Slice]:
+def _by_events(judge: Judge, k: int) -> list[Slice]:
     events = judge.judged.events
     found = []
     for name, (low, high) in _EVENTS.items():
         users = np.flatnonzero((events >= low) & (events <= high))
         if len(users):
-            found.append(_slice(name, {method: [of[user] for user in users] for method, of in judge.places.items()}))
+            some = {method: [of[user] for user in users] for method, of in judge.places.items()}
+            found.append(_slice(name, some, k))
     return found
 
 
-def _by_ads(judge: Judge, data: RetrievalData) -> list[Slice]:
+def _by_ads(judge: Judge, data: RetrievalData, k: int) -> list[Slice]:
     """Users with a click on such an ad, and those clicks alone."""
     shown = frozenset(data.log.ad_id[data.parts.training].tolist())
     known = np.array([ad_id in shown for ad_id in data.ad_ids])
@@ -231,5 +246,5 @@ def _by_ads(judge: Judge, data: RetrievalData) -> list[Slice]:
                 method: [of[which] for of, which in zip(places, of_users, strict=True) if which.any()]
                 for method, places in judge.places.items()
             }
-            found.append(_slice(name, some))
+            found.append(_slice(name, some, k))
     return found

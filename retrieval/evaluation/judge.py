@@ -31,6 +31,7 @@ class Judge:
         self.places: dict[str, list[Integers]] = {}
         self._coverage: dict[str, float] = {}
         self._lift: dict[str, float] = {}
+        self._asked: dict[str, int] = {}
 
     def add_scores(self, name: str, scores: Callable[[int], npt.NDArray[np.float32]]) -> None:
         """A method that scores all ads for the user at a place."""
@@ -44,8 +45,9 @@ class Judge:
             shown.append(np.argpartition(-left, first - 1)[:first])
         self._add(name, places, shown)
 
-    def add_lists(self, name: str, lists: Sequence[Integers]) -> None:
-        """A method that answers with the numbers of ads, best first."""
+    def add_lists(self, name: str, lists: Sequence[Integers], asked: int) -> None:
+        """A method that answers with the numbers of at most `asked` ads, best first; what needs more is not judged."""
+        self._asked[name] = asked
         self._add(name, places_in(lists, self.judged), [found[:_FIRST] for found in lists])
 
     def _add(self, name: str, places: list[Integers], shown: Sequence[Integers]) -> None:
@@ -57,7 +59,8 @@ class Judge:
 
     def comparison(self, ours: Sequence[str]) -> Comparison:
         """All methods; the lead of each of `ours` over every other method."""
-        per_user = {name: _per_user(places) for name, places in self.places.items()}
+        most = max(RECALLS)
+        per_user = {name: _per_user(places, self._asked.get(name, most)) for name, places in self.places.items()}
         return Comparison(
             users=len(self.judged),
             clicks=sum(map(len, self.judged.clicked)),
@@ -67,7 +70,11 @@ class Judge:
             },
             lead={
                 mine: {
-                    name: {metric: with_interval(per_user[mine][metric] - values) for metric, values in metrics.items()}
+                    name: {
+                        metric: with_interval(values - metrics[metric])
+                        for metric, values in per_user[mine].items()
+                        if metric in metrics
+                    }
                     for name, metrics in per_user.items()
                     if name != mine
                 }
@@ -87,8 +94,8 @@ def places_in(lists: Sequence[Integers], judged: HeldOut) -> list[Integers]:
     return places
 
 
-def _per_user(places: Sequence[Integers]) -> dict[str, npt.NDArray[np.float64]]:
-    """Each of `results.METRICS`, one value a user."""
-    found = {f"recall@{k}": recall_at(places, k) for k in RECALLS}
+def _per_user(places: Sequence[Integers], asked: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Each of `results.METRICS`, one value a user; no recall@k of more than were asked for."""
+    found = {f"recall@{k}": recall_at(places, k) for k in RECALLS if k <= max(asked, min(RECALLS))}
     hit = np.array([float((of_user < 10).any()) for of_user in places])
     return {**found, "ndcg@10": ndcg_at(places, 10), "mrr": reciprocal_rank(places), "hit@10": hit}

@@ -16,7 +16,8 @@ except ModuleNotFoundError as missing:  # said before minutes are spent on what 
 
 def write_page(path: Path, found: RetrievalEvaluation, title: str) -> None:
     """Writes the page."""
-    best = found.comparison.best_other("recall@100")
+    metric = f"recall@{found.k}"
+    best = found.comparison.best_other(metric)
     path.write_text(
         render(
             "retrieval.evaluation",
@@ -25,17 +26,17 @@ def write_page(path: Path, found: RetrievalEvaluation, title: str) -> None:
             found=found.comparison,
             names=METRICS,
             ours=RETRIEVAL,
-            notes=[*summary(found.comparison), COLUMNS],
+            notes=[*summary(found.comparison, metric), COLUMNS],
             curves=lines_plot(found.curves, "k", "recall@k", RETRIEVAL, logarithmic=True),
-            slices=[(*titled, _slices_plot(*titled, best)) for titled in titled_slices(found)],
+            slices=[(*titled, _slices_plot(*titled, best, metric)) for titled in titled_slices(found)],
         ),
         encoding="utf-8",
     )
 
 
-def _slices_plot(title: str, first_column: str, slices: Sequence[Slice], best_other: str | None) -> str:
-    """recall@100 of retrieval on each part, and of the best other method where it was asked."""
-    drawn, axes = figure("recall@100", first_column, height=1.2 + 0.34 * len(slices))
+def _slices_plot(title: str, first_column: str, slices: Sequence[Slice], best_other: str | None, metric: str) -> str:
+    """The metric of retrieval on each part, and of the best other method where it was asked."""
+    drawn, axes = figure(metric, first_column, height=1.2 + 0.34 * len(slices))
     shown = [RETRIEVAL] if best_other is None else [RETRIEVAL, best_other]
     for number, name in enumerate(shown):
         parts = [(place, part.recall[name]) for place, part in enumerate(slices) if name in part.recall]

@@ -15,8 +15,8 @@ _HEADS = {"ndcg@10": "nDCG", "mrr": "MRR", "hit@10": "hit"}
 
 def evaluation_tables(found: RetrievalEvaluation) -> Group:
     """All that was found."""
-    slices = [_slices(*titled) for titled in titled_slices(found)]
-    notes = [*summary(found.comparison), COLUMNS]
+    slices = [_slices(*titled, found.k) for titled in titled_slices(found)]
+    notes = [*summary(found.comparison, f"recall@{found.k}"), COLUMNS]
     return Group(methods_table(found.comparison), Text("\n".join(notes)), *slices)
 
 
@@ -36,7 +36,7 @@ def methods_table(found: Comparison) -> Table:
     for column in (*(_HEADS.get(metric, metric.removeprefix("recall")) for metric in METRICS), "cov.", "lift"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, metrics in found.metrics.items():
-        cells = [f"{metrics[metric].value:.3f}" for metric in METRICS]
+        cells = [f"{metrics[metric].value:.3f}" if metric in metrics else "" for metric in METRICS]
         extra = (f"{found.coverage[name]:.0%}", f"{found.popularity_lift[name]:.1f}")
         table.add_row(name, *cells, *extra, style="bold" if name in found.lead else "")
     return table
@@ -46,7 +46,7 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def summary(found: Comparison, metric: str = "recall@100") -> list[str]:
+def summary(found: Comparison, metric: str) -> list[str]:
     """Sentences: a metric of each of ours, and its lead over the best other method."""
     lines = []
     best = found.best_other(metric)
@@ -62,9 +62,9 @@ COLUMNS = (
 )
 
 
-def _slices(title: str, first_column: str, slices: Sequence[Slice]) -> Table:
+def _slices(title: str, first_column: str, slices: Sequence[Slice], k: int) -> Table:
     """A line for each method and a column for each part."""
-    table = _table(f"{title}: recall@100")
+    table = _table(f"{title}: recall@{k}")
     table.add_column(first_column, no_wrap=True)
     for part in slices:
         table.add_column(part.name, justify="right")

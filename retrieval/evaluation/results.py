@@ -14,10 +14,10 @@ METRICS = (*(f"recall@{k}" for k in RECALLS), "ndcg@10", "mrr", "hit@10")
 
 @dataclass(frozen=True)
 class Slice:
-    """Some of the users, or of their clicks: recall@100 of each method, a mean over users.
+    """Some of the users, or of their clicks: recall@k of each method, a mean over users.
 
     Attributes:
-        lead: other method -> retrieval's recall@100 minus that of the method, paired over users.
+        lead: other method -> retrieval's recall@k minus that of the method, paired over users.
     """
 
     name: str
@@ -61,6 +61,7 @@ class RetrievalEvaluation:
         by_events: users by how many events they have.
         by_ads: clicks by how many clicks their ads have in the training part, and of ads that it has never seen.
         curves: method -> [(k, recall@k)].
+        k: of the parts' recall: 100, or 10 of a small catalog, whose first 100 hold nearly everything.
     """
 
     comparison: Comparison
@@ -68,6 +69,7 @@ class RetrievalEvaluation:
     by_events: list[Slice]
     by_ads: list[Slice]
     curves: Mapping[str, list[tuple[int, float]]]
+    k: int
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
