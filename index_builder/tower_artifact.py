@@ -44,8 +44,9 @@ class TowerSpec(BaseModel):
         interest_quota: share of the candidates that is divided evenly among a user's interests before the rest goes to
             the best, chosen on the validation part.
         recall: width -> recall@100 of the vectors cut to it, on the validation part.
-        recall_beside: recall@10 of the towers with all that is added to them, and of what needs no training, on the
-            validation part.
+        recall_beside: recall@10 of the towers with all that is added to them, and of what needs no training, of the
+            users of the validation part who have a past.
+        better: what of these is above the towers, by a 95 % interval that excludes zero.
         training: the options.
         training_sha256: hash of the log's rows that were trained on.
     """
@@ -63,6 +64,7 @@ class TowerSpec(BaseModel):
     interest_quota: float
     recall: dict[int, float]
     recall_beside: dict[str, float]
+    better: tuple[str, ...]
     training: dict[str, object]
     training_sha256: str
 

@@ -141,6 +141,9 @@ def test_towers_find_what_each_user_likes(tower_data, interests):
     assert np.mean(right) > 0.75
     assert trained.spec.interest_quota in (0, 0.25, 0.5, 0.75, 1)
     assert list(trained.spec.recall) == [32, 16]
+    assert list(trained.spec.recall_beside) == ["towers", "recent popularity", "likeness of texts"]
+    assert trained.spec.recall_beside["towers"] > trained.spec.recall_beside["recent popularity"]
+    assert "recent popularity" not in trained.spec.better
     assert len(trained.spec.popularity_weights) == len(trained.spec.features)
 
 

@@ -14,7 +14,7 @@ from index_builder.towers import EVENT_TYPES, Towers, UserEvents, attribute_buck
 from index_builder.training.batches import Catalog, attributes_of, padded, user_events
 from index_builder.training.fit import short_widths
 from index_builder.training.held_out import HeldOut
-from index_builder.training.ranks import places_of, recall_at
+from index_builder.training.ranks import places_of, recall_at, with_interval
 from index_builder.training.score_weights import ScoreWeights, fit_score_weights
 from records.clicks import Integers
 from records.popularity import FEATURES
@@ -29,7 +29,7 @@ _QUOTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_USERS, _MAX_ADS = 1000, 50_000
 _USERS_AT_ONCE = 64
 _K = 100
-TOWERS = "towers"
+_TOWERS = "towers"
 _RECENT_CLICKS = FEATURES.index("clicks, half-life 14 days")
 _NOT_FOUND = np.iinfo(np.int32).max
 
@@ -42,6 +42,7 @@ class Choice:
     interest_quota: float
     recall: dict[int, float]
     recall_beside: dict[str, float]
+    better: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -116,19 +117,20 @@ def choose(
     vectors[:, 0] += added
     louder = max(_LOUDER, key=lambda times: _found(scores + added + times * weights.neighbours * spoken, clicked, seen))
     weights = replace(weights, neighbours=louder * weights.neighbours)
-    beaten = {
-        TOWERS: scores + added + weights.neighbours * spoken,
+    known = np.flatnonzero(judged.events > 0).tolist()  # for the others popularity speaks when they are served
+    compared = {
+        _TOWERS: scores + added + weights.neighbours * spoken,
         "recent popularity": np.broadcast_to(features[:, _RECENT_CLICKS], scores.shape),
         "likeness of texts": _likeness(catalog, judged, rows),
     }
-    recall_beside = {name: _recall_at_10(found, clicked, seen) for name, found in beaten.items()}
+    recalls = _beside({name: _recall_at_10(found, clicked, seen, known) for name, found in compared.items()})
     by_quota = {quota: _recall(interests, vectors, clicked, seen, quota) for quota in _QUOTAS}
     quota = max(by_quota, key=lambda one: by_quota[one]) if interests.shape[1] > 1 else 0.0
     widths = (towers.shape.width, *short_widths(towers.shape.width))
     recall = {
         width: _recall(interests[..., : 1 + width], vectors[:, : 1 + width], clicked, seen, quota) for width in widths
     }
-    return Choice(weights, quota, recall, recall_beside)
+    return Choice(weights, quota, recall, *recalls)
 
 
 def _likeness(catalog: Catalog, judged: HeldOut, rows: Tensor) -> npt.NDArray[np.float32]:
@@ -159,16 +161,22 @@ def _places(ads: Integers, some: Integers) -> Integers:
 
 def _found(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> float:
     """Mean of recall@10 and recall@100."""
-    places = _places_of(scores, clicked, seen)
+    places = [places_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
     return float(recall_at(places, 10).mean() + recall_at(places, _K).mean()) / 2
 
 
-def _recall_at_10(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> float:
-    return float(recall_at(_places_of(scores, clicked, seen), 10).mean())
+def _recall_at_10(
+    scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers], users: list[int]
+) -> npt.NDArray[np.float64]:
+    return recall_at([places_of(scores[user], clicked[user], seen[user]) for user in users], 10)
 
 
-def _places_of(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> list[Integers]:
-    return [places_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
+def _beside(recall: dict[str, npt.NDArray[np.float64]]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Mean recalls, none without users, and what is above the towers by an interval that excludes zero."""
+    if not len(recall[_TOWERS]):
+        return {}, ()
+    better = [name for name, values in recall.items() if with_interval(values - recall[_TOWERS]).low > 0]
+    return {name: float(values.mean()) for name, values in recall.items()}, tuple(better)
 
 
 def _recall(

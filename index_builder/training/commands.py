@@ -4,7 +4,7 @@ What loads a model library is imported where it is used, so that ``--help`` answ
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -91,19 +91,16 @@ def train_retrieval_command(
         print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
     else:
         Console().print(report_table(report))
-    Console(stderr=True).print(warning_of_weak(report.spec.recall_beside), style="yellow", end="")
+    Console(stderr=True).print(warning_of_weak(report.spec.better), style="yellow", end="")
 
 
-def warning_of_weak(recall: Mapping[str, float]) -> str:
-    """What to say of towers that are worse than what needs no training."""
-    from index_builder.training.choose import TOWERS
-
-    best = max(recall, key=lambda name: recall[name])
-    if recall[best] <= recall[TOWERS]:
+def warning_of_weak(better: Sequence[str]) -> str:
+    """What to say of towers that find less than what needs no training."""
+    if not better:
         return ""
     return (
-        f"Warning: on the rows that chose, {best} finds more than these towers. The log may be too small for them, or "
-        "the training too short (--epochs, --max-minutes); see `adcascade evaluate-retrieval`.\n"
+        f"Warning: on the rows that chose, {' and '.join(better)} found more than these towers. The log may be too "
+        "small for them, or the training too short (--epochs, --max-minutes); see `adcascade evaluate-retrieval`.\n"
     )
 
 
@@ -133,11 +130,12 @@ def report_table(report: "TowerReport") -> Table:
     spec = report.spec
     table = Table(title=f"Tower version {report.version}", show_header=False)
     recall = ", ".join(f"{value:.3f} with {width}" for width, value in spec.recall.items())
+    beside = ", ".join(f"{value:.3f} of {name}" for name, value in spec.recall_beside.items())
     rows = {
         "learned from": f"{report.events:,} events of {report.users:,} users, {report.ads_clicked:,} ads clicked",
         "vectors": f"{spec.shape.interests} of {spec.shape.width} numbers per user, and a bias",
-        "recall@10": ", ".join(f"{value:.3f} of {name}" for name, value in spec.recall_beside.items()),
-        "recall@100": f"{recall} numbers of the vectors alone (users of the rows that chose)",
+        "recall@10": f"{beside or 'unknown'} (users with a past, of the rows that chose)",
+        "recall@100": f"{recall} numbers of the vectors alone (all users of these rows)",
         "encoder": spec.encoder_name,
         "seconds": f"{report.seconds:.1f}",
     }

@@ -71,6 +71,7 @@ def train_towers(
         interest_quota=choice.interest_quota,
         recall=choice.recall,
         recall_beside=choice.recall_beside,
+        better=choice.better,
         training=asdict(options),
         training_sha256=data.training_sha256,
     )
