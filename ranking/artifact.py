@@ -7,6 +7,7 @@ A Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer) bes
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ from ranking.model import BERT_LIKE, JOINT, SharedUserCrossEncoder
 from records.counters import CounterSnapshot
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
+EXPORT_FOLDER = "openvino"
 
 RankerModel = SharedUserCrossEncoder | JointCrossEncoder
 
@@ -46,6 +48,16 @@ class Metric(BaseModel):
     value: float
     low: float
     high: float
+
+
+class ExportParity(BaseModel):
+    """How near an export's logits are to those of torch in float32, on so many made-up pairs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pairs: int
+    largest_difference: float
+    correlation: float
 
 
 class CtrSpec(BaseModel):
@@ -69,6 +81,7 @@ class CtrSpec(BaseModel):
     metrics: dict[str, Metric] = {}
     training: dict[str, Any] = {}
     training_sha256: str = ""
+    export: ExportParity | None = None
 
     @model_validator(mode="after")
     def _features_are_known(self) -> "CtrSpec":
@@ -88,7 +101,11 @@ class CtrSpec(BaseModel):
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A loaded model version."""
+    """A loaded model version.
+
+    Attributes:
+        export: where its text layers lie for OpenVINO; None if they were not exported.
+    """
 
     version: str
     created_at: datetime
@@ -96,6 +113,7 @@ class ModelVersion:
     model: RankerModel
     tokenizer: PreTrainedTokenizerBase
     counters: CounterSnapshot
+    export: Path | None = None
 
 
 def load_base(
@@ -190,8 +208,15 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
     except (OSError, RuntimeError) as error:
         raise CorruptVersion(f"{path / HEAD_FILE} does not fit this program's click head: {error}") from error
     model.eval()
+    export = path / EXPORT_FOLDER
     return ModelVersion(
-        version, manifest.created_at, spec, model, tokenizer, CounterSnapshot.load(path / COUNTERS_FILE)
+        version,
+        manifest.created_at,
+        spec,
+        model,
+        tokenizer,
+        CounterSnapshot.load(path / COUNTERS_FILE),
+        export if export.is_dir() else None,
     )
 
 

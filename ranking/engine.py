@@ -16,12 +16,14 @@ from torch import Tensor
 
 from ranking.ad_states import AdStateCache
 from ranking.artifact import ModelVersion
+from ranking.backends import OPENVINO, TORCH, OpenVinoBackend, TextBackend, TorchBackend, UserKept, fastest
 from ranking.batch import PairBatch, TokenRows, pad, tokenize
 from ranking.behaviour import AdKeys, Behaviour, History, Shown, with_interests
 from ranking.context import CONTEXT_WORDS
 from ranking.errors import ModelError
 from ranking.features import COUNTED, gap_classes, id_bucket, snapshot_features
-from ranking.model import SharedUserCrossEncoder, UserStates
+from ranking.model import SharedUserCrossEncoder
+from ranking.passes import AdPass
 from records.counters import Total
 
 log = logging.getLogger(__name__)
@@ -42,12 +44,14 @@ class EngineSettings:
         precision: "float32", "bfloat16", or "auto" for bfloat16 where the hardware computes in it.
         cache_mib: Memory for ad states, at most; at least one request's worth is always kept.
         token_budget: Ad tokens in one pass of the joined layers, at most.
+        backend: "torch", "openvino", or "auto" for the faster one on this machine, of those that the version has.
     """
 
     device: str = "auto"
     precision: str = "auto"
     cache_mib: int = 256
     token_budget: int = 8192
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -107,24 +111,48 @@ class RankingEngine:
     def __init__(self, loaded: ModelVersion, settings: EngineSettings) -> None:
         self.loaded = loaded
         self.device = choose_device(settings.device)
-        self._autocast = choose_precision(settings.precision, self.device)
+        self._bfloat16 = choose_precision(settings.precision, self.device)
         self._settings = settings
         self._model = loaded.model.to(self.device).eval()
         self._reads_text = not self._model.adds_nothing
         self._pad_id = int(loaded.tokenizer.pad_token_id or 0)
+        self._backend = self._make_backend()
         self._cache = self._make_cache()
         self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device)
-        precision = "bfloat16" if self._autocast else "float32"
-        log.info("model %s runs in torch on %s in %s", loaded.version, self.device, precision)
         if not self._reads_text:
             log.info("its text layers were not trained for clicks and are left out")
 
-    def _make_cache(self) -> AdStateCache | None:
-        if not isinstance(self._model, SharedUserCrossEncoder):
+    def _make_backend(self) -> TextBackend | None:
+        """What runs the text layers; None if nothing does, or if they are those of a plain cross-encoder."""
+        model, wanted, export = self._model, self._settings.backend, self.loaded.export
+        if wanted not in ("auto", TORCH, OPENVINO):
+            raise ModelError(f"backend must be auto, {TORCH} or {OPENVINO}, not {wanted!r}")
+        if not isinstance(model, SharedUserCrossEncoder) or not self._reads_text:
             return None
-        tokens, hidden = self.loaded.spec.max_ad_tokens, int(self._model.encoder.config.hidden_size)
-        fitting = self._settings.cache_mib * 2**20 // AdStateCache.bytes_per_ad(tokens, hidden)
-        return AdStateCache(max(fitting, MAX_CANDIDATES), tokens, hidden, self.device)
+        if wanted == OPENVINO and export is None:
+            raise ModelError(f"model version {self.loaded.version} was not exported: see adcascade export")
+        if wanted == OPENVINO and self.device.type != "cpu":
+            raise ModelError(f"{OPENVINO} runs on the CPU; set the device to cpu, or the backend to {TORCH}")
+        found: list[TextBackend] = []
+        if wanted != OPENVINO:
+            found.append(TorchBackend(model, self.device, bfloat16=self._bfloat16))
+        if wanted != TORCH and export is not None and self.device.type == "cpu":
+            found.append(OpenVinoBackend(export, bfloat16=self._bfloat16))
+        if len(found) == 1:
+            log.info("model %s runs in %s", self.loaded.version, found[0].name)
+            return found[0]
+        chosen, milliseconds = fastest(found, int(model.encoder.config.vocab_size), len(self.loaded.spec.features))
+        timed = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
+        log.info("model %s runs in %s (a request of 100 ads: %s)", self.loaded.version, chosen.name, timed)
+        return chosen
+
+    def _make_cache(self) -> AdStateCache | None:
+        if self._backend is None or not isinstance(self._model, SharedUserCrossEncoder):
+            return None
+        passes = AdPass(self._model)
+        rows = passes.rows(self.loaded.spec.max_ad_tokens)
+        fitting = self._settings.cache_mib * 2**20 // AdStateCache.bytes_per_ad(rows, passes.width)
+        return AdStateCache(max(fitting, MAX_CANDIDATES), rows, passes.width, self.device)
 
     def warm_up(self) -> None:
         """One small request, so that the first real one does not pay for lazy initialisation."""
@@ -153,10 +181,9 @@ class RankingEngine:
         """Logits of click and conversion of each query's candidates, and how many of their states were cached."""
         dense = [self._dense(query) for query in queries]
         behaviour = [self._behaviour(query, features) for query, features in zip(queries, dense, strict=True)]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            text = self._text(users, queries, dense)
+        text = self._text(users, queries, dense)
         return [
-            ((known.click + added.float()).cpu().numpy(), known.conversion.cpu().numpy(), cached)
+            ((known.click + added).cpu().numpy(), known.conversion.cpu().numpy(), cached)
             for known, (added, cached) in zip(behaviour, text, strict=True)
         ]
 
@@ -183,22 +210,19 @@ class RankingEngine:
         self, users: TokenRows, queries: Sequence[RankQuery], dense: Sequence[Tensor]
     ) -> list[tuple[Tensor, int]]:
         """What the text adds to the logits of each query, and how many ad states were cached."""
-        model = self._model
         if not self._reads_text:
             return [(torch.zeros(len(features), device=self.device), 0) for features in dense]
-        if isinstance(model, SharedUserCrossEncoder):
-            states = model.user_states(users)
-            return [self._text_shared(model, *query) for query in zip(states, queries, dense, strict=True)]
+        if self._backend is not None:
+            kept = self._backend.users(users)
+            return [self._text_shared(self._backend, *query) for query in zip(kept, queries, dense, strict=True)]
         return [(self._text_joint(users, *query), 0) for query in zip(range(len(queries)), queries, dense, strict=True)]
 
-    def _text_shared(
-        self, model: SharedUserCrossEncoder, user: UserStates, query: RankQuery, dense: Tensor
-    ) -> tuple[Tensor, int]:
+    def _text_shared(self, backend: TextBackend, user: UserKept, query: RankQuery, dense: Tensor) -> tuple[Tensor, int]:
         logits, cached = [], 0
         for chunk in self._chunks(query, extra_tokens=0):
-            hidden, mask, found = self._ad_states(model, query.ad_texts[chunk])
+            kept, mask, found = self._kept(backend, query.ad_texts[chunk])
             cached += found
-            logits.append(model.add([user], [len(hidden)], hidden, mask, dense[chunk])[0])
+            logits.append(backend.join(user, kept, mask, dense[chunk]))
         return torch.cat(logits), cached
 
     def _text_joint(self, users: TokenRows, row: int, query: RankQuery, dense: Tensor) -> Tensor:
@@ -206,7 +230,8 @@ class RankingEngine:
         logits = []
         for chunk in self._chunks(query, extra_tokens=int(user.lengths[0])):
             ads = self._tokenize(query.ad_texts[chunk], self.loaded.spec.max_ad_tokens)
-            logits.append(self._model(PairBatch(user, ads, (len(ads.ids),), dense[chunk])))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits.append(self._model(PairBatch(user, ads, (len(ads.ids),), dense[chunk])).float())
         return torch.cat(logits)
 
     def _chunks(self, query: RankQuery, extra_tokens: int) -> Iterator[slice]:
@@ -216,10 +241,10 @@ class RankingEngine:
         for start in range(0, len(query.ad_texts), size):
             yield slice(start, start + size)
 
-    def _ad_states(self, model: SharedUserCrossEncoder, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
-        def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
-            rows = self._tokenize([texts[place] for place in places], self.loaded.spec.max_ad_tokens)
-            return rows, _states_by_length(model, rows)
+    def _kept(self, backend: TextBackend, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+        def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
+            ads = self._tokenize([texts[place] for place in places], self.loaded.spec.max_ad_tokens)
+            return _kept_by_length(backend, ads)
 
         assert self._cache is not None
         return self._cache.gather(texts, compute)
@@ -241,9 +266,9 @@ class RankingEngine:
         return torch.from_numpy(np.array(values, np.int64)).to(self.device)
 
     def _text_vectors(self, texts: Sequence[str]) -> Tensor:
-        def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
+        def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
             rows = self._tokenize([texts[place] for place in places], self.loaded.spec.max_ad_tokens)
-            return TokenRows(rows.ids[:, :1], torch.ones_like(rows.lengths)), self._model.text(rows)[:, None]
+            return torch.ones_like(rows.lengths), self._model.text(rows)[:, None]
 
         return self._vectors.gather(texts, compute)[0][:, 0]
 
@@ -255,17 +280,19 @@ class RankingEngine:
         return p_click, spec.conversion.probability(conversion) if spec.conversion is not None else None
 
 
-def _states_by_length(model: SharedUserCrossEncoder, rows: TokenRows, *, chunk: int = 32) -> Tensor:
-    """`model.ad_states` in runs of like length, so that short ads are not padded to the longest."""
-    order = torch.argsort(rows.lengths)
-    config = model.encoder.config
-    states = torch.zeros((*rows.ids.shape, int(config.hidden_size)), device=rows.ids.device)
+def _kept_by_length(backend: TextBackend, ads: TokenRows, *, chunk: int = 32) -> tuple[Tensor, Tensor]:
+    """What is kept of ads, and how many rows of each, in runs of like length: no short ad is padded to the longest."""
+    order = torch.argsort(ads.lengths)
+    parts = []
     for start in range(0, len(order), chunk):
-        part = order[start : start + chunk]
-        lengths = rows.lengths[part]
-        longest = int(lengths.max())
-        states[part, :longest] = model.ad_states(TokenRows(rows.ids[part, :longest], lengths)).float()
-    return states
+        some = order[start : start + chunk]
+        longest = int(ads.lengths[some].max())
+        parts.append((some, backend.ads(TokenRows(ads.ids[some, :longest], ads.lengths[some]))))
+    most, (_, last) = max(part.shape[1] for _, part in parts), parts[-1]
+    kept = last.new_zeros((len(order), most, last.shape[2]))
+    for some, part in parts:
+        kept[some, : part.shape[1]] = part
+    return ads.lengths + most - int(ads.lengths.max()), kept
 
 
 def choose_device(name: str) -> torch.device:

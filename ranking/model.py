@@ -137,20 +137,25 @@ class SharedUserCrossEncoder(nn.Module):
         """The user pass: keys and values of each joined layer for each user, padding cut off."""
         lengths = users.lengths.tolist()
         states = [UserStates([], []) for _ in lengths]
+        for keys, values in self.keys_values(users):
+            for row, length in enumerate(lengths):
+                states[row].keys.append(keys[row, :, :length].transpose(1, 2))
+                states[row].values.append(values[row, :, :length])
+        return states
+
+    def keys_values(self, users: TokenRows) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of each joined layer, both [users, heads, tokens, size], padding and all."""
         hidden = self._embed(users, segment=0)
         mask = users.mask[:, None, None, :]
         for number, layer in enumerate(self.layers):
             keys, values = self._keys_values(layer, hidden)
             if number >= self.join_layer:
-                for row, length in enumerate(lengths):
-                    states[row].keys.append(keys[row, :, :length].transpose(1, 2))
-                    states[row].values.append(values[row, :, :length])
+                yield keys, values
             if number + 1 < len(self.layers):  # above the last keys and values nobody reads the user
                 context = F.scaled_dot_product_attention(
                     self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
                 )
                 hidden = _finish_layer(layer, _merge_heads(context), hidden)
-        return states
 
     def ad_states(self, ads: TokenRows) -> Tensor:
         """The ads' hidden states below the join layer, [ads, tokens, hidden]; they do not depend on the user."""
@@ -169,9 +174,38 @@ class SharedUserCrossEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What `read` returns, from states that may have been kept; see `join` for the arguments."""
         cls = self.join(users, ads_per_user, hidden, mask)
+        return self.head(cls, self.mean_state(hidden, mask), dense), cls
+
+    @staticmethod
+    def mean_state(hidden: Tensor, mask: Tensor) -> Tensor:
+        """Mean of an ad's states, [pairs, hidden]; see `join` for the arguments."""
         tokens = torch.where(mask[..., None], hidden, 0)
-        ad = tokens.sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        return self.head(cls, ad, dense), cls
+        return tokens.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+    def projected(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the last layer, both [ads, tokens, hidden], from the states below it."""
+        attention = self.layers[-1].attention.self
+        return attention.key(hidden), attention.value(hidden)
+
+    def top(self, cls: Tensor, keys: Tensor, values: Tensor, mask: Tensor, user: UserStates) -> Tensor:
+        """What `join` returns for one user's ads where the last layer alone is joined.
+
+        Args:
+            cls: states of the ads' first tokens below the last layer, [ads, hidden].
+            keys, values: what `projected` made of their states.
+            mask: True where an ad has a token, bool [ads, tokens].
+        """
+        layer, rows = self.layers[-1], cls[:, None]
+        context = _attend_both(
+            self._queries(layer, rows),
+            self._split_heads(keys),
+            self._split_heads(values),
+            mask[:, None, None, :],
+            user,
+            0,
+            self._attention_dropout(layer),
+        )
+        return _finish_layer(layer, _merge_heads(context), rows)[:, 0]
 
     def join(self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor) -> Tensor:
         """The joined layers.

@@ -22,6 +22,7 @@ class RankingSettings(ServerSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: str = Field("auto", description="auto, float32 or bfloat16.")
+    backend: str = Field("auto", description="torch, openvino (of an exported model), or auto for the faster one.")
     cache_mib: int = Field(256, ge=1, description="Memory for ad states, in MiB.")
     token_budget: int = Field(8192, ge=64, description="Ad tokens in one pass; bounds memory, not the request.")
     batch_candidates: int = Field(2000, ge=1, description="Candidates of waiting calls that make up one batch.")
@@ -29,4 +30,4 @@ class RankingSettings(ServerSettings):
 
     def engine(self) -> EngineSettings:
         """The part that the engine reads."""
-        return EngineSettings(self.device, self.precision, self.cache_mib, self.token_budget)
+        return EngineSettings(self.device, self.precision, self.cache_mib, self.token_budget, self.backend)

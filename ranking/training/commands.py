@@ -179,6 +179,26 @@ def calibrate_command(
     )
 
 
+def export_command(model: Model, version: Version = "", publish: Publish = True, as_json: Json = False) -> None:
+    """Export the text layers of a model version for OpenVINO, and publish the result as a new version.
+
+    Servers then time both engines as they load, and take the faster one; `--backend` names one. The export is refused
+    if its logits are not those of the model.
+    """
+    from ranking.training.export import export_version
+
+    with Console(stderr=True).status("Exporting"):
+        made, parity = export_version(open_store(model), version, publish=publish)
+    if as_json:
+        print(json.dumps({"version": made, "parity": parity.model_dump(mode="json")}, indent=2))  # noqa: T201
+        return
+    Console().print(
+        f"Model version {made}: over {parity.pairs} pairs no logit differs by more than "
+        f"{parity.largest_difference:.1e} from torch.",
+        highlight=False,
+    )
+
+
 def show_log(data: "Dataset") -> None:
     """The data report, on standard error."""
     from ranking.training.log_report import report_on

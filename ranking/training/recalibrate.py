@@ -1,5 +1,6 @@
 """A model version with its calibration fitted anew. Knows no serving."""
 
+import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.store import VersionStore
-from ranking.artifact import ModelVersion, save_version
+from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.calibration import Calibration
 from ranking.engine import choose_device
 from ranking.training.calibrate import fit_calibration
@@ -63,6 +64,8 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     calibration = fit_calibration(logits, clicks, impressions)
     spec = loaded.spec.model_copy(update={"calibration": calibration, "metrics": {}, **_no_longer_known(loaded)})
     with store.begin() as draft:
+        if loaded.export is not None:  # of the weights, which stay
+            shutil.copytree(loaded.export, draft.path / EXPORT_FOLDER)
         save_version(store, draft, spec, loaded.model, loaded.tokenizer, loaded.counters)
     if publish:
         store.publish(draft.version)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ranking.ad_states import AdStateCache
 from ranking.artifact import CtrSpec, RankerModel
-from ranking.batch import TokenRows
 from ranking.model import SharedUserCrossEncoder
 from ranking.training.batches import BatchMaker, LabelledBatch
 from records.clicks import Integers
@@ -59,9 +58,9 @@ class Scorer:
     @staticmethod
     @torch.no_grad()
     def _ad_states(model: SharedUserCrossEncoder, cache: AdStateCache, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
-        def compute(places: Sequence[int]) -> tuple[TokenRows, Tensor]:
+        def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
             rows = batch.pairs.ads.take(places)
-            return rows, model.ad_states(rows)
+            return rows.lengths, model.ad_states(rows)
 
         hidden, mask, _ = cache.gather(batch.ad_texts, compute)
         return hidden, mask
