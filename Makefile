@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt -e ".[$(FAISS),train,dev]"
+	$(PIP) install -q -c constraints.txt -e ".[$(FAISS),train,fast,dev]"
 	$(PIP) install -q -c constraints.txt --no-deps recbole
 	touch $@
 

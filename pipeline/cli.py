@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,7 @@ from ranking.store import open_store as open_model_store
 from ranking.training.commands import (
     calibrate_command,
     evaluate_command,
+    export_command,
     show_log,
     train_command,
 )
@@ -54,6 +56,7 @@ app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("evaluate-retrieval")(evaluate_retrieval_command)
 app.command("calibrate")(calibrate_command)
+app.command("export")(export_command)
 index_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune index versions.")
 towers_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune tower versions.")
 model_app = typer.Typer(no_args_is_help=True, help="List, verify, publish, roll back and prune model versions.")
@@ -244,8 +247,15 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None)
     return user
 
 
+def add_commands_of_others() -> None:
+    """Groups of commands that other packages bring, named as entry points."""
+    for point in entry_points(group="adcascade.commands"):
+        app.add_typer(point.load(), name=point.name)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    add_commands_of_others()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are stopped too
     with clean_exit(InputError, ArtifactError, BuildError, ModelError, ServiceError):

@@ -48,9 +48,12 @@ def test_help_teaches_every_command():
         "serve",
         "recommend",
         "quickstart",
+        "export",
     ):
         assert command in top
         assert "--json" in adcascade(command, "--help").stdout
+    assert "bench" in top
+    assert "--json" in adcascade("bench", "rank", "--help").stdout
 
 
 def test_build_train_evaluate_recommend_with_the_users_own_files(world, platform, tiny_bert, tmp_path):

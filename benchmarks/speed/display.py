@@ -1,0 +1,67 @@
+"""A result as tables for a terminal. Knows no models."""
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from benchmarks.speed.contest import Spread
+from benchmarks.speed.results import BenchResult
+
+
+def tables(found: BenchResult, before: BenchResult | None = None) -> RenderableType:
+    """What took how long, beside `before` if that is given, and the targets."""
+    parts: list[RenderableType] = [_entries(found, before)]
+    if found.verdicts:
+        parts.append(_verdicts(found))
+    parts.append(machine_line(found))
+    parts += [f"Not run: {name}: {why}" for name, why in found.missing.items()]
+    return Group(*parts)
+
+
+def machine_line(found: BenchResult) -> str:
+    """The machine, its rates and the floors in words."""
+    machine = found.machine
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine.gemm.items())
+    floors = "; ".join(f"{name} {value:.2f} ms" for name, value in found.floors.items())
+    return (
+        f"{machine.processor}, {machine.cores} cores ({' '.join(machine.instructions) or 'no known extensions'}), "
+        f"{machine.memory_gib:.0f} GiB, Python {machine.python}. Matrix products, GFLOP/s: {rates}; memory "
+        f"{machine.memory_bandwidth:.0f} GB/s{'; ' + floors if floors else ''}."
+    )
+
+
+def spread(value: Spread, digits: int = 1) -> str:
+    """Median [least, most]."""
+    return f"{value.median:,.{digits}f} [{value.low:,.{digits}f}, {value.high:,.{digits}f}]"
+
+
+def _entries(found: BenchResult, before: BenchResult | None) -> Table:
+    title = f"bench {found.bench}: milliseconds a call, median \\[least, most] of rounds taken in turns"
+    table = Table(title=title)
+    for column in ("case", "contender", "ms", "times faster", *(("ms before",) if before else ())):
+        table.add_column(column, justify="left" if column in ("case", "contender") else "right")
+    last = ""
+    for one in found.entries:
+        case, last = ("" if one.case == last else one.case), one.case
+        row = [case, one.contender, spread(one.milliseconds), spread(one.times_faster) if one.times_faster else ""]
+        if before is not None:
+            earlier = before.entry(one.case, one.contender)
+            row.append(f"{earlier.milliseconds.median:,.1f}" if earlier else "")
+        table.add_row(*row, end_section=False)
+    return table
+
+
+def _verdicts(found: BenchResult) -> Table:
+    table = Table(title="Targets")
+    for column in ("what", "target", "reached", "met"):
+        table.add_column(column)
+    for one in found.verdicts:
+        table.add_row(one.what, one.target, one.reached, "yes" if one.met else "no", style="" if one.met else "yellow")
+        if one.why and not one.met:
+            table.add_row("", one.why, "", "", style="dim")
+    return table
+
+
+def terminal() -> Console:
+    """Standard output; wide enough for the tables where that is a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)

@@ -1,0 +1,53 @@
+"""A result as one HTML page that needs nothing else, and its plot as PNG. Knows no models."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.speed.display import machine_line, spread
+from benchmarks.speed.results import BenchResult
+from reports.figures import COLOURS, figure, svg
+from reports.page import render
+
+
+def write_page(path: Path, found: BenchResult) -> None:
+    """Writes the page."""
+    page = render(
+        "benchmarks.speed",
+        "page.html.j2",
+        title=f"AdCascade, bench {found.bench}",
+        found=found,
+        machine=machine_line(found),
+        spread=spread,
+        plot=svg(_plot(found)),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def write_plot(path: Path, found: BenchResult) -> None:
+    """Writes the plot as PNG."""
+    _plot(found).savefig(path, dpi=150)
+
+
+def _plot(found: BenchResult) -> Figure:
+    """Milliseconds of each contender in each case, as bars on a logarithmic axis."""
+    cases = list(dict.fromkeys(one.case for one in found.entries))
+    contenders = list(dict.fromkeys(one.contender for one in found.entries))
+    drawn, axes = figure("milliseconds a call (logarithmic)", "", height=1.0 + 0.25 * len(found.entries))
+    thickness = 0.8 / len(contenders)
+    for number, name in enumerate(contenders):
+        own = [(cases.index(one.case), one.milliseconds) for one in found.entries if one.contender == name]
+        axes.barh(
+            [place + (number + 0.5) * thickness - 0.4 for place, _ in own],
+            [value.median for _, value in own],
+            thickness,
+            xerr=[[value.median - value.low for _, value in own], [value.high - value.median for _, value in own]],
+            color=COLOURS[number],
+            label=name,
+            error_kw={"elinewidth": 0.8, "ecolor": "#444"},
+        )
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(cases)), cases, fontsize=7)
+    axes.invert_yaxis()
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.18), ncols=3, frameon=False)
+    return drawn

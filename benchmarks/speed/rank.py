@@ -1,0 +1,264 @@
+"""``adcascade bench rank``: one request of many candidates, against reading every pair with a cross-encoder.
+
+The ranker is asked over gRPC in a server process of its own, with the ad texts in the request. `CrossEncoder.predict`
+(sentence-transformers, with its defaults) reads the very same texts, with a network of the same size. Speed does not
+depend on the weights, so both run on those of the embedded MiniLM with a random head.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, repeat
+from pathlib import Path
+
+import grpc
+import torch
+from sentence_transformers import CrossEncoder
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
+from benchmarks.speed.machine import describe
+from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.texts import real_ads, recombined_ads
+from index_builder.encoder import EMBEDDED, embedded_model_path
+from pipeline.processes import running
+from protos import ranking_pb2
+from protos.convert import ad_to_wire, user_to_wire
+from protos.ranking_pb2_grpc import RankingServiceStub
+from ranking.artifact import EXPORT_FOLDER, CtrSpec, load_base, save_version
+from ranking.backends import TORCH
+from ranking.features import FEATURES
+from ranking.model import SHARED_USER, SharedUserCrossEncoder
+from ranking.store import open_store
+from ranking.text import render_ad, render_user
+from ranking.training.dataset import load_dataset
+from ranking.training.export import export_checked
+from records.ads import Ad
+from records.counters import CounterSnapshot
+from records.movielens import DatasetFiles, export_movielens, find_movielens
+from records.users import Context, Event, EventType, UserProfile
+from serving.channel import is_serving, open_channel
+
+CROSS_ENCODER, WARM, COLD, EMPTY_CALL = "CrossEncoder.predict", "AdCascade", "AdCascade, new ads", "empty gRPC call"
+_MADE_ADS = 10**7
+_USER_TOKENS, _AD_TOKENS = 256, 48
+_ID_BUCKETS = 8192
+_WARM_UP = 1
+_TIMEOUT_SECONDS = 120.0
+_MESSAGE_MIB = 64
+
+
+@dataclass(frozen=True)
+class RankCase:
+    """One request: so many candidates, for a user of about so many tokens.
+
+    Attributes:
+        warm_target, cold_target: times faster than the cross-encoder that it should be; 0 for no target.
+    """
+
+    candidates: int
+    user_tokens: int
+    warm_target: float = 0.0
+    cold_target: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return f"{self.candidates:,} candidates, user of {self.user_tokens} tokens"
+
+
+CASES = (
+    RankCase(100, 40, warm_target=40, cold_target=15),
+    RankCase(100, 256, warm_target=100),
+    RankCase(10, 40),
+    RankCase(1000, 40),
+)
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """How the benchmark is run.
+
+    Attributes:
+        join_layer: first layer in which ads attend to the user.
+        backend: see `ranking.engine.EngineSettings`.
+    """
+
+    join_layer: int
+    backend: str = "auto"
+    rounds: int = 5
+    seed: int = 0
+
+
+def bench_rank(
+    settings: RankSettings, folder: Path, cases: Sequence[RankCase] = CASES, progress: Progress = lambda *_: None
+) -> BenchResult:
+    """Times each case.
+
+    Args:
+        folder: For what is made on the way.
+
+    Raises:
+        InputError: MovieLens-100k, whose texts are read, is not installed.
+        StartupError: The ranking server does not start.
+    """
+    files = export_movielens(find_movielens(), folder / "movielens")
+    sources = real_ads(files.ads)
+    tokenizer = _save_model(folder / "model", files, settings)
+    machine = describe()
+    slow = _cross_encoder()
+    entries: list[Entry] = []
+    empty: list[float] = []
+    fresh = recombined_ads(sources, _MADE_ADS, settings.seed)
+    with _served(folder, settings.backend) as channel:
+        for number, case in enumerate(cases):
+            turns = take_turns(
+                _contenders(case, settings, channel, slow, _user_of(case.user_tokens, sources, tokenizer), fresh),
+                settings.rounds,
+                progress=_part_of(progress, number, len(cases)),
+            )
+            empty.append(turns.milliseconds(EMPTY_CALL).median)
+            entries += _entries(case, turns)
+    return BenchResult(
+        bench="rank",
+        machine=machine,
+        settings=asdict(settings),
+        entries=entries,
+        verdicts=_verdicts(cases, entries),
+        floors={EMPTY_CALL: min(empty)},
+    )
+
+
+def _part_of(progress: Progress, number: int, parts: int) -> Progress:
+    return lambda done, total: progress(number * total + done, parts * total)
+
+
+def _contenders(
+    case: RankCase,
+    settings: RankSettings,
+    channel: grpc.Channel,
+    slow: CrossEncoder,
+    user: UserProfile,
+    fresh: Iterator[Ad],
+) -> list[Contender]:
+    """Each is given everything but the work: requests are made before the clock runs."""
+    ads = list(islice(fresh, case.candidates))
+    user_text = render_user(user, Context(), lambda _: None)
+    pairs = [(user_text, render_ad(ad)) for ad in ads]
+    rank = RankingServiceStub(channel).Rank
+    warm = repeat(_request(user, ads))
+    cold = iter([_request(user, list(islice(fresh, case.candidates))) for _ in range(_WARM_UP + settings.rounds)])
+    return [
+        Contender(CROSS_ENCODER, lambda: slow.predict(pairs)),
+        Contender(WARM, lambda: rank(next(warm), timeout=_TIMEOUT_SECONDS)),
+        Contender(COLD, lambda: rank(next(cold), timeout=_TIMEOUT_SECONDS)),
+        Contender(EMPTY_CALL, lambda: is_serving(channel)),
+    ]
+
+
+def _request(user: UserProfile, ads: Sequence[Ad]) -> ranking_pb2.RankRequest:
+    return ranking_pb2.RankRequest(
+        user=user_to_wire(user), candidates=[ranking_pb2.RankCandidate(ad=ad_to_wire(ad)) for ad in ads]
+    )
+
+
+def _entries(case: RankCase, turns: Turns) -> list[Entry]:
+    slow = Entry(case=case.name, contender=CROSS_ENCODER, milliseconds=turns.milliseconds(CROSS_ENCODER))
+    ours = [
+        Entry(
+            case=case.name,
+            contender=name,
+            milliseconds=turns.milliseconds(name),
+            times_faster=turns.times_faster(name, CROSS_ENCODER),
+        )
+        for name in (WARM, COLD)
+    ]
+    return [slow, *ours]
+
+
+def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[Verdict]:
+    found = {(one.case, one.contender): one for one in entries}
+    verdicts = [
+        _faster(found[case.name, contender], target)
+        for case in cases
+        for contender, target in ((WARM, case.warm_target), (COLD, case.cold_target))
+        if target
+    ]
+    by_count = {case.candidates: found[case.name, WARM].milliseconds.median for case in cases if case.user_tokens == 40}
+    if {100, 1000} <= by_count.keys():
+        times = by_count[1000] / by_count[100]
+        what = "1,000 candidates against 100"
+        verdicts.append(
+            Verdict(what=what, target="under 8 times the time", reached=f"{times:.1f} times", met=times < 8)
+        )
+    return verdicts
+
+
+def _faster(one: Entry, target: float) -> Verdict:
+    times = one.times_faster
+    assert times is not None
+    return Verdict(
+        what=f"{one.case}: {one.contender} against {CROSS_ENCODER}",
+        target=f"at least {target:g} times faster",
+        reached=f"{times.median:.1f} times ({times.low:.1f} to {times.high:.1f})",
+        met=times.median >= target,
+    )
+
+
+def _user_of(tokens: int, sources: Sequence[Ad], tokenizer: PreTrainedTokenizerBase) -> UserProfile:
+    """A user who clicked so many ads that their text has about so many tokens."""
+    user = UserProfile(attributes={"age": "33", "occupation": "writer"})
+    for ad in sources:
+        more = replace(user, history=(Event(EventType.CLICK, text=render_ad(ad)), *user.history))
+        if len(tokenizer(render_user(more, Context(), lambda _: None))["input_ids"]) > tokens:
+            break
+        user = more
+    return user
+
+
+def _cross_encoder() -> CrossEncoder:
+    """With the defaults of sentence-transformers, on the CPU like the server."""
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # that its head is new
+    slow: CrossEncoder = CrossEncoder(str(embedded_model_path()), num_labels=1, device="cpu")
+    return slow
+
+
+def _save_model(root: Path, files: DatasetFiles, settings: RankSettings) -> PreTrainedTokenizerBase:
+    """Publishes a model version of the embedded base whose head adds something to every logit; gives its tokenizer."""
+    data = load_dataset(files.ads, files.clicks, files.users)
+    model, tokenizer = load_base(EMBEDDED, SHARED_USER, settings.join_layer, _ID_BUCKETS)
+    assert isinstance(model, SharedUserCrossEncoder)
+    torch.manual_seed(settings.seed)
+    for weight in model.head.last_weights:
+        torch.nn.init.normal_(weight, std=0.02)
+    spec = CtrSpec(
+        architecture="shared_user",
+        base=EMBEDDED,
+        layers=len(model.layers),
+        join_layer=settings.join_layer,
+        max_user_tokens=_USER_TOKENS,
+        max_ad_tokens=_AD_TOKENS,
+        features=FEATURES,
+        feature_mean=(0.0,) * len(FEATURES),
+        feature_std=(1.0,) * len(FEATURES),
+        prior_ctr=data.log.ctr,
+        id_buckets=_ID_BUCKETS,
+    )
+    store = open_store(root)
+    with store.begin() as draft:
+        if settings.backend != TORCH:
+            export_checked(model, len(FEATURES), draft.path / EXPORT_FOLDER)
+        save_version(store, draft, spec, model, tokenizer, CounterSnapshot.of(data.log, data.keys))
+    store.publish(draft.version)
+    return tokenizer
+
+
+@contextmanager
+def _served(folder: Path, backend: str) -> Iterator[grpc.Channel]:
+    """A channel to a ranking server process."""
+    flags = ["--model", str(folder / "model"), "--max-message-mib", str(_MESSAGE_MIB), "--backend", backend]
+    with running([("ranking", flags)], folder / "logs") as servers:
+        address = servers[0].wait_until_serving()
+        with open_channel(address, max_message_mib=_MESSAGE_MIB) as channel:
+            yield channel
