@@ -41,6 +41,9 @@ _OPTIONS = TrainOptions(
     min_text_gain=-np.inf,
 )
 _MARGIN = 0.002
+_JOIN_LAYERS = (2, 3, 4, 5)
+_JOIN_EPOCHS = 0.12
+_TAUGHT = "5, distilled from 0"
 
 
 def shared_and_joint(run: Run) -> list[Finding]:
@@ -69,6 +72,36 @@ def distillation(run: Run) -> list[Finding]:
         return _evaluated(data, student, load_named(str(folder)))
 
     return _against_slower(check, "teacher's", *run.for_each_seed(check, measure))
+
+
+def join_layers(run: Run) -> list[Finding]:
+    """What is lost by joining fewer of the six layers, and what a teacher that joins all gives back."""
+    check = "join layer of six, unseen ads, 9,600 pairs of text"
+
+    def measure(seed: int) -> dict[str, Evaluation]:
+        data = _unseen_ads(run, seed)
+        options = replace(_OPTIONS, seed=seed, epochs=_JOIN_EPOCHS)
+        folder = run.folder / f"all-joined-{seed}"
+        train_and_save(data, folder, replace(options, join_layer=0), which_peers="none")
+        all_joined = load_named(str(folder))
+        how = {str(layer): replace(options, join_layer=layer) for layer in _JOIN_LAYERS}
+        how[_TAUGHT] = replace(options, join_layer=_JOIN_LAYERS[-1], teacher=str(folder))
+        return {name: _evaluated(data, train(data, one), all_joined) for name, one in how.items()}
+
+    measured, minutes = run.for_each_seed(check, measure)
+
+    def line(name: str, figure: str, metrics: Sequence[Metric], note: str = "") -> Finding:
+        return finding(check, f"{figure}, join layer {name}", "", _mean(metrics), None, measured, minutes, note)
+
+    names = list(measured[0])
+    return [
+        line("0", "AUC", [one[names[0]].metrics[TEACHER]["auc"] for one in measured]),
+        *(line(name, "AUC", [one[name].metrics[RANKER]["auc"] for one in measured]) for name in names),
+        *(
+            line(name, "AUC minus that of 0", [one[name].differences[TEACHER]["auc"] for one in measured], "paired")
+            for name in names
+        ),
+    ]
 
 
 def throughput(run: Run) -> list[Finding]:
@@ -130,12 +163,8 @@ def _evaluated(data: Dataset, trained: Trained, slower: ModelVersion) -> Evaluat
 
 
 def _against_slower(check: str, whose: str, evaluations: Sequence[Evaluation], minutes: float) -> list[Finding]:
-    def mean(metrics: Sequence[Metric]) -> tuple[float, float, float]:
-        value, low, high = np.array([(one.value, one.low, one.high) for one in metrics]).mean(axis=0).tolist()
-        return value, low, high
-
-    own = mean([one.metrics[RANKER]["auc"] for one in evaluations])
-    lead = mean([one.differences[TEACHER]["auc"] for one in evaluations])
+    own = _mean([one.metrics[RANKER]["auc"] for one in evaluations])
+    lead = _mean([one.differences[TEACHER]["auc"] for one in evaluations])
     faster = [one.milliseconds[TEACHER] / one.milliseconds[RANKER] for one in evaluations]
     speed = (statistics.median(faster), min(faster), max(faster))
     words = f"at least -{_MARGIN}"
@@ -153,3 +182,9 @@ def _against_slower(check: str, whose: str, evaluations: Sequence[Evaluation], m
             "interval: lowest and highest seed",
         ),
     ]
+
+
+def _mean(metrics: Sequence[Metric]) -> tuple[float, float, float]:
+    """Of the values and of both ends of their intervals."""
+    value, low, high = np.array([(one.value, one.low, one.high) for one in metrics]).mean(axis=0).tolist()
+    return value, low, high

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from artifacts.errors import ArtifactError
-from benchmarks.architectures import distillation, shared_and_joint, throughput
+from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.findings import Finding, as_markdown, as_short_markdown, as_table, keep, read
 from benchmarks.headlines import upworthy_folds
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
@@ -40,6 +40,7 @@ CHECKS: dict[str, Callable[[Run], list[Finding]]] = {
     "upworthy": upworthy_folds,
     "shared-and-joint": shared_and_joint,
     "distillation": distillation,
+    "join-layers": join_layers,
     "throughput": throughput,
 }
 

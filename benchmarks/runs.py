@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from ranking.engine import choose_device
+from ranking.hardware import choose_device
 from ranking.training.dataset import Dataset
 from ranking.training.predict import Predicted, predict
 from ranking.training.train import Trained

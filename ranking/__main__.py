@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import torch
 from prometheus_client import Counter, Gauge
 from pydantic_settings import CliApp
 
@@ -14,6 +15,7 @@ from index_builder.artifact import open_store as open_index_store
 from index_builder.errors import BuildError
 from protos.ranking_pb2_grpc import add_RankingServiceServicer_to_server
 from ranking.artifact import load_version
+from ranking.backends import OpenVinoBackend
 from ranking.candidates import CatalogVersion
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.errors import ModelError
@@ -25,6 +27,8 @@ from serving.errors import ServiceError
 from serving.exits import clean_exit
 from serving.logs import set_up_logging
 from serving.server import Server
+
+_TORCH_THREADS = torch.get_num_threads()
 
 
 def serve(settings: RankingSettings) -> None:
@@ -53,7 +57,7 @@ def serve(settings: RankingSettings) -> None:
         registry=server.registry,
     )
     counters_end.set_function(lambda: _counters_end(engines))
-    servicer = RankingServicer(engines, catalogs, settings.batch_candidates)
+    servicer = RankingServicer(engines, catalogs, settings.batch_candidates, keep_ads=settings.keep_ads)
     server.add(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer))
 
     def load() -> None:
@@ -79,6 +83,8 @@ def _counters_end(engines: HotSwap[RankingEngine]) -> float:
 
 def _load_engine(store: VersionStore, settings: EngineSettings, version: str) -> RankingEngine:
     engine = RankingEngine(load_version(store, version), settings)
+    # Two pools of threads on the same cores wait for each other; what torch then has left to do is small.
+    torch.set_num_threads(1 if isinstance(engine.backend, OpenVinoBackend) else _TORCH_THREADS)
     engine.warm_up()
     return engine
 

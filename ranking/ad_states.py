@@ -1,12 +1,13 @@
 """A bounded cache of what the model computed for an ad below the join layer. Knows no users and no wire.
 
-One slab of memory holds all entries, so that the states of a batch are gathered by one index operation. Not
-thread-safe: it belongs to the thread that owns the model.
+One slab of memory holds all entries, cut into pages of a few rows: a short ad takes no more than it needs, and the
+states of a batch are gathered by one index operation. Not thread-safe: it belongs to the thread that owns the model.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,37 +16,60 @@ from torch.nn import functional as F
 # [places, rows, width].
 Compute = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 
+# Stands for "no page" in a table of pages; it holds zeros, since what an empty tensor holds could be NaN, which no
+# attention mask keeps out.
+_NO_PAGE = 0
+
 
 class AdStateCache:
     """Least recently used ad states, by ad text.
 
     Args:
-        max_ads: How many ads fit.
+        max_ads: How many ads of the longest kind fit; of shorter ones more do.
         max_rows: Rows of the longest ad.
         width: Numbers per row.
         device: Where states are kept.
+        dtype: What they are kept in.
+        page_rows: Rows of a page.
     """
 
-    def __init__(self, max_ads: int, max_rows: int, width: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_ads: int,
+        max_rows: int,
+        width: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        page_rows: int = 8,
+    ) -> None:
         if max_ads < 1:
             raise ValueError("max_ads must be at least 1")
+        pages_each = -(-max_rows // page_rows)
+        pages = max_ads * pages_each
         # Untouched pages of an empty tensor cost no memory: the slab grows as it fills.
-        self._states = torch.empty((max_ads, max_rows, width), device=device)
-        self._lengths = torch.ones(max_ads, dtype=torch.int64, device=device)
+        self._slab = torch.empty((1 + pages, page_rows, width), device=device, dtype=dtype)
+        self._slab[_NO_PAGE] = 0
+        self._tables = np.full((pages, pages_each), _NO_PAGE, np.int64)
+        self._lengths = np.ones(pages, np.int64)
         self._slots: OrderedDict[str, int] = OrderedDict()
+        self._free_slots = list(range(pages - 1, -1, -1))
+        self._free_pages = list(range(pages, 0, -1))
+        self.max_ads = max_ads
 
     @staticmethod
-    def bytes_per_ad(max_rows: int, width: int) -> int:
-        """Memory that one ad takes, in bytes."""
-        return 4 * max_rows * width
+    def bytes_per_ad(max_rows: int, width: int, dtype: torch.dtype = torch.float32, page_rows: int = 8) -> int:
+        """Memory that an ad of so many rows takes, in bytes."""
+        return -(-max_rows // page_rows) * page_rows * width * dtype.itemsize
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    @property
-    def max_ads(self) -> int:
-        """How many ads fit."""
-        return len(self._states)
+    def __contains__(self, text: str) -> bool:
+        return text in self._slots
+
+    def has_room(self, ads: int) -> bool:
+        """Whether so many more ads fit, whatever their length, without another one giving way."""
+        return len(self._free_pages) >= ads * self._tables.shape[1]
 
     def gather(self, texts: Sequence[str], compute: Compute) -> tuple[Tensor, Tensor, int]:
         """States of the given ads, computing those that are missing.
@@ -55,8 +79,8 @@ class AdStateCache:
             compute: Called once with the places in `texts` of the missing ads, each text once.
 
         Returns:
-            States float32 [texts, longest, width], a mask of their rows, bool [texts, longest], and how many texts
-            were found.
+            States [texts, rows, width] with as many rows as the longest has, in whole pages; a mask of those that an ad
+            has, bool [texts, rows]; and how many texts were found.
         """
         found = sum(text in self._slots for text in texts)
         missing: dict[str, int] = {}
@@ -67,19 +91,37 @@ class AdStateCache:
                 missing.setdefault(text, place)
         if missing:
             self._fill(list(missing), *compute(list(missing.values())))
-        slots = torch.tensor([self._slots[text] for text in texts], device=self._lengths.device)
+        slots = [self._slots[text] for text in texts]
         lengths = self._lengths[slots]
-        longest = int(lengths.max())
-        mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        return self._states[slots, :longest], mask, found
+        pages = torch.from_numpy(self._tables[slots, : self._pages(int(lengths.max()))]).to(self._slab.device)
+        states = self._slab[pages].flatten(1, 2)
+        mask = torch.from_numpy(np.arange(states.shape[1]) < lengths[:, None]).to(self._slab.device)
+        return states, mask, found
+
+    def _pages(self, rows: int) -> int:
+        return -(-rows // self._slab.shape[1])
 
     def _fill(self, texts: Sequence[str], lengths: Tensor, states: Tensor) -> None:
-        slots = torch.tensor([self._take_slot(text) for text in texts], device=self._lengths.device)
-        # Whole slots are written: what an empty tensor holds could be NaN, which no attention mask keeps out.
-        self._states[slots] = F.pad(states.to(self._states.dtype), (0, 0, 0, self._states.shape[1] - states.shape[1]))
-        self._lengths[slots] = lengths.to(self._lengths.device)
+        page_rows = self._slab.shape[1]
+        slots = [self._take_slot(text, rows) for text, rows in zip(texts, lengths.tolist(), strict=True)]
+        tables = torch.from_numpy(self._tables[slots, : self._pages(states.shape[1])]).to(states.device)
+        padded = F.pad(states, (0, 0, 0, tables.shape[1] * page_rows - states.shape[1]))
+        paged = padded.view(*tables.shape, page_rows, -1)
+        taken = tables != _NO_PAGE
+        self._slab[tables[taken]] = paged[taken].to(self._slab.dtype)
 
-    def _take_slot(self, text: str) -> int:
-        slot = len(self._slots) if len(self._slots) < self.max_ads else self._slots.popitem(last=False)[1]
+    def _take_slot(self, text: str, rows: int) -> int:
+        pages = self._pages(rows)
+        while len(self._free_pages) < pages:
+            self._drop(self._slots.popitem(last=False)[1])
+        slot = self._free_slots.pop()
+        self._tables[slot, :pages] = [self._free_pages.pop() for _ in range(pages)]
+        self._lengths[slot] = rows
         self._slots[text] = slot
         return slot
+
+    def _drop(self, slot: int) -> None:
+        taken = self._tables[slot]
+        self._free_pages += taken[taken != _NO_PAGE].tolist()
+        self._free_slots.append(slot)
+        taken[:] = _NO_PAGE

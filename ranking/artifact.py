@@ -51,13 +51,20 @@ class Metric(BaseModel):
 
 
 class ExportParity(BaseModel):
-    """How near an export's logits are to those of torch in float32, on so many made-up pairs."""
+    """How near what runs the text layers is to torch in float32, over pairs of a log, or made-up ones.
+
+    Attributes:
+        auc: of a click on these pairs; None for made-up pairs.
+        auc_difference: from that of torch in float32; None for made-up pairs.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     pairs: int
     largest_difference: float
     correlation: float
+    auc: float | None = None
+    auc_difference: float | None = None
 
 
 class CtrSpec(BaseModel):
@@ -81,7 +88,7 @@ class CtrSpec(BaseModel):
     metrics: dict[str, Metric] = {}
     training: dict[str, Any] = {}
     training_sha256: str = ""
-    export: ExportParity | None = None
+    exports: dict[str, ExportParity] = {}
 
     @model_validator(mode="after")
     def _features_are_known(self) -> "CtrSpec":

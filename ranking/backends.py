@@ -5,6 +5,7 @@ each. Belongs to the thread that owns the engine.
 """
 
 import contextlib
+import logging
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,13 +16,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ranking.artifact import ModelVersion
 from ranking.batch import TokenRows
 from ranking.errors import ModelError
 from ranking.model import SharedUserCrossEncoder
 from ranking.passes import AdPass, JoinPass, UserPass
 
-TORCH, OPENVINO = "torch", "openvino"
+log = logging.getLogger(__name__)
+
+AUTO, TORCH, OPENVINO, OPENVINO_INT8 = "auto", "torch", "openvino", "openvino-int8"
+BACKENDS = (AUTO, TORCH, OPENVINO, OPENVINO_INT8)
 USER_FILE, AD_FILE, JOIN_FILE = "user.xml", "ad.xml", "join.xml"
+USER_INT8_FILE, AD_INT8_FILE = "user-int8.xml", "ad-int8.xml"
 _TIMED_ADS, _TIMED_AD_TOKENS, _TIMED_USER_TOKENS, _TIMED_ROUNDS = 100, 16, 64, 3
 
 
@@ -54,6 +60,7 @@ class TorchBackend:
     def __init__(self, model: SharedUserCrossEncoder, device: torch.device, *, bfloat16: bool) -> None:
         self.name = f"{TORCH} on {device} in {'bfloat16' if bfloat16 else 'float32'}"
         self._device, self._bfloat16 = device, bfloat16
+        self._computed_in = torch.bfloat16 if bfloat16 else torch.float32
         self._users, self._ads, self._join = UserPass(model), AdPass(model), JoinPass(model)
 
     def users(self, users: TokenRows) -> list[UserKept]:
@@ -71,7 +78,7 @@ class TorchBackend:
     def join(self, user: UserKept, kept: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
         """See `TextBackend`."""
         with self._precision():
-            added: Tensor = self._join(kept, mask, user.keys, user.values, dense)
+            added: Tensor = self._join(kept.to(self._computed_in), mask, user.keys, user.values, dense)
             return added.float()
 
     @contextlib.contextmanager
@@ -84,25 +91,34 @@ class OpenVinoBackend:
     """The passes as they were exported, on the CPU.
 
     Args:
-        folder: Holds the three exported passes.
+        folder: Holds the exported passes.
+        int8: Run the user pass and the ad pass as they were quantised; the joined layers and the head never are, since
+            there it costs quality.
+        kept_in: what `join` gets ad states in: float32 or float16.
 
     Raises:
         ModelError: OpenVINO is not installed, or cannot read them.
     """
 
-    def __init__(self, folder: Path, *, bfloat16: bool) -> None:
+    def __init__(
+        self, folder: Path, *, bfloat16: bool, int8: bool = False, kept_in: torch.dtype = torch.float32
+    ) -> None:
         try:
             import openvino
         except ModuleNotFoundError as missing:
             raise ModelError("this model was exported for OpenVINO: pip install 'adcascade[fast]'") from missing
-        precision = "bf16" if bfloat16 else "f32"
-        self.name = f"{OPENVINO} on cpu in {'bfloat16' if bfloat16 else 'float32'}"
-        settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        precision = "bfloat16" if bfloat16 else "float32"
+        self.name = f"{OPENVINO} on cpu in {'int8, joined layers in ' if int8 else ''}{precision}"
+        settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
         core = openvino.Core()
+        self._kept_in = kept_in
+        users, ads = (USER_INT8_FILE, AD_INT8_FILE) if int8 else (USER_FILE, AD_FILE)
         try:
-            self._users, self._ads, self._join = (
-                core.compile_model(folder / name, "CPU", settings) for name in (USER_FILE, AD_FILE, JOIN_FILE)
-            )
+            self._users, self._ads = (core.compile_model(folder / name, "CPU", settings) for name in (users, ads))
+            joined = openvino.preprocess.PrePostProcessor(core.read_model(folder / JOIN_FILE))
+            kept_type = openvino.Type.f16 if kept_in == torch.float16 else openvino.Type.f32
+            joined.input(0).tensor().set_element_type(kept_type)
+            self._join = core.compile_model(joined.build(), "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot read the passes in {folder}: {error}") from error
 
@@ -117,7 +133,7 @@ class OpenVinoBackend:
 
     def join(self, user: UserKept, kept: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
         """See `TextBackend`."""
-        return self._run(self._join, kept, mask, user.keys, user.values, dense)[0]
+        return self._run(self._join, kept.to(self._kept_in), mask, user.keys, user.values, dense)[0]
 
     @staticmethod
     def _run(compiled: Any, *inputs: Tensor) -> list[Tensor]:
@@ -132,8 +148,66 @@ def _cut(keys: Tensor, values: Tensor, lengths: Tensor) -> list[UserKept]:
     ]
 
 
-def fastest(backends: Sequence[TextBackend], vocabulary: int, features: int) -> tuple[TextBackend, dict[str, float]]:
+def choose_backend(
+    loaded: ModelVersion,
+    model: SharedUserCrossEncoder,
+    wanted: str,
+    device: torch.device,
+    *,
+    bfloat16: bool,
+    kept_in: torch.dtype = torch.float32,
+) -> TextBackend:
+    """What runs the text layers of a version: the backend that is wanted, or the fastest of those that it has.
+
+    Args:
+        model: the version's, on `device`.
+        wanted: one of `BACKENDS`.
+        kept_in: what ad states are kept in.
+
+    Raises:
+        ModelError: There is no such backend, or it cannot run this version here.
+    """
+    if wanted not in BACKENDS:
+        raise ModelError(f"backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, not {wanted!r}")
+    exported = loaded.export is not None and device.type == "cpu"
+    if wanted in (OPENVINO, OPENVINO_INT8) and device.type != "cpu":
+        raise ModelError(f"{wanted} runs on the CPU; set the device to cpu, or the backend to {TORCH}")
+    if wanted == OPENVINO and loaded.export is None:
+        raise ModelError(f"model version {loaded.version} was not exported: see adcascade export")
+    if wanted == OPENVINO_INT8 and not has_int8(loaded.export):
+        raise ModelError(f"model version {loaded.version} was not exported in int8: see adcascade export --clicks")
+    found: list[TextBackend] = []
+    if wanted in (AUTO, TORCH):
+        found.append(TorchBackend(model, device, bfloat16=bfloat16))
+    if wanted in (AUTO, OPENVINO) and exported:
+        found.append(OpenVinoBackend(_folder(loaded), bfloat16=bfloat16, kept_in=kept_in))
+    if wanted in (AUTO, OPENVINO_INT8) and exported and has_int8(loaded.export):
+        found.append(OpenVinoBackend(_folder(loaded), bfloat16=bfloat16, int8=True, kept_in=kept_in))
+    if len(found) == 1:
+        log.info("model %s runs in %s", loaded.version, found[0].name)
+        return found[0]
+    chosen, milliseconds = fastest(found, int(model.encoder.config.vocab_size), len(loaded.spec.features), kept_in)
+    timed = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
+    log.info("model %s runs in %s (a request of %d ads: %s)", loaded.version, chosen.name, _TIMED_ADS, timed)
+    return chosen
+
+
+def has_int8(folder: Path | None) -> bool:
+    """Whether an export has quantised passes."""
+    return folder is not None and (folder / USER_INT8_FILE).exists()
+
+
+def _folder(loaded: ModelVersion) -> Path:
+    assert loaded.export is not None
+    return loaded.export
+
+
+def fastest(
+    backends: Sequence[TextBackend], vocabulary: int, features: int, kept_in: torch.dtype = torch.float32
+) -> tuple[TextBackend, dict[str, float]]:
     """The backend that takes the least time for a made-up request, and the milliseconds of each; they take turns.
+
+    The request has a hundred ads, of which a tenth is new.
 
     Args:
         backends: on the CPU.
@@ -147,14 +221,16 @@ def fastest(backends: Sequence[TextBackend], vocabulary: int, features: int) -> 
         return TokenRows(ids, torch.full((rows,), length))
 
     user, ads = tokens(1, _TIMED_USER_TOKENS), tokens(_TIMED_ADS, _TIMED_AD_TOKENS)
+    fresh = ads.take(range(_TIMED_ADS // 10))
     dense = torch.zeros(_TIMED_ADS, features)
     seconds: dict[str, list[float]] = {backend.name: [] for backend in backends}
-    kept = {backend.name: backend.ads(ads) for backend in backends}
+    kept = {backend.name: backend.ads(ads).to(kept_in) for backend in backends}
     for number in range(_TIMED_ROUNDS + 1):
         for backend in backends:
             own = kept[backend.name]
             mask = torch.ones(own.shape[:2], dtype=torch.bool)
             started = time.perf_counter()
+            backend.ads(fresh)
             backend.join(backend.users(user)[0], own, mask, dense)
             if number:  # the first round warms up
                 seconds[backend.name].append(time.perf_counter() - started)

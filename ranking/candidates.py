@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from index_builder.artifact import AdCatalog
 from ranking.context import context_buckets
-from ranking.engine import PastEvent, RankQuery
 from ranking.features import COUNTED, event_class, keys_of
+from ranking.query import PastEvent, RankQuery
 from ranking.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
 from records.ads import Ad
 from records.counters import Total

@@ -188,24 +188,27 @@ class SharedUserCrossEncoder(nn.Module):
         return attention.key(hidden), attention.value(hidden)
 
     def top(self, cls: Tensor, keys: Tensor, values: Tensor, mask: Tensor, user: UserStates) -> Tensor:
-        """What `join` returns for one user's ads where the last layer alone is joined.
+        """What `join` returns for one user's ads where the last layer alone is joined; for serving, without dropout.
 
         Args:
             cls: states of the ads' first tokens below the last layer, [ads, hidden].
             keys, values: what `projected` made of their states.
             mask: True where an ad has a token, bool [ads, tokens].
         """
-        layer, rows = self.layers[-1], cls[:, None]
-        context = _attend_both(
-            self._queries(layer, rows),
-            self._split_heads(keys),
-            self._split_heads(values),
-            mask[:, None, None, :],
-            user,
-            0,
-            self._attention_dropout(layer),
-        )
-        return _finish_layer(layer, _merge_heads(context), rows)[:, 0]
+        layer = self.layers[-1]
+        ads, tokens, hidden = keys.shape
+        queries = layer.attention.self.query(cls) / math.sqrt(hidden // self._heads)
+        by_head = queries.view(ads, self._heads, -1).transpose(0, 1)
+        to_user = (by_head @ user.keys[0]).transpose(0, 1)
+        # A query a head and ad: products of so small matrices are slower than multiplying and adding up.
+        to_self = (keys * queries[:, None]).view(ads, tokens, self._heads, -1).sum(dim=3).transpose(1, 2)
+        to_self = to_self.masked_fill(~mask[:, None], float("-inf"))
+        weights = torch.cat([to_user, to_self], dim=2).softmax(dim=2)
+        user_tokens = to_user.shape[2]
+        from_user = (weights[..., :user_tokens].transpose(0, 1) @ user.values[0]).transpose(0, 1).flatten(1)
+        on_self = weights[..., user_tokens:].transpose(1, 2)[..., None]
+        from_self = (values.view(ads, tokens, self._heads, -1) * on_self).sum(dim=1).flatten(1)
+        return _finish_layer(layer, (from_user + from_self)[:, None], cls[:, None])[:, 0]
 
     def join(self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor) -> Tensor:
         """The joined layers.

@@ -15,10 +15,12 @@ from protos.convert import (
     timestamp_to_wire,
     user_from_wire,
 )
+from ranking.ad_keeper import AdKeeper
 from ranking.candidates import Candidates, CatalogVersion, prepare
-from ranking.engine import MAX_CANDIDATES, RankAnswer, RankingEngine, RankQuery
+from ranking.engine import RankingEngine
 from ranking.features import counter_id
 from ranking.model import SHARED_USER
+from ranking.query import MAX_CANDIDATES, RankAnswer, RankQuery
 from records.ads import Ad
 from records.counters import Total
 from records.errors import InputError
@@ -33,7 +35,12 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
     """Answers from the model version that is loaded now; ids are resolved in the index version that is loaded now."""
 
     def __init__(
-        self, engines: HotSwap[RankingEngine], catalogs: HotSwap[CatalogVersion] | None, batch_candidates: int
+        self,
+        engines: HotSwap[RankingEngine],
+        catalogs: HotSwap[CatalogVersion] | None,
+        batch_candidates: int,
+        *,
+        keep_ads: bool = True,
     ) -> None:
         self._engines = engines
         self._catalogs = catalogs
@@ -43,6 +50,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             cost=lambda query: len(query.ad_texts),
             budget=batch_candidates,
             max_waiting=1024,
+            meanwhile=AdKeeper(engines, catalogs).step if keep_ads and catalogs is not None else None,
         )
 
     def close(self) -> None:

@@ -22,8 +22,11 @@ class RankingSettings(ServerSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: str = Field("auto", description="auto, float32 or bfloat16.")
-    backend: str = Field("auto", description="torch, openvino (of an exported model), or auto for the faster one.")
+    backend: str = Field(
+        "auto", description="torch, openvino or openvino-int8 (of an exported model), or auto for the fastest."
+    )
     cache_mib: int = Field(256, ge=1, description="Memory for ad states, in MiB.")
+    keep_ads: bool = Field(True, description="Read the ads of the index between calls, until cache_mib is full.")
     token_budget: int = Field(8192, ge=64, description="Ad tokens in one pass; bounds memory, not the request.")
     batch_candidates: int = Field(2000, ge=1, description="Candidates of waiting calls that make up one batch.")
     poll_seconds: float = Field(1.0, gt=0, description="How often to look for a new version.")

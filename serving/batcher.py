@@ -22,6 +22,8 @@ Answer = TypeVar("Answer")
 
 # Longest wait for an answer when the caller set no deadline, in seconds.
 MAX_WAIT_SECONDS = 3600.0
+# How often to ask for work between queries, if there was none.
+_MEANWHILE_SECONDS = 1.0
 
 
 class Caller(Protocol):
@@ -60,6 +62,8 @@ class MicroBatcher(Generic[Query, Answer]):
         cost: What a query costs, in the unit of `budget` (rows, tokens). A batch holds at least one query.
         budget: A batch's total cost is at most this, unless a single query exceeds it.
         max_waiting: Queries beyond this many waiting are refused.
+        meanwhile: A short piece of work that is done in the same thread as long as no query waits; it returns whether
+            there is more of it, and is asked again every second if not.
     """
 
     def __init__(
@@ -70,11 +74,13 @@ class MicroBatcher(Generic[Query, Answer]):
         cost: Callable[[Query], int],
         budget: int,
         max_waiting: int,
+        meanwhile: Callable[[], bool] | None = None,
     ) -> None:
         self._process = process
         self._cost = cost
         self._budget = budget
         self._max_waiting = max_waiting
+        self._meanwhile = meanwhile
         self._waiting: deque[_Waiting[Query, Answer]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -140,15 +146,36 @@ class MicroBatcher(Generic[Query, Answer]):
 
     def _next_batch(self) -> list[_Waiting[Query, Answer]]:
         """The next queries within the budget; empty only when closed and drained."""
+        self._wait_for_queries()
         with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
             batch: list[_Waiting[Query, Answer]] = []
             cost = 0
             while self._waiting and (not batch or cost + self._waiting[0].cost <= self._budget):
                 cost += self._waiting[0].cost
                 batch.append(self._waiting.popleft())
             return batch
+
+    def _wait_for_queries(self) -> None:
+        """Returns when a query waits, or the batcher is closed."""
+        while True:
+            with self._changed:
+                if self._waiting or self._closed:
+                    return
+            if self._work_meanwhile():
+                continue
+            with self._changed:
+                if not self._waiting and not self._closed:
+                    self._changed.wait(None if self._meanwhile is None else _MEANWHILE_SECONDS)
+
+    def _work_meanwhile(self) -> bool:
+        if self._meanwhile is None:
+            return False
+        try:
+            return self._meanwhile()
+        except Exception:  # nobody waits for it, and the queries must go on
+            log.exception("the work between queries failed and is given up")
+            self._meanwhile = None
+            return False
 
     def _answer(self, batch: Sequence[_Waiting[Query, Answer]]) -> None:
         begun = time.monotonic()

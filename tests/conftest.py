@@ -155,6 +155,8 @@ def tiny_options(base: Path, **changes: object) -> TrainOptions:
         "validate_every": 5,
         "pairs_per_step": 48,
         "device": "cpu",
+        "precision": "float32",
+        "export": False,
     }
     return TrainOptions(**{"base": str(base), **defaults, **changes})  # type: ignore[arg-type]
 

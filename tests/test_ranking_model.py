@@ -125,7 +125,7 @@ def test_cached_ad_states_give_the_same_logits_cold_and_warm(join_layer):
     batch = make_batch(*SHAPES[3], pad_id=0)
     texts = [f"ad {number}" for number in range(len(batch.dense))]
     cache = AdStateCache(max_ads=8, max_rows=16, width=48, device=torch.device("cpu"))
-    cache._states.fill_(float("nan"))  # what a fresh slab may hold
+    cache._slab[1:].fill_(float("nan"))  # what a fresh slab may hold
 
     def compute(places):
         rows = TokenRows(batch.ads.ids[list(places)], batch.ads.lengths[list(places)])

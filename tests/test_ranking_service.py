@@ -1,7 +1,9 @@
 """RankingService through a real server: order, ids, bad input, swaps."""
 
+import itertools
 import json
 import shutil
+import time
 from datetime import UTC, datetime
 from functools import partial
 
@@ -252,3 +254,14 @@ def test_conversions_of_the_log_are_answered(roots, world, tmp_path, tiny_bert):
     query = prepare(UserProfile("u0"), Context(timestamp=moment), IDS, catalog, skip_unknown=False).query
     p_conversion = engine.rank([query])[0].p_conversion
     assert p_conversion[2:].min() > p_conversion[:2].max() + 0.1
+
+
+def test_ads_of_the_index_are_read_before_anybody_asks(served):
+    stub, _ = served
+    deadline = time.monotonic() + 60
+    for number in itertools.count(5):  # another ad each time: none is known from the call before
+        answer = stub.Rank(pb.RankRequest(user=USER, candidates=by_id(f"garden-{number}")))
+        if answer.cached_ads == 1:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

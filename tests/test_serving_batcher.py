@@ -388,3 +388,38 @@ def test_over_the_wire_work_for_a_caller_who_cancels_is_dropped(work):
         assert first.result(10).request_id == "0"
         assert call(stub, 6).result(10).request_id == "60"
         assert work.processed() == [HOLD, 6]
+
+
+def test_work_between_queries_goes_on_until_there_is_none_and_never_before_a_query(work):
+    done, left = [], [5]
+
+    def meanwhile():
+        if not left[0]:
+            return False
+        left[0] -= 1
+        done.append(len(work.processed()))
+        return left[0] > 0
+
+    batcher = MicroBatcher("test", work, cost=lambda _: 1, budget=10, max_waiting=10, meanwhile=meanwhile)
+    try:
+        assert batcher.submit(3, Caller()).value == 30
+        deadline = time.monotonic() + 20
+        while left[0] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(done) == 5
+        assert batcher.submit(4, Caller()).value == 40
+    finally:
+        batcher.close()
+
+
+def test_work_between_queries_that_fails_is_given_up_and_queries_go_on(work, caplog):
+    def meanwhile():
+        raise RuntimeError("broken")
+
+    batcher = MicroBatcher("test", work, cost=lambda _: 1, budget=10, max_waiting=10, meanwhile=meanwhile)
+    try:
+        for query in (1, 2):
+            assert batcher.submit(query, Caller()).value == 10 * query
+    finally:
+        batcher.close()
+    assert caplog.text.count("is given up") == 1

@@ -1,8 +1,8 @@
 """``adcascade bench rank``: one request of many candidates, against reading every pair with a cross-encoder.
 
-The ranker is asked over gRPC in a server process of its own, with the ad texts in the request. `CrossEncoder.predict`
-(sentence-transformers, with its defaults) reads the very same texts, with a network of the same size. Speed does not
-depend on the weights, so both run on those of the embedded MiniLM with a random head.
+The ranker, trained on MovieLens, is asked over gRPC in a server process of its own, with the ad texts in the request.
+`CrossEncoder.predict` (sentence-transformers, with its defaults) reads the very same texts, with a network of the same
+size; its speed does not depend on its weights, so its head is a random one.
 """
 
 import logging
@@ -13,37 +13,29 @@ from itertools import islice, repeat
 from pathlib import Path
 
 import grpc
-import torch
 from sentence_transformers import CrossEncoder
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.machine import describe
+from benchmarks.speed.models import movielens_files, train_ranker
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.texts import real_ads, recombined_ads
-from index_builder.encoder import EMBEDDED, embedded_model_path
+from index_builder.encoder import embedded_model_path
 from pipeline.processes import running
 from protos import ranking_pb2
 from protos.convert import ad_to_wire, user_to_wire
 from protos.ranking_pb2_grpc import RankingServiceStub
-from ranking.artifact import EXPORT_FOLDER, CtrSpec, load_base, save_version
+from ranking.artifact import ModelVersion
 from ranking.backends import TORCH
-from ranking.features import FEATURES
-from ranking.model import SHARED_USER, SharedUserCrossEncoder
-from ranking.store import open_store
 from ranking.text import render_ad, render_user
-from ranking.training.dataset import load_dataset
-from ranking.training.export import export_checked
 from records.ads import Ad
-from records.counters import CounterSnapshot
-from records.movielens import DatasetFiles, export_movielens, find_movielens
 from records.users import Context, Event, EventType, UserProfile
 from serving.channel import is_serving, open_channel
 
 CROSS_ENCODER, WARM, COLD, EMPTY_CALL = "CrossEncoder.predict", "AdCascade", "AdCascade, new ads", "empty gRPC call"
 _MADE_ADS = 10**7
-_USER_TOKENS, _AD_TOKENS = 256, 48
-_ID_BUCKETS = 8192
+_AUC_MARGIN = 0.002
 _WARM_UP = 1
 _TIMEOUT_SECONDS = 120.0
 _MESSAGE_MIB = 64
@@ -103,9 +95,11 @@ def bench_rank(
         InputError: MovieLens-100k, whose texts are read, is not installed.
         StartupError: The ranking server does not start.
     """
-    files = export_movielens(find_movielens(), folder / "movielens")
+    files = movielens_files(folder)
     sources = real_ads(files.ads)
-    tokenizer = _save_model(folder / "model", files, settings)
+    ranker = train_ranker(
+        folder / "model", files, settings.join_layer, seed=settings.seed, export=settings.backend != TORCH
+    )
     machine = describe()
     slow = _cross_encoder()
     entries: list[Entry] = []
@@ -114,7 +108,9 @@ def bench_rank(
     with _served(folder, settings.backend) as channel:
         for number, case in enumerate(cases):
             turns = take_turns(
-                _contenders(case, settings, channel, slow, _user_of(case.user_tokens, sources, tokenizer), fresh),
+                _contenders(
+                    case, settings, channel, slow, _user_of(case.user_tokens, sources, ranker.tokenizer), fresh
+                ),
                 settings.rounds,
                 progress=_part_of(progress, number, len(cases)),
             )
@@ -125,7 +121,7 @@ def bench_rank(
         machine=machine,
         settings=asdict(settings),
         entries=entries,
-        verdicts=_verdicts(cases, entries),
+        verdicts=[*_verdicts(cases, entries), *_of_quality(ranker)],
         floors={EMPTY_CALL: min(empty)},
     )
 
@@ -195,6 +191,20 @@ def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[Verdi
     return verdicts
 
 
+def _of_quality(ranker: ModelVersion) -> list[Verdict]:
+    """What each way to run the text layers costs on the newest tenth of the log."""
+    return [
+        Verdict(
+            what=f"AUC of {name}",
+            target=f"within {_AUC_MARGIN} of torch in float32",
+            reached=f"{parity.auc:.4f} ({parity.auc_difference:+.4f}, {parity.pairs:,} pairs)",
+            met=abs(parity.auc_difference) <= _AUC_MARGIN,
+        )
+        for name, parity in ranker.spec.exports.items()
+        if parity.auc is not None and parity.auc_difference is not None
+    ]
+
+
 def _faster(one: Entry, target: float) -> Verdict:
     times = one.times_faster
     assert times is not None
@@ -222,36 +232,6 @@ def _cross_encoder() -> CrossEncoder:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # that its head is new
     slow: CrossEncoder = CrossEncoder(str(embedded_model_path()), num_labels=1, device="cpu")
     return slow
-
-
-def _save_model(root: Path, files: DatasetFiles, settings: RankSettings) -> PreTrainedTokenizerBase:
-    """Publishes a model version of the embedded base whose head adds something to every logit; gives its tokenizer."""
-    data = load_dataset(files.ads, files.clicks, files.users)
-    model, tokenizer = load_base(EMBEDDED, SHARED_USER, settings.join_layer, _ID_BUCKETS)
-    assert isinstance(model, SharedUserCrossEncoder)
-    torch.manual_seed(settings.seed)
-    for weight in model.head.last_weights:
-        torch.nn.init.normal_(weight, std=0.02)
-    spec = CtrSpec(
-        architecture="shared_user",
-        base=EMBEDDED,
-        layers=len(model.layers),
-        join_layer=settings.join_layer,
-        max_user_tokens=_USER_TOKENS,
-        max_ad_tokens=_AD_TOKENS,
-        features=FEATURES,
-        feature_mean=(0.0,) * len(FEATURES),
-        feature_std=(1.0,) * len(FEATURES),
-        prior_ctr=data.log.ctr,
-        id_buckets=_ID_BUCKETS,
-    )
-    store = open_store(root)
-    with store.begin() as draft:
-        if settings.backend != TORCH:
-            export_checked(model, len(FEATURES), draft.path / EXPORT_FOLDER)
-        save_version(store, draft, spec, model, tokenizer, CounterSnapshot.of(data.log, data.keys))
-    store.publish(draft.version)
-    return tokenizer
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_curve
 from transformers import PreTrainedTokenizerBase
 
 from ranking.artifact import CtrSpec, ModelVersion, RankerModel
-from ranking.engine import choose_device
+from ranking.hardware import choose_device
 from ranking.training.bootstrap import with_intervals
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import (

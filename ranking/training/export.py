@@ -1,44 +1,83 @@
-"""A trained shared-user model for engines other than torch: its three passes as OpenVINO files. Knows no serving."""
+"""A trained shared-user model for engines other than torch: its three passes as OpenVINO files. Knows no serving.
 
+In float32 always, and with a log at hand the user pass and the ad pass in int8 as well (post-training quantisation with
+SmoothQuant, arXiv 2211.10438, by NNCF). The joined layers and the head stay as they are: there int8 costs quality.
+"""
+
+import contextlib
+import io
 import json
+import logging
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from artifacts.manifest import MANIFEST_FILE
 from artifacts.store import VersionStore
-from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity
-from ranking.backends import AD_FILE, JOIN_FILE, USER_FILE, OpenVinoBackend, TextBackend, TorchBackend
-from ranking.batch import TokenRows
+from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity, ModelVersion
+from ranking.backends import (
+    AD_FILE,
+    AD_INT8_FILE,
+    JOIN_FILE,
+    USER_FILE,
+    USER_INT8_FILE,
+    OpenVinoBackend,
+    TextBackend,
+    TorchBackend,
+)
+from ranking.batch import PairBatch
 from ranking.errors import ModelError
+from ranking.hardware import has_bfloat16
 from ranking.model import SharedUserCrossEncoder
 from ranking.passes import AdPass, JoinPass, UserPass
+from ranking.training.dataset import Dataset
+from ranking.training.parity import (
+    TOLERANCE,
+    Parity,
+    batches_of_log,
+    check_exact,
+    check_near,
+    made_up_pairs,
+    pairs_of_log,
+)
 from ranking.training.versions import load_from
 
+log = logging.getLogger(__name__)
+
+Exports = dict[str, ExportParity]
+
 _EXAMPLE_ADS, _EXAMPLE_AD_TOKENS, _EXAMPLE_USER_TOKENS = 3, 7, 11
-_PARITY_USERS, _PARITY_ADS = 4, 64
-# Of a logit, in float32: a thousandth moves a probability by at most 0.00025.
-TOLERANCE = 1e-3
+# Rows of the log that show how large each activation becomes.
+_CALIBRATION_ROWS = 512
 
 
 def export_version(
-    store: VersionStore, version: str, *, publish: bool = True, tolerance: float = TOLERANCE
-) -> tuple[str, ExportParity]:
+    store: VersionStore,
+    version: str,
+    data: Dataset | None = None,
+    *,
+    int8: bool = True,
+    publish: bool = True,
+    tolerance: float = TOLERANCE,
+) -> tuple[str, Exports]:
     """Makes a new version of `version` ("" for the published one) with an export; everything else stays as it is.
 
     Args:
-        tolerance: how far a logit may be from the model's.
+        data: a log to calibrate int8 on (its training part) and to compare on (its test part); without one there is no
+            int8, and made-up pairs are compared.
+        int8: also quantise the user pass and the ad pass.
+        tolerance: how far a logit in float32 may be from the model's.
 
     Returns:
-        The new version, and how near the export's logits are.
+        The new version, and how near each way to run it is to the model in float32.
 
     Raises:
-        ModelError: The model has no text layers to export, OpenVINO is not installed, or the logits differ.
+        ModelError: The model has no text layers to export, OpenVINO or NNCF is not installed, or the logits differ.
         ArtifactError: The version is not there or damaged, or the root cannot be written.
     """
     loaded = load_from(store, version)
@@ -51,52 +90,107 @@ def export_version(
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns(MANIFEST_FILE, EXPORT_FOLDER),
         )
-        parity = export_checked(loaded.model, len(loaded.spec.features), draft.path / EXPORT_FOLDER, tolerance)
-        spec = loaded.spec.model_copy(update={"export": parity})
+        exports = export_checked(loaded, draft.path / EXPORT_FOLDER, data, int8=int8, tolerance=tolerance)
+        spec = loaded.spec.model_copy(update={"exports": exports})
         (draft.path / CTR_FILE).write_text(json.dumps(spec.model_dump(mode="json"), indent=2))
         store.commit(draft, store.manifest(loaded.version).content)
     if publish:
         store.publish(draft.version)
-    return draft.version, parity
+    return draft.version, exports
+
+
+def export_after_training(trained: ModelVersion, folder: Path, data: Dataset) -> Exports:
+    """The same for a model that was just trained, whose training must not be lost: what fails is left out, and said.
+
+    Nothing is exported without OpenVINO, or if no text is read.
+    """
+    if not isinstance(trained.model, SharedUserCrossEncoder) or trained.model.adds_nothing or not _has_openvino():
+        return {}
+    for int8 in (True, False):
+        try:
+            return export_checked(trained, folder, data, int8=int8)
+        except ModelError as error:
+            log.warning("not exported%s: %s", " in int8" if int8 else "", error)
+            shutil.rmtree(folder, ignore_errors=True)
+    return {}
+
+
+def _has_openvino() -> bool:
+    try:
+        import openvino  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
 def export_checked(
-    model: SharedUserCrossEncoder, features: int, folder: Path, tolerance: float = TOLERANCE
-) -> ExportParity:
-    """Writes the passes of a model, and compares their logits with those of torch.
+    loaded: ModelVersion, folder: Path, data: Dataset | None = None, *, int8: bool = True, tolerance: float = TOLERANCE
+) -> Exports:
+    """Writes the passes of a model, and compares their logits with those of torch in float32.
 
     Raises:
-        ModelError: OpenVINO is not installed, or a logit differs by more than `tolerance`.
+        ModelError: OpenVINO or NNCF is not installed, a logit in float32 differs by more than `tolerance`, or fewer
+            bits cost quality.
     """
+    model, features = loaded.model, len(loaded.spec.features)
+    assert isinstance(model, SharedUserCrossEncoder)
     export_passes(model, features, folder)
-    parity = _parity(model, features, OpenVinoBackend(folder, bfloat16=False))
-    if parity.largest_difference > tolerance:
-        raise ModelError(f"the export is not the model: a logit differs by {parity.largest_difference:.4f}")
-    return parity
+    if data is None:
+        parity = Parity(model, made_up_pairs(model, features))
+    else:
+        parity = Parity(model, pairs_of_log(data, model, loaded.tokenizer, loaded.spec))
+        if int8:
+            drawn = batches_of_log(data, data.parts[0], _CALIBRATION_ROWS, model, loaded.tokenizer, loaded.spec)
+            quantise_passes(folder, drawn.batches)
+    exact = OpenVinoBackend(folder, bfloat16=False)
+    exports = {exact.name: parity.of(exact)}
+    check_exact(exact.name, exports[exact.name], tolerance)
+    for backend in _with_fewer_bits(model, folder, int8=int8 and data is not None):
+        exports[backend.name] = parity.of(backend)
+        check_near(backend.name, exports[backend.name])
+    return exports
 
 
-def _parity(model: SharedUserCrossEncoder, features: int, exported: TextBackend) -> ExportParity:
-    generator = torch.Generator().manual_seed(0)
-    torch_backend = TorchBackend(model, torch.device("cpu"), bfloat16=False)
-    longest = int(model.encoder.config.max_position_embeddings) // 4
-
-    def rows(count: int) -> TokenRows:
-        ids = torch.randint(int(model.encoder.config.vocab_size), (count, longest), generator=generator)
-        return TokenRows(ids, torch.randint(1, longest + 1, (count,), generator=generator))
-
-    users, ads, dense = rows(_PARITY_USERS), rows(_PARITY_ADS), torch.randn(_PARITY_ADS, features, generator=generator)
-    found = [_logits(backend, users, ads, dense, AdPass(model).rows(0)) for backend in (torch_backend, exported)]
-    return ExportParity(
-        pairs=_PARITY_USERS * _PARITY_ADS,
-        largest_difference=float(np.abs(found[0] - found[1]).max()),
-        correlation=float(np.corrcoef(found)[0, 1]),
-    )
+def _with_fewer_bits(model: SharedUserCrossEncoder, folder: Path, *, int8: bool) -> list[TextBackend]:
+    """What this machine may run instead of float32."""
+    found: list[TextBackend] = []
+    bfloat16 = has_bfloat16(torch.device("cpu"))
+    if bfloat16:
+        found += [TorchBackend(model, torch.device("cpu"), bfloat16=True), OpenVinoBackend(folder, bfloat16=True)]
+    if int8:
+        found.append(OpenVinoBackend(folder, bfloat16=bfloat16, int8=True))
+    return found
 
 
-def _logits(backend: TextBackend, users: TokenRows, ads: TokenRows, dense: Tensor, extra_rows: int) -> np.ndarray:
-    kept = backend.ads(ads)
-    mask = torch.arange(kept.shape[1]) < ads.lengths[:, None] + extra_rows
-    return torch.cat([backend.join(user, kept, mask, dense) for user in backend.users(users)]).numpy()
+def quantise_passes(folder: Path, batches: Sequence[PairBatch]) -> None:
+    """Writes the user pass and the ad pass of an export in int8 beside it.
+
+    Args:
+        batches: pairs that show how large activations become.
+
+    Raises:
+        ModelError: NNCF is not installed.
+    """
+    try:
+        import nncf
+        import openvino
+    except ModuleNotFoundError as missing:
+        raise ModelError(f"int8 needs {missing.name}: pip install 'adcascade[fast]', or --no-int8") from missing
+    nncf.set_log_level(logging.ERROR)
+    for source, target, rows in (
+        (USER_FILE, USER_INT8_FILE, [batch.users for batch in batches]),
+        (AD_FILE, AD_INT8_FILE, [batch.ads for batch in batches]),
+    ):
+        shown = nncf.Dataset(rows, lambda row: [row.ids.numpy(), row.lengths.numpy()])
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+            quantised = nncf.quantize(
+                openvino.Core().read_model(folder / source),
+                shown,
+                model_type=nncf.ModelType.TRANSFORMER,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(rows),
+            )
+        openvino.save_model(quantised, folder / target, compress_to_fp16=False)
 
 
 def export_passes(model: SharedUserCrossEncoder, features: int, folder: Path) -> None:

@@ -124,6 +124,7 @@ class TrainOptions:
         max=1,
     )
     seed: int = _option(_BOTH, 0, "Of training, and of every split but that by time.")
+    export: bool = _option(_BOTH, True, "Also export the text layers for OpenVINO, where that is installed.")
     tensorboard: Path | None = _option(_BOTH, None, "Folder for TensorBoard's event files.")
     device: str = _option(_BOTH, "auto", "auto, cpu or cuda.")
     precision: str = _option(_BOTH, "auto", "auto (bfloat16 where the machine is fast at it), float32 or bfloat16.")

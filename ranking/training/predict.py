@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ranking.artifact import CtrSpec, RankerModel
-from ranking.engine import choose_precision
 from ranking.features import Features
+from ranking.hardware import choose_precision
 from ranking.training.batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits

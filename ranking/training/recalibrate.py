@@ -10,7 +10,7 @@ import numpy as np
 from artifacts.store import VersionStore
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.calibration import Calibration
-from ranking.engine import choose_device
+from ranking.hardware import choose_device
 from ranking.training.calibrate import fit_calibration
 from ranking.training.dataset import Dataset
 from ranking.training.predict import predict

@@ -14,7 +14,7 @@ from rich.table import Table
 from ranking.training.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:
-    from ranking.artifact import Metric
+    from ranking.artifact import ExportParity, Metric
     from ranking.training.log_report import Day, LogFacts
     from ranking.training.stage import Step, Watch
     from records.clicks import LogReport
@@ -91,6 +91,18 @@ def text_fit_line(fit: TextFit) -> str:
         f"Fine-tuning the text lowered the validation loss {rows} from {fit.loss_before:.4f} to {fit.loss_kept:.4f} "
         f"(step {fit.kept_step} of {fit.steps})."
     )
+
+
+def exports_table(version: str, exports: "dict[str, ExportParity]") -> Table:
+    """How near each way to run a version is to the model in float32."""
+    pairs = next(iter(exports.values())).pairs
+    table = Table(title=f"Model version {version}: {pairs:,} pairs beside torch in float32")
+    for column in ("run in", "largest difference of a logit", "correlation", "AUC", "AUC difference"):
+        table.add_column(column, justify="left" if column == "run in" else "right")
+    for name, one in exports.items():
+        auc = ("", "") if one.auc is None else (f"{one.auc:.4f}", f"{one.auc_difference:+.4f}")
+        table.add_row(name, f"{one.largest_difference:.1e}", f"{one.correlation:.5f}", *auc)
+    return table
 
 
 def calibration_line(losses: dict[str, float]) -> str:

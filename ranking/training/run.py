@@ -6,16 +6,19 @@ import math
 import shutil
 import time
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from ranking.artifact import save_version
+from artifacts.store import Draft
+from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.store import FORMAT_VERSION, open_store
 from ranking.training.curves import LossCurves
 from ranking.training.dataset import Dataset
 from ranking.training.evaluate import evaluate
+from ranking.training.export import Exports, export_after_training
 from ranking.training.options import TrainOptions
 from ranking.training.page import write_page
 from ranking.training.report import train_progress, train_report_as_dict
@@ -51,12 +54,22 @@ def train_and_save(
         (draft.path / REPORT_JSON_FILE).write_text(json.dumps(train_report_as_dict(report), indent=2))
         measured = report.evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
-        spec = trained.spec.model_copy(update={"metrics": metrics})
+        spec = trained.spec.model_copy(
+            update={"metrics": metrics, "exports": _exported(data, trained, draft) if options.export else {}}
+        )
         save_version(store, draft, spec, trained.model, trained.tokenizer, CounterSnapshot.of(data.log, data.keys))
     if publish:
         store.publish(draft.version)
     shutil.rmtree(unfinished, ignore_errors=True)
     return report
+
+
+def _exported(data: Dataset, trained: Trained, draft: Draft) -> Exports:
+    """Of the version that `draft` will be, into its folder."""
+    counters = CounterSnapshot.of(data.log, data.keys)
+    version = ModelVersion(draft.version, datetime.now(UTC), trained.spec, trained.model, trained.tokenizer, counters)
+    with Console(stderr=True).status("Exporting for OpenVINO"):
+        return export_after_training(version, draft.path / EXPORT_FOLDER, data)
 
 
 def _report(

@@ -16,9 +16,9 @@ from ranking.artifact import (
     default_join_layer,
     load_base,
 )
-from ranking.engine import choose_device, choose_precision
 from ranking.errors import ModelError
 from ranking.features import FEATURES
+from ranking.hardware import choose_device, choose_precision
 from ranking.model import JOINT, SHARED_USER, SharedUserCrossEncoder
 from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.behaviour import train_behaviour

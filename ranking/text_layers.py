@@ -1,0 +1,187 @@
+"""What the text layers add to the logits of candidates, user by user. Knows no wire and nothing of past clicks.
+
+Two ways to read: the user once, with ad states that are kept between requests, or every pair anew. Both bound memory by
+tokens, not by the size of a request, and belong to the thread of the engine.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ranking.ad_states import AdStateCache
+from ranking.backends import TextBackend, UserKept
+from ranking.batch import PairBatch, TokenRows, pad, tokenize
+from ranking.joint import JointCrossEncoder
+from ranking.passes import AdPass
+
+log = logging.getLogger(__name__)
+
+# Ads that are read at once: of like length, so that few tokens are padding.
+_ADS_AT_ONCE = 32
+
+
+class Reader:
+    """Turns texts into tokens for one model.
+
+    Args:
+        device: Where the tokens go.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_user_tokens: int, max_ad_tokens: int, device: torch.device
+    ):
+        self._tokenizer = tokenizer
+        self._pad_id = int(tokenizer.pad_token_id or 0)
+        self._device = device
+        self.max_user_tokens = max_user_tokens
+        self.max_ad_tokens = max_ad_tokens
+
+    def users(self, texts: Sequence[str]) -> TokenRows:
+        """User texts, cut where the model cuts them."""
+        return self._rows(texts, self.max_user_tokens)
+
+    def ads(self, texts: Sequence[str]) -> TokenRows:
+        """Ad texts, cut where the model cuts them."""
+        return self._rows(texts, self.max_ad_tokens)
+
+    def _rows(self, texts: Sequence[str], max_tokens: int) -> TokenRows:
+        return pad(tokenize(self._tokenizer, texts, max_tokens), self._pad_id).to(self._device)
+
+
+class TextLayers(Protocol):
+    """What the text adds to logits."""
+
+    def added(
+        self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """For each user, what the text adds to the logits of their ads, float32 [ads], and how many ads were known.
+
+        Args:
+            users: a row each.
+            ad_texts: of each user's candidates.
+            dense: normalised features of each user's candidates, float32 [ads, features].
+        """
+
+
+class NoText:
+    """Text layers that were not trained for clicks: they add nothing, and are not read."""
+
+    def added(
+        self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """See `TextLayers`."""
+        return [(torch.zeros(len(features), device=features.device), 0) for features in dense]
+
+
+class SharedText:
+    """Reads each user once; what is kept of an ad is computed once.
+
+    Args:
+        cache_bytes: For ad states, at most; but one request's worth is always kept.
+        token_budget: Ad tokens in one pass of the joined layers, at most.
+        dtype: What ad states are kept in.
+    """
+
+    def __init__(
+        self,
+        backend: TextBackend,
+        passes: AdPass,
+        reader: Reader,
+        *,
+        cache_bytes: int,
+        token_budget: int,
+        most_candidates: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._backend = backend
+        self._reader = reader
+        self._ads_a_chunk = max(1, token_budget // reader.max_ad_tokens)
+        rows = passes.rows(reader.max_ad_tokens)
+        fitting = cache_bytes // AdStateCache.bytes_per_ad(rows, passes.width, dtype)
+        self._cache = AdStateCache(max(fitting, most_candidates), rows, passes.width, device, dtype)
+
+    def added(
+        self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """See `TextLayers`."""
+        kept = self._backend.users(users)
+        return [self._of_user(*one) for one in zip(kept, ad_texts, dense, strict=True)]
+
+    def keep(self, texts: Sequence[str]) -> bool:
+        """Reads these ads before anybody asks; False, and nothing done, if others would have to give way."""
+        if not self._cache.has_room(len(texts)):
+            return False
+        missing = [text for text in texts if text not in self._cache]
+        if missing:
+            self._kept(missing)
+        return True
+
+    def _of_user(self, user: UserKept, texts: Sequence[str], dense: Tensor) -> tuple[Tensor, int]:
+        logits, cached = [], 0
+        for chunk in _chunks(len(texts), self._ads_a_chunk):
+            kept, mask, found = self._kept(texts[chunk])
+            cached += found
+            logits.append(self._backend.join(user, kept, mask, dense[chunk]))
+        return torch.cat(logits), cached
+
+    def _kept(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+        def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
+            return _kept_by_length(self._backend, self._reader.ads([texts[place] for place in places]))
+
+        return self._cache.gather(texts, compute)
+
+
+class JointText:
+    """Reads every pair of user and ad anew: the plain cross-encoder.
+
+    Args:
+        token_budget: Tokens in one pass, at most.
+    """
+
+    def __init__(self, model: JointCrossEncoder, reader: Reader, *, token_budget: int, bfloat16: bool) -> None:
+        self._model = model
+        self._reader = reader
+        self._token_budget = token_budget
+        self._bfloat16 = bfloat16
+
+    def added(
+        self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """See `TextLayers`."""
+        return [
+            (self._of_user(users.take([row]), *one), 0) for row, one in enumerate(zip(ad_texts, dense, strict=True))
+        ]
+
+    def _of_user(self, user: TokenRows, texts: Sequence[str], dense: Tensor) -> Tensor:
+        logits = []
+        tokens_each = self._reader.max_ad_tokens + int(user.lengths[0])
+        for chunk in _chunks(len(texts), max(1, self._token_budget // tokens_each)):
+            ads = self._reader.ads(texts[chunk])
+            with torch.autocast(ads.ids.device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits.append(self._model(PairBatch(user, ads, (len(ads.ids),), dense[chunk])).float())
+        return torch.cat(logits)
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, start + size)
+
+
+def _kept_by_length(backend: TextBackend, ads: TokenRows) -> tuple[Tensor, Tensor]:
+    """How many rows are kept of each ad, int64 [ads], and these; no short ad is padded to the longest."""
+    order = torch.argsort(ads.lengths)
+    parts = []
+    for chunk in _chunks(len(order), _ADS_AT_ONCE):
+        some = order[chunk]
+        longest = int(ads.lengths[some].max())
+        parts.append((some, backend.ads(TokenRows(ads.ids[some, :longest], ads.lengths[some]))))
+    most, (_, last) = max(part.shape[1] for _, part in parts), parts[-1]
+    kept = last.new_zeros((len(order), most, last.shape[2]))
+    for some, part in parts:
+        kept[some, : part.shape[1]] = part
+    return ads.lengths + most - int(ads.lengths.max()), kept
