@@ -10,7 +10,7 @@ from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
 from index_builder import commands
 from index_builder.artifact import open_store
-from index_builder.encoder import EMBEDDED
+from index_builder.encoder import AUTO, EMBEDDED
 from index_builder.errors import BuildError
 from index_builder.training.commands import train_retrieval_command
 from records.errors import InputError
@@ -29,6 +29,7 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Root of the index versions.")] = None,
     towers: commands.Towers = None,
     encoder: commands.Encoder = EMBEDDED,
+    engine: commands.Engine = AUTO,
     index: commands.Index = commands.DEFAULTS.index,
     min_recall: commands.MinRecall = commands.DEFAULTS.min_recall,
     recall_k: commands.RecallK = commands.DEFAULTS.recall_k,
@@ -43,7 +44,7 @@ def build(
     if ads is None or out is None:
         raise typer.BadParameter("a build needs --ads and --out; or give a command, see --help")
     commands.build_command(
-        ads, out, towers, encoder, index, min_recall, recall_k, max_rejected, width, publish, as_json
+        ads, out, towers, encoder, engine, index, min_recall, recall_k, max_rejected, width, publish, as_json
     )
 
 

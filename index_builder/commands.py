@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from index_builder.build import BuildOptions, BuildReport, build
-from index_builder.encoder import EMBEDDED, load_encoder
+from index_builder.encoder import AUTO, EMBEDDED, load_bulk_encoder
 from index_builder.progress import build_progress
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ Encoder = Annotated[
         envvar="ADCASCADE_ENCODER",
         help="sentence-transformers directory or hub name; hashing:DIM is a model-free stand-in for dry runs.",
     ),
+]
+Engine = Annotated[
+    str, typer.Option(help="What runs the encoder: torch, openvino, or auto: openvino where there is no GPU.")
 ]
 Index = Annotated[str, typer.Option(help="auto, flat, hnsw, ivf, or any FAISS factory string such as IVF256,PQ48.")]
 MinRecall = Annotated[float, typer.Option(min=0, max=1, help="Recall against exact search below which a build fails.")]
@@ -47,6 +50,7 @@ def build_command(
     out: Out,
     towers: Towers = None,
     encoder: Encoder = EMBEDDED,
+    engine: Engine = AUTO,
     index: Index = DEFAULTS.index,
     min_recall: MinRecall = DEFAULTS.min_recall,
     recall_k: RecallK = DEFAULTS.recall_k,
@@ -70,7 +74,7 @@ def build_command(
     )
     trained = None if towers is None else _published(towers)
     with build_progress() as progress:
-        report = build(ads, out, load_encoder(encoder), options, progress, trained)
+        report = build(ads, out, load_bulk_encoder(encoder, engine), options, progress, trained)
     if as_json:
         print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
     else:

