@@ -7,7 +7,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # cpu, or gpu on a machine with CUDA: make quickstart FAISS=gpu
 FAISS  ?= cpu
 
-.PHONY: help install quickstart test lint format pytest smoke protos bench-quality clean
+# What the speed benchmarks compare with, each in an environment of its own.
+PEERS  := hnswlib usearch milvus infinity
+
+.PHONY: help install quickstart test lint format pytest smoke protos bench bench-peers bench-quality clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -47,6 +50,17 @@ smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
 	$(BIN)/adcascade quickstart --smoke --data .smoke-data
 	rm -rf .smoke-data
 
+bench: $(STAMP) ## Every speed target with the figure reached (an hour on two cores; make bench-peers first)
+	$(BIN)/adcascade bench all
+
+bench-peers: $(patsubst %,.peers/%/.installed,$(PEERS)) ## Install what the speed benchmarks compare with
+
+# One that cannot be installed is no reason to do without the others: the benchmarks say that it is missing.
+.peers/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(if $(filter infinity,$*),$(@D)/bin/python -m pip install -q $$(grep ^torch== constraints.txt))
+	$(@D)/bin/python -m pip install -q -r $< && touch $@ || echo "not installed: $*"
+
 bench-quality: $(STAMP) ## Every quality target with the figure reached (hours); UPWORTHY=file adds the headline tests
 	$(BIN)/python -m benchmarks.quality $(if $(UPWORTHY),--upworthy $(UPWORTHY))
 
@@ -56,4 +70,4 @@ protos: $(STAMP) ## Regenerate the Python code of the wire contract
 	    protos/types.proto protos/retrieval.proto protos/ranking.proto protos/recommend.proto
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .smoke-data
+	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .smoke-data

@@ -29,6 +29,7 @@ from records.movielens import export_movielens, find_movielens
 
 _TEST_ROWS = 3000
 _OPTIONS = TrainOptions(
+    join_layer=4,
     behaviour_epochs=1,
     behaviour_batch=8192,
     behaviour_min_steps=10,

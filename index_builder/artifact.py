@@ -63,6 +63,7 @@ class IndexManifest(BaseModel):
         dimension: numbers per vector that is searched.
         space_sha256: of the towers that made them; "" if these are text vectors.
         recall: share of what exact search finds that the index finds, in the first `recall_k`.
+        recall_curve: the search parameters that were tried, with their recall and the milliseconds of one query.
         popularity_at: the moment whose popularity is in the ads' biases; None without towers.
     """
 
@@ -85,6 +86,7 @@ class IndexManifest(BaseModel):
     build_seconds: float
     space_sha256: str = ""
     popularity_at: datetime | None = None
+    recall_curve: list[dict[str, Any]] = []
 
     @property
     def bytes_per_ad(self) -> float:

@@ -2,10 +2,11 @@
 but its own, and not how texts are embedded."""
 
 import hashlib
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from index_builder.artifact import (
     iter_ads,
 )
 from index_builder.encoder import Vectors
+from index_builder.errors import BuildError
 from index_builder.faiss_index import (
+    Recall,
     build_index,
     draw_queries,
-    factory_string,
+    factory_strings,
     reach_recall,
     reach_recall_of,
     write_index,
@@ -31,6 +34,9 @@ from index_builder.progress import Progress
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,15 +84,7 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
         from index_builder.space import into_space  # loads torch, which builds without towers do without
 
         vectors = into_space(folder, contents.texts, towers, options.width, progress)
-    factory = factory_string(options.index, count)
-    rows = draw_queries(count, options.recall_queries, options.seed)
-    held_out = rows if towers is None else rows[:0]
-    index = build_index(vectors, factory, held_out, options.seed, lambda done: progress("index", done, count))
-    if towers is None:
-        recall = reach_recall(index, vectors, rows, options.recall_k, options.min_recall)
-    else:
-        queries = np.ascontiguousarray(towers.queries[: options.recall_queries, : vectors.shape[1]])
-        recall = reach_recall_of(index, vectors, queries, options.recall_k, options.min_recall)
+    factory, index, recall = _index_with_recall(vectors, towers, options, progress)
     write_index(index, folder / INDEX_FILE)
     words = (embedding_text(ad) for batch in iter_ads(folder / ADS_FILE) for ad, _ in batch)
     LexicalIndex.of(words).save(folder / LEXICAL_FOLDER)
@@ -102,6 +100,7 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
         recall=recall.recall,
         recall_k=recall.k,
         recall_queries=recall.queries,
+        recall_curve=[asdict(point) for point in recall.curve],
         embedded=contents.embedded,
         reused=count - contents.embedded,
         index_bytes=(folder / INDEX_FILE).stat().st_size,
@@ -109,6 +108,31 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
         space_sha256="" if towers is None else towers.spec.space_sha256,
         popularity_at=None if towers is None else datetime.fromtimestamp(towers.popularity.moment / 1e6, UTC),
     )
+
+
+def _index_with_recall(
+    vectors: Vectors, towers: "TrainedTowers | None", options: AssemblyOptions, progress: Progress
+) -> tuple[str, Any, Recall]:
+    """The first of the indexes worth trying that reaches the recall: its factory string, itself, and what it reaches.
+
+    Raises BuildError if none does.
+    """
+    count, dimension = vectors.shape
+    rows = draw_queries(count, options.recall_queries, options.seed)
+    held_out = rows if towers is None else rows[:0]
+    factories = factory_strings(options.index, count, dimension, is_unit=towers is None)
+    for factory in factories:
+        index = build_index(vectors, factory, held_out, options.seed, lambda done: progress("index", done, count))
+        try:
+            if towers is None:
+                return factory, index, reach_recall(index, vectors, rows, options.recall_k, options.min_recall)
+            queries = np.ascontiguousarray(towers.queries[: options.recall_queries, :dimension])
+            return factory, index, reach_recall_of(index, vectors, queries, options.recall_k, options.min_recall)
+        except BuildError as error:
+            if factory == factories[-1]:
+                raise
+            log.warning("another index than %s is tried: %s", factory, error)
+    raise AssertionError("there is always a factory string to try")
 
 
 def _content_sha256(ads: Path) -> str:

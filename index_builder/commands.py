@@ -29,7 +29,9 @@ Encoder = Annotated[
 Engine = Annotated[
     str, typer.Option(help="What runs the encoder: torch, openvino, or auto: openvino where there is no GPU.")
 ]
-Index = Annotated[str, typer.Option(help="auto, flat, hnsw, ivf, or any FAISS factory string such as IVF256,PQ48.")]
+Index = Annotated[
+    str, typer.Option(help="auto, flat, hnsw, hnsw8, ivf, compact, or any FAISS factory string such as IVF256,PQ48.")
+]
 MinRecall = Annotated[float, typer.Option(min=0, max=1, help="Recall against exact search below which a build fails.")]
 RecallK = Annotated[int, typer.Option(min=1, max=1000, help="The k of that recall.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable rows above which a build fails.")]
@@ -84,7 +86,9 @@ def build_command(
 def refresh_command(
     index: Annotated[Path, typer.Option(help="Root of the index versions.")],
     clicks: Annotated[Path, typer.Option(help="Click log; rows newer than the published version are counted.")],
-    kind: Annotated[str, typer.Option("--kind", help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = "auto",
+    kind: Annotated[
+        str, typer.Option("--kind", help="auto, flat, hnsw, hnsw8, ivf, compact, or a FAISS factory string.")
+    ] = "auto",
     min_recall: MinRecall = DEFAULTS.min_recall,
     max_rejected: MaxRejected = DEFAULTS.max_rejected,
     publish: Publish = True,

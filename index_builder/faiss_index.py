@@ -5,6 +5,7 @@ Knows vectors only. On a host with a GPU, training and adding run there and the 
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
 SearchParameters = Mapping[str, int]
 
-KINDS = ("auto", "flat", "hnsw", "ivf")
+KINDS = ("auto", "flat", "hnsw", "hnsw8", "ivf", "compact")
 _FLAT_LIMIT = 100_000
 _TRAIN_PER_LIST = 64
+_TIMED_QUERIES = 50
+_LINKING_EFFORT = 80
 _CHUNK_ROWS = 65_536
 
 
@@ -38,32 +41,57 @@ def import_faiss() -> Any:
     return faiss
 
 
-def factory_string(kind: str, count: int) -> str:
-    """The FAISS factory string of a kind for `count` vectors; any other string is taken as a factory string itself.
+def factory_strings(kind: str, count: int, dimension: int, *, is_unit: bool) -> list[str]:
+    """FAISS factory strings to try in this order until one reaches the recall, for `count` vectors.
 
-    ``auto`` is exact search up to 100,000 ads, where it is fast enough and has no recall to lose, and IVF beyond.
+    ``auto`` is exact search up to 100,000 ads, where it is fast enough and has no recall to lose. Beyond, for unit
+    vectors, it is ``hnsw8``: a graph (Malkov and Yashunin, arXiv 1603.09320) of eight-bit vectors, faster than one of
+    whole vectors and a third of its size. A graph finds too little where many vectors are equal, or by inner products
+    with vectors of different length (`is_unit` is False): there it is ``compact``, inverted lists of four-bit codes
+    that are scanned in registers (André et al., arXiv 1704.07355), the best of which are compared again by eight-bit
+    vectors. Where FAISS has a GPU, which knows neither, it is IVF.
+
+    Args:
+        kind: one of `KINDS`, or a factory string itself.
     """
-    if kind == "auto":
-        kind = "flat" if count <= _FLAT_LIMIT else "ivf"
+    kinds = [kind]
+    if kind == "auto" and count <= _FLAT_LIMIT:
+        kinds = ["flat"]
+    elif kind == "auto" and _gpu_count(import_faiss()):
+        kinds = ["ivf"]
+    elif kind == "auto":
+        kinds = ["hnsw8", "compact"] if is_unit else ["compact"]
     lists = max(1, min(int(4 * math.sqrt(count)), count // 44))  # FAISS wants 39 training points a list
-    return {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat"}.get(kind, kind)
+    codes = dimension // 2 if dimension % 2 == 0 else dimension
+    known = {
+        "flat": "Flat",
+        "hnsw": "HNSW32",
+        "hnsw8": "HNSW24,SQ8",
+        "ivf": f"IVF{lists},Flat",
+        "compact": f"IVF{lists},PQ{codes}x4fs,Refine(SQ8)",
+    }
+    return [known.get(one, one) for one in kinds]
 
 
 def check_kind(kind: str, dimension: int) -> None:
     """Raises BuildError if FAISS is missing or refuses the factory string, before hours go into embedding."""
-    new_index(dimension, factory_string(kind, count=1))
+    for factory in factory_strings(kind, 1, dimension, is_unit=True):
+        new_index(dimension, factory)
 
 
 def new_index(dimension: int, factory: str) -> Any:
     """An empty inner-product index. Raises BuildError if FAISS is missing or refuses the factory string."""
     faiss = import_faiss()
     try:
-        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise BuildError(
             f"FAISS knows no index {factory!r} of {dimension} dimensions: {_last_line(error)}. "
             f"Choose --index from {', '.join(KINDS)}, or another factory string"
         ) from error
+    if isinstance(index, faiss.IndexHNSWSQ):  # fewer links are chosen with more care
+        index.hnsw.efConstruction = _LINKING_EFFORT
+    return index
 
 
 def _last_line(error: RuntimeError) -> str:
@@ -156,13 +184,23 @@ def exact_search(vectors: Vectors, queries: Vectors, k: int) -> Rows:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """What search parameters buy: recall, and the milliseconds of one query alone (median)."""
+
+    search_parameters: dict[str, int]
+    recall: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
 class Recall:
-    """Share of the true k nearest ads that the index finds, and the search parameters it takes."""
+    """Share of the true k nearest ads that the index finds, the search parameters it takes, and what was tried."""
 
     recall: float
     k: int
     queries: int
     search_parameters: dict[str, int]
+    curve: tuple[CurvePoint, ...] = ()
 
 
 def draw_queries(count: int, wanted: int, seed: int) -> Rows:
@@ -204,7 +242,7 @@ def reach_recall_of(
     lowest = np.array([(vectors[rows] @ query).min() for rows, query in zip(truth, queries, strict=True)])
     lowest -= 1e-6 * np.maximum(1, np.abs(lowest))
     parameters: dict[str, int] = {}
-    recall = 0.0
+    recall, curve = 0.0, []
     for parameters in _ever_wider(index):
         set_search_parameters(index, parameters)
         found = others(index.search(queries, k + own)[1])
@@ -214,12 +252,23 @@ def reach_recall_of(
         ]
         recall = float(np.mean(hits))
         log.info("recall@%d is %.4f with %s", k, recall, dict(parameters) or "no search parameters")
+        curve.append(CurvePoint(dict(parameters), recall, _milliseconds(index, queries, k)))
         if recall >= minimum:
-            return Recall(recall, k, len(queries), dict(parameters))
+            return Recall(recall, k, len(queries), dict(parameters), tuple(curve))
     raise BuildError(
         f"recall@{k} is {recall:.3f} with the widest search ({dict(parameters) or 'nothing to widen'}), below the "
         f"minimum of {minimum}. Choose another --index (flat is exact) or lower --min-recall; nothing was published"
     )
+
+
+def _milliseconds(index: Any, queries: Vectors, k: int) -> float:
+    """Median of single queries."""
+    found = []
+    for row in range(min(len(queries), _TIMED_QUERIES)):
+        started = time.perf_counter()
+        index.search(queries[row : row + 1], k)
+        found.append(1000 * (time.perf_counter() - started))
+    return float(np.median(found))
 
 
 def _without_self(rows: Rows, query_rows: Rows, k: int) -> Rows:
@@ -235,10 +284,14 @@ def _ever_wider(index: Any) -> list[dict[str, int]]:
     faiss = import_faiss()
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None:
-        first = max(1, ivf.nlist // 64)
-        return [{"nprobe": min(value, ivf.nlist)} for value in _doubling(first, ivf.nlist)]
+        probes = [min(value, ivf.nlist) for value in _doubling(max(1, ivf.nlist // 64), ivf.nlist)]
+        if not isinstance(faiss.downcast_index(index), faiss.IndexRefine):
+            return [{"nprobe": value} for value in probes]
+        deeper = [{"nprobe": probes[-1], "k_factor_rf": factor} for factor in (16, 64)]
+        return [*({"nprobe": value, "k_factor_rf": 4} for value in probes), *deeper]
     if "HNSW" in type(faiss.downcast_index(index)).__name__:
-        return [{"efSearch": value} for value in _doubling(128, 4096)]
+        efforts = np.geomspace(100, 4096, 18).astype(int).tolist()
+        return [{"efSearch": value} for value in efforts]
     return [{}]
 
 

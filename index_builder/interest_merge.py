@@ -31,11 +31,12 @@ def merge(
     """
     best: dict[int, tuple[float, int]] = {}
     order = np.argsort(-similarities, axis=None, kind="stable")
-    for flat in order.tolist():
-        interest, place = divmod(flat, rows.shape[1])
-        row = int(rows[interest, place])
+    by_interest = (order // max(1, rows.shape[1])).tolist()
+    for row, similarity, interest in zip(
+        rows.ravel()[order].tolist(), similarities.ravel()[order].tolist(), by_interest, strict=True
+    ):
         if row >= 0 and row not in excluded:
-            best.setdefault(row, (float(similarities[interest, place]), interest))
+            best.setdefault(row, (similarity, interest))
     left = quotas(weights, k)
     chosen: list[int] = []
     spare: list[int] = []

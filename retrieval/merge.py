@@ -25,6 +25,9 @@ def merge_sources(found: Mapping[str, Sequence[int]], shares: Mapping[str, float
         found: Source to the rows that it found, best first.
         shares: Source to its share of the candidates, 0 to 1.
     """
+    if len(found) == 1:
+        ((source, rows),) = found.items()
+        return [Merged(row, source) for row in list(dict.fromkeys(rows))[:k]]
     score: dict[int, float] = {}
     loudest: dict[int, tuple[float, str]] = {}
     for source, rows in found.items():

@@ -306,7 +306,7 @@ def test_a_kind_of_index_that_faiss_does_not_know_is_refused_before_the_catalog_
 
 @pytest.mark.parametrize("index", ["nonsense", "", "IVF16,Nonsense", "IVF5000,Flat"])
 def test_an_index_that_faiss_cannot_build_is_refused_with_the_kinds(two_thousand, root, index):
-    with pytest.raises(BuildError, match="Choose --index from auto, flat, hnsw, ivf") as caught:
+    with pytest.raises(BuildError, match="Choose --index from auto, flat, hnsw, hnsw8, ivf") as caught:
         build(two_thousand, root, ENCODER, BuildOptions(index=index))
     assert repr(index) in str(caught.value)
     assert nothing_published(root)
@@ -359,6 +359,20 @@ def test_ads_with_one_and_the_same_text_do_not_spoil_the_recall(catalog, root, i
     rows = [{"ad_id": f"a{number}", "title": f"{WORDS[number % 10]} shoes"} for number in range(2000)]
     report = build(catalog(rows), root, ENCODER, BuildOptions(index=index, min_recall=0.99))
     assert report.manifest.recall >= 0.99
+
+
+@pytest.mark.parametrize("copies", [200, 2])
+def test_auto_takes_another_index_where_a_graph_does_not_reach_the_recall(monkeypatch, caplog, catalog, root, copies):
+    monkeypatch.setattr("index_builder.faiss_index._FLAT_LIMIT", 100)  # a large catalog would take minutes
+    rows = [
+        {"ad_id": f"a{number}", "title": f"{WORDS[number // copies % 10]} {number // copies}"} for number in range(2000)
+    ]
+    report = build(catalog(rows), root, ENCODER, BuildOptions(min_recall=0.99))
+    assert report.manifest.recall >= 0.99
+    assert [point["recall"] for point in report.manifest.recall_curve][-1] == report.manifest.recall
+    is_graph = report.manifest.factory.startswith("HNSW")
+    assert is_graph == ("another index" not in caplog.text)
+    assert is_graph == (copies == 2)
 
 
 # ---- loading

@@ -15,7 +15,7 @@ from index_builder.faiss_index import (
     build_index,
     draw_queries,
     exact_search,
-    factory_string,
+    factory_strings,
     import_faiss,
     reach_recall,
     read_index,
@@ -24,7 +24,7 @@ from index_builder.faiss_index import (
 )
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("flat", "hnsw", "ivf", "IVF16,SQ8")
+KINDS = ("flat", "hnsw", "hnsw8", "ivf", "compact", "IVF16,SQ8")
 
 
 def random_vectors(count, dimension=32, seed=0):
@@ -37,7 +37,7 @@ QUERY_ROWS = draw_queries(len(VECTORS), 500, seed=0)
 
 
 def build(kind, vectors=VECTORS, held_out=QUERY_ROWS):
-    return build_index(vectors, factory_string(kind, len(vectors)), held_out, 0, lambda _: None)
+    return build_index(vectors, factory_strings(kind, *vectors.shape, is_unit=True)[0], held_out, 0, lambda _: None)
 
 
 def numpy_search(vectors, queries, k):
@@ -62,6 +62,9 @@ def test_an_index_finds_what_exact_search_finds_to_the_measured_share(kind):
     recall = reach_recall(index, VECTORS, QUERY_ROWS, k=20, minimum=0.9)
     assert recall.recall >= (1 if kind == "flat" else 0.9)
     assert (recall.k, recall.queries) == (20, len(QUERY_ROWS))
+    last = recall.curve[-1]
+    assert (last.search_parameters, last.recall) == (recall.search_parameters, recall.recall)
+    assert all(point.recall < 0.9 and point.milliseconds > 0 for point in recall.curve[:-1])
     assert share_found(index, VECTORS, QUERY_ROWS, 20) == pytest.approx(recall.recall, abs=0.01)
     others = np.setdiff1d(np.arange(2000), QUERY_ROWS)[:300]
     assert share_found(index, VECTORS, others, 20) == pytest.approx(recall.recall, abs=0.05)
@@ -74,7 +77,9 @@ def test_similarities_are_inner_products_and_fall(kind):
     assert (np.diff(similarity, axis=1) <= 1e-6).all()
     found = rows >= 0
     want = np.take_along_axis(VECTORS[:5] @ VECTORS.T, np.maximum(rows, 0), axis=1)
-    np.testing.assert_allclose(similarity[found], want[found], atol=0.02 if "SQ8" in kind else 1e-5)
+    np.testing.assert_allclose(
+        similarity[found], want[found], atol=0.02 if "SQ8" in kind or kind in ("compact", "hnsw8") else 1e-5
+    )
     assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -88,7 +93,7 @@ def test_an_index_survives_a_file_with_its_search_parameters(kind, tmp_path):
         np.testing.assert_array_equal(mine, other)
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "IVF16,SQ8"])  # FAISS links an HNSW graph in no fixed order
+@pytest.mark.parametrize("kind", ["flat", "ivf", "compact", "IVF16,SQ8"])  # FAISS links an HNSW graph in no fixed order
 def test_a_build_with_one_seed_is_repeatable(kind):
     for mine, other in zip(build(kind).search(VECTORS[:50], 10), build(kind).search(VECTORS[:50], 10), strict=True):
         np.testing.assert_array_equal(mine, other)
@@ -98,7 +103,7 @@ def test_a_build_with_one_seed_is_repeatable(kind):
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 @pytest.mark.parametrize("count", [20, 2000, 12_000])
 def test_writing_to_a_full_disk_raises_and_never_leaves_half_an_index_in_silence(kind, count):
-    index = faiss.index_factory(32, factory_string(kind, count), faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(32, factory_strings(kind, count, 32, is_unit=True)[0], faiss.METRIC_INNER_PRODUCT)
     index.add(random_vectors(count))
     with pytest.raises(OSError, match="No space left") as caught:
         write_index(index, Path("/dev/full"))
@@ -142,16 +147,23 @@ def test_all_of_a_tiny_catalog_are_queries():
     ("kind", "count", "factory"),
     [
         ("auto", 100_000, "Flat"),
-        ("auto", 1_000_000, "IVF4000,Flat"),
+        ("auto", 1_000_000, "HNSW24,SQ8"),
+        ("compact", 1_000_000, "IVF4000,PQ16x4fs,Refine(SQ8)"),
+        ("compact", 5, "IVF1,PQ16x4fs,Refine(SQ8)"),
         ("flat", 1_000_000, "Flat"),
         ("hnsw", 5, "HNSW32"),
+        ("hnsw8", 5, "HNSW24,SQ8"),
         ("ivf", 5, "IVF1,Flat"),
         ("ivf", 440, "IVF10,Flat"),
         ("IVF256,PQ16", 7, "IVF256,PQ16"),
     ],
 )
 def test_a_kind_becomes_a_factory_string_that_suits_the_catalog(kind, count, factory):
-    assert factory_string(kind, count) == factory
+    assert factory_strings(kind, count, 32, is_unit=True)[0] == factory
+
+
+def test_vectors_of_different_length_are_not_searched_by_a_graph():
+    assert factory_strings("auto", 1_000_000, 33, is_unit=False) == ["IVF4000,PQ33x4fs,Refine(SQ8)"]
 
 
 def test_progress_counts_up_to_the_last_vector():
@@ -162,7 +174,9 @@ def test_progress_counts_up_to_the_last_vector():
 
 @pytest.mark.parametrize("factory", ["nonsense", "", "IVF3000,Flat", "IDMap,Flat"])
 def test_what_faiss_refuses_is_a_build_error_that_names_the_kinds(factory):
-    with pytest.raises(BuildError, match="Choose --index from auto, flat, hnsw, ivf, or another factory string"):
+    with pytest.raises(
+        BuildError, match="Choose --index from auto, flat, hnsw, hnsw8, ivf, compact, or another factory string"
+    ):
         build(factory)
 
 
@@ -230,7 +244,7 @@ def test_without_faiss_the_error_names_the_extras():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["flat", "ivf", "IVF16,SQ8"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "compact", "IVF16,SQ8"])
 def test_a_gpu_clone_agrees_with_the_cpu_index(kind):
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         pytest.skip("this FAISS was built without GPU support")

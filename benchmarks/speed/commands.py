@@ -2,18 +2,28 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from records.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.speed.contest import Progress
+    from benchmarks.speed.results import BenchResult
+
+OUT = Path("adcascade-bench")
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Measure speed side by side with what you would otherwise use. Contenders take turns in one run, so ratios "
-    "hold on a busy machine, too. Each benchmark prints a table and writes JSON, a plot and a page.",
+    "hold on a busy machine, too. Each benchmark prints a table and writes JSON, a plot and a page. They read "
+    "MovieLens-100k (pip install --no-deps recbole==1.2.1), whose titles are recombined into as many ads as wanted.",
 )
 
 Out = Annotated[Path, typer.Option(help="Folder for the JSON, the plot and the page.")]
@@ -22,43 +32,81 @@ Compare = Annotated[Path | None, typer.Option(help="An earlier JSON file, to sho
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 
 
-@app.callback()
-def _bench() -> None:
-    """Keeps `bench rank` two words while it is alone."""
-
-
 @app.command("rank")
 def rank_command(
     join_layer: Annotated[
         int, typer.Option(min=0, max=5, help="First of the six layers in which ads attend to the user.")
-    ] = 4,
+    ] = 5,
     backend: Annotated[
-        str, typer.Option(help="What runs the text layers: torch, openvino, or auto for the faster.")
+        str, typer.Option(help="What runs the text layers: torch, openvino, openvino-int8, or auto for the fastest.")
     ] = "auto",
     rounds: Rounds = 5,
-    out: Out = Path("adcascade-bench"),
+    out: Out = OUT,
     compare: Compare = None,
     as_json: Json = False,
 ) -> None:
     """One request of 10 to 1,000 candidates through the ranking server, against CrossEncoder.predict on the same texts.
 
-    Needs MovieLens-100k (pip install --no-deps recbole==1.2.1), whose titles are recombined into as many ads as wanted.
+    Also against infinity-emb, if make bench-peers installed it. Trains a ranker first, which takes a few minutes.
     """
+    from benchmarks.speed.rank import RankSettings, bench_rank
+
+    settings = RankSettings(join_layer, backend, rounds)
+    _run(lambda folder, progress: bench_rank(settings, folder, progress=progress), out, compare, as_json)
+
+
+@app.command("build")
+def build_command(
+    catalog: Annotated[int, typer.Option(min=1000, help="Ads of the build, and of the rebuild after it.")] = 20_000,
+    memory_ads: Annotated[int, typer.Option(min=1000, help="Ads of the build whose memory is measured.")] = 1_000_000,
+    rounds: Rounds = 5,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """Embedding against SentenceTransformer.encode; a rebuild after a few changes; the memory of a large build."""
+    from benchmarks.speed.build import BuildSettings, bench_build
+
+    settings = BuildSettings(catalog=catalog, memory_ads=memory_ads, rounds=rounds)
+    _run(lambda folder, progress: bench_build(settings, folder, progress), out, compare, as_json)
+
+
+@app.command("retrieve")
+def retrieve_command(
+    ads: Annotated[int, typer.Option(min=1000, help="Ads to search; a million take a quarter of an hour to embed.")] = (
+        1_000_000
+    ),
+    rounds: Annotated[int, typer.Option(min=1, help="Queries that each contender answers.")] = 100,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """A hundred of many ads, against exact search, hnswlib, usearch and milvus-lite at equal recall.
+
+    Vectors and index are kept in OUT/kept for the next run. Peers come with make bench-peers.
+    """
+    from benchmarks.speed.retrieve import RetrieveSettings, bench_retrieve
+
+    settings = RetrieveSettings(ads=ads, rounds=rounds)
+    _run(lambda folder, progress: bench_retrieve(settings, folder, out / "kept", progress), out, compare, as_json)
+
+
+def _run(
+    bench: "Callable[[Path, Progress], BenchResult]", out: Path, compare: Path | None, as_json: bool
+) -> "BenchResult":
+    """Runs a benchmark, writes what it found into `out`, and prints it."""
     try:
         from benchmarks.speed.display import tables, terminal
         from benchmarks.speed.page import write_page, write_plot
-        from benchmarks.speed.rank import RankSettings, bench_rank
         from benchmarks.speed.results import BenchResult
     except ModuleNotFoundError as missing:
         raise InputError(f"benchmarks need {missing.name}: pip install 'adcascade[cpu,train,bench]'") from missing
 
     before = BenchResult.load(compare) if compare is not None else None
     with tempfile.TemporaryDirectory() as folder, _progress() as bar:
-        task = bar.add_task("Timing", total=None)
-        found = bench_rank(
-            RankSettings(join_layer, backend, rounds),
-            Path(folder),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        task = bar.add_task("Preparing", total=None)
+        found = bench(
+            Path(folder), lambda done, total: bar.update(task, description="Timing", completed=done, total=total)
         )
     files = [out / f"{found.bench}.{ending}" for ending in ("json", "png", "html")]
     found.save(files[0])
@@ -69,10 +117,11 @@ def rank_command(
     else:
         terminal().print(tables(found, before), highlight=False)
     Console(stderr=True).print(f"Written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+    return found
 
 
-def _progress() -> Progress:
-    return Progress(
+def _progress() -> Bars:
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed} of {task.total}"),

@@ -4,7 +4,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from benchmarks.speed.contest import Spread
-from benchmarks.speed.results import BenchResult
+from benchmarks.speed.results import BenchResult, Entry
+
+_TIMES, _FLOOR = "times faster", "of it floor"
 
 
 def tables(found: BenchResult, before: BenchResult | None = None) -> RenderableType:
@@ -34,15 +36,36 @@ def spread(value: Spread, digits: int = 1) -> str:
     return f"{value.median:,.{digits}f} [{value.low:,.{digits}f}, {value.high:,.{digits}f}]"
 
 
+def columns_of(found: BenchResult) -> list[str]:
+    """What is shown of entries beside their milliseconds: what any of them has."""
+    figures = list(dict.fromkeys(name for one in found.entries for name in one.figures))
+    times = [_TIMES] if any(one.times_faster for one in found.entries) else []
+    floors = [_FLOOR] if any(one.floor is not None for one in found.entries) else []
+    return [*times, *floors, *figures]
+
+
+def cell(one: Entry, column: str) -> str:
+    """A column of `columns_of` for an entry."""
+    if column == _TIMES:
+        return spread(one.times_faster) if one.times_faster else ""
+    if column == _FLOOR:
+        return f"{one.share_of_floor:.0%}" if one.share_of_floor is not None else ""
+    if column not in one.figures:
+        return ""
+    value = one.figures[column]
+    return f"{value:,.3f}" if abs(value) < 1 else f"{value:,.1f}"
+
+
 def _entries(found: BenchResult, before: BenchResult | None) -> Table:
     title = f"bench {found.bench}: milliseconds a call, median \\[least, most] of rounds taken in turns"
     table = Table(title=title)
-    for column in ("case", "contender", "ms", "times faster", *(("ms before",) if before else ())):
+    columns = columns_of(found)
+    for column in ("case", "contender", "ms", *columns, *(("ms before",) if before else ())):
         table.add_column(column, justify="left" if column in ("case", "contender") else "right")
     last = ""
     for one in found.entries:
         case, last = ("" if one.case == last else one.case), one.case
-        row = [case, one.contender, spread(one.milliseconds), spread(one.times_faster) if one.times_faster else ""]
+        row = [case, one.contender, spread(one.milliseconds), *(cell(one, column) for column in columns)]
         if before is not None:
             earlier = before.entry(one.case, one.contender)
             row.append(f"{earlier.milliseconds.median:,.1f}" if earlier else "")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.speed.display import machine_line, spread
-from benchmarks.speed.results import BenchResult
+from benchmarks.speed.display import cell, columns_of, machine_line, spread
+from benchmarks.speed.results import BenchResult, Plot
 from reports.figures import COLOURS, figure, svg
 from reports.page import render
 
@@ -19,17 +19,35 @@ def write_page(path: Path, found: BenchResult) -> None:
         found=found,
         machine=machine_line(found),
         spread=spread,
-        plot=svg(_plot(found)),
+        columns=columns_of(found),
+        cell=cell,
+        plots=[svg(drawn) for drawn in _plots(found)],
     )
     path.write_text(page, encoding="utf-8")
 
 
 def write_plot(path: Path, found: BenchResult) -> None:
-    """Writes the plot as PNG."""
-    _plot(found).savefig(path, dpi=150)
+    """Writes what matters most as PNG: the first of its plots, or else the bars of its entries."""
+    _plots(found)[0].savefig(path, dpi=150)
 
 
-def _plot(found: BenchResult) -> Figure:
+def _plots(found: BenchResult) -> list[Figure]:
+    return [*(_lines(plot) for plot in found.plots), *([_bars(found)] if found.entries else [])]
+
+
+def _lines(plot: Plot) -> Figure:
+    drawn, axes = figure(plot.x_label, plot.y_label)
+    for number, line in enumerate(plot.lines):
+        axes.plot(line.x, line.y, color=COLOURS[number % len(COLOURS)], label=line.name, marker="o", markersize=3)
+    if plot.logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
+    return drawn
+
+
+def _bars(found: BenchResult) -> Figure:
     """Milliseconds of each contender in each case, as bars on a logarithmic axis."""
     cases = list(dict.fromkeys(one.case for one in found.entries))
     contenders = list(dict.fromkeys(one.contender for one in found.entries))
@@ -42,7 +60,7 @@ def _plot(found: BenchResult) -> Figure:
             [value.median for _, value in own],
             thickness,
             xerr=[[value.median - value.low for _, value in own], [value.high - value.median for _, value in own]],
-            color=COLOURS[number],
+            color=COLOURS[number % len(COLOURS)],
             label=name,
             error_kw={"elinewidth": 0.8, "ecolor": "#444"},
         )

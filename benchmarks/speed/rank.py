@@ -7,7 +7,6 @@ size; its speed does not depend on its weights, so its head is a random one.
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
@@ -20,9 +19,9 @@ from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.machine import describe
 from benchmarks.speed.models import movielens_files, train_ranker
 from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads
 from index_builder.encoder import embedded_model_path
-from pipeline.processes import running
 from protos import ranking_pb2
 from protos.convert import ad_to_wire, user_to_wire
 from protos.ranking_pb2_grpc import RankingServiceStub
@@ -31,14 +30,13 @@ from ranking.backends import TORCH
 from ranking.text import render_ad, render_user
 from records.ads import Ad
 from records.users import Context, Event, EventType, UserProfile
-from serving.channel import is_serving, open_channel
+from serving.channel import is_serving
 
 CROSS_ENCODER, WARM, COLD, EMPTY_CALL = "CrossEncoder.predict", "AdCascade", "AdCascade, new ads", "empty gRPC call"
 _MADE_ADS = 10**7
 _AUC_MARGIN = 0.002
 _WARM_UP = 1
 _TIMEOUT_SECONDS = 120.0
-_MESSAGE_MIB = 64
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,8 @@ def bench_rank(
     entries: list[Entry] = []
     empty: list[float] = []
     fresh = recombined_ads(sources, _MADE_ADS, settings.seed)
-    with _served(folder, settings.backend) as channel:
+    flags = ["--model", str(folder / "model"), "--backend", settings.backend]
+    with served("ranking", flags, folder) as channel:
         for number, case in enumerate(cases):
             turns = take_turns(
                 _contenders(
@@ -232,13 +231,3 @@ def _cross_encoder() -> CrossEncoder:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # that its head is new
     slow: CrossEncoder = CrossEncoder(str(embedded_model_path()), num_labels=1, device="cpu")
     return slow
-
-
-@contextmanager
-def _served(folder: Path, backend: str) -> Iterator[grpc.Channel]:
-    """A channel to a ranking server process."""
-    flags = ["--model", str(folder / "model"), "--max-message-mib", str(_MESSAGE_MIB), "--backend", backend]
-    with running([("ranking", flags)], folder / "logs") as servers:
-        address = servers[0].wait_until_serving()
-        with open_channel(address, max_message_mib=_MESSAGE_MIB) as channel:
-            yield channel

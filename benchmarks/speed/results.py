@@ -16,6 +16,8 @@ class Entry(BaseModel):
     Attributes:
         milliseconds: median, least and most of the rounds.
         times_faster: than the case's reference in the same rounds; None for the reference itself.
+        figures: what else was measured of it, such as recall or MiB, by name.
+        floor: milliseconds below which it cannot be on this machine; None where nobody has reckoned it.
         note: what a reader must know beside the figure.
     """
 
@@ -25,7 +27,14 @@ class Entry(BaseModel):
     contender: str
     milliseconds: Spread
     times_faster: Spread | None = None
+    figures: dict[str, float] = {}
+    floor: float | None = None
     note: str = ""
+
+    @property
+    def share_of_floor(self) -> float | None:
+        """Part of the median, 0 to 1, that even the best program would take."""
+        return None if self.floor is None else self.floor / self.milliseconds.median
 
 
 class Verdict(BaseModel):
@@ -40,6 +49,27 @@ class Verdict(BaseModel):
     why: str = ""
 
 
+class Line(BaseModel):
+    """A line of a plot: what `y` was at each `x`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    x: list[float]
+    y: list[float]
+
+
+class Plot(BaseModel):
+    """Lines that a reader would rather see than read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    x_label: str
+    y_label: str
+    lines: list[Line]
+    logarithmic: bool = False
+
+
 class BenchResult(BaseModel):
     """Everything that one run of a benchmark found.
 
@@ -47,6 +77,7 @@ class BenchResult(BaseModel):
         bench: its name, such as "rank".
         floors: what a call cannot be faster than on this machine, milliseconds by what it is.
         missing: peers that could not be run, and why.
+        plots: beside the bars of the entries.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +89,7 @@ class BenchResult(BaseModel):
     verdicts: list[Verdict] = []
     floors: dict[str, float] = {}
     missing: dict[str, str] = {}
+    plots: list[Plot] = []
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     def save(self, path: Path) -> None:

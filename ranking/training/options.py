@@ -24,9 +24,7 @@ class TrainOptions:
         _MODEL, "", "Start from this model version in place of --base: ROOT for its published one, or ROOT@VERSION."
     )
     architecture: str = _option(_MODEL, "shared_user", "shared_user, or joint for the plain cross-encoder.")
-    join_layer: int | None = _option(
-        _MODEL, None, "First layer in which ads attend to the user; default: the top third."
-    )
+    join_layer: int | None = _option(_MODEL, None, "First layer in which ads attend to the user; default: the last.")
     layers: int | None = _option(
         _MODEL, None, "Keep so many of the base's layers, evenly spaced, for a faster model; default: all.", min=1
     )

@@ -1,0 +1,43 @@
+"""How much memory a process takes. Knows not what it does."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+import psutil
+
+_EVERY_SECONDS = 0.05
+
+
+def peak_mib(arguments: Sequence[str]) -> float:
+    """Runs Python with these arguments, and returns the most memory that it had at any time (resident, MiB).
+
+    Raises:
+        RuntimeError: It ended with an error.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    peak = [0.0]
+    watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peak))
+    watcher.start()
+    _, complaints = process.communicate()
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"python {' '.join(arguments)} failed: {complaints.strip()[-2000:]}")
+    return peak[0]
+
+
+def resident_mib(process: psutil.Process) -> float:
+    """What a process has now, MiB; 0 once it has ended."""
+    try:
+        return float(process.memory_info().rss) / 2**20
+    except psutil.Error:
+        return 0.0
+
+
+def _watch(process: psutil.Process, peak: list[float]) -> None:
+    while now := resident_mib(process):
+        peak[0] = max(peak[0], now)
+        threading.Event().wait(_EVERY_SECONDS)

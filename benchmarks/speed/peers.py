@@ -1,0 +1,82 @@
+"""Programs of others, each in the environment that `make bench-peers` made for it, as child processes."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(".peers")
+_SCRIPTS = Path(__file__).parent.parent / "peers"
+
+
+class PeerMissing(Exception):  # noqa: N818 (a state of the machine, which is reported)
+    """A peer that cannot be run, and why."""
+
+
+def peer_python(name: str) -> Path:
+    """The interpreter of a peer's environment. Raises PeerMissing if it was not installed."""
+    if not (FOLDER / name / ".installed").exists():
+        raise PeerMissing("not installed: make bench-peers")
+    return FOLDER / name / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class SearchPeer:
+    """A vector index in a process of its own.
+
+    Attributes:
+        ready: what it said once it was built: seconds, mib, version.
+    """
+
+    name: str
+    process: "subprocess.Popen[str]"
+    ready: dict[str, Any]
+
+    def search(self, query: int, effort: int) -> tuple[float, list[int]]:
+        """Milliseconds of its own call, and the rows that it found. Raises PeerMissing if it has ended."""
+        answer = _ask(self.process, {"query": query, "effort": effort})
+        return float(answer["ms"]), list(answer["rows"])
+
+
+@contextmanager
+def search_peer(engine: str, vectors: Path, shape: tuple[int, int], queries: Path, log: Path) -> Iterator[SearchPeer]:
+    """Builds and runs an index of somebody else until the block ends.
+
+    Args:
+        vectors: float32 file without a header, of this shape.
+        queries: npy file, float32 [queries, dimension].
+        log: where what it prints goes.
+
+    Raises:
+        PeerMissing: It is not installed, or cannot be built.
+    """
+    script = _SCRIPTS / "search.py"
+    command = [str(peer_python(engine.removesuffix("-lite"))), str(script), engine, str(vectors), *map(str, shape)]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*command, str(queries)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            yield SearchPeer(engine, process, _answer(process))
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _ask(process: "subprocess.Popen[str]", question: dict[str, Any]) -> dict[str, Any]:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(question) + "\n")
+    process.stdin.flush()
+    return _answer(process)
+
+
+def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise PeerMissing(f"it ended with exit code {process.wait()}; see its log")
+    answer: dict[str, Any] = json.loads(line)
+    return answer

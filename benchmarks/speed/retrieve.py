@@ -1,0 +1,260 @@
+"""``adcascade bench retrieve``: a hundred of many ads, against vector indexes that one could take instead.
+
+Vectors are those of made-up ads by a real encoder. Each index searches as deep as it must for the recall that is asked
+of all, one query at a time, with one thread where it lets one choose. Peers run in processes of their own, and their
+time is that of their own call; the server is asked over gRPC with a ready vector.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from benchmarks.speed.catalog import made_index
+from benchmarks.speed.contest import Progress, Turns
+from benchmarks.speed.machine import describe
+from benchmarks.speed.models import movielens_files
+from benchmarks.speed.peers import PeerMissing, search_peer
+from benchmarks.speed.results import BenchResult, Entry, Line, Plot, Verdict
+from benchmarks.speed.servers import served
+from benchmarks.speed.texts import real_ads
+from benchmarks.speed.vectors import made_vectors
+from index_builder.artifact import IndexVersion
+from index_builder.encoder import Vectors, load_bulk_encoder
+from index_builder.faiss_index import Rows, exact_search, import_faiss, set_search_parameters
+from protos import retrieval_pb2, types_pb2
+from protos.retrieval_pb2_grpc import RetrievalServiceStub
+from serving.channel import is_serving
+
+OURS, EXACT, SERVER, EMPTY_CALL = "AdCascade, FAISS call", "FAISS, exact", "AdCascade, server", "empty gRPC call"
+PEERS = ("hnswlib", "usearch", "milvus-lite")
+_K, _QUERIES, _RECALL_QUERIES = 100, 200, 100
+_LEAST_RECALL = 0.95
+_EFFORTS = (100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400)
+_MEMORY_SHARE, _SERVER_TIMES = 1 / 3, 1.3
+_QUERY_SEED = 10**6
+
+# Searches with one query, and tells the milliseconds and the rows.
+Search = Callable[[int], tuple[float, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class RetrieveSettings:
+    """How the benchmark is run; `rounds` is the queries that each contender answers."""
+
+    ads: int = 1_000_000
+    rounds: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An index that reaches the recall, or the deepest search of one that does not."""
+
+    name: str
+    search: Search
+    recall: float
+    effort: str
+    mib: float | None = None
+
+
+def bench_retrieve(
+    settings: RetrieveSettings, folder: Path, kept: Path, progress: Progress = lambda *_: None
+) -> BenchResult:
+    """Times single queries.
+
+    Args:
+        folder: For what is made on the way.
+        kept: For vectors and index, which are used again by the next run.
+
+    Raises:
+        InputError: MovieLens-100k, whose texts are read, is not installed.
+        StartupError: The retrieval server does not start.
+    """
+    sources = real_ads(movielens_files(folder).ads)
+    encoder = load_bulk_encoder()
+    vectors = made_vectors(kept, sources, settings.ads, encoder, settings.seed, progress)
+    queries = np.array(made_vectors(kept, sources, _QUERIES, encoder, _QUERY_SEED + settings.seed))
+    root, loaded = made_index(kept, sources, vectors, encoder, settings.seed)
+    truth = exact_search(vectors, queries, _K)
+    np.save(folder / "queries.npy", queries)
+    machine = describe()
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        contestants = [_ours(loaded, queries, truth), _exact(vectors, queries)]
+        for name in PEERS:
+            try:
+                path = Path(str(vectors.filename))  # type: ignore[attr-defined]
+                peer = stack.enter_context(
+                    search_peer(name, path, vectors.shape, folder / "queries.npy", folder / f"{name}.log")
+                )
+                contestants.append(_deep_enough(name, peer.search, truth, float(peer.ready["mib"])))
+            except PeerMissing as why:
+                missing[name] = str(why)
+        channel = stack.enter_context(served("retrieval", ["--index", str(root)], folder))
+        contestants += [_through_server(channel, queries), _empty_call(channel)]
+        turns = _ask_in_turns(contestants, settings.rounds, progress)
+    return BenchResult(
+        bench="retrieve",
+        machine=machine,
+        settings=asdict(settings),
+        entries=[_entry(one, turns, settings.ads) for one in contestants],
+        verdicts=_verdicts(contestants, turns),
+        floors={EMPTY_CALL: turns.milliseconds(EMPTY_CALL).median},
+        missing=missing,
+        plots=_curve(loaded),
+    )
+
+
+def _recall(search: Search, truth: Rows) -> float:
+    shares = [len(np.intersect1d(search(row)[1], truth[row])) / _K for row in range(_RECALL_QUERIES)]
+    return statistics.fmean(shares)
+
+
+def _ours(loaded: IndexVersion, queries: Vectors, truth: Rows) -> Contestant:
+    """The index as a build made it, widened if queries that it has not met need more."""
+    index, parameters = loaded.faiss_index, dict(loaded.manifest.search_parameters)
+    search = _faiss_search(lambda query: index.search(query, _K)[1][0], queries)
+    recall = _recall(search, truth)
+    while recall < _LEAST_RECALL and "nprobe" in parameters:
+        parameters["nprobe"] = int(1.2 * parameters["nprobe"]) + 1
+        set_search_parameters(index, parameters)
+        recall = _recall(search, truth)
+    effort = " ".join([loaded.manifest.factory, *(f"{name}={value}" for name, value in parameters.items())])
+    return Contestant(OURS, search, recall, effort, loaded.manifest.index_bytes / 2**20)
+
+
+def _exact(vectors: Vectors, queries: Vectors) -> Contestant:
+    faiss = import_faiss()
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
+    search = _faiss_search(lambda query: index.search(query, _K)[1][0], queries)
+    return Contestant(EXACT, search, 1.0, "all vectors", vectors.nbytes / 2**20)
+
+
+def _faiss_search(call: Callable[[Vectors], Sequence[int]], queries: Vectors) -> Search:
+    def search(row: int) -> tuple[float, Sequence[int]]:
+        query = queries[row : row + 1]
+        started = time.perf_counter()
+        rows = call(query)
+        return 1000 * (time.perf_counter() - started), rows
+
+    return search
+
+
+def _deep_enough(
+    name: str, search: Callable[[int, int], tuple[float, list[int]]], truth: Rows, mib: float
+) -> Contestant:
+    """The least effort that reaches the recall."""
+    recall, effort = 0.0, 0
+    for effort in _EFFORTS:
+        recall = _recall(lambda row, effort=effort: search(row, effort), truth)  # type: ignore[misc]
+        if recall >= _LEAST_RECALL:
+            break
+    return Contestant(name, lambda row: search(row, effort), recall, f"ef={effort}", mib)
+
+
+def _through_server(channel: grpc.Channel, queries: Vectors) -> Contestant:
+    retrieve = RetrievalServiceStub(channel).Retrieve
+    requests = [
+        retrieval_pb2.RetrieveRequest(
+            vectors=types_pb2.InterestVectors(dimension=queries.shape[1], raw=query.astype("<f4").tobytes()), k=_K
+        )
+        for query in queries
+    ]
+
+    def search(row: int) -> tuple[float, Sequence[int]]:
+        started = time.perf_counter()
+        retrieve(requests[row])
+        return 1000 * (time.perf_counter() - started), ()
+
+    return Contestant(SERVER, search, np.nan, "")
+
+
+def _empty_call(channel: grpc.Channel) -> Contestant:
+    def search(_: int) -> tuple[float, Sequence[int]]:
+        started = time.perf_counter()
+        is_serving(channel)
+        return 1000 * (time.perf_counter() - started), ()
+
+    return Contestant(EMPTY_CALL, search, np.nan, "")
+
+
+def _ask_in_turns(contestants: Sequence[Contestant], rounds: int, progress: Progress) -> Turns:
+    """Each contestant answers each query, the order turning from query to query."""
+    seconds: dict[str, list[float]] = {one.name: [] for one in contestants}
+    for number in range(rounds):
+        first = number % len(contestants)
+        for one in (*contestants[first:], *contestants[:first]):
+            one.search((number + 1) % _QUERIES)  # pays for what the one before left in the caches
+            seconds[one.name].append(one.search(number % _QUERIES)[0] / 1000)
+        progress(number + 1, rounds)
+    return Turns(seconds)
+
+
+def _entry(one: Contestant, turns: Turns, ads: int) -> Entry:
+    figures = {} if np.isnan(one.recall) else {f"recall@{_K}": one.recall}
+    if one.mib is not None:
+        figures["MiB"] = one.mib
+    return Entry(
+        case=f"{_K} of {ads:,} ads",
+        contender=one.name,
+        milliseconds=turns.milliseconds(one.name),
+        figures=figures,
+        note=one.effort,
+    )
+
+
+def _verdicts(contestants: Sequence[Contestant], turns: Turns) -> list[Verdict]:
+    by_name = {one.name: one for one in contestants}
+    ours, own = by_name[OURS], turns.milliseconds(OURS).median
+    verdicts = []
+    for name in PEERS:
+        if name not in by_name:
+            continue
+        peer, milliseconds = by_name[name], turns.milliseconds(name).median
+        verdicts.append(
+            Verdict(
+                what=f"{OURS} against {name}",
+                target=f"faster at a recall of {_LEAST_RECALL}",
+                reached=f"{milliseconds / own:.2f} times as fast ({own:.2f} ms, {milliseconds:.2f} ms)",
+                met=own < milliseconds and ours.recall >= _LEAST_RECALL,
+            )
+        )
+        assert ours.mib is not None
+        assert peer.mib is not None
+        verdicts.append(
+            Verdict(
+                what=f"memory against {name}",
+                target="at most a third",
+                reached=f"{ours.mib / peer.mib:.2f} ({ours.mib:,.0f} MiB, {peer.mib:,.0f} MiB)",
+                met=ours.mib <= _MEMORY_SHARE * peer.mib,
+            )
+        )
+    bound = own + turns.milliseconds(EMPTY_CALL).median
+    served = turns.milliseconds(SERVER).median
+    verdicts.append(
+        Verdict(
+            what="server p50 against the bare FAISS call and an empty gRPC call",
+            target=f"at most {_SERVER_TIMES} times",
+            reached=f"{served / bound:.2f} times ({served:.2f} ms, {bound:.2f} ms)",
+            met=served <= _SERVER_TIMES * bound,
+        )
+    )
+    return verdicts
+
+
+def _curve(loaded: IndexVersion) -> list[Plot]:
+    """What the build measured while it widened the search."""
+    points = loaded.manifest.recall_curve
+    line = Line(
+        name=loaded.manifest.factory,
+        x=[float(point["recall"]) for point in points],
+        y=[float(point["milliseconds"]) for point in points],
+    )
+    return [Plot(x_label=f"recall@{_K}", y_label="milliseconds a query", lines=[line])] if points else []
