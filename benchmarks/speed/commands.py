@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option(help="Folder for the JSON, the plot and the page.")]
+Ads = Annotated[int, typer.Option(min=1000, help="Ads to search; a million take a quarter of an hour to embed.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often each contender is timed.")]
 Compare = Annotated[Path | None, typer.Option(help="An earlier JSON file, to show what moved.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
@@ -73,9 +74,10 @@ def build_command(
 
 @app.command("retrieve")
 def retrieve_command(
-    ads: Annotated[int, typer.Option(min=1000, help="Ads to search; a million take a quarter of an hour to embed.")] = (
-        1_000_000
-    ),
+    ads: Ads = 1_000_000,
+    peers: Annotated[
+        str, typer.Option(help="Of hnswlib,usearch,milvus-lite; of a million ads the last takes seconds a query.")
+    ] = "hnswlib,usearch",
     rounds: Annotated[int, typer.Option(min=1, help="Queries that each contender answers.")] = 100,
     out: Out = OUT,
     compare: Compare = None,
@@ -87,8 +89,43 @@ def retrieve_command(
     """
     from benchmarks.speed.retrieve import RetrieveSettings, bench_retrieve
 
-    settings = RetrieveSettings(ads=ads, rounds=rounds)
+    settings = RetrieveSettings(ads, tuple(filter(None, peers.split(","))), rounds)
     _run(lambda folder, progress: bench_retrieve(settings, folder, out / "kept", progress), out, compare, as_json)
+
+
+@app.command("load")
+def load_command(
+    ads: Ads = 1_000_000,
+    seconds: Annotated[float, typer.Option(min=1, help="How long calls arrive at each rate.")] = 20.0,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend, 10 of 100 candidates, at rising rates until the servers no longer keep up; then at twice as much.
+
+    Calls arrive at random moments and do not wait for each other, so queueing shows. Vectors, index and ranker are
+    kept in OUT/kept for the next run.
+    """
+    from benchmarks.speed.load import LoadSettings, bench_load
+
+    settings = LoadSettings(ads, seconds)
+    _run(lambda folder, progress: bench_load(settings, folder, out / "kept", progress), out, compare, as_json)
+
+
+@app.command("soak")
+def soak_command(
+    ads: Ads = 1_000_000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Calls a second.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """The same at one rate for minutes on end: does memory grow?"""
+    from benchmarks.speed.load import SoakSettings, bench_soak
+
+    settings = SoakSettings(ads, rate, minutes)
+    _run(lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)
 
 
 def _run(

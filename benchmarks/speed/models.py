@@ -35,7 +35,9 @@ def movielens_files(folder: Path) -> DatasetFiles:
     return export_movielens(find_movielens(), folder / "movielens")
 
 
-def train_ranker(root: Path, files: DatasetFiles, join_layer: int, *, seed: int, export: bool = True) -> ModelVersion:
+def train_ranker(
+    root: Path, files: DatasetFiles, join_layer: int | None, *, seed: int, export: bool = True
+) -> ModelVersion:
     """Publishes a ranker of the embedded base, with its export, and loads it (a few minutes)."""
     data = load_dataset(files.ads, files.clicks, files.users, split="ad", seed=seed)
     test = np.random.default_rng(seed).permutation(data.parts[2])[:_TEST_ROWS]
@@ -45,3 +47,11 @@ def train_ranker(root: Path, files: DatasetFiles, join_layer: int, *, seed: int,
     if found.model.adds_nothing:
         raise RuntimeError("fine-tuning brought nothing, so that a server would leave the text out and look fast")
     return found
+
+
+def kept_ranker(kept: Path, files: DatasetFiles, *, seed: int) -> Path:
+    """Root of a ranker with the default join layer, trained if an earlier run has not kept one."""
+    root = kept / f"ranker-{seed}"
+    if open_store(root).current() is None:
+        train_ranker(root, files, None, seed=seed)
+    return root

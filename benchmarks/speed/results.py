@@ -21,7 +21,7 @@ class Entry(BaseModel):
         note: what a reader must know beside the figure.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     case: str
     contender: str
@@ -40,7 +40,7 @@ class Entry(BaseModel):
 class Verdict(BaseModel):
     """A target beside what was reached; `why` says what stands in the way of one that was missed."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     what: str
     target: str
@@ -52,7 +52,7 @@ class Verdict(BaseModel):
 class Line(BaseModel):
     """A line of a plot: what `y` was at each `x`."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     name: str
     x: list[float]
@@ -62,7 +62,7 @@ class Line(BaseModel):
 class Plot(BaseModel):
     """Lines that a reader would rather see than read."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     x_label: str
     y_label: str
@@ -80,7 +80,7 @@ class BenchResult(BaseModel):
         plots: beside the bars of the entries.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     bench: str
     machine: Machine
