@@ -1,14 +1,19 @@
 """Programs of others, each in the environment that `make bench-peers` made for it, as child processes."""
 
+import http.client
 import json
+import os
+import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(".peers")
+_START_SECONDS, _RERANK_SECONDS = 120.0, 120.0
 _SCRIPTS = Path(__file__).parent.parent / "peers"
 
 
@@ -80,3 +85,66 @@ def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
         raise PeerMissing(f"it ended with exit code {process.wait()}; see its log")
     answer: dict[str, Any] = json.loads(line)
     return answer
+
+
+@dataclass(frozen=True)
+class RerankPeer:
+    """A reranking server that is asked over HTTP."""
+
+    name: str
+    address: tuple[str, int]
+    model: str
+
+    def rerank(self, query: str, documents: Sequence[str]) -> None:
+        """Scores every document. Raises PeerMissing if it does not answer."""
+        asked = {"model": self.model, "query": query, "documents": list(documents)}
+        connection = http.client.HTTPConnection(*self.address, timeout=_RERANK_SECONDS)
+        try:
+            connection.request("POST", "/rerank", json.dumps(asked), {"content-type": "application/json"})
+            answer = connection.getresponse()
+            scored = json.loads(answer.read()).get("results", [])
+        finally:
+            connection.close()
+        if len(scored) != len(documents):
+            raise PeerMissing(f"it answered {answer.status} with {len(scored)} of {len(documents)} scores")
+
+
+@contextmanager
+def rerank_peer(model: Path, log: Path) -> Iterator[RerankPeer]:
+    """Runs infinity-emb with a cross-encoder until the block ends.
+
+    Args:
+        model: Hugging Face directory of the cross-encoder.
+        log: where what it prints goes.
+
+    Raises:
+        PeerMissing: It is not installed, or does not start.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    flags = ["v2", "--model-id", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    engine = ["--engine", "torch", "--device", "cpu", "--no-bettertransformer"]
+    command = [str(peer_python("infinity").parent / "infinity_emb"), *flags, *engine]
+    with log.open("w") as output:
+        quiet = {**os.environ, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=quiet)
+        try:
+            name = "/".join(model.parts[-2:])
+            peer = RerankPeer("infinity-emb", ("127.0.0.1", port), name)
+            _wait_until_ready(peer, process)
+            yield peer
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_until_ready(peer: RerankPeer, process: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return peer.rerank("is it ready?", ["yes"])
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end:
+                raise PeerMissing("it does not start; see its log") from None
+            time.sleep(0.2)

@@ -2,13 +2,14 @@
 
 The ranker, trained on MovieLens, is asked over gRPC in a server process of its own, with the ad texts in the request.
 `CrossEncoder.predict` (sentence-transformers, with its defaults) reads the very same texts, with a network of the same
-size; its speed does not depend on its weights, so its head is a random one.
+size; its speed does not depend on its weights, so its head is a random one. infinity-emb serves the same over HTTP.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 
 import grpc
@@ -16,8 +17,10 @@ from sentence_transformers import CrossEncoder
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
-from benchmarks.speed.machine import describe
+from benchmarks.speed.flops import token_layers
+from benchmarks.speed.machine import Machine, describe
 from benchmarks.speed.models import movielens_files, train_ranker
+from benchmarks.speed.peers import PeerMissing, RerankPeer, rerank_peer
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads
@@ -32,7 +35,8 @@ from records.ads import Ad
 from records.users import Context, Event, EventType, UserProfile
 from serving.channel import is_serving
 
-CROSS_ENCODER, WARM, COLD, EMPTY_CALL = "CrossEncoder.predict", "AdCascade", "AdCascade, new ads", "empty gRPC call"
+CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "empty gRPC call"
+WARM, COLD = "AdCascade", "AdCascade, new ads"
 _MADE_ADS = 10**7
 _AUC_MARGIN = 0.002
 _WARM_UP = 1
@@ -104,17 +108,19 @@ def bench_rank(
     empty: list[float] = []
     fresh = recombined_ads(sources, _MADE_ADS, settings.seed)
     flags = ["--model", str(folder / "model"), "--backend", settings.backend]
-    with served("ranking", flags, folder) as channel:
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        channel = stack.enter_context(served("ranking", flags, folder))
+        peer = _reranker(stack, slow, folder, missing)
         for number, case in enumerate(cases):
+            asked = _Asked.of(case, _user_of(case.user_tokens, sources, ranker.tokenizer), fresh, settings.rounds)
             turns = take_turns(
-                _contenders(
-                    case, settings, channel, slow, _user_of(case.user_tokens, sources, ranker.tokenizer), fresh
-                ),
+                _contenders(asked, channel, slow, peer),
                 settings.rounds,
                 progress=_part_of(progress, number, len(cases)),
             )
             empty.append(turns.milliseconds(EMPTY_CALL).median)
-            entries += _entries(case, turns)
+            entries += _entries(case, turns, _floors(asked, ranker, machine, empty[-1]))
     return BenchResult(
         bench="rank",
         machine=machine,
@@ -122,6 +128,7 @@ def bench_rank(
         entries=entries,
         verdicts=[*_verdicts(cases, entries), *_of_quality(ranker)],
         floors={EMPTY_CALL: min(empty)},
+        missing=missing,
     )
 
 
@@ -129,27 +136,79 @@ def _part_of(progress: Progress, number: int, parts: int) -> Progress:
     return lambda done, total: progress(number * total + done, parts * total)
 
 
-def _contenders(
-    case: RankCase,
-    settings: RankSettings,
-    channel: grpc.Channel,
-    slow: CrossEncoder,
-    user: UserProfile,
-    fresh: Iterator[Ad],
-) -> list[Contender]:
-    """Each is given everything but the work: requests are made before the clock runs."""
-    ads = list(islice(fresh, case.candidates))
-    user_text = render_user(user, Context(), lambda _: None)
-    pairs = [(user_text, render_ad(ad)) for ad in ads]
+@dataclass(frozen=True)
+class _Asked:
+    """What the contenders of a case are given: everything but the work, made before the clock runs.
+
+    Attributes:
+        cold: a request for each round, of ads that the server has never seen.
+    """
+
+    user_text: str
+    ad_texts: list[str]
+    warm: ranking_pb2.RankRequest
+    cold: list[ranking_pb2.RankRequest]
+
+    @classmethod
+    def of(cls, case: RankCase, user: UserProfile, fresh: Iterator[Ad], rounds: int) -> "_Asked":
+        """Of so many candidates, which nobody has been asked of before."""
+        ads = list(islice(fresh, case.candidates))
+        return cls(
+            render_user(user, Context(), lambda _: None),
+            [render_ad(ad) for ad in ads],
+            _request(user, ads),
+            [_request(user, list(islice(fresh, case.candidates))) for _ in range(_WARM_UP + rounds)],
+        )
+
+
+def _contenders(asked: _Asked, channel: grpc.Channel, slow: CrossEncoder, peer: RerankPeer | None) -> list[Contender]:
+    pairs = [(asked.user_text, text) for text in asked.ad_texts]
     rank = RankingServiceStub(channel).Rank
-    warm = repeat(_request(user, ads))
-    cold = iter([_request(user, list(islice(fresh, case.candidates))) for _ in range(_WARM_UP + settings.rounds)])
-    return [
+    cold = iter(asked.cold)
+    found = [
         Contender(CROSS_ENCODER, lambda: slow.predict(pairs)),
-        Contender(WARM, lambda: rank(next(warm), timeout=_TIMEOUT_SECONDS)),
+        Contender(WARM, lambda: rank(asked.warm, timeout=_TIMEOUT_SECONDS)),
         Contender(COLD, lambda: rank(next(cold), timeout=_TIMEOUT_SECONDS)),
         Contender(EMPTY_CALL, lambda: is_serving(channel)),
     ]
+    if peer is not None:
+        found.append(Contender(INFINITY, lambda: peer.rerank(asked.user_text, asked.ad_texts)))
+    return found
+
+
+def _reranker(stack: ExitStack, slow: CrossEncoder, folder: Path, missing: dict[str, str]) -> RerankPeer | None:
+    """infinity-emb with the same network, if it is installed."""
+    slow.save(str(folder / "cross-encoder"))
+    try:
+        return stack.enter_context(rerank_peer(folder / "cross-encoder", folder / "infinity.log"))
+    except PeerMissing as why:
+        missing[INFINITY] = str(why)
+        return None
+
+
+def _floors(asked: _Asked, ranker: ModelVersion, machine: Machine, empty: float) -> dict[str, float]:
+    """Milliseconds that the matrix products of each contender take at this machine's best rates, and an empty call.
+
+    A cross-encoder with its defaults multiplies in float32; ours, in the best type that there is.
+    """
+    tokens = [len(ids) for ids in ranker.tokenizer([asked.user_text, *asked.ad_texts])["input_ids"]]
+    user, ads = tokens[0], sum(tokens[1:])
+    layers, join = ranker.spec.layers, ranker.spec.join_layer
+    hidden = int(ranker.model.encoder.config.hidden_size)
+    pairs = len(asked.ad_texts) * user + ads
+    own = user * layers + ads * (layers - 1 - join) + len(asked.ad_texts)
+    best, exact = max(machine.gemm.values()), machine.gemm["float32"]
+
+    def milliseconds(count: int, rate: float) -> float:
+        return token_layers(hidden, count) / rate / 1e6
+
+    slowest = milliseconds(pairs * layers, exact)
+    return {
+        CROSS_ENCODER: slowest,
+        INFINITY: slowest,
+        WARM: empty + milliseconds(own, best),
+        COLD: empty + milliseconds(own + ads * join, best),
+    }
 
 
 def _request(user: UserProfile, ads: Sequence[Ad]) -> ranking_pb2.RankRequest:
@@ -158,18 +217,18 @@ def _request(user: UserProfile, ads: Sequence[Ad]) -> ranking_pb2.RankRequest:
     )
 
 
-def _entries(case: RankCase, turns: Turns) -> list[Entry]:
-    slow = Entry(case=case.name, contender=CROSS_ENCODER, milliseconds=turns.milliseconds(CROSS_ENCODER))
-    ours = [
+def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float]) -> list[Entry]:
+    return [
         Entry(
             case=case.name,
             contender=name,
             milliseconds=turns.milliseconds(name),
-            times_faster=turns.times_faster(name, CROSS_ENCODER),
+            times_faster=None if name == CROSS_ENCODER else turns.times_faster(name, CROSS_ENCODER),
+            floor=floors[name],
         )
-        for name in (WARM, COLD)
+        for name in (CROSS_ENCODER, INFINITY, WARM, COLD)
+        if name in turns.seconds
     ]
-    return [slow, *ours]
 
 
 def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[Verdict]:
