@@ -14,6 +14,7 @@ from rich.console import Console
 
 from artifacts.errors import ArtifactError
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
+from benchmarks.documents import put_between
 from benchmarks.findings import Finding, as_markdown, as_short_markdown, as_table, keep, read
 from benchmarks.headlines import upworthy_folds
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
@@ -26,7 +27,6 @@ from records.errors import InputError
 from serving.exits import clean_exit
 
 _WIDTH_OF_A_FILE = 160
-_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 CHECKS: dict[str, Callable[[Run], list[Finding]]] = {
     "retrieval-users": retrieval_users,
@@ -73,18 +73,8 @@ def main(
 
 def _write_tables(results: Path) -> None:
     kept = read(results)
-    _put_into(results.with_suffix(".md"), as_markdown(kept))
-    _put_into(results.parent.parent / "README.md", as_short_markdown(kept))
-
-
-def _put_into(document: Path, table: str) -> None:
-    """Puts the table between its marks, if the document has them."""
-    if not document.exists():
-        return
-    text = document.read_text()
-    if _BEGIN in text and _END in text:
-        before, after = text.split(_BEGIN)[0], text.split(_END)[1]
-        document.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}")
+    put_between(results.with_suffix(".md"), "figures", as_markdown(kept))
+    put_between(results.parent.parent / "README.md", "figures", as_short_markdown(kept))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,30 @@
 """The speed harness: contenders take turns, texts are made up, results are kept and shown."""
 
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from benchmarks.speed.arrivals import arrive
+from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
+from benchmarks.speed.load import LoadSettings, SoakSettings, load_of, serving_at, soak_of
 from benchmarks.speed.machine import Machine
+from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.page import write_page, write_plot
+from benchmarks.speed.peers import PeerMissing, peer_python
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.texts import recombined_ads
+from benchmarks.speed.vectors import made_vectors
+from index_builder.ad_text import embedding_text
+from index_builder.artifact import load_version, open_store
+from index_builder.encoder import HashingEncoder
 from records.ads import Ad
 from records.errors import InputError
 
@@ -103,3 +117,139 @@ def test_the_page_and_the_plot(tmp_path):
 def test_help_teaches():
     shown = CliRunner().invoke(app, ["rank", "--help"])
     assert "CrossEncoder.predict" in " ".join(shown.output.split())
+
+
+class Call:
+    """A gRPC future that is over after a while."""
+
+    def __init__(self, seconds, status="OK", degraded=""):
+        self._status, self._degraded = status, degraded
+        self._callbacks, self._lock, self._over = [], threading.Lock(), False
+        threading.Timer(seconds, self._end).start()
+
+    def _end(self):
+        with self._lock:
+            self._over, waiting = True, list(self._callbacks)
+        for callback in waiting:
+            callback(self)
+
+    def add_done_callback(self, callback):
+        with self._lock:
+            if not self._over:
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def code(self):
+        return SimpleNamespace(name=self._status)
+
+    def result(self):
+        return SimpleNamespace(degraded_reason=self._degraded)
+
+
+def test_calls_arrive_whether_or_not_others_are_answered():
+    started = time.perf_counter()
+    found = arrive(lambda _: Call(0.5), rate=100, seconds=0.5)
+    assert time.perf_counter() - started < 5  # one after the other they would take 25 seconds
+    assert found.outcomes == {"OK": 50}
+    assert 500 <= found.percentile(50) < 1500
+    assert found.refused == 0
+
+
+def test_what_is_refused_and_what_is_answered_without_ranking_is_told_apart():
+    answers = [{}, {"status": "RESOURCE_EXHAUSTED"}, {"degraded": "UNAVAILABLE"}]
+    found = arrive(lambda number: Call(0.01, **answers[number % 3]), rate=200, seconds=0.3)
+    assert found.outcomes == {"OK": 20, "RESOURCE_EXHAUSTED": 20, "DEGRADED": 20}
+    assert len(found.milliseconds) == 40
+    assert found.refused == pytest.approx(1 / 3)
+    nothing = arrive(lambda _: Call(0.0, "UNAVAILABLE"), rate=100, seconds=0.05)
+    assert nothing.percentile(99) == float("inf")
+    assert nothing.refused == 1
+
+
+def test_a_result_where_nothing_was_answered_comes_back_from_its_file(tmp_path):
+    endless = Entry(case="overload", contender="ours", milliseconds=Spread(float("inf"), 1, float("inf")))
+    found = result(entries=[endless])
+    found.save(tmp_path / "load.json")
+    assert BenchResult.load(tmp_path / "load.json") == found
+
+
+SOURCES = [Ad(f"ad-{number}", f"word{number} and word{number + 1}", f"body {number}") for number in range(30)]
+
+
+def test_vectors_are_embedded_once_and_go_on_where_they_stopped(tmp_path):
+    encoder = HashingEncoder(32)
+    few = np.array(made_vectors(tmp_path, SOURCES, 50, encoder))
+    many = made_vectors(tmp_path, SOURCES, 300, encoder)
+    want = encoder.encode([embedding_text(ad) for ad in recombined_ads(SOURCES, 300)])
+    np.testing.assert_array_equal(many, want)
+    np.testing.assert_array_equal(few, want[:50])
+    again = made_vectors(tmp_path, SOURCES, 300, KeptVectors(encoder, few))  # has no vectors for anything new
+    np.testing.assert_array_equal(again, want)
+    root, loaded = made_index(tmp_path, SOURCES, many, encoder)
+    assert loaded.manifest.ad_count == 300
+    np.testing.assert_array_equal(loaded.vectors, want)
+    assert made_index(tmp_path, SOURCES, many, encoder)[1].version == loaded.version
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".jsonl"] == []
+    assert root.is_dir()
+
+
+def test_memory_is_that_of_the_process_and_failures_are_told():
+    small, large = (
+        peak_mib(["-c", f"x = bytearray({size} * 2**20); import time; time.sleep(0.5)"]) for size in (1, 200)
+    )
+    assert 190 < large - small < 260
+    with pytest.raises(RuntimeError, match="no such thing"):
+        peak_mib(["-c", "raise SystemExit('no such thing')"])
+
+
+def test_floors_are_shown_as_a_share():
+    entry = FAST.model_copy(update={"floor": 2.5, "figures": {"recall@100": 0.987}})
+    assert entry.share_of_floor == 0.25
+    console = Console(width=160, record=True)
+    console.print(tables(result(entries=[SLOW, entry])))
+    shown = console.export_text()
+    for part in ("of it floor", "25%", "recall@100", "0.987"):
+        assert part in shown
+
+
+def test_a_peer_that_is_not_installed_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PeerMissing, match="make bench-peers"):
+        peer_python("hnswlib")
+
+
+def test_targets_go_between_the_marks_of_a_document(tmp_path):
+    result().save(tmp_path / "rank.json")
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
+    ran = CliRunner().invoke(app, ["targets", "--out", str(tmp_path), "--document", str(document)])
+    assert ran.exit_code == 0, ran.output
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    for part in ("| rank | 100 ads | at least 99 times | 98 times | no: the floor is 9 ms |", "A <fast> one"):
+        assert part in text
+        assert part in ran.stdout
+    (tmp_path / "other.md").write_text("no marks")
+    ran = CliRunner().invoke(app, ["targets", "--out", str(tmp_path), "--document", str(tmp_path / "other.md")])
+    assert isinstance(ran.exception, InputError)
+
+
+@pytest.mark.slow
+def test_load_and_soak_of_real_servers(world, tmp_path):
+    ids = load_version(open_store(world.index), open_store(world.index).current()).catalog.ids
+    with serving_at(world.index, world.model, ids, tmp_path / "logs") as servers:
+        load = load_of(servers, LoadSettings(ads=len(ids), seconds=1.0))
+        soak = soak_of(servers, SoakSettings(ads=len(ids), rate=10, minutes=0.1))
+    assert {one.case for one in load.entries} >= {f"10 calls a second, 10 of {count}" for count in (1, 10, 100, 500)}
+    first = load.entry("10 calls a second, 10 of 100", "AdCascade")
+    assert first.figures["refused %"] == 0
+    assert first.milliseconds.median <= first.figures["p99"] <= first.milliseconds.high
+    assert [plot.x_label for plot in soak.plots] == ["minutes", "minutes"]
+    assert {line.name for line in soak.plots[0].lines} == {"retrieval", "ranking", "pipeline"}
+    assert all(value > 10 for line in soak.plots[0].lines for value in line.y)
+    write_page(tmp_path / "load.html", load)
+    write_plot(tmp_path / "soak.png", soak)
+    assert "<svg" in (tmp_path / "load.html").read_text()

@@ -1,6 +1,7 @@
 """``adcascade bench``: speed, side by side with what one would otherwise use. What loads models is imported late."""
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from rich.progress import Progress as Bars
 from records.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from benchmarks.speed.contest import Progress
     from benchmarks.speed.results import BenchResult
@@ -50,7 +51,8 @@ def rank_command(
 
     Also against infinity-emb, if make bench-peers installed it. Trains a ranker first, which takes a few minutes.
     """
-    from benchmarks.speed.rank import RankSettings, bench_rank
+    with _explained():
+        from benchmarks.speed.rank import RankSettings, bench_rank
 
     settings = RankSettings(join_layer, backend, rounds)
     _run(lambda folder, progress: bench_rank(settings, folder, progress=progress), out, compare, as_json)
@@ -66,7 +68,8 @@ def build_command(
     as_json: Json = False,
 ) -> None:
     """Embedding against SentenceTransformer.encode; a rebuild after a few changes; the memory of a large build."""
-    from benchmarks.speed.build import BuildSettings, bench_build
+    with _explained():
+        from benchmarks.speed.build import BuildSettings, bench_build
 
     settings = BuildSettings(catalog=catalog, memory_ads=memory_ads, rounds=rounds)
     _run(lambda folder, progress: bench_build(settings, folder, progress), out, compare, as_json)
@@ -87,7 +90,8 @@ def retrieve_command(
 
     Vectors and index are kept in OUT/kept for the next run. Peers come with make bench-peers.
     """
-    from benchmarks.speed.retrieve import RetrieveSettings, bench_retrieve
+    with _explained():
+        from benchmarks.speed.retrieve import RetrieveSettings, bench_retrieve
 
     settings = RetrieveSettings(ads, tuple(filter(None, peers.split(","))), rounds)
     _run(lambda folder, progress: bench_retrieve(settings, folder, out / "kept", progress), out, compare, as_json)
@@ -106,7 +110,8 @@ def load_command(
     Calls arrive at random moments and do not wait for each other, so queueing shows. Vectors, index and ranker are
     kept in OUT/kept for the next run.
     """
-    from benchmarks.speed.load import LoadSettings, bench_load
+    with _explained():
+        from benchmarks.speed.load import LoadSettings, bench_load
 
     settings = LoadSettings(ads, seconds)
     _run(lambda folder, progress: bench_load(settings, folder, out / "kept", progress), out, compare, as_json)
@@ -122,22 +127,77 @@ def soak_command(
     as_json: Json = False,
 ) -> None:
     """The same at one rate for minutes on end: does memory grow?"""
-    from benchmarks.speed.load import SoakSettings, bench_soak
+    with _explained():
+        from benchmarks.speed.load import SoakSettings, bench_soak
 
     settings = SoakSettings(ads, rate, minutes)
     _run(lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)
+
+
+@app.command("quality")
+def quality_command(
+    check: Annotated[list[str] | None, typer.Option(help="One or more checks; default: all (hours).")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds each figure is the mean of.")] = 3,
+    out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("adcascade-bench/quality.json"),
+) -> None:
+    """What is found and foretold, not how fast: beside popularity, EASE, LightGBM and others on MovieLens."""
+    with _explained():
+        from benchmarks.quality import main
+
+    main(check=check, seeds=seeds, upworthy=None, out=out, show=False)
+
+
+@app.command("all")
+def all_command(
+    ads: Ads = 1_000_000,
+    document: Annotated[
+        list[Path] | None, typer.Option(help="Put the table of targets into these, between their marks.")
+    ] = None,
+    out: Out = OUT,
+) -> None:
+    """All of them, one after the other (an hour on two cores), and then every target with what was reached."""
+    rank_command(out=out)
+    build_command(out=out)
+    retrieve_command(ads=ads, out=out)
+    load_command(ads=ads, out=out)
+    soak_command(ads=ads, out=out)
+    targets_command(document=document, out=out)
+
+
+@app.command("targets")
+def targets_command(
+    document: Annotated[list[Path] | None, typer.Option(help="Put the table into these, between their marks.")] = None,
+    out: Out = OUT,
+) -> None:
+    """Every target with what was reached, from what the other commands wrote into OUT; runs nothing."""
+    with _explained():
+        from benchmarks.documents import put_between
+        from benchmarks.speed.targets import kept_results, targets_markdown
+
+    table = targets_markdown(kept_results(out))
+    for path in document or []:
+        if not put_between(path, "speed", table):
+            raise InputError(f"{path} has no place for the table: <!-- speed: begin --> and <!-- speed: end -->")
+    print(table)  # noqa: T201
+
+
+@contextmanager
+def _explained() -> "Iterator[None]":
+    """What is missing becomes an error that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise InputError(f"benchmarks need {missing.name}: pip install 'adcascade[cpu,train,bench]'") from missing
 
 
 def _run(
     bench: "Callable[[Path, Progress], BenchResult]", out: Path, compare: Path | None, as_json: bool
 ) -> "BenchResult":
     """Runs a benchmark, writes what it found into `out`, and prints it."""
-    try:
+    with _explained():
         from benchmarks.speed.display import tables, terminal
         from benchmarks.speed.page import write_page, write_plot
         from benchmarks.speed.results import BenchResult
-    except ModuleNotFoundError as missing:
-        raise InputError(f"benchmarks need {missing.name}: pip install 'adcascade[cpu,train,bench]'") from missing
 
     before = BenchResult.load(compare) if compare is not None else None
     with tempfile.TemporaryDirectory() as folder, _progress() as bar:

@@ -108,22 +108,27 @@ def bench_load(settings: LoadSettings, folder: Path, kept: Path, progress: Progr
         InputError: MovieLens-100k, whose texts are read, is not installed.
         StartupError: A server does not start.
     """
-    machine = describe()
     with _serving(settings.ads, settings.seed, folder, kept) as servers:
         arrive(servers.asking(100), _RATE, _WARM_UP_SECONDS)
-        entries = []
-        for candidates in _CANDIDATES:
-            found, cores = _measured(servers, candidates, _RATE, settings)
-            entries.append(_entry(f"{_RATE:g} calls a second, {_K} of {candidates}", found, cores))
-        first = next(one for one in entries if one.case.endswith(" of 100"))
-        ladder = [_measured(servers, 100, _RATE, settings)]
-        progress(1, 0)
-        while _is_carried(ladder[-1][0]) and ladder[-1][0].rate < _HIGHEST_RATE:
-            ladder.append(_measured(servers, 100, _STEP * ladder[-1][0].rate, settings))
-            progress(len(ladder), 0)
-        carried = max((found.rate for found, _ in ladder if _is_carried(found)), default=0.0)
-        beyond, beyond_cores = _measured(servers, 100, 2 * max(carried, _RATE), settings)
-        after, after_cores = _measured(servers, 100, _RATE, settings)
+        return load_of(servers, settings, progress)
+
+
+def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambda *_: None) -> BenchResult:
+    """The same of servers that run already."""
+    machine = describe()
+    entries = []
+    for candidates in _CANDIDATES:
+        found, cores = _measured(servers, candidates, _RATE, settings)
+        entries.append(_entry(f"{_RATE:g} calls a second, {_K} of {candidates}", found, cores))
+    first = next(one for one in entries if one.case.endswith(" of 100"))
+    ladder = [_measured(servers, 100, _RATE, settings)]
+    progress(1, 0)
+    while _is_carried(ladder[-1][0]) and ladder[-1][0].rate < _HIGHEST_RATE:
+        ladder.append(_measured(servers, 100, _STEP * ladder[-1][0].rate, settings))
+        progress(len(ladder), 0)
+    carried = max((found.rate for found, _ in ladder if _is_carried(found)), default=0.0)
+    beyond, beyond_cores = _measured(servers, 100, 2 * max(carried, _RATE), settings)
+    after, after_cores = _measured(servers, 100, _RATE, settings)
     entries += [_entry(f"{found.rate:.0f} calls a second", found, cores) for found, cores in ladder[1:]]
     entries.append(_entry(f"overload: {beyond.rate:.0f} calls a second", beyond, beyond_cores))
     entries.append(_entry(f"after it: {after.rate:.0f} calls a second", after, after_cores))
@@ -139,16 +144,21 @@ def bench_load(settings: LoadSettings, folder: Path, kept: Path, progress: Progr
 
 def bench_soak(settings: SoakSettings, folder: Path, kept: Path, progress: Progress = lambda *_: None) -> BenchResult:
     """Watches memory and times at one rate; see `bench_load` for the arguments and errors."""
+    with _serving(settings.ads, settings.seed, folder, kept) as servers:
+        arrive(servers.asking(100), settings.rate, _WARM_UP_SECONDS)
+        return soak_of(servers, settings, progress)
+
+
+def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambda *_: None) -> BenchResult:
+    """The same of servers that run already."""
     machine = describe()
     memory: list[dict[str, float]] = []
     windows: list[Answered] = []
     seconds = 60 * settings.minutes / _WINDOWS
-    with _serving(settings.ads, settings.seed, folder, kept) as servers:
-        arrive(servers.asking(100), settings.rate, _WARM_UP_SECONDS)
-        for number in range(_WINDOWS):
-            windows.append(arrive(servers.asking(100), settings.rate, seconds, seed=number))
-            memory.append(servers.mib())
-            progress(number + 1, _WINDOWS)
+    for number in range(_WINDOWS):
+        windows.append(arrive(servers.asking(100), settings.rate, seconds, seed=number))
+        memory.append(servers.mib())
+        progress(number + 1, _WINDOWS)
     minutes = [settings.minutes * (number + 1) / _WINDOWS for number in range(_WINDOWS)]
     lines = [Line(name=name, x=minutes, y=[one[name] for one in memory]) for name in memory[0]]
     whole = Answered(
@@ -180,14 +190,22 @@ def _serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]
     vectors = made_vectors(kept, sources, ads, encoder, seed)
     root, loaded = made_index(kept, sources, vectors, encoder, seed)
     model = kept_ranker(kept, files, seed=seed)
-    requests = [recommend_pb2.RecommendRequest(user=user_to_wire(user)) for user in _users(loaded.catalog.ids, seed)]
+    ad_ids = loaded.catalog.ids
     del vectors, loaded
-    stages = [("retrieval", ["--index", str(root)]), ("ranking", ["--model", str(model), "--index", str(root)])]
+    with serving_at(root, model, ad_ids, folder / "logs", seed) as servers:
+        yield servers
+
+
+@contextmanager
+def serving_at(index: Path, model: Path, ad_ids: Sequence[str], logs: Path, seed: int = 0) -> Iterator[Servers]:
+    """Three servers of an index and a model, asked by users whose pasts are of these ads."""
+    requests = [recommend_pb2.RecommendRequest(user=user_to_wire(user)) for user in _users(ad_ids, seed)]
+    stages = [("retrieval", ["--index", str(index)]), ("ranking", ["--model", str(model), "--index", str(index)])]
     with ExitStack() as stack:
-        servers = stack.enter_context(running(stages, folder / "logs"))
+        servers = stack.enter_context(running(stages, logs))
         retrieval, ranking = (one.wait_until_serving() for one in servers)
         flags = ["--retrieval", retrieval, "--ranking", ranking]
-        (gateway,) = stack.enter_context(running([("pipeline", flags)], folder / "logs"))
+        (gateway,) = stack.enter_context(running([("pipeline", flags)], logs))
         channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
         yield Servers([*servers, gateway], RecommendServiceStub(channel), requests)
 
