@@ -112,7 +112,7 @@ def test_a_missing_catalog_is_one_message(tmp_path):
     ("options", "message"),
     [
         (["--encoder", "hashing:1"], "expected hashing:DIM"),
-        (["--index", "nonsense"], "Choose --index from auto, flat, hnsw, ivf"),
+        (["--index", "nonsense"], "Choose --index from auto, flat, hnsw, hnsw8, ivf"),
         (["--min-recall", "1.5"], "--min-recall"),
         (["--out", "/dev/null/index"], "cannot write under /dev/null/index"),
     ],

@@ -6,6 +6,7 @@ size; its speed does not depend on its weights, so its head is a random one. inf
 """
 
 import logging
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "e
 WARM, COLD = "AdCascade", "AdCascade, new ads"
 _MADE_ADS = 10**7
 _AUC_MARGIN = 0.002
-_WARM_UP = 1
+_WARM_UP, _EXPLAINED = 1, 9
 _TIMEOUT_SECONDS = 120.0
 
 
@@ -120,7 +121,8 @@ def bench_rank(
                 progress=_part_of(progress, number, len(cases)),
             )
             empty.append(turns.milliseconds(EMPTY_CALL).median)
-            entries += _entries(case, turns, _floors(asked, ranker, machine, empty[-1]))
+            floors = _floors(asked, ranker, machine, empty[-1])
+            entries += _entries(case, turns, floors, _where_time_goes(asked, channel))
     return BenchResult(
         bench="rank",
         machine=machine,
@@ -217,7 +219,19 @@ def _request(user: UserProfile, ads: Sequence[Ad]) -> ranking_pb2.RankRequest:
     )
 
 
-def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float]) -> list[Entry]:
+def _where_time_goes(asked: _Asked, channel: grpc.Channel) -> str:
+    """What the server says of a warm call, after the timed ones: medians."""
+    rank = RankingServiceStub(channel).Rank
+    timings = [rank(asked.warm, timeout=_TIMEOUT_SECONDS).timing for _ in range(_EXPLAINED)]
+    parts = {
+        "waiting": statistics.median(one.queue_ms for one in timings),
+        "tokenizing the user": statistics.median(one.tokenize_ms for one in timings),
+        "computing": statistics.median(one.compute_ms for one in timings),
+    }
+    return "in the server: " + ", ".join(f"{name} {value:.1f} ms" for name, value in parts.items())
+
+
+def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float], explained: str) -> list[Entry]:
     return [
         Entry(
             case=case.name,
@@ -225,6 +239,7 @@ def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float]) -> list[
             milliseconds=turns.milliseconds(name),
             times_faster=None if name == CROSS_ENCODER else turns.times_faster(name, CROSS_ENCODER),
             floor=floors[name],
+            note=explained if name == WARM else "",
         )
         for name in (CROSS_ENCODER, INFINITY, WARM, COLD)
         if name in turns.seconds
