@@ -20,17 +20,10 @@ from index_builder.artifact import (
 )
 from index_builder.encoder import Vectors
 from index_builder.errors import BuildError
-from index_builder.faiss_index import (
-    Recall,
-    build_index,
-    draw_queries,
-    factory_strings,
-    reach_recall,
-    reach_recall_of,
-    write_index,
-)
+from index_builder.faiss_index import build_index, factory_strings, write_index
 from index_builder.lexical import LexicalIndex
 from index_builder.progress import Progress
+from index_builder.recall import Recall, draw_queries, reach_recall, reach_recall_of
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers

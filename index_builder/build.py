@@ -49,7 +49,7 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        index: auto, flat, hnsw, ivf, or a FAISS factory string.
+        index: auto, flat, hnsw, hnsw8, ivf, compact, or a FAISS factory string.
         min_recall: recall@recall_k against exact search that a version must reach, 0 to 1.
         recall_queries: how many ads of the catalog serve as queries when recall is measured.
         max_rejected: share of unusable rows, 0 to 1, above which the build fails.

@@ -13,15 +13,13 @@ from index_builder.encoder import load_encoder
 from index_builder.errors import BuildError
 from index_builder.faiss_index import (
     build_index,
-    draw_queries,
-    exact_search,
     factory_strings,
     import_faiss,
-    reach_recall,
     read_index,
     set_search_parameters,
     write_index,
 )
+from index_builder.recall import draw_queries, exact_search, reach_recall
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("flat", "hnsw", "hnsw8", "ivf", "compact", "IVF16,SQ8")

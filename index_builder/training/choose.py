@@ -8,8 +8,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from index_builder.faiss_index import exact_search
 from index_builder.interest_merge import merge
+from index_builder.recall import exact_search
 from index_builder.towers import EVENT_TYPES, Towers, UserEvents, attribute_buckets
 from index_builder.training.batches import Catalog, attributes_of, padded, user_events
 from index_builder.training.fit import short_widths
