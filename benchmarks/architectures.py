@@ -25,10 +25,11 @@ from ranking.training.stage import Step
 from ranking.training.train import Trained, train
 from ranking.training.versions import load_named
 from records.counters import CounterSnapshot
-from records.movielens import export_movielens, find_movielens
+from records.movielens import DatasetFiles, export_movielens, find_movielens
 
 _TEST_ROWS = 3000
-_OPTIONS = TrainOptions(
+# So little of everything that a training takes minutes; the text is kept whatever it brings.
+LITTLE_TEXT = TrainOptions(
     join_layer=4,
     behaviour_epochs=1,
     behaviour_batch=8192,
@@ -53,7 +54,7 @@ def shared_and_joint(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> Evaluation:
         data = _unseen_ads(run, seed)
-        options = replace(_OPTIONS, seed=seed)
+        options = replace(LITTLE_TEXT, seed=seed)
         joint = _as_version(train(data, replace(options, architecture=JOINT)), data)
         return _evaluated(data, train(data, options), joint)
 
@@ -66,7 +67,7 @@ def distillation(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> Evaluation:
         data = _unseen_ads(run, seed)
-        options = replace(_OPTIONS, seed=seed)
+        options = replace(LITTLE_TEXT, seed=seed)
         folder = run.folder / f"teacher-{seed}"
         train_and_save(data, folder, replace(options, join_layer=0), which_peers="none")
         student = train(data, replace(options, teacher=str(folder)))
@@ -81,7 +82,7 @@ def join_layers(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> dict[str, Evaluation]:
         data = _unseen_ads(run, seed)
-        options = replace(_OPTIONS, seed=seed, epochs=_JOIN_EPOCHS)
+        options = replace(LITTLE_TEXT, seed=seed, epochs=_JOIN_EPOCHS)
         folder = run.folder / f"all-joined-{seed}"
         train_and_save(data, folder, replace(options, join_layer=0), which_peers="none")
         all_joined = load_named(str(folder))
@@ -148,7 +149,11 @@ def _seconds_per_step(data: Dataset, options: TrainOptions) -> float:
 
 
 def _unseen_ads(run: Run, seed: int) -> Dataset:
-    files = export_movielens(find_movielens(), run.folder / "movielens")
+    return unseen_ads(export_movielens(find_movielens(), run.folder / "movielens"), seed)
+
+
+def unseen_ads(files: DatasetFiles, seed: int) -> Dataset:
+    """A log split by ad, with few test rows."""
     data = load_dataset(files.ads, files.clicks, files.users, split="ad", seed=seed)
     test = np.random.default_rng(seed).permutation(data.parts[2])[:_TEST_ROWS]
     return data.with_parts((*data.parts[:2], np.sort(test)))

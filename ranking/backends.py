@@ -106,7 +106,9 @@ class OpenVinoBackend:
         try:
             import openvino
         except ModuleNotFoundError as missing:
-            raise ModelError("this model was exported for OpenVINO: pip install 'adcascade[fast]'") from missing
+            raise ModelError(
+                f"this model was exported for OpenVINO: pip install 'adcascade[fast]', or run it with --backend {TORCH}"
+            ) from missing
         precision = "bfloat16" if bfloat16 else "float32"
         self.name = f"{OPENVINO} on cpu in {'int8, joined layers in ' if int8 else ''}{precision}"
         settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "PERFORMANCE_HINT": "LATENCY"}

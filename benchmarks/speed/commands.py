@@ -49,13 +49,14 @@ def rank_command(
 ) -> None:
     """One request of 10 to 1,000 candidates through the ranking server, against CrossEncoder.predict on the same texts.
 
-    Also against infinity-emb, if make bench-peers installed it. Trains a ranker first, which takes a few minutes.
+    Also against infinity-emb, if make bench-peers installed it. Trains a ranker first, which takes a few minutes, and
+    keeps it in OUT/kept for the next run.
     """
     with _explained():
         from benchmarks.speed.rank import RankSettings, bench_rank
 
     settings = RankSettings(join_layer, backend, rounds)
-    _run(lambda folder, progress: bench_rank(settings, folder, progress=progress), out, compare, as_json)
+    _run(lambda folder, progress: bench_rank(settings, folder, out / "kept", progress), out, compare, as_json)
 
 
 @app.command("build")

@@ -189,7 +189,7 @@ def _serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]
     sources, encoder = real_ads(files.ads), load_bulk_encoder()
     vectors = made_vectors(kept, sources, ads, encoder, seed)
     root, loaded = made_index(kept, sources, vectors, encoder, seed)
-    model = kept_ranker(kept, files, seed=seed)
+    model, _ = kept_ranker(kept, files, seed=seed)
     ad_ids = loaded.catalog.ids
     del vectors, loaded
     with serving_at(root, model, ad_ids, folder / "logs", seed) as servers:

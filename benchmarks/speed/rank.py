@@ -9,31 +9,29 @@ import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import grpc
 from sentence_transformers import CrossEncoder
-from transformers import PreTrainedTokenizerBase
 
 from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.flops import token_layers
 from benchmarks.speed.machine import Machine, describe
-from benchmarks.speed.models import movielens_files, train_ranker
+from benchmarks.speed.models import JOIN_LAYER, kept_ranker, movielens_files
 from benchmarks.speed.peers import PeerMissing, RerankPeer, rerank_peer
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
-from benchmarks.speed.texts import real_ads, recombined_ads
+from benchmarks.speed.texts import real_ads, recombined_ads, user_of_tokens
 from index_builder.encoder import embedded_model_path
 from protos import ranking_pb2
 from protos.convert import ad_to_wire, user_to_wire
 from protos.ranking_pb2_grpc import RankingServiceStub
 from ranking.artifact import ModelVersion
-from ranking.backends import TORCH
 from ranking.text import render_ad, render_user
 from records.ads import Ad
-from records.users import Context, Event, EventType, UserProfile
+from records.users import Context, UserProfile
 from serving.channel import is_serving
 
 CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "empty gRPC call"
@@ -80,19 +78,24 @@ class RankSettings:
         backend: see `ranking.engine.EngineSettings`.
     """
 
-    join_layer: int
+    join_layer: int = JOIN_LAYER
     backend: str = "auto"
     rounds: int = 5
     seed: int = 0
 
 
 def bench_rank(
-    settings: RankSettings, folder: Path, cases: Sequence[RankCase] = CASES, progress: Progress = lambda *_: None
+    settings: RankSettings,
+    folder: Path,
+    kept: Path,
+    progress: Progress = lambda *_: None,
+    cases: Sequence[RankCase] = CASES,
 ) -> BenchResult:
     """Times each case.
 
     Args:
         folder: For what is made on the way.
+        kept: For the ranker, which is used again by the next run.
 
     Raises:
         InputError: MovieLens-100k, whose texts are read, is not installed.
@@ -100,21 +103,19 @@ def bench_rank(
     """
     files = movielens_files(folder)
     sources = real_ads(files.ads)
-    ranker = train_ranker(
-        folder / "model", files, settings.join_layer, seed=settings.seed, export=settings.backend != TORCH
-    )
+    root, ranker = kept_ranker(kept, files, join_layer=settings.join_layer, seed=settings.seed)
     machine = describe()
     slow = _cross_encoder()
     entries: list[Entry] = []
     empty: list[float] = []
     fresh = recombined_ads(sources, _MADE_ADS, settings.seed)
-    flags = ["--model", str(folder / "model"), "--backend", settings.backend]
+    flags = ["--model", str(root), "--backend", settings.backend]
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         channel = stack.enter_context(served("ranking", flags, folder))
         peer = _reranker(stack, slow, folder, missing)
         for number, case in enumerate(cases):
-            asked = _Asked.of(case, _user_of(case.user_tokens, sources, ranker.tokenizer), fresh, settings.rounds)
+            asked = _Asked.of(case, user_of_tokens(case.user_tokens, sources, ranker.tokenizer), fresh, settings.rounds)
             turns = take_turns(
                 _contenders(asked, channel, slow, peer),
                 settings.rounds,
@@ -287,17 +288,6 @@ def _faster(one: Entry, target: float) -> Verdict:
         reached=f"{times.median:.1f} times ({times.low:.1f} to {times.high:.1f})",
         met=times.median >= target,
     )
-
-
-def _user_of(tokens: int, sources: Sequence[Ad], tokenizer: PreTrainedTokenizerBase) -> UserProfile:
-    """A user who clicked so many ads that their text has about so many tokens."""
-    user = UserProfile(attributes={"age": "33", "occupation": "writer"})
-    for ad in sources:
-        more = replace(user, history=(Event(EventType.CLICK, text=render_ad(ad)), *user.history))
-        if len(tokenizer(render_user(more, Context(), lambda _: None))["input_ids"]) > tokens:
-            break
-        user = more
-    return user
 
 
 def _cross_encoder() -> CrossEncoder:

@@ -1,12 +1,16 @@
-"""Ads in any number with texts that read like real ones. Knows no models."""
+"""Ads in any number with texts that read like real ones, and users who clicked them. Knows no models."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from ranking.text import render_ad, render_user
 from records.ads import Ad, read_ads
 from records.errors import InputError
+from records.users import Context, Event, EventType, UserProfile
 
 _AT_ONCE = 4096
 
@@ -52,3 +56,14 @@ def _crossed(first: Ad, second: Ad, third: Ad, number: int) -> Ad:
 def real_ads(path: Path) -> list[Ad]:
     """The usable ads of a catalog."""
     return [ad for ad in read_ads(path) if isinstance(ad, Ad)]
+
+
+def user_of_tokens(tokens: int, sources: Sequence[Ad], tokenizer: PreTrainedTokenizerBase) -> UserProfile:
+    """A user who clicked so many ads that their text has about so many tokens."""
+    user = UserProfile(attributes={"age": "33", "occupation": "writer"})
+    for ad in sources:
+        more = replace(user, history=(Event(EventType.CLICK, text=render_ad(ad)), *user.history))
+        if len(tokenizer(render_user(more, Context(), lambda _: None))["input_ids"]) > tokens:
+            break
+        user = more
+    return user
