@@ -176,7 +176,7 @@ def quantise_passes(folder: Path, batches: Sequence[PairBatch]) -> None:
         import openvino
     except ModuleNotFoundError as missing:
         raise ModelError(f"int8 needs {missing.name}: pip install 'adcascade[fast]', or --no-int8") from missing
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     for source, target, rows in (
         (USER_FILE, USER_INT8_FILE, [batch.users for batch in batches]),
         (AD_FILE, AD_INT8_FILE, [batch.ads for batch in batches]),
