@@ -9,7 +9,6 @@ dimension]) and ``event_vectors.npy`` (what the user tower reads of events, floa
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,19 +129,20 @@ def _ad(row: dict[str, Any]) -> Ad:
 
 
 class AdCatalog:
-    """The ads of an index version in memory, by row and by id."""
+    """The ads of an index version in memory, by row and by id.
+
+    Attributes:
+        ids: of each row.
+        row_of: row of each ad id.
+    """
 
     def __init__(self, path: Path) -> None:
         self._table = pq.read_table(path).combine_chunks()
         self.ids: list[str] = self._table["ad_id"].to_pylist()
+        self.row_of: dict[str, int] = {ad_id: row for row, ad_id in enumerate(self.ids)}
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Row of each ad id."""
-        return {ad_id: row for row, ad_id in enumerate(self.ids)}
 
     def find(self, ad_ids: Iterable[str]) -> dict[str, Ad]:
         """The ads of the given ids that are in the catalog, by id."""

@@ -48,10 +48,13 @@ class LexicalIndex:
         words = [word for word in _words([text])[0] if word in self._index.vocab_dict][:_MAX_WORDS]
         if not words or k < 1:
             return np.empty(0, np.int64)
-        scores = self._index.get_scores(words)
-        best = np.argpartition(-scores, min(k, len(scores)) - 1)[:k]
-        best = best[scores[best] > 0]
-        rows: Rows = best[np.argsort(-scores[best], kind="stable")].astype(np.int64)
+        every = self._index.get_scores(words)
+        sharing = np.flatnonzero(every > 0)  # mostly few: what follows must not sort a whole catalog
+        scores = every[sharing]
+        if len(scores) > k:
+            best = np.argpartition(-scores, k - 1)[:k]
+            sharing, scores = sharing[best], scores[best]
+        rows: Rows = sharing[np.argsort(-scores, kind="stable")].astype(np.int64)
         return rows
 
 

@@ -4,6 +4,7 @@ A thread pool, not asyncio: a call is one wait for a batcher's thread, which rel
 So plain blocking code serves, the client library and the servers share one style, and no call pays for an event loop.
 """
 
+import gc
 import json
 import logging
 import os
@@ -206,6 +207,9 @@ class Server:
             failures.append(error)
             self._stop.set()
         else:
+            # What was loaded stays: no collection of garbage has to look at it again while a call waits.
+            gc.collect()
+            gc.freeze()
             self.set_serving(True)
             log.info("serving")
 

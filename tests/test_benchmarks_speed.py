@@ -14,7 +14,7 @@ from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
-from benchmarks.speed.load import LoadSettings, SoakSettings, load_of, serving_at, soak_of
+from benchmarks.speed.load import LoadSettings, SoakSettings, load_of, made_users, serving_at, soak_of
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.page import write_page, write_plot
@@ -240,7 +240,7 @@ def test_targets_go_between_the_marks_of_a_document(tmp_path):
 @pytest.mark.slow
 def test_load_and_soak_of_real_servers(world, tmp_path):
     ids = load_version(open_store(world.index), open_store(world.index).current()).catalog.ids
-    with serving_at(world.index, world.model, ids, tmp_path / "logs") as servers:
+    with serving_at(world.index, world.model, made_users(ids, ["running", "tea"]), tmp_path / "logs") as servers:
         load = load_of(servers, LoadSettings(ads=len(ids), seconds=1.0))
         soak = soak_of(servers, SoakSettings(ads=len(ids), rate=10, minutes=0.1))
     assert {one.case for one in load.entries} >= {f"10 calls a second, 10 of {count}" for count in (1, 10, 100, 500)}

@@ -190,16 +190,16 @@ def _serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]
     vectors = made_vectors(kept, sources, ads, encoder, seed)
     root, loaded = made_index(kept, sources, vectors, encoder, seed)
     model, _ = kept_ranker(kept, files, seed=seed)
-    ad_ids = loaded.catalog.ids
+    users = made_users(loaded.catalog.ids, [ad.category for ad in sources], seed)
     del vectors, loaded
-    with serving_at(root, model, ad_ids, folder / "logs", seed) as servers:
+    with serving_at(root, model, users, folder / "logs") as servers:
         yield servers
 
 
 @contextmanager
-def serving_at(index: Path, model: Path, ad_ids: Sequence[str], logs: Path, seed: int = 0) -> Iterator[Servers]:
-    """Three servers of an index and a model, asked by users whose pasts are of these ads."""
-    requests = [recommend_pb2.RecommendRequest(user=user_to_wire(user)) for user in _users(ad_ids, seed)]
+def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Path) -> Iterator[Servers]:
+    """Three servers of an index and a model, asked by these users."""
+    requests = [recommend_pb2.RecommendRequest(user=user_to_wire(user)) for user in users]
     stages = [("retrieval", ["--index", str(index)]), ("ranking", ["--model", str(model), "--index", str(index)])]
     with ExitStack() as stack:
         servers = stack.enter_context(running(stages, logs))
@@ -210,12 +210,13 @@ def serving_at(index: Path, model: Path, ad_ids: Sequence[str], logs: Path, seed
         yield Servers([*servers, gateway], RecommendServiceStub(channel), requests)
 
 
-def _users(ad_ids: Sequence[str], seed: int) -> list[UserProfile]:
-    """With pasts of different lengths, of ads that they clicked."""
+def made_users(ad_ids: Sequence[str], interests: Sequence[str], seed: int = 0) -> list[UserProfile]:
+    """With pasts of different lengths, of ads that they clicked; half of them say what they like, too."""
     random = np.random.default_rng(seed)
     return [
         UserProfile(
             user_id=f"user-{number}",
+            interests=str(random.choice(interests)) if random.random() < 0.5 else "",
             attributes={"age": "33", "occupation": "writer"},
             history=tuple(
                 Event(EventType.CLICK, ad_ids[row])

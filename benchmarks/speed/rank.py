@@ -250,7 +250,7 @@ def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float], explaine
 def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[Verdict]:
     found = {(one.case, one.contender): one for one in entries}
     verdicts = [
-        _faster(found[case.name, contender], target)
+        _faster(found[case.name, contender], found[case.name, CROSS_ENCODER], target)
         for case in cases
         for contender, target in ((WARM, case.warm_target), (COLD, case.cold_target))
         if target
@@ -279,14 +279,17 @@ def _of_quality(ranker: ModelVersion) -> list[Verdict]:
     ]
 
 
-def _faster(one: Entry, target: float) -> Verdict:
+def _faster(one: Entry, reference: Entry, target: float) -> Verdict:
     times = one.times_faster
     assert times is not None
+    assert one.floor is not None
+    most = reference.milliseconds.median / one.floor
     return Verdict(
         what=f"{one.case}: {one.contender} against {CROSS_ENCODER}",
         target=f"at least {target:g} times faster",
         reached=f"{times.median:.1f} times ({times.low:.1f} to {times.high:.1f})",
         met=times.median >= target,
+        why=f"an empty call, and its matrix products alone at this machine's best rate, allow {most:.0f} times",
     )
 
 
