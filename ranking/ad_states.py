@@ -94,7 +94,8 @@ class AdStateCache:
         slots = [self._slots[text] for text in texts]
         lengths = self._lengths[slots]
         pages = torch.from_numpy(self._tables[slots, : self._pages(int(lengths.max()))]).to(self._slab.device)
-        states = self._slab[pages].flatten(1, 2)
+        # Whole pages at a time: several times faster than to index by a table.
+        states = self._slab.index_select(0, pages.flatten()).view(len(texts), -1, self._slab.shape[2])
         mask = torch.from_numpy(np.arange(states.shape[1]) < lengths[:, None]).to(self._slab.device)
         return states, mask, found
 
@@ -105,10 +106,11 @@ class AdStateCache:
         page_rows = self._slab.shape[1]
         slots = [self._take_slot(text, rows) for text, rows in zip(texts, lengths.tolist(), strict=True)]
         tables = torch.from_numpy(self._tables[slots, : self._pages(states.shape[1])]).to(states.device)
-        padded = F.pad(states, (0, 0, 0, tables.shape[1] * page_rows - states.shape[1]))
-        paged = padded.view(*tables.shape, page_rows, -1)
-        taken = tables != _NO_PAGE
-        self._slab[tables[taken]] = paged[taken].to(self._slab.dtype)
+        small = states.to(self._slab.dtype)
+        padded = F.pad(small, (0, 0, 0, tables.shape[1] * page_rows - states.shape[1]))
+        pages = tables.flatten()
+        taken = torch.nonzero(pages != _NO_PAGE)[:, 0]
+        self._slab.index_copy_(0, pages[taken], padded.view(-1, *self._slab.shape[1:]).index_select(0, taken))
 
     def _take_slot(self, text: str, rows: int) -> int:
         pages = self._pages(rows)

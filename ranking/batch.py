@@ -60,5 +60,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
     """Each text as [CLS] ... [SEP], cut at `max_tokens`."""
     if not texts:
         return []
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, return_attention_mask=False)
+    only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, **only_ids)
     return [list(ids) for ids in encoded["input_ids"]]

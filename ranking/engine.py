@@ -42,6 +42,7 @@ class EngineSettings:
         device: torch device, or "auto" for the GPU where there is one.
         precision: "float32", "bfloat16", or "auto" for bfloat16 where the hardware computes in it.
         cache_mib: Memory for ad states, at most; at least one request's worth is always kept.
+        user_cache_mib: Memory for the states of users who asked lately, at most; 0 keeps none.
         token_budget: Ad tokens in one pass of the joined layers, at most.
         backend: "torch", "openvino", or "auto" for the faster one on this machine, of those that the version has.
     """
@@ -49,6 +50,7 @@ class EngineSettings:
     device: str = "auto"
     precision: str = "auto"
     cache_mib: int = 256
+    user_cache_mib: int = 64
     token_budget: int = 8192
     backend: str = "auto"
 
@@ -87,6 +89,7 @@ class RankingEngine:
             AdPass(model),
             self._reader,
             cache_bytes=settings.cache_mib * 2**20,
+            user_cache_bytes=settings.user_cache_mib * 2**20,
             token_budget=settings.token_budget,
             most_candidates=MAX_CANDIDATES,
             dtype=dtype,

@@ -26,6 +26,9 @@ class RankingSettings(ServerSettings):
         "auto", description="torch, openvino or openvino-int8 (of an exported model), or auto for the fastest."
     )
     cache_mib: int = Field(256, ge=1, description="Memory for ad states, in MiB.")
+    user_cache_mib: int = Field(
+        64, ge=0, description="Memory for the states of users who asked lately, in MiB; 0 keeps none."
+    )
     keep_ads: bool = Field(True, description="Read the ads of the index between calls, until cache_mib is full.")
     token_budget: int = Field(8192, ge=64, description="Ad tokens in one pass; bounds memory, not the request.")
     batch_candidates: int = Field(2000, ge=1, description="Candidates of waiting calls that make up one batch.")
@@ -33,4 +36,11 @@ class RankingSettings(ServerSettings):
 
     def engine(self) -> EngineSettings:
         """The part that the engine reads."""
-        return EngineSettings(self.device, self.precision, self.cache_mib, self.token_budget, self.backend)
+        return EngineSettings(
+            device=self.device,
+            precision=self.precision,
+            cache_mib=self.cache_mib,
+            user_cache_mib=self.user_cache_mib,
+            token_budget=self.token_budget,
+            backend=self.backend,
+        )

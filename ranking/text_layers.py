@@ -9,19 +9,23 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ranking.ad_states import AdStateCache
 from ranking.backends import TextBackend, UserKept
-from ranking.batch import PairBatch, TokenRows, pad, tokenize
+from ranking.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
 from ranking.joint import JointCrossEncoder
 from ranking.passes import AdPass
+from ranking.user_states import UserStateCache
 
 log = logging.getLogger(__name__)
 
 # Ads that are read at once: of like length, so that few tokens are padding.
 _ADS_AT_ONCE = 32
+# Ads whose tokens are remembered: a new one is read more than once in the request that brings it.
+_TOKENIZED_ADS = 4096
 
 
 class Reader:
@@ -37,19 +41,24 @@ class Reader:
         self._tokenizer = tokenizer
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._device = device
+        self._ads: LRUCache[str, TokenIds] = LRUCache(_TOKENIZED_ADS)
         self.max_user_tokens = max_user_tokens
         self.max_ad_tokens = max_ad_tokens
 
     def users(self, texts: Sequence[str]) -> TokenRows:
         """User texts, cut where the model cuts them."""
-        return self._rows(texts, self.max_user_tokens)
+        return self._rows(tokenize(self._tokenizer, texts, self.max_user_tokens))
 
     def ads(self, texts: Sequence[str]) -> TokenRows:
         """Ad texts, cut where the model cuts them."""
-        return self._rows(texts, self.max_ad_tokens)
+        found = {text: self._ads[text] for text in texts if text in self._ads}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        found.update(zip(new, tokenize(self._tokenizer, new, self.max_ad_tokens), strict=True))
+        self._ads.update(found)
+        return self._rows([found[text] for text in texts])
 
-    def _rows(self, texts: Sequence[str], max_tokens: int) -> TokenRows:
-        return pad(tokenize(self._tokenizer, texts, max_tokens), self._pad_id).to(self._device)
+    def _rows(self, tokens: Sequence[TokenIds]) -> TokenRows:
+        return pad(tokens, self._pad_id).to(self._device)
 
 
 class TextLayers(Protocol):
@@ -82,6 +91,7 @@ class SharedText:
 
     Args:
         cache_bytes: For ad states, at most; but one request's worth is always kept.
+        user_cache_bytes: For user states, at most.
         token_budget: Ad tokens in one pass of the joined layers, at most.
         dtype: What ad states are kept in.
     """
@@ -93,6 +103,7 @@ class SharedText:
         reader: Reader,
         *,
         cache_bytes: int,
+        user_cache_bytes: int,
         token_budget: int,
         most_candidates: int,
         dtype: torch.dtype,
@@ -104,12 +115,13 @@ class SharedText:
         rows = passes.rows(reader.max_ad_tokens)
         fitting = cache_bytes // AdStateCache.bytes_per_ad(rows, passes.width, dtype)
         self._cache = AdStateCache(max(fitting, most_candidates), rows, passes.width, device, dtype)
+        self._users = UserStateCache(user_cache_bytes)
 
     def added(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
     ) -> list[tuple[Tensor, int]]:
         """See `TextLayers`."""
-        kept = self._backend.users(users)
+        kept = self._users.read(users, self._backend.users)
         return [self._of_user(*one) for one in zip(kept, ad_texts, dense, strict=True)]
 
     def keep(self, texts: Sequence[str]) -> bool:

@@ -5,12 +5,12 @@ Belongs to the thread of its batcher.
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
+from cachetools import LRUCache
 
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import TextEncoder, Vectors
@@ -138,8 +138,7 @@ class Retriever:
         self._newcomers_popularity = sources.newcomers_popularity
         self._on_skip = on_skip
         self._pool = SourcePool(sources_of(index.loaded, sources), sources.timeout_seconds, on_skip)
-        self._text_cache = text_cache
-        self._encoded: OrderedDict[str, Vectors] = OrderedDict()
+        self._encoded: LRUCache[str, Vectors] = LRUCache(text_cache)
 
     def close(self) -> None:
         """Ends the threads of the sources."""
@@ -166,13 +165,11 @@ class Retriever:
 
     def _encode(self, texts: list[str]) -> dict[str, Vectors]:
         """Vector of each text, remembering the last ones used."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._encoded]
-        self._encoded.update(zip(fresh, self.encoder.encode(fresh), strict=True))
-        found = {text: self._encoded[text] for text in texts}
-        for text in found:
-            self._encoded.move_to_end(text)
-        while len(self._encoded) > self._text_cache:
-            self._encoded.popitem(last=False)
+        found = {text: self._encoded[text] for text in texts if text in self._encoded}
+        fresh = [text for text in dict.fromkeys(texts) if text not in found]
+        found.update(zip(fresh, self.encoder.encode(fresh), strict=True))
+        if self._encoded.maxsize:  # 0 keeps none
+            self._encoded.update(found)
         return found
 
     def _interests(self, queries: Sequence[Query]) -> list[Interests | InputError]:

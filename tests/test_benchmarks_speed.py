@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections import Counter
+from itertools import cycle
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
-from benchmarks.speed.load import LoadSettings, SoakSettings, load_of, made_users, serving_at, soak_of
+from benchmarks.speed.load import LoadSettings, SoakSettings, load_of, made_users, serving_at, soak_of, user_of_call
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.page import write_page, write_plot
@@ -149,7 +151,7 @@ class Call:
 
 def test_calls_arrive_whether_or_not_others_are_answered():
     started = time.perf_counter()
-    found = arrive(lambda _: Call(0.5), rate=100, seconds=0.5)
+    found = arrive(lambda: Call(0.5), rate=100, seconds=0.5)
     assert time.perf_counter() - started < 5  # one after the other they would take 25 seconds
     assert found.outcomes == {"OK": 50}
     assert 500 <= found.percentile(50) < 1500
@@ -157,14 +159,23 @@ def test_calls_arrive_whether_or_not_others_are_answered():
 
 
 def test_what_is_refused_and_what_is_answered_without_ranking_is_told_apart():
-    answers = [{}, {"status": "RESOURCE_EXHAUSTED"}, {"degraded": "UNAVAILABLE"}]
-    found = arrive(lambda number: Call(0.01, **answers[number % 3]), rate=200, seconds=0.3)
+    outcomes = cycle([{}, {"status": "RESOURCE_EXHAUSTED"}, {"degraded": "UNAVAILABLE"}])
+    found = arrive(lambda: Call(0.01, **next(outcomes)), rate=200, seconds=0.3)
     assert found.outcomes == {"OK": 20, "RESOURCE_EXHAUSTED": 20, "DEGRADED": 20}
     assert len(found.milliseconds) == 40
     assert found.refused == pytest.approx(1 / 3)
-    nothing = arrive(lambda _: Call(0.0, "UNAVAILABLE"), rate=100, seconds=0.05)
+    nothing = arrive(lambda: Call(0.0, "UNAVAILABLE"), rate=100, seconds=0.05)
     assert nothing.percentile(99) == float("inf")
     assert nothing.refused == 1
+
+
+def test_of_ten_calls_one_is_of_a_user_who_was_not_there_before():
+    callers = [user_of_call(number) for number in range(1000)]
+    assert set(Counter(callers).values()) == set(range(1, 11))
+    newcomers = [number for number, user in enumerate(callers) if user not in callers[:number]]
+    assert [sum(start <= number < start + 20 for number in newcomers) for start in range(0, 1000, 20)] == [20] + 49 * [
+        2
+    ]
 
 
 def test_a_result_where_nothing_was_answered_comes_back_from_its_file(tmp_path):

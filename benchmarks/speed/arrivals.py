@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-# Starts the call of that number, and returns its gRPC future.
-Start = Callable[[int], Any]
+# Starts a call, and returns its gRPC future.
+Start = Callable[[], Any]
 
 OK, DEGRADED = "OK", "DEGRADED"
 
@@ -63,9 +63,9 @@ def arrive(start: Start, rate: float, seconds: float, seed: int = 0) -> Answered
                 milliseconds.append(took)
 
     futures = []
-    for number, moment in enumerate(due.tolist()):
+    for moment in due.tolist():
         time.sleep(max(0.0, moment - (time.perf_counter() - began)))
-        future = start(number)
+        future = start()
         future.add_done_callback(partial(finished, moment=moment))
         futures.append(future)
     for future in futures:

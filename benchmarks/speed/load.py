@@ -1,13 +1,15 @@
 """``adcascade bench load`` and ``bench soak``: both stages under calls that do not wait for each other.
 
 Three real server processes answer `Recommend` over an index of made-up ads, with a ranker trained on MovieLens. Users
-have pasts of different lengths. `load` raises the rate until the 99th percentile passes a bound, then doubles it, then
-goes back; `soak` stays at one rate and watches memory.
+have pasts of different lengths, and come for a visit of several calls; so of ten calls one is of a user, and mostly of
+ads, that the servers have not met. `load` raises the rate until the 99th percentile passes a bound, then doubles it,
+then goes back; `soak` stays at one rate and watches memory.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,9 @@ from protos.recommend_pb2_grpc import RecommendServiceStub
 from records.users import Event, EventType, UserProfile
 from serving.channel import open_channel
 
-_K, _USERS = 10, 500
+_K, _USERS = 10, 2000
+# So many users are there at a time, and each leaves after so many calls.
+_PRESENT, _VISIT = 20, 10
 _HISTORIES = (3, 10, 30, 60)
 _RATE, _P50, _P99 = 10.0, 50.0, 150.0
 _SHED = 0.01
@@ -70,18 +74,24 @@ class SoakSettings:
 
 @dataclass(frozen=True)
 class Servers:
-    """Three servers, and what they are asked."""
+    """Three servers, and what they are asked.
+
+    Attributes:
+        requests: one of each user.
+        calls: counts on from one measurement to the next, so that none meets the users of the one before.
+    """
 
     processes: Sequence[ServerProcess]
     recommend: RecommendServiceStub
     requests: Sequence[recommend_pb2.RecommendRequest]
+    calls: "count[int]" = field(default_factory=count)
 
     def asking(self, candidates: int) -> Start:
-        """Calls for `_K` of so many candidates, user after user."""
+        """Calls for `_K` of so many candidates, by the users who are there, in turns."""
 
-        def start(number: int) -> Any:
+        def start() -> Any:
             request = recommend_pb2.RecommendRequest()
-            request.CopyFrom(self.requests[number % len(self.requests)])
+            request.CopyFrom(self.requests[user_of_call(next(self.calls)) % len(self.requests)])
             request.k, request.candidates = min(_K, candidates), candidates
             return self.recommend.Recommend.future(request, timeout=_TIMEOUT_SECONDS)
 
@@ -183,6 +193,12 @@ def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambd
     )
 
 
+def user_of_call(number: int) -> int:
+    """Who makes a call: the users who are there take turns, and each time some of them make place for new ones."""
+    turn, place = divmod(number, _PRESENT)
+    return (turn + place % _VISIT) // _VISIT * _PRESENT + place
+
+
 @contextmanager
 def _serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]:
     files = movielens_files(folder)
@@ -211,7 +227,10 @@ def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Pat
 
 
 def made_users(ad_ids: Sequence[str], interests: Sequence[str], seed: int = 0) -> list[UserProfile]:
-    """With pasts of different lengths, of ads that they clicked; half of them say what they like, too."""
+    """With pasts of different lengths, of ads that they clicked; half of them say what they like, too.
+
+    An ad is clicked in inverse proportion to its rank (Zipf's law): of a million, half the clicks go to a thousand.
+    """
     random = np.random.default_rng(seed)
     return [
         UserProfile(
@@ -219,8 +238,8 @@ def made_users(ad_ids: Sequence[str], interests: Sequence[str], seed: int = 0) -
             interests=str(random.choice(interests)) if random.random() < 0.5 else "",
             attributes={"age": "33", "occupation": "writer"},
             history=tuple(
-                Event(EventType.CLICK, ad_ids[row])
-                for row in random.integers(0, len(ad_ids), _HISTORIES[number % len(_HISTORIES)])
+                Event(EventType.CLICK, ad_ids[int(len(ad_ids) ** share) - 1])
+                for share in random.random(_HISTORIES[number % len(_HISTORIES)])
             ),
         )
         for number in range(_USERS)

@@ -9,7 +9,7 @@ import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -35,7 +35,8 @@ from records.users import Context, UserProfile
 from serving.channel import is_serving
 
 CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "empty gRPC call"
-WARM, COLD = "AdCascade", "AdCascade, new ads"
+# Each round brings another user; the second of these brings new ads as well, the last the same user once more.
+WARM, COLD, AGAIN = "AdCascade", "AdCascade, new ads", "AdCascade, same user again"
 _MADE_ADS = 10**7
 _AUC_MARGIN = 0.002
 _WARM_UP, _EXPLAINED = 1, 9
@@ -144,34 +145,42 @@ class _Asked:
     """What the contenders of a case are given: everything but the work, made before the clock runs.
 
     Attributes:
-        cold: a request for each round, of ads that the server has never seen.
+        warm: a request for each call, each of another user, who must be read.
+        cold: the same of ads that the server has never seen.
     """
 
     user_text: str
     ad_texts: list[str]
-    warm: ranking_pb2.RankRequest
+    warm: list[ranking_pb2.RankRequest]
     cold: list[ranking_pb2.RankRequest]
 
     @classmethod
     def of(cls, case: RankCase, user: UserProfile, fresh: Iterator[Ad], rounds: int) -> "_Asked":
         """Of so many candidates, which nobody has been asked of before."""
         ads = list(islice(fresh, case.candidates))
+        calls = _WARM_UP + rounds
         return cls(
             render_user(user, Context(), lambda _: None),
             [render_ad(ad) for ad in ads],
-            _request(user, ads),
-            [_request(user, list(islice(fresh, case.candidates))) for _ in range(_WARM_UP + rounds)],
+            [_request(_aged(user, number), ads) for number in range(calls + _EXPLAINED)],
+            [_request(_aged(user, -number), list(islice(fresh, case.candidates))) for number in range(calls)],
         )
+
+
+def _aged(user: UserProfile, number: int) -> UserProfile:
+    """Another user with the same history, whose text has as many tokens."""
+    return replace(user, attributes={**user.attributes, "age": str(100 + number)})
 
 
 def _contenders(asked: _Asked, channel: grpc.Channel, slow: CrossEncoder, peer: RerankPeer | None) -> list[Contender]:
     pairs = [(asked.user_text, text) for text in asked.ad_texts]
     rank = RankingServiceStub(channel).Rank
-    cold = iter(asked.cold)
+    warm, cold = iter(asked.warm), iter(asked.cold)
     found = [
         Contender(CROSS_ENCODER, lambda: slow.predict(pairs)),
-        Contender(WARM, lambda: rank(asked.warm, timeout=_TIMEOUT_SECONDS)),
+        Contender(WARM, lambda: rank(next(warm), timeout=_TIMEOUT_SECONDS)),
         Contender(COLD, lambda: rank(next(cold), timeout=_TIMEOUT_SECONDS)),
+        Contender(AGAIN, lambda: rank(asked.warm[0], timeout=_TIMEOUT_SECONDS)),
         Contender(EMPTY_CALL, lambda: is_serving(channel)),
     ]
     if peer is not None:
@@ -199,7 +208,7 @@ def _floors(asked: _Asked, ranker: ModelVersion, machine: Machine, empty: float)
     layers, join = ranker.spec.layers, ranker.spec.join_layer
     hidden = int(ranker.model.encoder.config.hidden_size)
     pairs = len(asked.ad_texts) * user + ads
-    own = user * layers + ads * (layers - 1 - join) + len(asked.ad_texts)
+    joined = ads * (layers - 1 - join) + len(asked.ad_texts)
     best, exact = max(machine.gemm.values()), machine.gemm["float32"]
 
     def milliseconds(count: int, rate: float) -> float:
@@ -209,8 +218,9 @@ def _floors(asked: _Asked, ranker: ModelVersion, machine: Machine, empty: float)
     return {
         CROSS_ENCODER: slowest,
         INFINITY: slowest,
-        WARM: empty + milliseconds(own, best),
-        COLD: empty + milliseconds(own + ads * join, best),
+        WARM: empty + milliseconds(user * layers + joined, best),
+        COLD: empty + milliseconds(user * layers + joined + ads * join, best),
+        AGAIN: empty + milliseconds(joined, best),
     }
 
 
@@ -223,7 +233,7 @@ def _request(user: UserProfile, ads: Sequence[Ad]) -> ranking_pb2.RankRequest:
 def _where_time_goes(asked: _Asked, channel: grpc.Channel) -> str:
     """What the server says of a warm call, after the timed ones: medians."""
     rank = RankingServiceStub(channel).Rank
-    timings = [rank(asked.warm, timeout=_TIMEOUT_SECONDS).timing for _ in range(_EXPLAINED)]
+    timings = [rank(request, timeout=_TIMEOUT_SECONDS).timing for request in asked.warm[-_EXPLAINED:]]
     parts = {
         "waiting": statistics.median(one.queue_ms for one in timings),
         "tokenizing the user": statistics.median(one.tokenize_ms for one in timings),
@@ -242,7 +252,7 @@ def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float], explaine
             floor=floors[name],
             note=explained if name == WARM else "",
         )
-        for name in (CROSS_ENCODER, INFINITY, WARM, COLD)
+        for name in (CROSS_ENCODER, INFINITY, WARM, COLD, AGAIN)
         if name in turns.seconds
     ]
 
