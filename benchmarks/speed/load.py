@@ -41,7 +41,8 @@ _RATE, _P50, _P99 = 10.0, 50.0, 150.0
 _SHED = 0.01
 _CANDIDATES = (1, 10, 100, 500)
 _TIMEOUT_SECONDS = 5.0
-_WARM_UP_SECONDS = 5.0
+# Until the servers have read ahead what fits.
+_WARM_UP_SECONDS = 30.0
 _STEP = 1.5
 _HIGHEST_RATE = 2000.0
 _FLAT = 1.05
