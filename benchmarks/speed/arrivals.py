@@ -41,6 +41,11 @@ class Answered:
         """Share of the calls that got no answer, 0 to 1."""
         return 1 - len(self.milliseconds) / max(1, sum(self.outcomes.values()))
 
+    @property
+    def shed(self) -> float:
+        """Share of the calls that got no answer, or one without ranking, 0 to 1."""
+        return 1 - self.outcomes.get(OK, 0) / max(1, sum(self.outcomes.values()))
+
 
 def arrive(start: Start, rate: float, seconds: float, seed: int = 0) -> Answered:
     """Starts calls at random moments, `rate` a second on average (a Poisson process), and waits for all of them.
@@ -49,33 +54,50 @@ def arrive(start: Start, rate: float, seconds: float, seed: int = 0) -> Answered
     omission").
     """
     due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds))))
-    lock, milliseconds, outcomes = threading.Lock(), [], Counter[str]()
-    began = time.perf_counter()
+    tally, began = _Tally(), time.perf_counter()
+    for moment in due.tolist():
+        time.sleep(max(0.0, moment - (time.perf_counter() - began)))
+        tally.add(start(), began + moment)
+    tally.wait()
+    return Answered(rate, float(due[-1]), tally.milliseconds, dict(tally.outcomes))
 
-    def finished(future: Any, moment: float) -> None:
-        took = 1000 * (time.perf_counter() - began - moment)
+
+def one_by_one(start: Start, calls: int) -> Answered:
+    """Starts each call when the one before has ended, so that none waits for another."""
+    tally, began = _Tally(), time.perf_counter()
+    for _ in range(calls):
+        tally.add(start(), time.perf_counter())
+        tally.wait()
+    seconds = time.perf_counter() - began
+    return Answered(calls / seconds, seconds, tally.milliseconds, dict(tally.outcomes))
+
+
+class _Tally:
+    """What became of calls; they end in other threads."""
+
+    def __init__(self) -> None:
+        self.milliseconds: list[float] = []
+        self.outcomes: Counter[str] = Counter()
+        self._started = 0
+        self._ended = threading.Condition()
+
+    def add(self, future: Any, due: float) -> None:
+        """A call that was due at a moment of `time.perf_counter`."""
+        self._started += 1
+        future.add_done_callback(partial(self._end, due=due))
+
+    def wait(self) -> None:
+        """Until every call has ended."""
+        with self._ended:
+            self._ended.wait_for(lambda: sum(self.outcomes.values()) == self._started)
+
+    def _end(self, future: Any, due: float) -> None:
+        took = 1000 * (time.perf_counter() - due)
         outcome = future.code().name
         if outcome == OK and getattr(future.result(), "degraded_reason", ""):
             outcome = DEGRADED
-        with lock:
-            outcomes[outcome] += 1
+        with self._ended:
+            self.outcomes[outcome] += 1
             if outcome in (OK, DEGRADED):
-                milliseconds.append(took)
-
-    futures = []
-    for moment in due.tolist():
-        time.sleep(max(0.0, moment - (time.perf_counter() - began)))
-        future = start()
-        future.add_done_callback(partial(finished, moment=moment))
-        futures.append(future)
-    for future in futures:
-        _wait(future)
-    while sum(outcomes.values()) < len(futures):  # callbacks run in another thread
-        time.sleep(0.001)
-    return Answered(rate, float(due[-1]), milliseconds, dict(outcomes))
-
-
-def _wait(future: Any) -> None:
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    done.wait()
+                self.milliseconds.append(took)
+            self._ended.notify_all()

@@ -101,7 +101,7 @@ def retrieve_command(
 @app.command("load")
 def load_command(
     ads: Ads = 1_000_000,
-    seconds: Annotated[float, typer.Option(min=1, help="How long calls arrive at each rate.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long calls arrive at each rate.")] = 40.0,
     out: Out = OUT,
     compare: Compare = None,
     as_json: Json = False,
