@@ -29,7 +29,7 @@ class AdKeeper:
         self._started = 0.0
 
     def step(self) -> bool:
-        """Reads a few ads; False if there is nothing left to do for now."""
+        """Reads a few ads; False if there is nothing left to do until a version changes."""
         if not self._engines.is_loaded or not self._catalogs.is_loaded:
             return False
         with self._engines.lease() as engine, self._catalogs.lease() as loaded:

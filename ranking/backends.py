@@ -40,15 +40,20 @@ class UserKept:
 
 
 class TextBackend(Protocol):
-    """Runs the three passes."""
+    """Runs the three passes.
+
+    Attributes:
+        parts_at_once: how many parts of `ads` run beside each other.
+    """
 
     name: str
+    parts_at_once: int
 
     def users(self, users: TokenRows) -> list[UserKept]:
         """The user pass, padding cut off."""
 
-    def ads(self, ads: TokenRows) -> Tensor:
-        """The ad pass; see `passes.AdPass`."""
+    def ads(self, parts: Sequence[TokenRows]) -> list[Tensor]:
+        """The ad pass of each part; see `passes.AdPass`."""
 
     def join(self, user: UserKept, kept: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
         """The joined layers; see `passes.JoinPass`."""
@@ -56,6 +61,8 @@ class TextBackend(Protocol):
 
 class TorchBackend:
     """The passes as they are, on the model's device; in bfloat16 if wanted."""
+
+    parts_at_once = 1
 
     def __init__(self, model: SharedUserCrossEncoder, device: torch.device, *, bfloat16: bool) -> None:
         self.name = f"{TORCH} on {device} in {'bfloat16' if bfloat16 else 'float32'}"
@@ -69,11 +76,10 @@ class TorchBackend:
             keys, values = self._users(users.ids, users.lengths)
             return _cut(keys, values, users.lengths)
 
-    def ads(self, ads: TokenRows) -> Tensor:
+    def ads(self, parts: Sequence[TokenRows]) -> list[Tensor]:
         """See `TextBackend`."""
         with self._precision():
-            kept: Tensor = self._ads(ads.ids, ads.lengths)
-            return kept.float()
+            return [self._ads(ads.ids, ads.lengths).float() for ads in parts]
 
     def join(self, user: UserKept, kept: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
         """See `TextBackend`."""
@@ -116,22 +122,36 @@ class OpenVinoBackend:
         self._kept_in = kept_in
         users, ads = (USER_INT8_FILE, AD_INT8_FILE) if int8 else (USER_FILE, AD_FILE)
         try:
-            self._users, self._ads = (core.compile_model(folder / name, "CPU", settings) for name in (users, ads))
+            self._users = core.compile_model(folder / users, "CPU", settings)
+            # Parts beside each other, a core each: all cores on one part wait for the slowest at every layer.
+            streams = settings | {"PERFORMANCE_HINT": "THROUGHPUT"}
+            self._ads = openvino.AsyncInferQueue(core.compile_model(folder / ads, "CPU", streams))
             joined = openvino.preprocess.PrePostProcessor(core.read_model(folder / JOIN_FILE))
             kept_type = openvino.Type.f16 if kept_in == torch.float16 else openvino.Type.f32
             joined.input(0).tensor().set_element_type(kept_type)
             self._join = core.compile_model(joined.build(), "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot read the passes in {folder}: {error}") from error
+        self.parts_at_once = len(self._ads)
 
     def users(self, users: TokenRows) -> list[UserKept]:
         """See `TextBackend`."""
         keys, values = self._run(self._users, users.ids, users.lengths)
         return _cut(keys, values, users.lengths)
 
-    def ads(self, ads: TokenRows) -> Tensor:
+    def ads(self, parts: Sequence[TokenRows]) -> list[Tensor]:
         """See `TextBackend`."""
-        return self._run(self._ads, ads.ids, ads.lengths)[0]
+        found: list[Tensor] = [torch.empty(0)] * len(parts)
+
+        def keep(request: Any, place: int) -> None:
+            # A copy: the queue uses the request again for another part.
+            found[place] = torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+        self._ads.set_callback(keep)
+        for place, ads in enumerate(parts):
+            self._ads.start_async(_arrays(ads.ids, ads.lengths), userdata=place)
+        self._ads.wait_all()
+        return found
 
     def join(self, user: UserKept, kept: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
         """See `TextBackend`."""
@@ -139,8 +159,11 @@ class OpenVinoBackend:
 
     @staticmethod
     def _run(compiled: Any, *inputs: Tensor) -> list[Tensor]:
-        arrays = [one.contiguous().numpy() for one in inputs]
-        return [torch.from_numpy(output) for output in compiled(arrays, share_inputs=True).values()]
+        return [torch.from_numpy(output) for output in compiled(_arrays(*inputs), share_inputs=True).values()]
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [one.contiguous().numpy() for one in tensors]
 
 
 def _cut(keys: Tensor, values: Tensor, lengths: Tensor) -> list[UserKept]:
@@ -226,13 +249,14 @@ def fastest(
     fresh = ads.take(range(_TIMED_ADS // 10))
     dense = torch.zeros(_TIMED_ADS, features)
     seconds: dict[str, list[float]] = {backend.name: [] for backend in backends}
-    kept = {backend.name: backend.ads(ads).to(kept_in) for backend in backends}
+    kept = {backend.name: backend.ads([ads])[0].to(kept_in) for backend in backends}
     for number in range(_TIMED_ROUNDS + 1):
         for backend in backends:
             own = kept[backend.name]
             mask = torch.ones(own.shape[:2], dtype=torch.bool)
             started = time.perf_counter()
-            backend.ads(fresh)
+            at_once = backend.parts_at_once
+            backend.ads([fresh.take(range(first, len(fresh.ids), at_once)) for first in range(at_once)])
             backend.join(backend.users(user)[0], own, mask, dense)
             if number:  # the first round warms up
                 seconds[backend.name].append(time.perf_counter() - started)

@@ -48,10 +48,10 @@ class PairBatch:
     dense: Tensor
 
 
-def pad(rows: Sequence[TokenIds], pad_id: int) -> TokenRows:
-    """Token ids of different lengths as one tensor, padded at the end."""
+def pad(rows: Sequence[TokenIds], pad_id: int, least: int = 1) -> TokenRows:
+    """Token ids of different lengths as one tensor of at least `least` columns, padded at the end."""
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-    width = int(lengths.max()) if rows else 1
+    width = max(least, int(lengths.max()) if rows else 1)
     ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.int64)
     return TokenRows(ids.reshape(len(rows), width), lengths)
 

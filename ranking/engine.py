@@ -44,7 +44,7 @@ class EngineSettings:
         cache_mib: Memory for ad states, at most; at least one request's worth is always kept.
         user_cache_mib: Memory for the states of users who asked lately, at most; 0 keeps none.
         token_budget: Ad tokens in one pass of the joined layers, at most.
-        backend: "torch", "openvino", or "auto" for the faster one on this machine, of those that the version has.
+        backend: one of `ranking.backends.BACKENDS`; "auto" is the fastest here of those that the version has.
     """
 
     device: str = "auto"

@@ -5,6 +5,7 @@ tokens, not by the size of a request, and belong to the thread of the engine.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -22,8 +23,10 @@ from ranking.user_states import UserStateCache
 
 log = logging.getLogger(__name__)
 
-# Ads that are read at once: of like length, so that few tokens are padding.
-_ADS_AT_ONCE = 32
+# Ads of a part: of like length, so that few tokens are padding.
+_ADS_A_PART = 16
+# Numbers of ads and of tokens are rounded up to multiples: OpenVINO compiles anew for each shape that it meets.
+_ADS_STEP, _AD_TOKENS_STEP, _USER_TOKENS_STEP = 4, 4, 16
 # Ads whose tokens are remembered: a new one is read more than once in the request that brings it.
 _TOKENIZED_ADS = 4096
 
@@ -47,7 +50,8 @@ class Reader:
 
     def users(self, texts: Sequence[str]) -> TokenRows:
         """User texts, cut where the model cuts them."""
-        return self._rows(tokenize(self._tokenizer, texts, self.max_user_tokens))
+        tokens = tokenize(self._tokenizer, texts, self.max_user_tokens)
+        return self._rows(tokens, _USER_TOKENS_STEP, self.max_user_tokens)
 
     def ads(self, texts: Sequence[str]) -> TokenRows:
         """Ad texts, cut where the model cuts them."""
@@ -55,10 +59,11 @@ class Reader:
         new = [text for text in dict.fromkeys(texts) if text not in found]
         found.update(zip(new, tokenize(self._tokenizer, new, self.max_ad_tokens), strict=True))
         self._ads.update(found)
-        return self._rows([found[text] for text in texts])
+        return self._rows([found[text] for text in texts], _AD_TOKENS_STEP, self.max_ad_tokens)
 
-    def _rows(self, tokens: Sequence[TokenIds]) -> TokenRows:
-        return pad(tokens, self._pad_id).to(self._device)
+    def _rows(self, tokens: Sequence[TokenIds], step: int, most: int) -> TokenRows:
+        longest = max(map(len, tokens), default=1)
+        return pad(tokens, self._pad_id, min(_up(longest, step), most)).to(self._device)
 
 
 class TextLayers(Protocol):
@@ -184,16 +189,28 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
+def _up(value: int, step: int) -> int:
+    """The next multiple."""
+    return -(-value // step) * step
+
+
 def _kept_by_length(backend: TextBackend, ads: TokenRows) -> tuple[Tensor, Tensor]:
     """How many rows are kept of each ad, int64 [ads], and these; no short ad is padded to the longest."""
     order = torch.argsort(ads.lengths)
-    parts = []
-    for chunk in _chunks(len(order), _ADS_AT_ONCE):
-        some = order[chunk]
-        longest = int(ads.lengths[some].max())
-        parts.append((some, backend.ads(TokenRows(ads.ids[some, :longest], ads.lengths[some]))))
-    most, (_, last) = max(part.shape[1] for _, part in parts), parts[-1]
-    kept = last.new_zeros((len(order), most, last.shape[2]))
-    for some, part in parts:
+    count = len(order)
+    # Some ads are read twice where that fills a part.
+    order = torch.cat([order[:1].expand(_up(count, _ADS_STEP) - count), order])
+    size = min(_ADS_A_PART, _up(math.ceil(len(order) / backend.parts_at_once), _ADS_STEP))
+    places = [order[chunk] for chunk in _chunks(len(order), size)]
+    parts = [_of_like_length(ads, some) for some in places]
+    found = backend.ads(parts)
+    extra = found[-1].shape[1] - parts[-1].ids.shape[1]
+    kept = found[-1].new_zeros((count, found[-1].shape[1], found[-1].shape[2]))
+    for some, part in zip(places, found, strict=True):
         kept[some, : part.shape[1]] = part
-    return ads.lengths + most - int(ads.lengths.max()), kept
+    return ads.lengths + extra, kept
+
+
+def _of_like_length(ads: TokenRows, places: Tensor) -> TokenRows:
+    lengths = ads.lengths[places]
+    return TokenRows(ads.ids[places, : _up(int(lengths.max()), _AD_TOKENS_STEP)], lengths)

@@ -58,7 +58,7 @@ def rows(model, lengths, seed=0):
 def test_logits_are_those_of_the_model(model, backend, users, ads):
     users, ads = rows(model, users), rows(model, ads, seed=1)
     dense = torch.randn(len(ads.ids), len(FEATURES), generator=torch.Generator().manual_seed(2))
-    kept = backend.ads(ads)
+    (kept,) = backend.ads([ads])
     passes = AdPass(model)
     assert kept.shape == (len(ads.ids), passes.rows(ads.ids.shape[1]), passes.width)
     extra = passes.rows(0)

@@ -97,7 +97,7 @@ def logits_of(backend: TextBackend, passes: AdPass, batches: Sequence[PairBatch]
     """What the text adds to each pair, float32 [pairs]; batches of one user each."""
     found: list[Tensor] = []
     for batch in batches:
-        kept = backend.ads(batch.ads)
+        (kept,) = backend.ads([batch.ads])
         mask = torch.arange(kept.shape[1]) < batch.ads.lengths[:, None] + passes.rows(0)
         found.append(backend.join(backend.users(batch.users)[0], kept, mask, batch.dense))
     return torch.cat(found).numpy()
