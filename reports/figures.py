@@ -17,9 +17,9 @@ _OURS, _OTHERS = 2.2, 1.0
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 
 
-def figure(x_label: str, y_label: str, *, height: float = _HEIGHT) -> tuple[Figure, Axes]:
-    """An empty figure of one plot; `height` in inches."""
-    drawn, axes = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+def figure(x_label: str, y_label: str, *, width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axes]:
+    """An empty figure of one plot; `width` and `height` in inches."""
+    drawn, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.25)

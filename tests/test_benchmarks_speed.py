@@ -16,14 +16,17 @@ from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
-from benchmarks.speed.load import LoadSettings, SoakSettings, load_of, made_users, serving_at, soak_of, user_of_call
+from benchmarks.speed.load import LoadSettings, load_of
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.page import write_page, write_plot
 from benchmarks.speed.peers import PeerMissing, peer_python
 from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.soak import SoakSettings, soak_of
+from benchmarks.speed.stages import serving_at
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.vectors import made_vectors
+from benchmarks.speed.visitors import made_users, user_of_call
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import HashingEncoder

@@ -129,7 +129,7 @@ def soak_command(
 ) -> None:
     """The same at one rate for minutes on end: does memory grow?"""
     with _explained():
-        from benchmarks.speed.load import SoakSettings, bench_soak
+        from benchmarks.speed.soak import SoakSettings, bench_soak
 
     settings = SoakSettings(ads, rate, minutes)
     _run(lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)

@@ -9,6 +9,8 @@ from benchmarks.speed.results import BenchResult, Plot
 from reports.figures import COLOURS, figure, svg
 from reports.page import render
 
+_BARS_WIDTH = 7.0
+
 
 def write_page(path: Path, found: BenchResult) -> None:
     """Writes the page."""
@@ -51,7 +53,8 @@ def _bars(found: BenchResult) -> Figure:
     """Milliseconds of each contender in each case, as bars on a logarithmic axis."""
     cases = list(dict.fromkeys(one.case for one in found.entries))
     contenders = list(dict.fromkeys(one.contender for one in found.entries))
-    drawn, axes = figure("milliseconds a call (logarithmic)", "", height=1.0 + 0.25 * len(found.entries))
+    height = 1.2 + 0.25 * len(found.entries)
+    drawn, axes = figure("milliseconds a call (logarithmic)", "", width=_BARS_WIDTH, height=height)
     thickness = 0.8 / len(contenders)
     for number, name in enumerate(contenders):
         own = [(cases.index(one.case), one.milliseconds) for one in found.entries if one.contender == name]
@@ -67,5 +70,5 @@ def _bars(found: BenchResult) -> Figure:
     axes.set_xscale("log")
     axes.set_yticks(range(len(cases)), cases, fontsize=7)
     axes.invert_yaxis()
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.18), ncols=3, frameon=False)
+    drawn.legend(fontsize=7, loc="outside lower left", ncols=3, frameon=False)
     return drawn

@@ -1,0 +1,91 @@
+"""``adcascade bench soak``: both stages at one rate for minutes on end. Does memory grow?"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.speed.arrivals import Answered, arrive, as_entry
+from benchmarks.speed.contest import Progress
+from benchmarks.speed.machine import describe
+from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
+from benchmarks.speed.stages import Servers, serving
+
+_CANDIDATES = 100
+_WINDOWS = 60
+_FLAT = 1.05
+
+
+@dataclass(frozen=True)
+class SoakSettings:
+    """How the benchmark is run: `rate` calls a second for `minutes`."""
+
+    ads: int = 1_000_000
+    rate: float = 10.0
+    minutes: float = 10.0
+    seed: int = 0
+
+
+def bench_soak(settings: SoakSettings, folder: Path, kept: Path, progress: Progress = lambda *_: None) -> BenchResult:
+    """Watches memory and times at one rate; see `load.bench_load` for the arguments and errors."""
+    with serving(settings.ads, settings.seed, folder, kept) as servers:
+        return soak_of(servers, settings, progress)
+
+
+def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambda *_: None) -> BenchResult:
+    """The same of servers that run already."""
+    servers.wait_until_idle()
+    machine = describe()
+    servers.warm_up(_CANDIDATES)
+    memory: list[dict[str, float]] = []
+    windows: list[Answered] = []
+    seconds = 60 * settings.minutes / _WINDOWS
+    for number in range(_WINDOWS):
+        windows.append(arrive(servers.asking(_CANDIDATES), settings.rate, seconds, seed=number))
+        memory.append(servers.mib())
+        progress(number + 1, _WINDOWS)
+    minutes = [settings.minutes * (number + 1) / _WINDOWS for number in range(_WINDOWS)]
+    lines = [Line(name=name, x=minutes, y=[one[name] for one in memory]) for name in memory[0]]
+    whole = Answered(
+        settings.rate,
+        sum(one.seconds for one in windows),
+        [took for one in windows for took in one.milliseconds],
+        {name: sum(one.outcomes.get(name, 0) for one in windows) for one in windows for name in one.outcomes},
+    )
+    times = [
+        Line(name=name, x=minutes, y=[one.percentile(q) for one in windows]) for name, q in (("p50", 50), ("p99", 99))
+    ]
+    return BenchResult(
+        bench="soak",
+        machine=machine,
+        settings=asdict(settings),
+        entries=[as_entry(f"{settings.rate:g} calls a second for {settings.minutes:g} minutes", whole)],
+        verdicts=[_flat(memory), _nothing_refused(whole)],
+        plots=[
+            Plot(x_label="minutes", y_label="MiB of each server", lines=lines),
+            Plot(x_label="minutes", y_label="milliseconds", lines=times),
+        ],
+    )
+
+
+def _flat(memory: Sequence[dict[str, float]]) -> Verdict:
+    """Whether no server grew from the second fifth of the time to the last."""
+    fifth = len(memory) // 5
+
+    def mean(name: str, part: slice) -> float:
+        return float(np.mean([one[name] for one in memory[part]]))
+
+    growth = {name: mean(name, slice(-fifth, None)) / mean(name, slice(fifth, 2 * fifth)) for name in memory[0]}
+    return Verdict(
+        what="memory of each server, last fifth of the time over the second",
+        target=f"at most {_FLAT:.2f}",
+        reached=", ".join(f"{name} {times:.3f}" for name, times in growth.items()),
+        met=max(growth.values()) <= _FLAT,
+    )
+
+
+def _nothing_refused(found: Answered) -> Verdict:
+    return Verdict(
+        what="calls without an answer", target="none", reached=f"{found.refused:.2%}", met=found.refused == 0
+    )

@@ -1,0 +1,117 @@
+"""Both stages and what stands before them, as three processes that answer `Recommend` over made-up ads."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.speed.arrivals import Start, one_by_one
+from benchmarks.speed.catalog import made_index
+from benchmarks.speed.memory import resident_mib
+from benchmarks.speed.models import kept_ranker, movielens_files
+from benchmarks.speed.texts import real_ads
+from benchmarks.speed.vectors import made_vectors
+from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
+from index_builder.encoder import load_bulk_encoder
+from pipeline.processes import ServerProcess, running
+from protos import recommend_pb2
+from protos.convert import user_to_wire
+from protos.recommend_pb2_grpc import RecommendServiceStub
+from records.users import UserProfile
+from serving.channel import open_channel
+
+K = 10
+_TIMEOUT_SECONDS = 5.0
+# Servers read ahead what fits; less than this of a core, for so long, is nothing.
+_IDLE_CORES, _IDLE_SECONDS, _IDLE_WITHIN_SECONDS = 0.05, 2.0, 600.0
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Three servers, and what they are asked.
+
+    Attributes:
+        requests: one of each user.
+        calls: counts on from one measurement to the next, so that none meets the users of the one before.
+    """
+
+    processes: Sequence[ServerProcess]
+    recommend: RecommendServiceStub
+    requests: Sequence[recommend_pb2.RecommendRequest]
+    calls: "count[int]" = field(default_factory=count)
+
+    def asking(self, candidates: int) -> Start:
+        """Calls for `K` of so many candidates, by the users who are there, in turns."""
+
+        def start() -> Any:
+            request = recommend_pb2.RecommendRequest()
+            request.CopyFrom(self.requests[user_of_call(next(self.calls)) % len(self.requests)])
+            request.k, request.candidates = min(K, candidates), candidates
+            return self.recommend.Recommend.future(request, timeout=_TIMEOUT_SECONDS)
+
+        return start
+
+    def mib(self) -> dict[str, float]:
+        """Memory of each server."""
+        return {one.name: resident_mib(psutil.Process(one.process.pid)) for one in self.processes}
+
+    def wait_until_idle(self) -> None:
+        """Raises TimeoutError if they go on working without being asked."""
+        end = time.monotonic() + _IDLE_WITHIN_SECONDS
+        while time.monotonic() < end:
+            before = self.cpu_seconds()
+            time.sleep(_IDLE_SECONDS)
+            if self.cpu_seconds() - before < _IDLE_CORES * _IDLE_SECONDS:
+                return
+        raise TimeoutError(f"the servers are busy, though nobody asks them, for {_IDLE_WITHIN_SECONDS:g} seconds")
+
+    def warm_up(self, candidates: int) -> None:
+        """Everybody who is there calls twice: a change of what is asked is not what is measured."""
+        one_by_one(self.asking(candidates), 2 * PRESENT)
+
+    def cpu_seconds(self) -> float:
+        """Of all servers since they began."""
+        times = [psutil.Process(one.process.pid).cpu_times() for one in self.processes]
+        return float(sum(one.user + one.system for one in times))
+
+
+@contextmanager
+def serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]:
+    """Three servers of so many made-up ads and a ranker trained on MovieLens, until the block ends.
+
+    Args:
+        folder: For what is made on the way.
+        kept: For vectors, index and ranker, which are used again by the next run.
+
+    Raises:
+        InputError: MovieLens-100k, whose texts are read, is not installed.
+        StartupError: A server does not start.
+    """
+    files = movielens_files(folder)
+    sources, encoder = real_ads(files.ads), load_bulk_encoder()
+    vectors = made_vectors(kept, sources, ads, encoder, seed)
+    root, loaded = made_index(kept, sources, vectors, encoder, seed)
+    model, _ = kept_ranker(kept, files, seed=seed)
+    users = made_users(loaded.catalog.ids, [ad.category for ad in sources], seed)
+    del vectors, loaded
+    with serving_at(root, model, users, folder / "logs") as servers:
+        yield servers
+
+
+@contextmanager
+def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Path) -> Iterator[Servers]:
+    """Three servers of an index and a model, asked by these users."""
+    requests = [recommend_pb2.RecommendRequest(user=user_to_wire(user)) for user in users]
+    stages = [("retrieval", ["--index", str(index)]), ("ranking", ["--model", str(model), "--index", str(index)])]
+    with ExitStack() as stack:
+        servers = stack.enter_context(running(stages, logs))
+        retrieval, ranking = (one.wait_until_serving() for one in servers)
+        flags = ["--retrieval", retrieval, "--ranking", ranking]
+        (gateway,) = stack.enter_context(running([("pipeline", flags)], logs))
+        channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
+        yield Servers([*servers, gateway], RecommendServiceStub(channel), requests)
