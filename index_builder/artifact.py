@@ -7,7 +7,7 @@ dimension]) and ``event_vectors.npy`` (what the user tower reads of events, floa
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ ADS_SCHEMA = pa.schema(
         pa.field(TEXT_KEY, pa.binary(16)),
     ]
 )
+_AD_FIELDS = [name for name in ADS_SCHEMA.names if name != TEXT_KEY]
 
 
 class IndexManifest(BaseModel):
@@ -104,7 +105,8 @@ def write_ads(ads: Iterable[tuple[Ad, bytes]], path: Path, rows_per_group: int =
     with pq.ParquetWriter(path, ADS_SCHEMA, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
         for ad, key in ads:
-            rows.append({**asdict(ad), "attributes": list(ad.attributes.items()), TEXT_KEY: key})
+            row = {name: getattr(ad, name) for name in _AD_FIELDS}  # asdict would copy every field deeply
+            rows.append({**row, "attributes": list(ad.attributes.items()), TEXT_KEY: key})
             count += 1
             if len(rows) == rows_per_group:
                 writer.write_table(pa.Table.from_pylist(rows, ADS_SCHEMA))
@@ -114,11 +116,38 @@ def write_ads(ads: Iterable[tuple[Ad, bytes]], path: Path, rows_per_group: int =
     return count
 
 
-def iter_ads(path: Path, batch_rows: int = 4096) -> Iterator[list[tuple[Ad, bytes]]]:
-    """Batches of (ad, text key) of an ``ads.parquet``, in order."""
+class AdBatch:
+    """Some rows of an ``ads.parquet``; of these, only what is asked for is made."""
+
+    def __init__(self, rows: pa.RecordBatch) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return int(self._rows.num_rows)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the ads."""
+        ids: list[str] = self._rows["ad_id"].to_pylist()
+        return ids
+
+    @property
+    def keys(self) -> list[bytes]:
+        """What stands for the text of each ad."""
+        keys: list[bytes] = self._rows[TEXT_KEY].to_pylist()
+        return keys
+
+    def ads(self, places: Sequence[int] | None = None) -> list[Ad]:
+        """The ads at these places of the batch; all of them, if none are given."""
+        rows = self._rows if places is None else self._rows.take(pa.array(places, pa.int64()))
+        return [_ad(row) for row in rows.to_pylist()]
+
+
+def iter_ads(path: Path, batch_rows: int = 4096) -> Iterator[AdBatch]:
+    """The rows of an ``ads.parquet``, in order."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_rows):
-            yield [(_ad(row), row[TEXT_KEY]) for row in batch.to_pylist()]
+            yield AdBatch(batch)
 
 
 def _ad(row: dict[str, Any]) -> Ad:

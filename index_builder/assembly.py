@@ -79,7 +79,7 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
         vectors = into_space(folder, contents.texts, towers, options.width, progress)
     factory, index, recall = _index_with_recall(vectors, towers, options, progress)
     write_index(index, folder / INDEX_FILE)
-    words = (embedding_text(ad) for batch in iter_ads(folder / ADS_FILE) for ad, _ in batch)
+    words = (embedding_text(ad) for batch in iter_ads(folder / ADS_FILE) for ad in batch.ads())
     LexicalIndex.of(words).save(folder / LEXICAL_FOLDER)
     return IndexManifest(
         encoder_name=contents.encoder_name,
@@ -132,6 +132,6 @@ def _content_sha256(ads: Path) -> str:
     """Hash of all ad ids and texts in order."""
     digest = hashlib.sha256()
     for batch in iter_ads(ads):
-        for ad, key in batch:
-            digest.update(ad.ad_id.encode("utf-8", "surrogatepass") + b"\0" + key)
+        for ad_id, key in zip(batch.ids, batch.keys, strict=True):
+            digest.update(ad_id.encode("utf-8", "surrogatepass") + b"\0" + key)
     return digest.hexdigest()

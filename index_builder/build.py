@@ -197,7 +197,7 @@ class _Reusable:
             log.warning("embedding everything again: the published version cannot be reused: %s", error)
             return None
         path = store.path(version)
-        keys = np.array([key for batch in iter_ads(path / ADS_FILE) for _, key in batch], "S16")
+        keys = np.array([key for batch in iter_ads(path / ADS_FILE) for key in batch.keys], "S16")
         order = np.argsort(keys, kind="stable")
         return cls(keys[order], order, np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False))
 
@@ -219,10 +219,10 @@ def _embed(
         np.lib.format.write_array_header_1_0(file, header)
         progress("embed", 0, count)
         for batch in iter_ads(draft.path / ADS_FILE, _EMBED_ROWS):
-            known = reusable.find([key for _, key in batch]) if reusable else np.full(len(batch), -1)
+            known = reusable.find(batch.keys) if reusable else np.full(len(batch), -1)
             fresh = np.flatnonzero(known < 0)
             block = np.empty((len(batch), encoder.dimension), "<f4")
-            block[fresh] = encoder.encode([embedding_text(batch[place][0]) for place in fresh])
+            block[fresh] = encoder.encode([embedding_text(ad) for ad in batch.ads(fresh.tolist())])
             if reusable:
                 block[known >= 0] = reusable.vectors[known[known >= 0]]
             if not np.isfinite(block).all():

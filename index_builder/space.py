@@ -39,5 +39,5 @@ def into_space(folder: Path, texts: Vectors, towers: TrainedTowers, width: int |
 def _batches(catalog: Path) -> Iterator[tuple[int, list[str]]]:
     start = 0
     for batch in iter_ads(catalog, _ROWS):
-        yield start, [ad.ad_id for ad, _ in batch]
+        yield start, batch.ids
         start += len(batch)

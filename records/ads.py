@@ -41,6 +41,9 @@ class Ad:
     end_time: datetime | None = None
 
 
+_FIELDS = frozenset(field.name for field in fields(Ad))
+
+
 @dataclass(frozen=True, slots=True)
 class RejectedAd:
     """A row that cannot become an ad: where it stands (file and row, from 1) and why."""
@@ -101,8 +104,7 @@ def _ad_of(row: Mapping[str, Any]) -> Ad | DamagedRow:
 
 def ad_from_row(row: Mapping[str, Any]) -> Ad:
     """An ad from named values; unknown names become attributes. Raises InputError for a value of the wrong type."""
-    known = {field.name for field in fields(Ad)}
-    extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
+    extra = {name: value for name, value in row.items() if name not in _FIELDS and value not in (None, "")}
     return Ad(
         ad_id=as_text(row, "ad_id"),
         title=as_text(row, "title"),
