@@ -259,7 +259,11 @@ def test_targets_go_between_the_marks_of_a_document(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    for part in ("| rank | 100 ads | at least 99 times | 98 times | no: the floor is 9 ms |", "A <fast> one"):
+    for part in (
+        "| rank | 100 ads | at least 99 times | 98 times | no: the floor is 9 ms |",
+        "A <fast> one",
+        "without a peer: no wheel",
+    ):
         assert part in text
         assert part in ran.stdout
     (tmp_path / "other.md").write_text("no marks")

@@ -156,7 +156,7 @@ def all_command(
     ] = None,
     out: Out = OUT,
 ) -> None:
-    """All of them, one after the other (an hour on two cores), and then every target with what was reached."""
+    """All of them, one after the other (two hours on two cores), and then every target with what was reached."""
     rank_command(out=out)
     build_command(out=out)
     retrieve_command(ads=ads, out=out)

@@ -1,5 +1,6 @@
 """How much memory a process takes. Knows not what it does."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -29,15 +30,14 @@ def peak_mib(arguments: Sequence[str]) -> float:
     return peak[0]
 
 
-def resident_mib(process: psutil.Process) -> float:
-    """What a process has now, MiB; 0 once it has ended."""
-    try:
-        return float(process.memory_info().rss) / 2**20
-    except psutil.Error:
-        return 0.0
+def own_mib(process: psutil.Process) -> float:
+    """What a process has now without the pages of files that it has mapped, which the system takes back at need, MiB."""
+    found = process.memory_info()
+    return float(found.rss - getattr(found, "shared", 0)) / 2**20  # only Linux tells them apart
 
 
 def _watch(process: psutil.Process, peak: list[float]) -> None:
-    while now := resident_mib(process):
-        peak[0] = max(peak[0], now)
-        threading.Event().wait(_EVERY_SECONDS)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
+        while now := float(process.memory_info().rss) / 2**20:
+            peak[0] = max(peak[0], now)
+            threading.Event().wait(_EVERY_SECONDS)

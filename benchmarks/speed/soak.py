@@ -63,7 +63,7 @@ def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambd
         entries=[as_entry(f"{settings.rate:g} calls a second for {settings.minutes:g} minutes", whole)],
         verdicts=[_flat(memory), _nothing_refused(whole)],
         plots=[
-            Plot(x_label="minutes", y_label="MiB of each server", lines=lines),
+            Plot(x_label="minutes", y_label="MiB of each server, without mapped files", lines=lines),
             Plot(x_label="minutes", y_label="milliseconds", lines=times),
         ],
     )
@@ -78,7 +78,7 @@ def _flat(memory: Sequence[dict[str, float]]) -> Verdict:
 
     growth = {name: mean(name, slice(-fifth, None)) / mean(name, slice(fifth, 2 * fifth)) for name in memory[0]}
     return Verdict(
-        what="memory of each server, last fifth of the time over the second",
+        what="memory of each server without mapped files, last fifth of the time over the second",
         target=f"at most {_FLAT:.2f}",
         reached=", ".join(f"{name} {times:.3f}" for name, times in growth.items()),
         met=max(growth.values()) <= _FLAT,

@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.speed.arrivals import Start, one_by_one
 from benchmarks.speed.catalog import made_index
-from benchmarks.speed.memory import resident_mib
+from benchmarks.speed.memory import own_mib
 from benchmarks.speed.models import kept_ranker, movielens_files
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
@@ -57,8 +57,8 @@ class Servers:
         return start
 
     def mib(self) -> dict[str, float]:
-        """Memory of each server."""
-        return {one.name: resident_mib(psutil.Process(one.process.pid)) for one in self.processes}
+        """Memory of each server, without the files that it has mapped."""
+        return {one.name: own_mib(psutil.Process(one.process.pid)) for one in self.processes}
 
     def wait_until_idle(self) -> None:
         """Raises TimeoutError if they go on working without being asked."""

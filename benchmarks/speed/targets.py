@@ -26,4 +26,7 @@ def targets_markdown(results: Sequence[BenchResult]) -> str:
     machines = dict.fromkeys(
         f"`bench {result.bench}`, {result.created_at:%Y-%m-%d}: {machine_line(result)}" for result in results
     )
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in machines)
+    missing = [
+        f"`bench {result.bench}` without {name}: {why}" for result in results for name, why in result.missing.items()
+    ]
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in (*machines, *missing))
