@@ -31,7 +31,7 @@ def peak_mib(arguments: Sequence[str]) -> float:
 
 
 def own_mib(process: psutil.Process) -> float:
-    """What a process has now without the pages of files that it has mapped, which the system takes back at need, MiB."""
+    """What a process has now, MiB, without pages of mapped files, which the system takes back at need."""
     found = process.memory_info()
     return float(found.rss - getattr(found, "shared", 0)) / 2**20  # only Linux tells them apart
 
