@@ -40,14 +40,7 @@ class LoadSettings:
 def bench_load(settings: LoadSettings, folder: Path, kept: Path, progress: Progress = lambda *_: None) -> BenchResult:
     """Finds the rate that the servers carry, and the one at which they are still fast, and what they do beyond.
 
-    Args:
-        folder: For what is made on the way.
-        kept: For vectors, index and ranker, which are used again by the next run.
-
-    Raises:
-        InputError: MovieLens-100k, whose texts are read, is not installed.
-        StartupError: A server does not start.
-        TimeoutError: The servers never come to rest.
+    See `stages.serving` for `folder`, `kept` and what is raised.
     """
     with serving(settings.ads, settings.seed, folder, kept) as servers:
         return load_of(servers, settings, progress)

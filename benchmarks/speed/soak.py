@@ -28,7 +28,7 @@ class SoakSettings:
 
 
 def bench_soak(settings: SoakSettings, folder: Path, kept: Path, progress: Progress = lambda *_: None) -> BenchResult:
-    """Watches memory and times at one rate; see `load.bench_load` for the arguments and errors."""
+    """Watches memory and times at one rate; see `stages.serving` for `folder`, `kept` and what is raised."""
     with serving(settings.ads, settings.seed, folder, kept) as servers:
         return soak_of(servers, settings, progress)
 
