@@ -10,7 +10,8 @@ from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
 from index_builder import commands
 from index_builder.artifact import open_store
-from index_builder.encoder import AUTO, EMBEDDED
+from index_builder.bulk_encoder import AUTO
+from index_builder.encoder import EMBEDDED
 from index_builder.errors import BuildError
 from index_builder.training.commands import train_retrieval_command
 from records.errors import InputError

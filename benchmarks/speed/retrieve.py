@@ -25,7 +25,8 @@ from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from index_builder.artifact import IndexVersion
-from index_builder.encoder import Vectors, load_bulk_encoder
+from index_builder.bulk_encoder import load_bulk_encoder
+from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows, import_faiss, set_search_parameters
 from index_builder.recall import exact_search
 from protos import retrieval_pb2, types_pb2

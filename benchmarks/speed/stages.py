@@ -17,7 +17,7 @@ from benchmarks.speed.models import kept_ranker, movielens_files
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
-from index_builder.encoder import load_bulk_encoder
+from index_builder.bulk_encoder import load_bulk_encoder
 from pipeline.processes import ServerProcess, running
 from protos import recommend_pb2
 from protos.convert import user_to_wire

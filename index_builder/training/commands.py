@@ -68,7 +68,7 @@ def train_retrieval_command(
     without the newest rows, which choose how much recent popularity counts and how a user's interests share the
     candidates, then on all rows but those kept back for a test.
     """
-    from index_builder.encoder import load_bulk_encoder
+    from index_builder.bulk_encoder import load_bulk_encoder
     from index_builder.training.data import load_retrieval_data
     from index_builder.training.train import train_and_save
 
