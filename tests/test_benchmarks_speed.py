@@ -95,8 +95,8 @@ def test_results_come_back_as_they_were_kept(tmp_path):
     found.save(tmp_path / "deep" / "rank.json")
     assert BenchResult.load(tmp_path / "deep" / "rank.json") == found
     (tmp_path / "other.json").write_text('{"bench": "rank"}')
-    for name in ("other.json", "none.json"):
-        with pytest.raises(InputError, match="no result of a benchmark"):
+    for name, message in (("other.json", "no result of a benchmark"), ("none.json", "cannot read")):
+        with pytest.raises(InputError, match=message):
             BenchResult.load(tmp_path / name)
 
 
@@ -122,6 +122,24 @@ def test_the_page_and_the_plot(tmp_path):
 def test_help_teaches():
     shown = CliRunner().invoke(app, ["rank", "--help"])
     assert "CrossEncoder.predict" in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "--backend", "nonsense"], "choose of auto, torch, openvino, openvino-int8"),
+        (["retrieve", "--peers", "hnswlib,nonsense"], "there is no peer nonsense"),
+        (["rank", "--compare", "missing.json"], "cannot read missing.json: No such file"),
+        (["load", "--compare", "rank.json"], "is a result of bench rank, not of bench load"),
+        (["load", "--out", "rank.json"], "cannot write into rank.json"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result().save(tmp_path / "rank.json")
+    ran = CliRunner().invoke(app, arguments)
+    assert isinstance(ran.exception, InputError)
+    assert message in str(ran.exception)
 
 
 class Call:
@@ -239,7 +257,7 @@ def test_floors_are_shown_as_a_share():
     console = Console(width=160, record=True)
     console.print(tables(result(entries=[SLOW, entry])))
     shown = console.export_text()
-    for part in ("of it floor", "25%", "recall@100", "0.987"):
+    for part in ("floor's share", "25%", "recall@100", "0.987"):
         assert part in shown
 
 
@@ -266,6 +284,9 @@ def test_targets_go_between_the_marks_of_a_document(tmp_path):
     ):
         assert part in text
         assert part in ran.stdout
+    ran = CliRunner().invoke(app, ["targets", "--out", str(tmp_path / "empty"), "--document", str(document)])
+    assert "holds no results" in str(ran.exception)
+    assert document.read_text() == text
     (tmp_path / "other.md").write_text("no marks")
     ran = CliRunner().invoke(app, ["targets", "--out", str(tmp_path), "--document", str(tmp_path / "other.md")])
     assert isinstance(ran.exception, InputError)

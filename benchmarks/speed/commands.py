@@ -27,7 +27,10 @@ app = typer.Typer(
     "MovieLens-100k (pip install --no-deps recbole==1.2.1), whose titles are recombined into as many ads as wanted.",
 )
 
-Out = Annotated[Path, typer.Option(help="Folder for the JSON, the plot and the page.")]
+Out = Annotated[
+    Path,
+    typer.Option(help="Folder for the JSON, the plot and the page; what is there from an earlier run is replaced."),
+]
 Ads = Annotated[int, typer.Option(min=1000, help="Ads to search; a million take a quarter of an hour to embed.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often each contender is timed.")]
 Compare = Annotated[Path | None, typer.Option(help="An earlier JSON file, to show what moved.")]
@@ -49,14 +52,14 @@ def rank_command(
 ) -> None:
     """One request of 10 to 1,000 candidates through the ranking server, against CrossEncoder.predict on the same texts.
 
-    Also against infinity-emb, if make bench-peers installed it. Trains a ranker first, which takes a few minutes, and
-    keeps it in OUT/kept for the next run.
+    Also against infinity-emb, if make bench-peers installed it in .peers of the current folder. Trains a ranker first,
+    which takes a few minutes, and keeps it in OUT/kept for the next run.
     """
     with _explained():
         from benchmarks.speed.rank import RankSettings, bench_rank
 
     settings = RankSettings(join_layer, backend, rounds)
-    _run(lambda folder, progress: bench_rank(settings, folder, out / "kept", progress), out, compare, as_json)
+    _run("rank", lambda folder, progress: bench_rank(settings, folder, out / "kept", progress), out, compare, as_json)
 
 
 @app.command("build")
@@ -73,7 +76,7 @@ def build_command(
         from benchmarks.speed.build import BuildSettings, bench_build
 
     settings = BuildSettings(catalog=catalog, memory_ads=memory_ads, rounds=rounds)
-    _run(lambda folder, progress: bench_build(settings, folder, progress), out, compare, as_json)
+    _run("build", lambda folder, progress: bench_build(settings, folder, progress), out, compare, as_json)
 
 
 @app.command("retrieve")
@@ -89,13 +92,20 @@ def retrieve_command(
 ) -> None:
     """A hundred of many ads, against exact search, hnswlib, usearch and milvus-lite at equal recall.
 
-    Vectors and index are kept in OUT/kept for the next run. Peers come with make bench-peers.
+    Vectors and index are kept in OUT/kept for the next run. Peers come with make bench-peers, and are looked for in
+    .peers of the current folder.
     """
     with _explained():
         from benchmarks.speed.retrieve import RetrieveSettings, bench_retrieve
 
     settings = RetrieveSettings(ads, tuple(filter(None, peers.split(","))), rounds)
-    _run(lambda folder, progress: bench_retrieve(settings, folder, out / "kept", progress), out, compare, as_json)
+    _run(
+        "retrieve",
+        lambda folder, progress: bench_retrieve(settings, folder, out / "kept", progress),
+        out,
+        compare,
+        as_json,
+    )
 
 
 @app.command("load")
@@ -115,7 +125,7 @@ def load_command(
         from benchmarks.speed.load import LoadSettings, bench_load
 
     settings = LoadSettings(ads, seconds)
-    _run(lambda folder, progress: bench_load(settings, folder, out / "kept", progress), out, compare, as_json)
+    _run("load", lambda folder, progress: bench_load(settings, folder, out / "kept", progress), out, compare, as_json)
 
 
 @app.command("soak")
@@ -132,7 +142,7 @@ def soak_command(
         from benchmarks.speed.soak import SoakSettings, bench_soak
 
     settings = SoakSettings(ads, rate, minutes)
-    _run(lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)
+    _run("soak", lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)
 
 
 @app.command("quality")
@@ -156,7 +166,7 @@ def all_command(
     ] = None,
     out: Out = OUT,
 ) -> None:
-    """All of them, one after the other (two hours on two cores), and then every target with what was reached."""
+    """All but quality, one after the other (two hours on two cores), and then every target with what was reached."""
     rank_command(out=out)
     build_command(out=out)
     retrieve_command(ads=ads, out=out)
@@ -175,8 +185,13 @@ def targets_command(
         from benchmarks.documents import put_between
         from benchmarks.speed.targets import kept_results, targets_markdown
 
-    table = targets_markdown(kept_results(out))
+    results = kept_results(out)
+    if not results:
+        raise InputError(f"{out} holds no results; run adcascade bench rank --out {out} (or another) first")
+    table = targets_markdown(results)
     for path in document or []:
+        if not path.is_file():
+            raise InputError(f"there is no file {path}")
         if not put_between(path, "speed", table):
             raise InputError(f"{path} has no place for the table: <!-- speed: begin --> and <!-- speed: end -->")
     print(table)  # noqa: T201
@@ -192,7 +207,7 @@ def _explained() -> "Iterator[None]":
 
 
 def _run(
-    bench: "Callable[[Path, Progress], BenchResult]", out: Path, compare: Path | None, as_json: bool
+    name: str, bench: "Callable[[Path, Progress], BenchResult]", out: Path, compare: Path | None, as_json: bool
 ) -> "BenchResult":
     """Runs a benchmark, writes what it found into `out`, and prints it."""
     with _explained():
@@ -201,12 +216,18 @@ def _run(
         from benchmarks.speed.results import BenchResult
 
     before = BenchResult.load(compare) if compare is not None else None
+    if before is not None and before.bench != name:
+        raise InputError(f"{compare} is a result of bench {before.bench}, not of bench {name}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write into {out}: {error.strerror}") from error
     with tempfile.TemporaryDirectory() as folder, _progress() as bar:
         task = bar.add_task("Preparing", total=None)
         found = bench(
             Path(folder), lambda done, total: bar.update(task, description="Timing", completed=done, total=total)
         )
-    files = [out / f"{found.bench}.{ending}" for ending in ("json", "png", "html")]
+    files = [out / f"{name}.{ending}" for ending in ("json", "png", "html")]
     found.save(files[0])
     write_plot(files[1], found)
     write_page(files[2], found)

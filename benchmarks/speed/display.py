@@ -6,7 +6,7 @@ from rich.table import Table
 from benchmarks.speed.contest import Spread
 from benchmarks.speed.results import BenchResult, Entry
 
-_TIMES, _FLOOR = "times faster", "of it floor"
+_TIMES, _FLOOR = "times faster", "floor's share"
 
 
 def tables(found: BenchResult, before: BenchResult | None = None) -> RenderableType:

@@ -24,7 +24,7 @@ class PeerMissing(Exception):  # noqa: N818 (a state of the machine, which is re
 def peer_python(name: str) -> Path:
     """The interpreter of a peer's environment. Raises PeerMissing if it was not installed."""
     if not (FOLDER / name / ".installed").exists():
-        raise PeerMissing("not installed: make bench-peers")
+        raise PeerMissing(f"not in {FOLDER.absolute()}: make bench-peers installs it at the root of the repository")
     return FOLDER / name / "bin" / "python"
 
 

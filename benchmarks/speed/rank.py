@@ -29,8 +29,10 @@ from protos import ranking_pb2
 from protos.convert import ad_to_wire, user_to_wire
 from protos.ranking_pb2_grpc import RankingServiceStub
 from ranking.artifact import ModelVersion
+from ranking.backends import BACKENDS
 from ranking.text import render_ad, render_user
 from records.ads import Ad
+from records.errors import InputError
 from records.users import Context, UserProfile
 from serving.channel import is_serving
 
@@ -99,9 +101,11 @@ def bench_rank(
         kept: For the ranker, which is used again by the next run.
 
     Raises:
-        InputError: MovieLens-100k, whose texts are read, is not installed.
+        InputError: MovieLens-100k, whose texts are read, is not installed, or there is no such backend.
         StartupError: The ranking server does not start.
     """
+    if settings.backend not in BACKENDS:
+        raise InputError(f"there is no backend {settings.backend!r}; choose of {', '.join(BACKENDS)}")
     files = movielens_files(folder)
     sources = real_ads(files.ads)
     root, ranker = kept_ranker(kept, files, join_layer=settings.join_layer, seed=settings.seed)

@@ -102,8 +102,10 @@ class BenchResult(BaseModel):
         """What `save` wrote. Raises InputError if the file is not there, or something else."""
         try:
             return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise InputError(f"{path} is no result of a benchmark: {error}") from error
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except ValidationError as error:
+            raise InputError(f"{path} is no result of a benchmark") from error
 
     def entry(self, case: str, contender: str) -> Entry | None:
         """The entry of that name, if there is one."""

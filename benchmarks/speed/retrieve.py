@@ -31,6 +31,7 @@ from index_builder.faiss_index import Rows, import_faiss, set_search_parameters
 from index_builder.recall import exact_search
 from protos import retrieval_pb2, types_pb2
 from protos.retrieval_pb2_grpc import RetrievalServiceStub
+from records.errors import InputError
 from serving.channel import is_serving
 
 OURS, EXACT, SERVER, EMPTY_CALL = "AdCascade, FAISS call", "FAISS, exact", "AdCascade, server", "empty gRPC call"
@@ -76,9 +77,11 @@ def bench_retrieve(
         kept: For vectors and index, which are used again by the next run.
 
     Raises:
-        InputError: MovieLens-100k, whose texts are read, is not installed.
+        InputError: MovieLens-100k, whose texts are read, is not installed, or there is no such peer.
         StartupError: The retrieval server does not start.
     """
+    if unknown := set(settings.peers) - set(PEERS):
+        raise InputError(f"there is no peer {', '.join(sorted(unknown))}; choose of {', '.join(PEERS)}")
     sources = real_ads(movielens_files(folder).ads)
     encoder = load_bulk_encoder()
     vectors = made_vectors(kept, sources, settings.ads, encoder, settings.seed, progress)
