@@ -5,6 +5,7 @@ OpenVINO computes in bfloat16 where the processor does. int8 would be faster sti
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import logging as transformers_logging
 
 from index_builder.encoder import SentenceTransformerEncoder, Vectors
 from index_builder.errors import BuildError
@@ -40,6 +42,19 @@ class _Vectors(nn.Module):
         return F.normalize(self.model(features)["sentence_embedding"], dim=1)
 
 
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Tracing warns of what stays the same in all inputs, and transformers of a loss that nobody asked for."""
+    verbosity = transformers_logging.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+
+
 class OpenVinoEncoder:
     """An encoder with the name and the fingerprint of `source`, whose vectors it makes.
 
@@ -58,8 +73,7 @@ class OpenVinoEncoder:
         has_segments = "token_type_ids" in self._tokenizer.model_input_names
         example = torch.ones(2, 7, dtype=torch.int64)
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # tracing warns of what stays the same in all inputs
+            with torch.no_grad(), _without_remarks():
                 graph = openvino.convert_model(
                     _Vectors(source.model.cpu().eval(), has_segments=has_segments),
                     example_input=(example, example),
