@@ -148,7 +148,7 @@ class SharedText:
 
     def _kept(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
         def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
-            return _kept_by_length(self._backend, self._reader.ads([texts[place] for place in places]))
+            return kept_by_length(self._backend, self._reader.ads([texts[place] for place in places]))
 
         return self._cache.gather(texts, compute)
 
@@ -194,8 +194,11 @@ def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _kept_by_length(backend: TextBackend, ads: TokenRows) -> tuple[Tensor, Tensor]:
-    """How many rows are kept of each ad, int64 [ads], and these; no short ad is padded to the longest."""
+def kept_by_length(backend: TextBackend, ads: TokenRows) -> tuple[Tensor, Tensor]:
+    """How many rows are kept of each ad, int64 [ads], and these, float32 [ads, rows, width] (see `passes.AdPass`).
+
+    Ads of like length are read together, so that no short one is padded to the longest.
+    """
     order = torch.argsort(ads.lengths)
     count = len(order)
     # Some ads are read twice where that fills a part.

@@ -1,5 +1,6 @@
 """The speed harness: contenders take turns, texts are made up, results are kept and shown."""
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -7,6 +8,7 @@ from itertools import cycle
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -18,7 +20,7 @@ from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
 from benchmarks.speed.load import LoadSettings, load_of
 from benchmarks.speed.machine import Machine
-from benchmarks.speed.memory import peak_mib
+from benchmarks.speed.memory import own_mib, peak_mib
 from benchmarks.speed.page import write_page, write_plot
 from benchmarks.speed.peers import PeerMissing, peer_python
 from benchmarks.speed.results import BenchResult, Entry, Verdict
@@ -249,6 +251,20 @@ def test_memory_is_that_of_the_process_and_failures_are_told():
     assert 190 < large - small < 260
     with pytest.raises(RuntimeError, match="no such thing"):
         peak_mib(["-c", "raise SystemExit('no such thing')"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells mapped files apart")
+def test_memory_of_its_own_is_without_mapped_files(tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(100 * 2**20))
+    process = psutil.Process()
+    before = own_mib(process)
+    mapped = np.memmap(path, np.uint8, "r")
+    assert mapped.sum() == 0
+    assert own_mib(process) - before < 50
+    own = np.ones(100 * 2**20, np.uint8)
+    assert own_mib(process) - before > 80
+    del own
 
 
 def test_floors_are_shown_as_a_share():

@@ -21,6 +21,7 @@ from ranking.features import FEATURES
 from ranking.model import SHARED_USER
 from ranking.passes import AdPass
 from ranking.store import open_store
+from ranking.text_layers import kept_by_length
 from ranking.training.dataset import load_dataset
 from ranking.training.export import export_passes, export_version
 from ranking.training.recalibrate import recalibrate
@@ -67,6 +68,25 @@ def test_logits_are_those_of_the_model(model, backend, users, ads):
         alone = users.take([row])
         want = model(PairBatch(alone, ads, (len(ads.ids),), dense))
         torch.testing.assert_close(backend.join(user, kept, mask, dense), want, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_parts_that_are_read_beside_each_other_come_back_in_order(model, backend):
+    parts = [rows(model, [length] * count, seed=length) for length, count in ((9, 7), (2, 1), (5, 4), (3, 12), (8, 2))]
+    for part, found in zip(parts, backend.ads(parts), strict=True):
+        torch.testing.assert_close(found, backend.ads([part])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 37])
+@torch.inference_mode()
+def test_what_is_kept_of_ads_does_not_depend_on_who_is_read_beside_them(model, backend, count):
+    lengths = [1 + 5 * number % 19 for number in range(count)]
+    ads, passes = rows(model, lengths), AdPass(model)
+    kept_rows, kept = kept_by_length(backend, ads)
+    assert kept_rows.tolist() == [passes.rows(length) for length in lengths]
+    for place, length in enumerate(lengths):
+        (alone,) = backend.ads([TokenRows(ads.ids[place : place + 1, :length], ads.lengths[place : place + 1])])
+        torch.testing.assert_close(kept[place, : kept_rows[place]], alone[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_fastest_is_chosen_by_time(model, backend):

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.contest import Spread
-from benchmarks.speed.results import Entry
-
 # Starts a call, and returns its gRPC future.
 Start = Callable[[], Any]
 
@@ -73,25 +70,6 @@ def one_by_one(start: Start, calls: int) -> Answered:
         tally.wait()
     seconds = time.perf_counter() - began
     return Answered(calls / seconds, seconds, tally.milliseconds, dict(tally.outcomes))
-
-
-def as_entry(case: str, found: Answered, cores: float | None = None) -> Entry:
-    """Times and outcomes of calls beside each other; `cores` is how many the servers kept busy."""
-    figures = {name: found.percentile(q) for name, q in (("p99", 99), ("p99.9", 99.9))}
-    figures["answered a second"] = len(found.milliseconds) / found.seconds
-    figures["refused %"] = 100 * found.refused
-    figures["shed %"] = 100 * found.shed
-    if cores is not None:
-        figures["cores busy"] = cores
-    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(found.outcomes.items()))
-    ends = found.milliseconds or [float("inf")]
-    return Entry(
-        case=case,
-        contender="AdCascade",
-        milliseconds=Spread(found.percentile(50), min(ends), max(ends)),
-        figures=figures,
-        note=outcomes,
-    )
 
 
 class _Tally:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.speed.arrivals import DEGRADED, OK, Answered, arrive, as_entry, one_by_one
+from benchmarks.speed.arrivals import DEGRADED, OK, Answered, arrive, one_by_one
 from benchmarks.speed.contest import Progress
 from benchmarks.speed.machine import describe
 from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
-from benchmarks.speed.stages import K, Servers, serving
+from benchmarks.speed.stages import K, Servers, as_entry, serving
 
 _CANDIDATES = (1, 10, 100, 500)
 _JUDGED = 100
@@ -47,7 +47,7 @@ def bench_load(settings: LoadSettings, folder: Path, kept: Path, progress: Progr
 
 
 def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambda *_: None) -> BenchResult:
-    """The same of servers that run already."""
+    """The same of servers that run already. Raises StartupError if they never come to rest."""
     servers.wait_until_idle()
     machine = describe()
     servers.warm_up(_JUDGED)
@@ -62,8 +62,8 @@ def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambd
     while _is_carried(ladder[-1][0]) and ladder[-1][0].rate < _HIGHEST_RATE:
         ladder.append(_measured(servers, _JUDGED, _STEP * ladder[-1][0].rate, settings))
         progress(len(entries) + len(ladder), 0)
-    carried = max((found.rate for found, _ in ladder if _is_carried(found)), default=_RATE)
-    beyond, beyond_cores = _measured(servers, _JUDGED, 2 * carried, settings)
+    carried = max((found.rate for found, _ in ladder if _is_carried(found)), default=0.0)
+    beyond, beyond_cores = _measured(servers, _JUDGED, 2 * (carried or _RATE), settings)
     after, after_cores = _measured(servers, _JUDGED, _RATE, settings)
     climbed = [*ladder[:1], *ladder[2:]]  # what is between them has its entry
     entries += [as_entry(f"{found.rate:.0f} calls a second", found, cores) for found, cores in climbed]

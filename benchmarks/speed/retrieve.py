@@ -245,7 +245,8 @@ def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -
             Verdict(
                 what=f"{OURS} against {name}",
                 target=f"faster at a recall of {_LEAST_RECALL}",
-                reached=f"{milliseconds / own:.2f} times as fast ({own:.2f} ms, {milliseconds:.2f} ms)",
+                reached=f"{milliseconds / own:.2f} times as fast ({own:.2f} ms at a recall of {ours.recall:.3f}, "
+                f"{milliseconds:.2f} ms at {peer.recall:.3f})",
                 met=own < milliseconds and ours.recall >= _LEAST_RECALL,
                 why=f"for this recall eight-bit vectors must be searched deeper: {ours.effort}, {name} {peer.effort}; "
                 "--index hnsw keeps float32 vectors",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.speed.arrivals import Answered, arrive, as_entry
+from benchmarks.speed.arrivals import Answered, arrive
 from benchmarks.speed.contest import Progress
 from benchmarks.speed.machine import describe
 from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
-from benchmarks.speed.stages import Servers, serving
+from benchmarks.speed.stages import Servers, as_entry, serving
 
 _CANDIDATES = 100
 _WINDOWS = 60
@@ -34,7 +34,7 @@ def bench_soak(settings: SoakSettings, folder: Path, kept: Path, progress: Progr
 
 
 def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambda *_: None) -> BenchResult:
-    """The same of servers that run already."""
+    """The same of servers that run already. Raises StartupError if they never come to rest."""
     servers.wait_until_idle()
     machine = describe()
     servers.warm_up(_CANDIDATES)

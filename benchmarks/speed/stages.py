@@ -10,10 +10,12 @@ from typing import Any
 
 import psutil
 
-from benchmarks.speed.arrivals import Start, one_by_one
+from benchmarks.speed.arrivals import Answered, Start, one_by_one
 from benchmarks.speed.catalog import made_index
+from benchmarks.speed.contest import Spread
 from benchmarks.speed.memory import own_mib
 from benchmarks.speed.models import kept_ranker, movielens_files
+from benchmarks.speed.results import Entry
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
@@ -24,6 +26,7 @@ from protos.convert import user_to_wire
 from protos.recommend_pb2_grpc import RecommendServiceStub
 from records.users import UserProfile
 from serving.channel import open_channel
+from serving.errors import StartupError
 
 K = 10
 _TIMEOUT_SECONDS = 5.0
@@ -61,14 +64,14 @@ class Servers:
         return {one.name: own_mib(psutil.Process(one.process.pid)) for one in self.processes}
 
     def wait_until_idle(self) -> None:
-        """Raises TimeoutError if they go on working without being asked."""
+        """Returns when they have read ahead. Raises StartupError if they go on working without being asked."""
         end = time.monotonic() + _IDLE_WITHIN_SECONDS
         while time.monotonic() < end:
             before = self.cpu_seconds()
             time.sleep(_IDLE_SECONDS)
             if self.cpu_seconds() - before < _IDLE_CORES * _IDLE_SECONDS:
                 return
-        raise TimeoutError(f"the servers are busy, though nobody asks them, for {_IDLE_WITHIN_SECONDS:g} seconds")
+        raise StartupError(f"the servers are busy, though nobody asks them, for {_IDLE_WITHIN_SECONDS:g} seconds")
 
     def warm_up(self, candidates: int) -> None:
         """Everybody who is there calls twice: a change of what is asked is not what is measured."""
@@ -90,7 +93,7 @@ def serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]:
 
     Raises:
         InputError: MovieLens-100k, whose texts are read, is not installed.
-        StartupError: A server does not start.
+        StartupError: A server does not start; later, that the servers never come to rest.
     """
     files = movielens_files(folder)
     sources, encoder = real_ads(files.ads), load_bulk_encoder()
@@ -115,3 +118,22 @@ def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Pat
         (gateway,) = stack.enter_context(running([("pipeline", flags)], logs))
         channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
         yield Servers([*servers, gateway], RecommendServiceStub(channel), requests)
+
+
+def as_entry(case: str, found: Answered, cores: float | None = None) -> Entry:
+    """Times and outcomes of calls beside each other; `cores` is how many the servers kept busy."""
+    figures = {name: found.percentile(q) for name, q in (("p99", 99), ("p99.9", 99.9))}
+    figures["answered a second"] = len(found.milliseconds) / found.seconds
+    figures["refused %"] = 100 * found.refused
+    figures["shed %"] = 100 * found.shed
+    if cores is not None:
+        figures["cores busy"] = cores
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(found.outcomes.items()))
+    ends = found.milliseconds or [float("inf")]
+    return Entry(
+        case=case,
+        contender="AdCascade",
+        milliseconds=Spread(found.percentile(50), min(ends), max(ends)),
+        figures=figures,
+        note=outcomes,
+    )
