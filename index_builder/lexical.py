@@ -27,8 +27,11 @@ class LexicalIndex:
     @classmethod
     def of(cls, texts: Iterable[str]) -> "LexicalIndex":
         """Indexes texts; row i is the i-th."""
+        words = _words(list(texts))
+        if not any(words):
+            words = [[""] for _ in words]  # without a vocabulary, bm25s fails
         index = bm25s.BM25()
-        index.index(_words(list(texts)), show_progress=False)
+        index.index(words, show_progress=False)
         return cls(index)
 
     def save(self, folder: Path) -> None:

@@ -256,3 +256,8 @@ def test_words_of_any_script_and_length(tmp_path):
     assert index.search("豆", 3).tolist() == [1]
     assert index.search("nothing of it", 3).tolist() == []
     assert index.search("", 3).tolist() == []
+
+
+def test_a_catalog_without_a_single_word(tmp_path):
+    LexicalIndex.of(["!!!", "🙂"]).save(tmp_path / "lexical")
+    assert LexicalIndex.load(tmp_path / "lexical").search("a word", 3).tolist() == []
