@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from artifacts.errors import CorruptVersion
 from artifacts.store import VersionStore
+from index_builder.ad_text import joined_text
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import read_index
@@ -137,10 +138,15 @@ class AdBatch:
         keys: list[bytes] = self._rows[TEXT_KEY].to_pylist()
         return keys
 
-    def ads(self, places: Sequence[int] | None = None) -> list[Ad]:
-        """The ads at these places of the batch; all of them, if none are given."""
-        rows = self._rows if places is None else self._rows.take(pa.array(places, pa.int64()))
-        return [_ad(row) for row in rows.to_pylist()]
+    @property
+    def texts(self) -> list[str]:
+        """What vectors are made from, and whose words are searched: `embedding_text` of each ad."""
+        columns = [self._rows[name].to_pylist() for name in ("title", "body", "keywords", "category", "advertiser")]
+        return [joined_text(*fields) for fields in zip(*columns, strict=True)]
+
+    def take(self, places: Sequence[int]) -> "AdBatch":
+        """The ads at these places of the batch."""
+        return AdBatch(self._rows.take(pa.array(places, pa.int64())))
 
 
 def iter_ads(path: Path, batch_rows: int = 4096) -> Iterator[AdBatch]:

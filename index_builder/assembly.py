@@ -1,5 +1,5 @@
-"""A catalog and its text vectors to a searchable index version: the space, FAISS, the recall. Knows no catalog files
-but its own, and not how texts are embedded."""
+"""A catalog and its text vectors to a searchable index version: words, the space, FAISS, the recall. Knows no catalog
+files but its own, and not how texts are embedded."""
 
 import hashlib
 import logging
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
     ADS_FILE,
     INDEX_FILE,
@@ -66,8 +65,14 @@ class Contents:
     towers: "TrainedTowers | None"
 
 
+def index_words(folder: Path) -> None:
+    """Writes the index of the words of the catalog in the folder of a draft."""
+    texts = (text for batch in iter_ads(folder / ADS_FILE) for text in batch.texts)
+    LexicalIndex.of(texts).save(folder / LEXICAL_FOLDER)
+
+
 def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progress: Progress) -> IndexManifest:
-    """Writes everything but catalog and text vectors into the folder of a draft; returns its manifest.
+    """Writes everything but catalog, words and text vectors into the folder of a draft; returns its manifest.
 
     Raises BuildError as `build_index` and `reach_recall_of` do, or if `options.width` does not suit the towers.
     """
@@ -79,8 +84,6 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
         vectors = into_space(folder, contents.texts, towers, options.width, progress)
     factory, index, recall = _index_with_recall(vectors, towers, options, progress)
     write_index(index, folder / INDEX_FILE)
-    words = (embedding_text(ad) for batch in iter_ads(folder / ADS_FILE) for ad in batch.ads())
-    LexicalIndex.of(words).save(folder / LEXICAL_FOLDER)
     return IndexManifest(
         encoder_name=contents.encoder_name,
         encoder_sha256=contents.encoder_sha256,

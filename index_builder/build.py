@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from index_builder.artifact import (
     read_manifest,
     write_ads,
 )
-from index_builder.assembly import AssemblyOptions, Contents, assemble
+from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import check_kind
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 REJECTED_FILE = "rejected.jsonl"
 
 # Enough to sort by length, few enough that a progress bar moves every few seconds on a laptop.
-_EMBED_ROWS = 1024
+_EMBED_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,12 @@ def build(
     store = open_store(root)
     if towers is None:
         _warn_of_lost_towers(store)
-    with store.begin() as draft:
+    with store.begin() as draft, ThreadPoolExecutor(1) as beside:
         count, rejected = _write_catalog(ads, draft.path, root / REJECTED_FILE, options.max_rejected, progress)
-        texts, reused = _embed(draft, count, encoder, _Reusable.of(store, encoder), progress)
+        reusable = _Reusable.of(store, encoder)
+        words = beside.submit(index_words, draft.path)  # Python's work, while the encoder computes
+        texts, reused = _embed(draft, count, encoder, reusable, progress)
+        words.result()
         contents = Contents(texts, encoder.name, encoder.sha256, embedded=count - reused, towers=towers)
         manifest = assemble(draft.path, contents, options.assembly, progress)
         manifest = manifest.model_copy(update={"build_seconds": round(time.perf_counter() - started, 3)})
@@ -222,7 +226,7 @@ def _embed(
             known = reusable.find(batch.keys) if reusable else np.full(len(batch), -1)
             fresh = np.flatnonzero(known < 0)
             block = np.empty((len(batch), encoder.dimension), "<f4")
-            block[fresh] = encoder.encode([embedding_text(ad) for ad in batch.ads(fresh.tolist())])
+            block[fresh] = encoder.encode(batch.take(fresh.tolist()).texts)
             if reusable:
                 block[known >= 0] = reusable.vectors[known[known >= 0]]
             if not np.isfinite(block).all():

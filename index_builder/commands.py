@@ -1,5 +1,6 @@
 """The build command, for ``python -m index_builder`` and ``adcascade build`` alike."""
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,7 +78,9 @@ def build_command(
     )
     trained = None if towers is None else _published(towers)
     with build_progress() as progress:
-        report = build(ads, out, load_bulk_encoder(encoder, engine), options, progress, trained)
+        loaded = load_bulk_encoder(encoder, engine)
+        gc.freeze()  # what was loaded stays: no collection of garbage has to look at it again while rows are read
+        report = build(ads, out, loaded, options, progress, trained)
     if as_json:
         print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
     else:

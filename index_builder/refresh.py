@@ -6,8 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from index_builder.artifact import ADS_FILE, TOWERS_FOLDER, VECTORS_FILE, AdCatalog, open_store, read_manifest
-from index_builder.assembly import AssemblyOptions, Contents, assemble
+from index_builder.artifact import (
+    ADS_FILE,
+    LEXICAL_FOLDER,
+    TOWERS_FOLDER,
+    VECTORS_FILE,
+    AdCatalog,
+    open_store,
+    read_manifest,
+)
+from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 from index_builder.build import BuildReport
 from index_builder.errors import BuildError
 from index_builder.progress import Progress
@@ -60,6 +68,10 @@ def refresh(
     with store.begin() as draft:
         for name in (ADS_FILE, VECTORS_FILE):
             shutil.copyfile(source / name, draft.path / name)
+        if (source / LEXICAL_FOLDER).is_dir():
+            shutil.copytree(source / LEXICAL_FOLDER, draft.path / LEXICAL_FOLDER)
+        else:  # a version from before there were words in it
+            index_words(draft.path)
         texts = np.load(draft.path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
         contents = Contents(texts, before.encoder_name, before.encoder_sha256, 0, towers.with_popularity(popularity))
         manifest = assemble(draft.path, contents, options.with_width(before.dimension - 1), progress)

@@ -1,7 +1,7 @@
 """The catalog: what an ad is, and which ads are usable. Knows no vectors and no wire."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,17 @@ class Ad:
     end_time: datetime | None = None
 
 
-_FIELDS = frozenset(field.name for field in fields(Ad))
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Any]] = {
+    **dict.fromkeys(
+        ("ad_id", "title", "body", "advertiser", "category", "language", "landing_url", "image_uri"), as_text
+    ),
+    "keywords": as_texts,
+    "bid_micros": as_int,
+    "attributes": lambda row, name: as_attributes(row[name]),
+    "start_time": as_time,
+    "end_time": as_time,
+}
+_FIELDS = frozenset(_READERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +114,10 @@ def _ad_of(row: Mapping[str, Any]) -> Ad | DamagedRow:
 
 def ad_from_row(row: Mapping[str, Any]) -> Ad:
     """An ad from named values; unknown names become attributes. Raises InputError for a value of the wrong type."""
-    extra = {name: value for name, value in row.items() if name not in _FIELDS and value not in (None, "")}
-    return Ad(
-        ad_id=as_text(row, "ad_id"),
-        title=as_text(row, "title"),
-        body=as_text(row, "body"),
-        advertiser=as_text(row, "advertiser"),
-        category=as_text(row, "category"),
-        keywords=as_texts(row, "keywords"),
-        language=as_text(row, "language"),
-        landing_url=as_text(row, "landing_url"),
-        image_uri=as_text(row, "image_uri"),
-        bid_micros=as_int(row, "bid_micros"),
-        attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
-        start_time=as_time(row, "start_time"),
-        end_time=as_time(row, "end_time"),
-    )
+    values: dict[str, Any] = {name: read(row, name) for name, read in _READERS.items() if name in row}
+    if extra := {name: value for name, value in row.items() if name not in _FIELDS and value not in (None, "")}:
+        values["attributes"] = values.get("attributes", {}) | as_attributes(extra)
+    return Ad(**{"ad_id": "", **values})
 
 
 def problem_with(ad: Ad) -> tuple[str, str] | None:
@@ -128,9 +126,10 @@ def problem_with(ad: Ad) -> tuple[str, str] | None:
         return "missing_id", "ad_id is empty"
     if len(ad.ad_id) > MAX_ID_CHARS:
         return "long_id", f"ad_id has {len(ad.ad_id)} characters; the limit is {MAX_ID_CHARS}"
-    if not (ad.title + ad.body).translate(_INVISIBLE).strip():
+    text = ad.title + ad.body
+    if not (text if text.isascii() else text.translate(_INVISIBLE)).strip():
         return "empty_text", "title and body are empty"
-    length = len(ad.title) + len(ad.body)
+    length = len(text)
     if length > MAX_TEXT_CHARS:
         return "long_text", f"title and body have {length} characters; the limit is {MAX_TEXT_CHARS}"
     if ad.bid_micros < 0:
