@@ -23,7 +23,8 @@ SearchParameters = Mapping[str, int]
 KINDS = ("auto", "flat", "hnsw", "hnsw8", "ivf", "compact")
 _FLAT_LIMIT = 100_000
 _TRAIN_PER_LIST = 64
-_LINKING_EFFORT = 80
+# A graph linked with less effort is built sooner, and must be searched deeper ever after.
+_LINKING_EFFORT = 200
 CHUNK_ROWS = 65_536
 
 
@@ -86,7 +87,7 @@ def new_index(dimension: int, factory: str) -> Any:
             f"FAISS knows no index {factory!r} of {dimension} dimensions: {_last_line(error)}. "
             f"Choose --index from {', '.join(KINDS)}, or another factory string"
         ) from error
-    if isinstance(index, faiss.IndexHNSWSQ):  # fewer links are chosen with more care
+    if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = _LINKING_EFFORT
     return index
 

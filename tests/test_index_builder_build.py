@@ -364,6 +364,8 @@ def test_ads_with_one_and_the_same_text_do_not_spoil_the_recall(catalog, root, i
 @pytest.mark.parametrize("copies", [200, 2])
 def test_auto_takes_another_index_where_a_graph_does_not_reach_the_recall(monkeypatch, caplog, catalog, root, copies):
     monkeypatch.setattr("index_builder.faiss_index._FLAT_LIMIT", 100)  # a large catalog would take minutes
+    # Neighbours of an ad with many copies are all copies, unless more are looked at than there are.
+    monkeypatch.setattr("index_builder.faiss_index._LINKING_EFFORT", 40)
     rows = [
         {"ad_id": f"a{number}", "title": f"{WORDS[number // copies % 10]} {number // copies}"} for number in range(2000)
     ]
