@@ -320,6 +320,7 @@ class GetModelResponse(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     COUNTERS_END_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version name."""
     architecture: _builtins.str
@@ -334,6 +335,8 @@ class GetModelResponse(_message.Message):
     """Longer ad texts are cut at the end."""
     calibration: _builtins.str
     """Method that maps logits to p_click, such as "platt"."""
+    backend: _builtins.str
+    """What runs the text layers on this host, such as "openvino on cpu in bfloat16"; "" if nothing does, or a plain cross-encoder."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the dense features, in order."""
@@ -369,10 +372,11 @@ class GetModelResponse(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         timing: _types_pb2.Timing | None = ...,
         counters_end: _timestamp_pb2.Timestamp | None = ...,
+        backend: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters_end", b"counters_end", "created_at", b"created_at", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "calibration", b"calibration", "counters_end", b"counters_end", "created_at", b"created_at", "features", b"features", "join_layer", b"join_layer", "layers", b"layers", "max_ad_tokens", b"max_ad_tokens", "max_user_tokens", b"max_user_tokens", "metrics", b"metrics", "model_version", b"model_version", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "backend", b"backend", "calibration", b"calibration", "counters_end", b"counters_end", "created_at", b"created_at", "features", b"features", "join_layer", b"join_layer", "layers", b"layers", "max_ad_tokens", b"max_ad_tokens", "max_user_tokens", b"max_user_tokens", "metrics", b"metrics", "model_version", b"model_version", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 created_at=timestamp_to_wire(loaded.created_at),
                 timing=types_pb2.Timing(),
                 counters_end=moment_to_wire(loaded.counters.end),
+                backend=engine.backend.name if engine.backend is not None else "",
             )
 
     def _prepare(self, request: ranking_pb2.RankRequest) -> tuple[Candidates, str]:

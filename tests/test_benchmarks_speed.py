@@ -51,12 +51,12 @@ SLOW = Entry(case="100 ads", contender="slow", milliseconds=Spread(1000, 900, 11
 FAST = Entry(case="100 ads", contender="ours", milliseconds=Spread(10, 9, 12), times_faster=Spread(98, 80, 120))
 
 
+VERDICT = Verdict(what="100 ads", target="at least 99 times", reached="98 times", met=False, why="the floor is 9 ms")
+
+
 def result(**changes):
-    verdict = Verdict(
-        what="100 ads", target="at least 99 times", reached="98 times", met=False, why="the floor is 9 ms"
-    )
     values = {"bench": "rank", "machine": MACHINE, "settings": {"rounds": 5}, "entries": [SLOW, FAST]}
-    return BenchResult(**{**values, "verdicts": [verdict], "missing": {"a peer": "no wheel"}, **changes})
+    return BenchResult(**{**values, "verdicts": [VERDICT], "missing": {"a peer": "no wheel"}, **changes})
 
 
 def test_contenders_take_turns_and_nobody_always_goes_first():
@@ -104,10 +104,13 @@ def test_results_come_back_as_they_were_kept(tmp_path):
 
 def test_tables_show_targets_what_moved_and_what_is_missing():
     console = Console(width=160, record=True)
-    before = result(entries=[SLOW, FAST.model_copy(update={"milliseconds": Spread(33, 30, 40)})])
-    console.print(tables(result(), before))
+    then = FAST.model_copy(update={"milliseconds": Spread(33, 30, 40)})
+    before = result(entries=[SLOW, then], verdicts=[VERDICT.model_copy(update={"reached": "30 times"})])
+    console.print(tables(result(peers={"another": "1.2.3"}), before))
     shown = console.export_text()
-    for part in ("98.0 [80.0, 120.0]", "33.0", "at least 99 times", "the floor is 9 ms", "a peer: no wheel", "avx2"):
+    for part in ("98.0 [80.0, 120.0]", "33.0", "-70%", "+0%", "30 times", "at least 99 times", "the floor is 9 ms"):
+        assert part in shown
+    for part in ("another 1.2.3", "a peer: no wheel", "avx2"):
         assert part in shown
 
 

@@ -182,6 +182,7 @@ def test_the_model_describes_itself_and_a_new_version_takes_over(served, roots, 
     first = stub.GetModel(pb.GetModelRequest())
     assert (first.architecture, first.layers, first.join_layer) == ("shared_user", 3, 2)
     assert "advertiser_ctr_logit" in first.features
+    assert first.backend.startswith(("torch on cpu", "openvino on cpu"))
     assert set(first.metrics) >= {"test_auc", "test_log_loss", "test_ece"}
     base = save_tiny_bert(tmp_path / "deeper", layers=4)
     report = train_and_save(load_dataset(world.ads, world.clicks, world.users), roots[0], tiny_options(base, epochs=0))

@@ -1,12 +1,11 @@
 """A vector index of somebody else, run in an environment of its own and asked over pipes. Needs nothing of AdCascade.
 
-Started as: search.py ENGINE VECTORS COUNT DIMENSION QUERIES. Builds, and writes a line of JSON: {"seconds", "mib",
-"version"}. Then answers each line {"effort": E, "query": I} with {"ms", "rows"}: the 100 nearest by inner product, in
-the time that the engine's own call took.
+Started as: search.py ENGINE VECTORS COUNT DIMENSION QUERIES. Builds, and writes a line of JSON: {"seconds", "mib"}.
+Then answers each line {"effort": E, "query": I} with {"ms", "rows"}: the 100 nearest by inner product, in the time that
+the engine's own call took.
 """
 
 import contextlib
-import importlib.metadata
 import json
 import sys
 import tempfile
@@ -86,11 +85,7 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     before, started = own_mib(), time.perf_counter()
     index = ENGINES[engine](vectors)
-    ready = {
-        "seconds": time.perf_counter() - started,
-        "mib": own_mib() - before,
-        "version": importlib.metadata.version(engine),
-    }
+    ready = {"seconds": time.perf_counter() - started, "mib": own_mib() - before}
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

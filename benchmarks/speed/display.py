@@ -13,8 +13,9 @@ def tables(found: BenchResult, before: BenchResult | None = None) -> RenderableT
     """What took how long, beside `before` if that is given, and the targets."""
     parts: list[RenderableType] = [_entries(found, before)]
     if found.verdicts:
-        parts.append(_verdicts(found))
+        parts.append(_verdicts(found, before))
     parts.append(machine_line(found))
+    parts += [f"Compared with: {name} {version}" for name, version in found.peers.items()]
     parts += [f"Not run: {name}: {why}" for name, why in found.missing.items()]
     return Group(*parts)
 
@@ -60,27 +61,37 @@ def _entries(found: BenchResult, before: BenchResult | None) -> Table:
     title = f"bench {found.bench}: milliseconds a call, median \\[least, most] of rounds taken in turns"
     table = Table(title=title)
     columns = columns_of(found)
-    for column in ("case", "contender", "ms", *columns, *(("ms before",) if before else ())):
+    for column in ("case", "contender", "ms", *columns, *(("ms before", "change") if before else ())):
         table.add_column(column, justify="left" if column in ("case", "contender") else "right")
     last = ""
     for one in found.entries:
         case, last = ("" if one.case == last else one.case), one.case
         row = [case, one.contender, spread(one.milliseconds), *(cell(one, column) for column in columns)]
         if before is not None:
-            earlier = before.entry(one.case, one.contender)
-            row.append(f"{earlier.milliseconds.median:,.1f}" if earlier else "")
+            row += _beside(one, before.entry(one.case, one.contender))
         table.add_row(*row, end_section=False)
     return table
 
 
-def _verdicts(found: BenchResult) -> Table:
+def _beside(one: Entry, earlier: Entry | None) -> tuple[str, str]:
+    """The median of an earlier run, and by how much this one's is more or less."""
+    if earlier is None:
+        return "", ""
+    before = earlier.milliseconds.median
+    return f"{before:,.1f}", f"{one.milliseconds.median / before - 1:+.0%}"
+
+
+def _verdicts(found: BenchResult, before: BenchResult | None) -> Table:
     table = Table(title="Targets")
-    for column in ("what", "target", "reached", "met"):
+    for column in ("what", "target", "reached", *(("before",) if before else ()), "met"):
         table.add_column(column)
+    reached_before = {one.what: one.reached for one in before.verdicts} if before else {}
     for one in found.verdicts:
-        table.add_row(one.what, one.target, one.reached, "yes" if one.met else "no", style="" if one.met else "yellow")
+        earlier = [reached_before.get(one.what, "")] if before else []
+        met = "yes" if one.met else "no"
+        table.add_row(one.what, one.target, one.reached, *earlier, met, style="" if one.met else "yellow")
         if one.why and not one.met:
-            table.add_row("", one.why, "", "", style="dim")
+            table.add_row("", one.why, style="dim")
     return table
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,22 @@ def peer_python(name: str) -> Path:
     return FOLDER / name / "bin" / "python"
 
 
+def _installed_version(environment: str, package: str) -> str:
+    """Which release of a package an environment holds."""
+    (site,) = (FOLDER / environment / "lib").glob("python*/site-packages")
+    return next(iter(Distribution.discover(name=package, path=[str(site)]))).version
+
+
 @dataclass(frozen=True)
 class SearchPeer:
     """A vector index in a process of its own.
 
     Attributes:
-        ready: what it said once it was built: seconds, mib, version.
+        ready: what it said once it was built: seconds, mib.
     """
 
     name: str
+    version: str
     process: "subprocess.Popen[str]"
     ready: dict[str, Any]
 
@@ -58,14 +66,14 @@ def search_peer(engine: str, vectors: Path, shape: tuple[int, int], queries: Pat
     Raises:
         PeerMissing: It is not installed, or cannot be built.
     """
-    script = _SCRIPTS / "search.py"
-    command = [str(peer_python(engine.removesuffix("-lite"))), str(script), engine, str(vectors), *map(str, shape)]
+    environment = engine.removesuffix("-lite")
+    command = [str(peer_python(environment)), str(_SCRIPTS / "search.py"), engine, str(vectors), *map(str, shape)]
     with log.open("w") as errors:
         process = subprocess.Popen(
             [*command, str(queries)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         try:
-            yield SearchPeer(engine, process, _answer(process))
+            yield SearchPeer(engine, _installed_version(environment, engine), process, _answer(process))
         finally:
             process.kill()
             process.wait()
@@ -92,6 +100,7 @@ class RerankPeer:
     """A reranking server that is asked over HTTP."""
 
     name: str
+    version: str
     address: tuple[str, int]
     model: str
 
@@ -131,7 +140,7 @@ def rerank_peer(model: Path, log: Path) -> Iterator[RerankPeer]:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=quiet)
         try:
             name = "/".join(model.parts[-2:])
-            peer = RerankPeer("infinity-emb", ("127.0.0.1", port), name)
+            peer = RerankPeer("infinity-emb", _installed_version("infinity", "infinity-emb"), ("127.0.0.1", port), name)
             _wait_until_ready(peer, process)
             yield peer
         finally:

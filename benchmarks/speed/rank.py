@@ -118,6 +118,7 @@ def bench_rank(
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         channel = stack.enter_context(served("ranking", flags, folder))
+        chosen = RankingServiceStub(channel).GetModel(ranking_pb2.GetModelRequest()).backend
         peer = _reranker(stack, slow, folder, missing)
         for number, case in enumerate(cases):
             asked = _Asked.of(case, user_of_tokens(case.user_tokens, sources, ranker.tokenizer), fresh, settings.rounds)
@@ -132,10 +133,11 @@ def bench_rank(
     return BenchResult(
         bench="rank",
         machine=machine,
-        settings=asdict(settings),
+        settings={**asdict(settings), "chosen_backend": chosen},
         entries=entries,
         verdicts=[*_verdicts(cases, entries), *_of_quality(ranker)],
         floors={EMPTY_CALL: min(empty)},
+        peers={} if peer is None else {peer.name: peer.version},
         missing=missing,
     )
 

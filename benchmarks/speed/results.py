@@ -76,7 +76,8 @@ class BenchResult(BaseModel):
     Attributes:
         bench: its name, such as "rank".
         floors: what a call cannot be faster than on this machine, milliseconds by what it is.
-        missing: peers that could not be run, and why.
+        peers: programs of others that were run, with their versions.
+        missing: those that could not be run, and why.
         plots: beside the bars of the entries.
     """
 
@@ -88,6 +89,7 @@ class BenchResult(BaseModel):
     entries: list[Entry]
     verdicts: list[Verdict] = []
     floors: dict[str, float] = {}
+    peers: dict[str, str] = {}
     missing: dict[str, str] = {}
     plots: list[Plot] = []
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))

@@ -36,14 +36,17 @@ from serving.channel import is_serving
 
 OURS, EXACT, SERVER, EMPTY_CALL = "AdCascade, FAISS call", "FAISS, exact", "AdCascade, server", "empty gRPC call"
 PEERS = ("hnswlib", "usearch", "milvus-lite")
-_K, _QUERIES, _RECALL_QUERIES = 100, 200, 50
-_LEAST_RECALL = 0.95
-_EFFORTS = (100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400)
+_K, _QUERIES = 100, 200
+_LEAST_RECALL, _NEARLY_ALL = 0.95, 0.99
+_EFFORT = "efSearch"
+# How deep a graph is searched, from the least that gives a hundred ads.
+_EFFORTS = tuple(np.geomspace(_K, 2400, 24).astype(int).tolist())
 _MEMORY_SHARE, _SERVER_TIMES = 1 / 3, 1.3
 _QUERY_SEED = 10**6
 
-# Searches with one query, and tells the milliseconds and the rows.
+# Searches with one query, and tells the milliseconds and the rows; the second, as deep as it is told.
 Search = Callable[[int], tuple[float, Sequence[int]]]
+DeepSearch = Callable[[int, int], tuple[float, Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,18 @@ class RetrieveSettings:
 
 @dataclass(frozen=True)
 class Contestant:
-    """An index that reaches the recall, or the deepest search of one that does not."""
+    """An index that reaches the recall, or the deepest search of one that does not.
+
+    Attributes:
+        curve: what was tried for it: recall, and milliseconds of a query.
+    """
 
     name: str
     search: Search
     recall: float
     effort: str
     mib: float | None = None
+    curve: Sequence[tuple[float, float]] = ()
 
 
 def bench_retrieve(
@@ -90,6 +98,7 @@ def bench_retrieve(
     truth = exact_search(vectors, queries, _K)
     np.save(folder / "queries.npy", queries)
     missing = {name: "not asked for (--peers)" for name in PEERS if name not in settings.peers}
+    peers: dict[str, str] = {}
     with ExitStack() as stack:
         contestants = [_ours(loaded, queries, truth), _exact(vectors, queries)]
         for name in settings.peers:
@@ -99,6 +108,7 @@ def bench_retrieve(
                     search_peer(name, path, vectors.shape, folder / "queries.npy", folder / f"{name}.log")
                 )
                 contestants.append(_deep_enough(name, peer.search, truth, float(peer.ready["mib"])))
+                peers[name] = peer.version
             except PeerMissing as why:
                 missing[name] = str(why)
         channel = stack.enter_context(served("retrieval", ["--index", str(root)], folder))
@@ -113,28 +123,38 @@ def bench_retrieve(
         entries=[_entry(one, turns, settings.ads) for one in contestants],
         verdicts=_verdicts(contestants, turns, explained),
         floors={EMPTY_CALL: turns.milliseconds(EMPTY_CALL).median},
+        peers=peers,
         missing=missing,
-        plots=_curve(loaded),
+        plots=_curves(contestants),
     )
 
 
-def _recall(search: Search, truth: Rows) -> float:
-    shares = [len(np.intersect1d(search(row)[1], truth[row])) / _K for row in range(_RECALL_QUERIES)]
-    return statistics.fmean(shares)
+def _tried(search: Search, truth: Rows) -> tuple[float, float]:
+    """Recall of all queries, and the median of their milliseconds."""
+    found = [search(row) for row in range(len(truth))]
+    shares = [len(np.intersect1d(rows, want)) / _K for (_, rows), want in zip(found, truth, strict=True)]
+    return statistics.fmean(shares), statistics.median(milliseconds for milliseconds, _ in found)
 
 
 def _ours(loaded: IndexVersion, queries: Vectors, truth: Rows) -> Contestant:
     """The index as a build made it, widened if queries that it has not met need more."""
     index, parameters = loaded.faiss_index, dict(loaded.manifest.search_parameters)
     search = _faiss_search(lambda query: index.search(query, _K)[1][0], queries)
-    recall = _recall(search, truth)
-    widened = next((name for name in ("nprobe", "efSearch") if name in parameters), None)
-    while recall < _LEAST_RECALL and widened is not None:
-        parameters[widened] = int(1.2 * parameters[widened]) + 1
+
+    def widened(row: int, effort: int) -> tuple[float, Sequence[int]]:
+        set_search_parameters(index, {_EFFORT: effort})
+        return search(row)
+
+    curve = _by_effort(widened, truth) if _EFFORT in parameters else []
+    set_search_parameters(index, parameters)
+    recall = _tried(search, truth)[0]
+    name = next((name for name in ("nprobe", _EFFORT) if name in parameters), None)
+    while recall < _LEAST_RECALL and name is not None:
+        parameters[name] = int(1.2 * parameters[name]) + 1
         set_search_parameters(index, parameters)
-        recall = _recall(search, truth)
+        recall = _tried(search, truth)[0]
     effort = " ".join([loaded.manifest.factory, *(f"{name}={value}" for name, value in parameters.items())])
-    return Contestant(OURS, search, recall, effort, loaded.manifest.index_bytes / 2**20)
+    return Contestant(OURS, search, recall, effort, loaded.manifest.index_bytes / 2**20, curve)
 
 
 def _exact(vectors: Vectors, queries: Vectors) -> Contestant:
@@ -155,16 +175,22 @@ def _faiss_search(call: Callable[[Vectors], Sequence[int]], queries: Vectors) ->
     return search
 
 
-def _deep_enough(
-    name: str, search: Callable[[int, int], tuple[float, list[int]]], truth: Rows, mib: float
-) -> Contestant:
+def _deep_enough(name: str, search: DeepSearch, truth: Rows, mib: float) -> Contestant:
     """The least effort that reaches the recall."""
-    recall, effort = 0.0, 0
+    curve = _by_effort(search, truth)
+    place = next((place for place, (recall, _) in enumerate(curve) if recall >= _LEAST_RECALL), len(curve) - 1)
+    effort = _EFFORTS[place]
+    return Contestant(name, lambda row: search(row, effort), curve[place][0], f"ef={effort}", mib, curve)
+
+
+def _by_effort(search: DeepSearch, truth: Rows) -> list[tuple[float, float]]:
+    """Recall and milliseconds at each effort, up to where nothing is left to gain."""
+    curve: list[tuple[float, float]] = []
     for effort in _EFFORTS:
-        recall = _recall(lambda row, effort=effort: search(row, effort), truth)  # type: ignore[misc]
-        if recall >= _LEAST_RECALL:
+        curve.append(_tried(lambda row, effort=effort: search(row, effort), truth))  # type: ignore[misc]
+        if curve[-1][0] >= _NEARLY_ALL:
             break
-    return Contestant(name, lambda row: search(row, effort), recall, f"ef={effort}", mib)
+    return curve
 
 
 def _requests(queries: Vectors) -> list[retrieval_pb2.RetrieveRequest]:
@@ -228,6 +254,7 @@ def _entry(one: Contestant, turns: Turns, ads: int) -> Entry:
         case=f"{_K} of {ads:,} ads",
         contender=one.name,
         milliseconds=turns.milliseconds(one.name),
+        times_faster=None if np.isnan(one.recall) or one.name == EXACT else turns.times_faster(one.name, EXACT),
         figures=figures,
         note=one.effort,
     )
@@ -248,8 +275,7 @@ def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -
                 reached=f"{milliseconds / own:.2f} times as fast ({own:.2f} ms at a recall of {ours.recall:.3f}, "
                 f"{milliseconds:.2f} ms at {peer.recall:.3f})",
                 met=own < milliseconds and ours.recall >= _LEAST_RECALL,
-                why=f"for this recall eight-bit vectors must be searched deeper: {ours.effort}, {name} {peer.effort}; "
-                "--index hnsw keeps float32 vectors",
+                why=f"searched as deep as {ours.effort}, {name} {peer.effort}; --index hnsw keeps float32 vectors",
             )
         )
         assert ours.mib is not None
@@ -276,12 +302,11 @@ def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -
     return verdicts
 
 
-def _curve(loaded: IndexVersion) -> list[Plot]:
-    """What the build measured while it widened the search."""
-    points = loaded.manifest.recall_curve
-    line = Line(
-        name=loaded.manifest.factory,
-        x=[float(point["recall"]) for point in points],
-        y=[float(point["milliseconds"]) for point in points],
-    )
-    return [Plot(x_label=f"recall@{_K}", y_label="milliseconds a query", lines=[line])] if points else []
+def _curves(contestants: Sequence[Contestant]) -> list[Plot]:
+    """What more recall costs each that can be searched more or less deeply."""
+    lines = [
+        Line(name=one.name, x=[recall for recall, _ in one.curve], y=[milliseconds for _, milliseconds in one.curve])
+        for one in contestants
+        if one.curve
+    ]
+    return [Plot(x_label=f"recall@{_K}", y_label="milliseconds a query", lines=lines)] if lines else []
