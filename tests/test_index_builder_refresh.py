@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from index_builder.artifact import load_version, open_store
+from index_builder.artifact import LEXICAL_FOLDER, load_version, open_store
 from index_builder.build import BuildOptions
 from index_builder.errors import BuildError
 from index_builder.refresh import refresh
@@ -51,6 +51,20 @@ def test_an_ad_that_is_clicked_a_lot_now_rises(root, tmp_path):
         return counted + spec.exploration / np.sqrt(1 + popularity.impressions(["coffee-3"])[0])
 
     assert moved[row] == pytest.approx(added(after) - added(before), abs=1e-4)
+    assert after.lexical.search("coffee", 5).tolist() == before.lexical.search("coffee", 5).tolist() != []
+
+
+def test_a_version_from_before_there_were_words_gets_them(root, tmp_path):
+    store, before = open_store(root), loaded(root)
+    with store.begin() as draft:
+        without = shutil.ignore_patterns(LEXICAL_FOLDER, "manifest.json")
+        shutil.copytree(store.current_path(), draft.path, ignore=without, dirs_exist_ok=True)
+        store.commit(draft, before.manifest.model_dump(mode="json"))
+    store.publish(draft.version)
+    assert loaded(root).lexical is None
+    later = int(before.towers.popularity.moment / 1e6) + 3600
+    refresh(root, clicks_on(tmp_path, "coffee-3", later), BuildOptions().assembly)
+    assert loaded(root).lexical.search("coffee", 5).tolist() == before.lexical.search("coffee", 5).tolist()
 
 
 def test_rows_that_are_known_already_change_nothing(root, world):
