@@ -1,5 +1,6 @@
 """The speed harness: contenders take turns, texts are made up, results are kept and shown."""
 
+import re
 import sys
 import threading
 import time
@@ -106,11 +107,11 @@ def test_tables_show_targets_what_moved_and_what_is_missing():
     console = Console(width=160, record=True)
     then = FAST.model_copy(update={"milliseconds": Spread(33, 30, 40)})
     before = result(entries=[SLOW, then], verdicts=[VERDICT.model_copy(update={"reached": "30 times"})])
-    console.print(tables(result(peers={"another": "1.2.3"}), before))
+    console.print(tables(result(peers={"another": "1.2.3"}, remarks=["computing 9 ms"]), before))
     shown = console.export_text()
     for part in ("98.0 [80.0, 120.0]", "33.0", "-70%", "+0%", "30 times", "at least 99 times", "the floor is 9 ms"):
         assert part in shown
-    for part in ("another 1.2.3", "a peer: no wheel", "avx2"):
+    for part in ("another 1.2.3", "computing 9 ms", "a peer: no wheel", "avx2"):
         assert part in shown
 
 
@@ -322,6 +323,7 @@ def test_load_and_soak_of_real_servers(world, tmp_path):
     }
     first = load.entry("10 calls a second, 10 of 100", "AdCascade")
     assert first.figures["refused %"] == 0
+    assert re.search(r"ranking [\d.]+ ms, of them in its server .*; all of Recommend [\d.]+ ms$", load.remarks[0])
     assert first.milliseconds.median <= first.figures["p99"] <= first.milliseconds.high
     assert [plot.x_label for plot in soak.plots] == ["minutes", "minutes"]
     assert {line.name for line in soak.plots[0].lines} == {"retrieval", "ranking", "pipeline"}

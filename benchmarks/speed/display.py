@@ -15,6 +15,7 @@ def tables(found: BenchResult, before: BenchResult | None = None) -> RenderableT
     if found.verdicts:
         parts.append(_verdicts(found, before))
     parts.append(machine_line(found))
+    parts += found.remarks
     parts += [f"Compared with: {name} {version}" for name, version in found.peers.items()]
     parts += [f"Not run: {name}: {why}" for name, why in found.missing.items()]
     return Group(*parts)

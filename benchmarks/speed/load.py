@@ -52,6 +52,7 @@ def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambd
     machine = describe()
     servers.warm_up(_JUDGED)
     alone = one_by_one(servers.asking(_JUDGED), _ALONE)
+    explained = servers.where_time_goes(_JUDGED, _ALONE)
     entries = [as_entry(f"one call at a time, {K} of {_JUDGED}", alone)]
     steady = {}
     for candidates in _CANDIDATES:
@@ -82,6 +83,7 @@ def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambd
             _of_overload(beyond),
             _of_recovery(before, after),
         ],
+        remarks=[f"one call at a time, {K} of {_JUDGED}, medians: {explained}"],
         plots=[_curve([found for found, _ in ladder])],
     )
 

@@ -112,6 +112,7 @@ def bench_rank(
     machine = describe()
     slow = _cross_encoder()
     entries: list[Entry] = []
+    remarks: list[str] = []
     empty: list[float] = []
     fresh = recombined_ads(sources, _MADE_ADS, settings.seed)
     flags = ["--model", str(root), "--backend", settings.backend]
@@ -129,7 +130,8 @@ def bench_rank(
             )
             empty.append(turns.milliseconds(EMPTY_CALL).median)
             floors = _floors(asked, ranker, machine, empty[-1])
-            entries += _entries(case, turns, floors, _where_time_goes(asked, channel))
+            remarks.append(f"{case.name}, {WARM}, medians: {_where_time_goes(asked, channel)}")
+            entries += _entries(case, turns, floors)
     return BenchResult(
         bench="rank",
         machine=machine,
@@ -139,6 +141,7 @@ def bench_rank(
         floors={EMPTY_CALL: min(empty)},
         peers={} if peer is None else {peer.name: peer.version},
         missing=missing,
+        remarks=remarks,
     )
 
 
@@ -237,7 +240,7 @@ def _request(user: UserProfile, ads: Sequence[Ad]) -> ranking_pb2.RankRequest:
 
 
 def _where_time_goes(asked: _Asked, channel: grpc.Channel) -> str:
-    """What the server says of a warm call, after the timed ones: medians."""
+    """What the server says of warm calls, after the timed ones."""
     rank = RankingServiceStub(channel).Rank
     timings = [rank(request, timeout=_TIMEOUT_SECONDS).timing for request in asked.warm[-_EXPLAINED:]]
     parts = {
@@ -248,7 +251,7 @@ def _where_time_goes(asked: _Asked, channel: grpc.Channel) -> str:
     return "in the server: " + ", ".join(f"{name} {value:.1f} ms" for name, value in parts.items())
 
 
-def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float], explained: str) -> list[Entry]:
+def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float]) -> list[Entry]:
     return [
         Entry(
             case=case.name,
@@ -256,7 +259,6 @@ def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float], explaine
             milliseconds=turns.milliseconds(name),
             times_faster=None if name == CROSS_ENCODER else turns.times_faster(name, CROSS_ENCODER),
             floor=floors[name],
-            note=explained if name == WARM else "",
         )
         for name in (CROSS_ENCODER, INFINITY, WARM, COLD, AGAIN)
         if name in turns.seconds

@@ -78,6 +78,7 @@ class BenchResult(BaseModel):
         floors: what a call cannot be faster than on this machine, milliseconds by what it is.
         peers: programs of others that were run, with their versions.
         missing: those that could not be run, and why.
+        remarks: where the time goes, in words.
         plots: beside the bars of the entries.
     """
 
@@ -91,6 +92,7 @@ class BenchResult(BaseModel):
     floors: dict[str, float] = {}
     peers: dict[str, str] = {}
     missing: dict[str, str] = {}
+    remarks: list[str] = []
     plots: list[Plot] = []
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 

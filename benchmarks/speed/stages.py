@@ -1,7 +1,8 @@
 """Both stages and what stands before them, as three processes that answer `Recommend` over made-up ads."""
 
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -58,6 +59,22 @@ class Servers:
             return self.recommend.Recommend.future(request, timeout=_TIMEOUT_SECONDS)
 
         return start
+
+    def where_time_goes(self, candidates: int, calls: int) -> str:
+        """What the servers say of so many calls, one after the other: milliseconds of each stage, medians."""
+        start = self.asking(candidates)
+        timings = [start().result().timings for _ in range(calls)]
+
+        def median(part: Callable[[recommend_pb2.StageTimings], float]) -> str:
+            return f"{statistics.median(map(part, timings)):.1f} ms"
+
+        return (
+            f"retrieval {median(lambda one: one.retrieval_ms)}, of them in its server reading the user "
+            f"{median(lambda one: one.retrieval.tokenize_ms)}, searching and merging "
+            f"{median(lambda one: one.retrieval.compute_ms)}; ranking {median(lambda one: one.ranking_ms)}, of them in "
+            f"its server tokenizing {median(lambda one: one.ranking.tokenize_ms)}, computing "
+            f"{median(lambda one: one.ranking.compute_ms)}; all of Recommend {median(lambda one: one.total_ms)}"
+        )
 
     def mib(self) -> dict[str, float]:
         """Memory of each server, without the files that it has mapped."""

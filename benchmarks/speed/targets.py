@@ -26,7 +26,8 @@ def targets_markdown(results: Sequence[BenchResult]) -> str:
     machines = dict.fromkeys(
         f"`bench {result.bench}`, {result.created_at:%Y-%m-%d}: {machine_line(result)}" for result in results
     )
+    remarks = [f"`bench {result.bench}`, {remark}" for result in results for remark in result.remarks]
     missing = [
         f"`bench {result.bench}` without {name}: {why}" for result in results for name, why in result.missing.items()
     ]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in (*machines, *missing))
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in (*machines, *remarks, *missing))
