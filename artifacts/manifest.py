@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from artifacts.errors import CorruptVersion
 
 MANIFEST_FILE = "manifest.json"
-_CHUNK = 1 << 20
 
 
 class FileEntry(BaseModel):
@@ -60,35 +61,34 @@ class Manifest(BaseModel):
 
     def verify(self, directory: Path) -> None:
         """Reads every file and compares its checksum; raises CorruptVersion naming the first that differs."""
-        for name, entry in self.files.items():
-            path = directory / name
+        paths = [directory / name for name in self.files]
+        for path in paths:
             if not path.is_file():
                 raise CorruptVersion(f"{path} is missing from version {self.version}")
-            if path.stat().st_size != entry.bytes or sha256_of_file(path) != entry.sha256:
+        for path, entry, found in zip(paths, self.files.values(), _entries(paths), strict=True):
+            if found != entry:
                 raise CorruptVersion(
                     f"{path} differs from its checksum; the version is damaged. "
                     "Roll back to an earlier version or build again"
                 )
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def list_files(directory: Path) -> dict[str, FileEntry]:
     """Every file below `directory` but the manifest, by relative POSIX path."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    names = {path.relative_to(directory).as_posix(): path for path in paths}
-    return {
-        name: FileEntry(sha256=sha256_of_file(path), bytes=path.stat().st_size)
-        for name, path in names.items()
-        if name != MANIFEST_FILE
-    }
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST_FILE)
+    names = [path.relative_to(directory).as_posix() for path in paths]
+    return dict(zip(names, _entries(paths), strict=True))
+
+
+def _entries(paths: Sequence[Path]) -> list[FileEntry]:
+    """What a manifest says of each file; several are read at once."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(_entry, paths))
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
 def _checksum(document: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def build(
         manifest = manifest.model_copy(update={"build_seconds": round(time.perf_counter() - started, 3)})
         store.commit(draft, manifest.model_dump(mode="json"))
     if options.publish:
-        store.publish(draft.version)
+        store.publish(draft.version, verify=False)
     return BuildReport(draft.version, options.publish, manifest, dict(rejected), root / REJECTED_FILE)
 
 

@@ -79,6 +79,7 @@ def build_command(
     trained = None if towers is None else _published(towers)
     with build_progress() as progress:
         loaded = load_bulk_encoder(encoder, engine)
+        gc.collect()
         gc.freeze()  # what was loaded stays: no collection of garbage has to look at it again while rows are read
         report = build(ads, out, loaded, options, progress, trained)
     if as_json:

@@ -85,7 +85,8 @@ def reach_recall_of(
     def others(rows: Rows) -> Rows:
         return rows if own_rows is None else _without_self(rows, own_rows, k)
 
-    if isinstance(import_faiss().downcast_index(index), import_faiss().IndexFlat):  # exact search by itself
+    faiss = import_faiss()
+    if isinstance(faiss.downcast_index(index), faiss.IndexFlat):  # this is exact search
         return Recall(1.0, k, len(queries), {}, (CurvePoint({}, 1.0, _milliseconds(index, queries, k)),))
     truth = others(exact_search(vectors, queries, k + own))
     # Whatever is as near as the k-th true neighbour counts: equal texts are equally good answers.

@@ -78,5 +78,5 @@ def refresh(
         manifest = manifest.model_copy(update={"build_seconds": round(time.perf_counter() - started, 3)})
         store.commit(draft, manifest.model_dump(mode="json"))
     if publish:
-        store.publish(draft.version)
+        store.publish(draft.version, verify=False)
     return BuildReport(draft.version, publish, manifest, dict(report.rejected), clicks)
