@@ -28,7 +28,8 @@ from ranking.text_layers import JointText, NoText, Reader, SharedText, TextLayer
 
 log = logging.getLogger(__name__)
 
-_CACHED_VECTORS = 50_000
+# Of candidates and past ads; to read one again costs little.
+_CACHED_VECTORS = 20_000
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
