@@ -27,7 +27,10 @@ def targets_markdown(results: Sequence[BenchResult]) -> str:
         f"`bench {result.bench}`, {result.created_at:%Y-%m-%d}: {machine_line(result)}" for result in results
     )
     remarks = [f"`bench {result.bench}`, {remark}" for result in results for remark in result.remarks]
+    peers = [
+        f"`bench {result.bench}` with {name} {version}" for result in results for name, version in result.peers.items()
+    ]
     missing = [
         f"`bench {result.bench}` without {name}: {why}" for result in results for name, why in result.missing.items()
     ]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in (*machines, *remarks, *missing))
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in (*machines, *remarks, *peers, *missing))
