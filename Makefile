@@ -50,7 +50,7 @@ smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
 	$(BIN)/adcascade quickstart --smoke --data .smoke-data
 	rm -rf .smoke-data
 
-bench: $(STAMP) ## Every speed target with the figure reached (two hours on two cores; make bench-peers first)
+bench: $(STAMP) ## Every speed target with the figure reached (hours on two cores; make bench-peers first)
 	$(BIN)/adcascade bench all --out docs/speed --document README.md --document docs/performance.md
 
 bench-peers: $(patsubst %,.peers/%/.installed,$(PEERS)) ## Install what the speed benchmarks compare with

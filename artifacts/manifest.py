@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -81,8 +82,8 @@ def list_files(directory: Path) -> dict[str, FileEntry]:
 
 
 def _entries(paths: Sequence[Path]) -> list[FileEntry]:
-    """What a manifest says of each file; several are read at once."""
-    with ThreadPoolExecutor() as threads:
+    """What a manifest says of each file; as many are read at once as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         return list(threads.map(_entry, paths))
 
 

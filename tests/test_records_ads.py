@@ -4,6 +4,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from records.ads import Ad, RejectedAd, read_ads
+from records.ads import Ad, RejectedAd, ad_from_row, read_ads
 from records.errors import InputError
 from records.limits import MAX_TEXT_CHARS
 
@@ -54,6 +55,12 @@ ROWS = [
     {"ad_id": "b", "body": "Green tea"},
 ]
 GOOD = {"ad_id": "good", "title": "A good ad"}
+
+
+def test_every_field_of_an_ad_is_read():
+    empty = Ad("")
+    assert all(getattr(SHOES, one.name) != getattr(empty, one.name) for one in fields(Ad))
+    assert ad_from_row(asdict(SHOES)) == SHOES
 
 
 def write_jsonl(path, rows):

@@ -166,7 +166,7 @@ def all_command(
     ] = None,
     out: Out = OUT,
 ) -> None:
-    """All but quality, one after the other (two hours on two cores), and then every target with what was reached."""
+    """All but quality, one after the other (hours on two cores), and then every target with what was reached."""
     rank_command(out=out)
     build_command(out=out)
     retrieve_command(ads=ads, out=out)

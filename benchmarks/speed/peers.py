@@ -40,13 +40,13 @@ class SearchPeer:
     """A vector index in a process of its own.
 
     Attributes:
-        ready: what it said once it was built: seconds, mib.
+        mib: memory that it took to build, in MiB.
     """
 
     name: str
     version: str
     process: "subprocess.Popen[str]"
-    ready: dict[str, Any]
+    mib: float
 
     def search(self, query: int, effort: int) -> tuple[float, list[int]]:
         """Milliseconds of its own call, and the rows that it found. Raises PeerMissing if it has ended."""
@@ -73,7 +73,8 @@ def search_peer(engine: str, vectors: Path, shape: tuple[int, int], queries: Pat
             [*command, str(queries)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         try:
-            yield SearchPeer(engine, _installed_version(environment, engine), process, _answer(process))
+            mib = float(_answer(process)["mib"])
+            yield SearchPeer(engine, _installed_version(environment, engine), process, mib)
         finally:
             process.kill()
             process.wait()

@@ -107,7 +107,7 @@ def bench_retrieve(
                 peer = stack.enter_context(
                     search_peer(name, path, vectors.shape, folder / "queries.npy", folder / f"{name}.log")
                 )
-                contestants.append(_deep_enough(name, peer.search, truth, float(peer.ready["mib"])))
+                contestants.append(_deep_enough(name, peer.search, truth, peer.mib))
                 peers[name] = peer.version
             except PeerMissing as why:
                 missing[name] = str(why)

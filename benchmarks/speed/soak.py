@@ -10,7 +10,7 @@ from benchmarks.speed.arrivals import Answered, arrive
 from benchmarks.speed.contest import Progress
 from benchmarks.speed.machine import describe
 from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
-from benchmarks.speed.stages import Servers, as_entry, serving
+from benchmarks.speed.stages import K, Servers, as_entry, of_times, serving
 
 _CANDIDATES = 100
 _WINDOWS = 60
@@ -61,7 +61,7 @@ def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambd
         machine=machine,
         settings=asdict(settings),
         entries=[as_entry(f"{settings.rate:g} calls a second for {settings.minutes:g} minutes", whole)],
-        verdicts=[_flat(memory), _nothing_refused(whole)],
+        verdicts=[_flat(memory), _nothing_refused(whole), _of_all_calls(settings, whole, windows)],
         plots=[
             Plot(x_label="minutes", y_label="MiB of each server, without mapped files", lines=lines),
             Plot(x_label="minutes", y_label="milliseconds", lines=times),
@@ -89,3 +89,13 @@ def _nothing_refused(found: Answered) -> Verdict:
     return Verdict(
         what="calls without an answer", target="none", reached=f"{found.refused:.2%}", met=found.refused == 0
     )
+
+
+def _of_all_calls(settings: SoakSettings, whole: Answered, windows: Sequence[Answered]) -> Verdict:
+    tails = [one.percentile(99) for one in windows]
+    what = f"Recommend, {K} of {_CANDIDATES}, {settings.rate:g} calls a second for {settings.minutes:g} minutes"
+    why = (
+        f"p99 of the {len(tails)} stretches of which this is made has a median of {np.median(tails):.0f} ms and a "
+        f"maximum of {max(tails):.0f} ms: some calls stall"
+    )
+    return of_times(what, whole, why)

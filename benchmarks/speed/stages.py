@@ -16,7 +16,7 @@ from benchmarks.speed.catalog import made_index
 from benchmarks.speed.contest import Spread
 from benchmarks.speed.memory import own_mib
 from benchmarks.speed.models import kept_ranker, movielens_files
-from benchmarks.speed.results import Entry
+from benchmarks.speed.results import Entry, Verdict
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
@@ -30,6 +30,7 @@ from serving.channel import open_channel
 from serving.errors import StartupError
 
 K = 10
+_P50_MS, P99_MS = 50.0, 150.0
 _TIMEOUT_SECONDS = 5.0
 # Servers read ahead what fits; less than this of a core, for so long, is nothing.
 _IDLE_CORES, _IDLE_SECONDS, _IDLE_WITHIN_SECONDS = 0.05, 2.0, 600.0
@@ -153,4 +154,16 @@ def as_entry(case: str, found: Answered, cores: float | None = None) -> Entry:
         milliseconds=Spread(found.percentile(50), min(ends), max(ends)),
         figures=figures,
         note=outcomes,
+    )
+
+
+def of_times(what: str, found: Answered, why: str) -> Verdict:
+    """Whether calls are answered as fast as they should be; `why` is said of those that are not."""
+    p50, p99 = found.percentile(50), found.percentile(99)
+    return Verdict(
+        what=what,
+        target=f"p50 under {_P50_MS:g} ms, p99 under {P99_MS:g} ms",
+        reached=f"p50 {p50:.0f} ms, p99 {p99:.0f} ms",
+        met=p50 < _P50_MS and p99 < P99_MS,
+        why=why,
     )
