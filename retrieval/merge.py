@@ -1,14 +1,13 @@
 """What several candidate sources found, merged into one list. Plain functions; knows no source."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009).
 _RANK_OFFSET = 60.0
 
 
-@dataclass(frozen=True)
-class Merged:
+class Merged(NamedTuple):
     """A row of the catalog, and the source that speaks for it most."""
 
     row: int

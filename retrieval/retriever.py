@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from cachetools import LRUCache
@@ -66,8 +67,7 @@ class Query:
     context: Context = field(default_factory=Context)
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An ad that was found, and the source that brought it.
 
     Attributes:
@@ -244,14 +244,13 @@ class Retriever:
         own = self._with_neighbours(query.k, found, nearest, added, excluded)
         by_source[INTERESTS] = list(own)
         merged = merge_sources(by_source, _filled_up(self._shares_of(query), by_source), query.k)
-        self._add_others(own, [one.row for one in merged], found.vectors)
-        ads: list[Ad] | list[None] = (
-            catalog.ads([one.row for one in merged]) if query.with_ads else [None] * len(merged)
-        )
+        rows = [one.row for one in merged]
+        self._add_others(own, rows, found.vectors)
+        ads: list[Ad] | list[None] = catalog.ads(rows) if query.with_ads else [None] * len(rows)
         alone = (
             own.keys() if added is None else {row for row, _, _ in merge(*nearest, found.weights, query.k, excluded)}
         )
-        scores = sorted((self._score(one.row, own, added) for one in merged), reverse=True)
+        scores = self._scores(rows, own, added)
         candidates = []
         for one, score, ad in zip(merged, scores, ads, strict=True):
             similarity, interest = own[one.row]
@@ -259,8 +258,13 @@ class Retriever:
             candidates.append(Candidate(catalog.ids[one.row], similarity, score, interest, source, ad))
         return candidates, skipped
 
-    def _score(self, row: int, own: Mapping[int, tuple[float, int]], added: Additions | None) -> float:
-        return 0.0 if self.index.loaded.towers is None else own[row][0] + _added_to(row, added)
+    def _scores(
+        self, rows: Sequence[int], own: Mapping[int, tuple[float, int]], added: Additions | None
+    ) -> list[float]:
+        """Of these rows, highest first; see `Candidate.score`."""
+        if self.index.loaded.towers is None:
+            return [0.0] * len(rows)
+        return sorted((own[row][0] + _added_to(row, added) for row in rows), reverse=True)
 
     def _collected(
         self, answers: "dict[str, Future[Found]]", deadline: float, excluded: set[int]

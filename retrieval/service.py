@@ -41,23 +41,22 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
     def Retrieve(self, request: retrieval_pb2.RetrieveRequest, context: Caller) -> retrieval_pb2.RetrieveResponse:
         """See the proto."""
         answer = self._ask(self._query(request), context)
-        return retrieval_pb2.RetrieveResponse(
-            candidates=[
-                retrieval_pb2.Candidate(
-                    ad_id=candidate.ad_id,
-                    similarity=candidate.similarity,
-                    score=candidate.score,
-                    interest=candidate.interest,
-                    source=candidate.source,
-                    ad=ad_to_wire(candidate.ad) if candidate.ad is not None else None,
-                )
-                for candidate in answer.value.candidates
-            ],
+        response = retrieval_pb2.RetrieveResponse(
             index_version=answer.value.index_version,
             timing=_timing(answer),
             unknown_history=answer.value.interests.unknown_history,
             skipped_sources=answer.value.skipped,
         )
+        for candidate in answer.value.candidates:  # made in their place: a list of them would be copied
+            response.candidates.add(
+                ad_id=candidate.ad_id,
+                similarity=candidate.similarity,
+                score=candidate.score,
+                interest=candidate.interest,
+                source=candidate.source,
+                ad=ad_to_wire(candidate.ad) if candidate.ad is not None else None,
+            )
+        return response
 
     def EmbedUser(self, request: retrieval_pb2.EmbedUserRequest, context: Caller) -> retrieval_pb2.EmbedUserResponse:
         """See the proto."""
