@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 
-from benchmarks.speed.arrivals import Answered, arrive
+from benchmarks.speed.arrivals import Answered, Start, arrive
 from benchmarks.speed.contest import Progress
 from benchmarks.speed.machine import describe
 from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
-from benchmarks.speed.stages import K, Servers, as_entry, of_times, serving
+from benchmarks.speed.stages import K, Servers, as_entry, of_times, serving, time_spent
+from protos import recommend_pb2
 
 _CANDIDATES = 100
 _WINDOWS = 60
@@ -40,9 +43,11 @@ def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambd
     servers.warm_up(_CANDIDATES)
     memory: list[dict[str, float]] = []
     windows: list[Answered] = []
+    timings: list[recommend_pb2.StageTimings] = []
+    start = _noting(servers.asking(_CANDIDATES), timings)
     seconds = 60 * settings.minutes / _WINDOWS
     for number in range(_WINDOWS):
-        windows.append(arrive(servers.asking(_CANDIDATES), settings.rate, seconds, seed=number))
+        windows.append(arrive(start, settings.rate, seconds, seed=number))
         memory.append(servers.mib())
         progress(number + 1, _WINDOWS)
     minutes = [settings.minutes * (number + 1) / _WINDOWS for number in range(_WINDOWS)]
@@ -62,11 +67,32 @@ def soak_of(servers: Servers, settings: SoakSettings, progress: Progress = lambd
         settings=asdict(settings),
         entries=[as_entry(f"{settings.rate:g} calls a second for {settings.minutes:g} minutes", whole)],
         verdicts=[_flat(memory), _nothing_refused(whole), _of_all_calls(settings, whole, windows)],
+        remarks=[_of_the_slowest(timings)] if timings else [],
         plots=[
             Plot(x_label="minutes", y_label="MiB of each server, without mapped files", lines=lines),
             Plot(x_label="minutes", y_label="milliseconds", lines=times),
         ],
     )
+
+
+def _noting(start: Start, timings: list[recommend_pb2.StageTimings]) -> Start:
+    """The same calls; of those that are answered, the servers' own times are added to `timings`."""
+
+    def end(future: Any) -> None:
+        if future.code() is grpc.StatusCode.OK:
+            timings.append(future.result().timings)
+
+    def noted() -> Any:
+        future = start()
+        future.add_done_callback(end)
+        return future
+
+    return noted
+
+
+def _of_the_slowest(timings: Sequence[recommend_pb2.StageTimings]) -> str:
+    slowest = sorted(timings, key=lambda one: one.total_ms)[-max(1, len(timings) // 100) :]
+    return f"the slowest hundredth of the calls, medians: {time_spent(slowest)}"
 
 
 def _flat(memory: Sequence[dict[str, float]]) -> Verdict:

@@ -62,20 +62,9 @@ class Servers:
         return start
 
     def where_time_goes(self, candidates: int, calls: int) -> str:
-        """What the servers say of so many calls, one after the other: milliseconds of each stage, medians."""
+        """Of so many calls, one after the other; see `time_spent`."""
         start = self.asking(candidates)
-        timings = [start().result().timings for _ in range(calls)]
-
-        def median(part: Callable[[recommend_pb2.StageTimings], float]) -> str:
-            return f"{statistics.median(map(part, timings)):.1f} ms"
-
-        return (
-            f"retrieval {median(lambda one: one.retrieval_ms)}, of them in its server reading the user "
-            f"{median(lambda one: one.retrieval.tokenize_ms)}, searching and merging "
-            f"{median(lambda one: one.retrieval.compute_ms)}; ranking {median(lambda one: one.ranking_ms)}, of them in "
-            f"its server tokenizing {median(lambda one: one.ranking.tokenize_ms)}, computing "
-            f"{median(lambda one: one.ranking.compute_ms)}; all of Recommend {median(lambda one: one.total_ms)}"
-        )
+        return time_spent([start().result().timings for _ in range(calls)])
 
     def mib(self) -> dict[str, float]:
         """Memory of each server, without the files that it has mapped."""
@@ -136,6 +125,22 @@ def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Pat
         (gateway,) = stack.enter_context(running([("pipeline", flags)], logs))
         channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
         yield Servers([*servers, gateway], RecommendServiceStub(channel), requests)
+
+
+def time_spent(timings: Sequence[recommend_pb2.StageTimings]) -> str:
+    """What the servers say of calls, at least one: milliseconds of each stage, medians."""
+
+    def median(part: Callable[[recommend_pb2.StageTimings], float]) -> str:
+        return f"{statistics.median(map(part, timings)):.1f} ms"
+
+    return (
+        f"retrieval {median(lambda one: one.retrieval_ms)}, of them in its server reading the user "
+        f"{median(lambda one: one.retrieval.tokenize_ms)}, searching and merging "
+        f"{median(lambda one: one.retrieval.compute_ms)}; ranking {median(lambda one: one.ranking_ms)}, of them in "
+        f"its server waiting {median(lambda one: one.ranking.queue_ms)}, tokenizing "
+        f"{median(lambda one: one.ranking.tokenize_ms)}, computing {median(lambda one: one.ranking.compute_ms)}; "
+        f"all of Recommend {median(lambda one: one.total_ms)}"
+    )
 
 
 def as_entry(case: str, found: Answered, cores: float | None = None) -> Entry:
