@@ -1,5 +1,6 @@
 """``python -m ranking --model ROOT --port N``: the ranking server."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ _TORCH_THREADS = torch.get_num_threads()
 
 def serve(settings: RankingSettings) -> None:
     """Runs the server until it is told to stop."""
+    _give_way(settings.nice)
     server = Server(settings, caller_errors=(InputError,))
     swaps = Counter(
         "adcascade_version_swaps_total", "Versions swapped to, or refused.", ["kind", "event"], registry=server.registry
@@ -72,6 +74,12 @@ def serve(settings: RankingSettings) -> None:
             catalogs.close()
 
     server.run(load, close)
+
+
+def _give_way(nice: int) -> None:
+    """Lets other processes go first: a pass takes all cores for long, and retrieval needs one for a moment."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(nice)  # of this thread, and of all that it starts
 
 
 def _counters_end(engines: HotSwap[RankingEngine]) -> float:

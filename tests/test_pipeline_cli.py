@@ -152,6 +152,14 @@ def test_a_second_serve_leaves_the_logs_of_the_first_alone(world, tmp_path):
     assert (tmp_path / "ranking.log").read_text() == "of the first"
 
 
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="this system has no nice")
+def test_the_ranking_server_gives_way_to_the_others(platform):
+    process, _ = platform
+    own = psutil.Process(process.pid)
+    niceness = {server.cmdline()[2]: server.nice() for server in own.children() if server.cmdline()[1] == "-m"}
+    assert niceness == {"retrieval": own.nice(), "ranking": min(19, own.nice() + 5), "pipeline": own.nice()}
+
+
 def test_stopping_serve_leaves_no_process_behind(world, tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         flags = ["--port", "0", "--retrieval-port", "0", "--ranking-port", "0", "--logs", str(tmp_path), "--json"]
