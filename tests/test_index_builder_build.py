@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import fields
 from functools import partial
 
 import faiss
@@ -116,13 +117,16 @@ def test_row_i_of_the_ads_is_row_i_of_the_vectors_and_of_the_index(catalog, root
 
 
 def test_the_catalog_of_a_version_finds_ads_by_id(catalog, root):
+    texts = ("title", "body", "advertiser", "category", "language", "landing_url", "image_uri")
+    others = {"keywords": ["a", "b,c"], "color": "red", "start_time": 5, "end_time": 6, "bid_micros": 9}
     rows = [
-        {"ad_id": "é", "title": "Tee", "keywords": ["a", "b,c"], "color": "red", "start_time": 5, "bid_micros": 9},
+        {"ad_id": "é", **{name: f"a {name}" for name in texts}, **others},
         *make_rows(20),
     ]
     source = catalog(rows)
     found = load_version(open_store(root), build(source, root, ENCODER, BuildOptions()).version).catalog
     ads = {ad.ad_id: ad for ad in read_ads(source)}
+    assert all(getattr(ads["é"], one.name) for one in fields(Ad))  # no field is left out of what is compared
     assert found.find(["a3", "nobody", "é", "a3"]) == {name: ads[name] for name in ("a3", "é")}
     assert len(found) == 21
     assert found.row_of["a3"] == 4
