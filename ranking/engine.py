@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # Of candidates and past ads; to read one again costs little.
 _CACHED_VECTORS = 20_000
+_GPU_BUDGETS = 8
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -44,7 +45,8 @@ class EngineSettings:
         precision: "float32", "bfloat16", or "auto" for bfloat16 where the hardware computes in it.
         cache_mib: Memory for ad states, at most; at least one request's worth is always kept.
         user_cache_mib: Memory for the states of users who asked lately, at most; 0 keeps none.
-        token_budget: Ad tokens in one pass of the joined layers, at most.
+        token_budget: Ad tokens in one pass of the joined layers on the CPU, at most; a GPU takes eight times as many,
+            since there starting a pass costs more than computing it.
         backend: one of `ranking.backends.BACKENDS`; "auto" is the fastest here of those that the version has.
     """
 
@@ -75,11 +77,12 @@ class RankingEngine:
 
     def _text_layers(self, settings: EngineSettings) -> TextLayers:
         model, bfloat16 = self._model, choose_precision(settings.precision, self.device)
+        token_budget = settings.token_budget * (_GPU_BUDGETS if self.device.type == "cuda" else 1)
         if model.adds_nothing:
             log.info("its text layers were not trained for clicks and are left out")
             return NoText()
         if not isinstance(model, SharedUserCrossEncoder):
-            return JointText(model, self._reader, token_budget=settings.token_budget, bfloat16=bfloat16)
+            return JointText(model, self._reader, token_budget=token_budget, bfloat16=bfloat16)
         # Half as many bytes lose nothing beside bfloat16, and next to nothing beside float32.
         dtype = torch.float32 if settings.precision == "float32" else torch.float16
         self.backend = choose_backend(
@@ -91,7 +94,7 @@ class RankingEngine:
             self._reader,
             cache_bytes=settings.cache_mib * 2**20,
             user_cache_bytes=settings.user_cache_mib * 2**20,
-            token_budget=settings.token_budget,
+            token_budget=token_budget,
             most_candidates=MAX_CANDIDATES,
             dtype=dtype,
             device=self.device,

@@ -30,7 +30,9 @@ class RankingSettings(ServerSettings):
         64, ge=0, description="Memory for the states of users who asked lately, in MiB; 0 keeps none."
     )
     keep_ads: bool = Field(True, description="Read the ads of the index between calls, until cache_mib is full.")
-    token_budget: int = Field(8192, ge=64, description="Ad tokens in one pass; bounds memory, not the request.")
+    token_budget: int = Field(
+        8192, ge=64, description="Ad tokens in one pass, eight times as many on a GPU; bounds memory, not the request."
+    )
     batch_candidates: int = Field(2000, ge=1, description="Candidates of waiting calls that make up one batch.")
     nice: int = Field(
         5, ge=0, le=19, description="How much it gives way to the other processes of this machine, as `nice` counts."

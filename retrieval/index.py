@@ -9,7 +9,7 @@ import numpy as np
 
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
-from index_builder.faiss_index import Rows, import_faiss
+from index_builder.faiss_index import Rows, gpu_count, import_faiss, to_gpu
 from serving.errors import StartupError
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,14 @@ class AdIndex:
 
     def _move_to_gpu(self, *, required: bool) -> None:
         faiss = import_faiss()
-        if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
+        if not gpu_count(faiss):
             if required:
                 raise StartupError(
                     "device cuda was asked for, but this FAISS sees no GPU: pip install 'adcascade[gpu]'"
                 )
             return
-        options = faiss.GpuClonerOptions()
-        options.useFloat16 = True  # half the memory; similarities keep three digits
         try:
-            self._faiss_index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss_index, options)
+            self._faiss_index = to_gpu(self._faiss_index)
         except RuntimeError as error:
             if required:
                 raise StartupError(f"FAISS has no GPU form of the index {self.loaded.manifest.factory!r}") from error

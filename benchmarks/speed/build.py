@@ -77,7 +77,7 @@ def bench_build(settings: BuildSettings, folder: Path, progress: Progress = lamb
         progress=progress,
     )
     floor = _floor(slow, texts[: settings.texts], machine)
-    recall = _recall(slow, fast, texts[: 5 * settings.texts])
+    recall = recall_of(slow, fast, texts[: 5 * settings.texts])
     sizes = [max(1, settings.memory_ads // 10), settings.memory_ads]
     peaks = [_peak_of(sources, size, folder, settings.seed) for size in sizes]
     return BenchResult(
@@ -104,8 +104,8 @@ def _floor(slow: SentenceTransformer, texts: Sequence[str], machine: Machine) ->
     return token_layers(config.hidden_size, tokens * config.num_hidden_layers) / best / 1e6
 
 
-def _recall(slow: SentenceTransformer, fast: TextEncoder, texts: Sequence[str]) -> float:
-    """recall@100 of the fast vectors, asked with themselves, of what float32 vectors find."""
+def recall_of(slow: SentenceTransformer, fast: TextEncoder, texts: Sequence[str]) -> float:
+    """recall@100 of the fast vectors, asked with themselves, of what the vectors of `slow` find, 0 to 1."""
     want: Vectors = np.asarray(slow.encode(list(texts), normalize_embeddings=True), np.float32)
     got = fast.encode(texts)
     truth, found = (exact_search(one, np.ascontiguousarray(one[:_QUERIES]), _K) for one in (want, got))

@@ -145,6 +145,24 @@ def soak_command(
     _run("soak", lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)
 
 
+@app.command("gpu")
+def gpu_command(
+    part: Annotated[str, typer.Option(help="search, embed, rank or train.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with MovieLens-100k as ads, clicks and users.parquet; default: export it."),
+    ] = None,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """What a GPU brings: exact search of millions of ads, embedding, ranking and training, beside the CPU."""
+    with _explained():
+        from benchmarks.speed.gpu.parts import gpu_part
+
+    _run(f"gpu-{part}", lambda folder, progress: gpu_part(part, data, folder, progress), out, compare, as_json)
+
+
 @app.command("quality")
 def quality_command(
     check: Annotated[list[str] | None, typer.Option(help="One or more checks; default: all (hours).")] = None,

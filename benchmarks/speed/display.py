@@ -26,10 +26,11 @@ def machine_line(found: BenchResult) -> str:
     machine = found.machine
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine.gemm.items())
     floors = "; ".join(f"{name} {value:.2f} ms" for name, value in found.floors.items())
+    card = f" GPU: {machine.card}." if machine.card else ""
     return (
         f"{machine.processor}, {machine.cores} cores ({' '.join(machine.instructions) or 'no known extensions'}), "
         f"{machine.memory_gib:.0f} GiB, Python {machine.python}. Matrix products, GFLOP/s: {rates}; memory "
-        f"{machine.memory_bandwidth:.0f} GB/s{'; ' + floors if floors else ''}."
+        f"{machine.memory_bandwidth:.0f} GB/s{'; ' + floors if floors else ''}.{card}"
     )
 
 

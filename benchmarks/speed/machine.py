@@ -13,7 +13,16 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-_PACKAGES = ("torch", "transformers", "sentence-transformers", "openvino", "faiss-cpu", "grpcio", "numpy")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "openvino",
+    "faiss-cpu",
+    "faiss-gpu-cuvs",
+    "grpcio",
+    "numpy",
+)
 _SIZE = 1024
 _BYTES = 256 * 2**20
 _ROUNDS = 5
@@ -26,6 +35,7 @@ class Machine(BaseModel):
         instructions: of the processor, those that matter to matrix products.
         gemm: billions of multiplications and additions a second in square products, by number type.
         memory_bandwidth: GB a second, reading and writing a large array.
+        card: the GPU that was measured on, with its best rates; "" where none was.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +50,7 @@ class Machine(BaseModel):
     instructions: list[str]
     gemm: dict[str, float]
     memory_bandwidth: float
+    card: str = ""
 
 
 def describe() -> Machine:
