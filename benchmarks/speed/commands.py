@@ -163,6 +163,28 @@ def gpu_command(
     _run(f"gpu-{part}", lambda folder, progress: gpu_part(part, data, folder, progress), out, compare, as_json)
 
 
+@app.command("fuzz")
+def fuzz_command(
+    index: Annotated[Path, typer.Option(help="Root of the index versions.")],
+    model: Annotated[Path, typer.Option(help="Root of the model versions.")],
+    calls: Annotated[int, typer.Option(min=1, help="How many calls, over all methods in turns.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 0,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """Calls that nobody should send, to all three servers: near-valid, random, mutated and garbage.
+
+    They must be answered or refused: no crash, no hang, no INTERNAL, no memory without bound.
+    """
+    with _explained():
+        from benchmarks.fuzz.bench import bench_fuzz
+
+    _run(
+        "fuzz", lambda folder, progress: bench_fuzz(index, model, calls, seed, folder, progress), out, compare, as_json
+    )
+
+
 @app.command("quality")
 def quality_command(
     check: Annotated[list[str] | None, typer.Option(help="One or more checks; default: all (hours).")] = None,
