@@ -1,0 +1,113 @@
+"""How long, and how many, callers may take to send what they have begun. Knows nothing of what they send."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from serving.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+
+# A call refused by gRPC itself (too large, compressed in a way that is not known) looks like one that ends without a
+# message, until its cancellation arrives a moment later.
+_REFUSAL_SECONDS = 0.05
+
+
+class _Waiting:
+    def __init__(self, timeout: asyncio.Timeout) -> None:
+        self.timeout = timeout
+        self.gives_way = False
+
+
+class Arrivals:
+    """Reads messages; a caller who does not send one is given up, the oldest at once if too many wait.
+
+    So calls without a message can never keep others from being read: a message that is sent arrives within moments,
+    and only who waits longest gives way. Of one event loop.
+
+    Args:
+        limit: Calls whose message has not arrived, at most.
+        seconds: From the moment at which a message is waited for to its last byte.
+    """
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._waiting: dict[_Waiting, None] = {}  # in the order of their arrival
+
+    async def message(self, context: Any, *, last: bool = False) -> Any:
+        """The next message, in bytes; None where the caller has none left, if it may be the `last`.
+
+        Raises:
+            InvalidArgument: The caller ended the call without a message.
+            DeadlineExceeded: It did not arrive in time.
+            ResourceExhausted: It gave way to newer calls.
+        """
+        waiting: _Waiting | None = None
+        try:
+            async with asyncio.timeout(self._seconds) as timeout:
+                waiting = _Waiting(timeout)
+                self._make_room()
+                self._waiting[waiting] = None
+                message = await context.read()
+        except TimeoutError:
+            if waiting is not None and waiting.gives_way:
+                raise ResourceExhausted(
+                    f"more than {self._limit} calls are waiting for their messages; this one waited longest"
+                ) from None
+            raise DeadlineExceeded(f"the call's message did not arrive within {self._seconds:g} s") from None
+        finally:
+            if waiting is not None:
+                self._waiting.pop(waiting, None)
+        if message is not grpc.aio.EOF:
+            return message
+        if last:
+            return None
+        await asyncio.sleep(_REFUSAL_SECONDS)
+        raise InvalidArgument("the call ended without a message")
+
+    def _make_room(self) -> None:
+        if len(self._waiting) >= self._limit:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.gives_way = True
+            oldest.timeout.reschedule(asyncio.get_running_loop().time())
+
+
+class OpenStreams:
+    """Bounds the number and the life of streams. Of one event loop.
+
+    Args:
+        limit: Streams at once, of all connections.
+        per_connection: Of these, of one connection.
+        seconds: How long a stream may live.
+    """
+
+    def __init__(self, limit: int, per_connection: int, seconds: float) -> None:
+        self._limit, self._per_connection, self._seconds = limit, per_connection, seconds
+        self._open: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def open(self, peer: str) -> AsyncIterator[None]:
+        """Counts a stream of the connection `peer` until the block ends.
+
+        Raises:
+            ResourceExhausted: There are too many.
+            Unavailable: The stream has lived its time.
+        """
+        if self._open[peer] >= self._per_connection or self._open.total() >= self._limit:
+            raise ResourceExhausted(
+                f"too many streams are open: at most {self._per_connection} a connection and {self._limit} in all"
+            )
+        self._open[peer] += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                yield
+        except TimeoutError:
+            raise Unavailable(f"a stream ends after {self._seconds:g} s; open it again") from None
+        finally:
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]
