@@ -112,13 +112,12 @@ class ConnectionGuard:
     On Linux alone, where a process can look at its own connections; elsewhere idle ones end by their age.
 
     Args:
-        port: The port.
         limit: Connections it may hold.
         on_closed: Told how many were closed.
     """
 
-    def __init__(self, port: int, limit: int, on_closed: Callable[[int], None] = lambda _: None) -> None:
-        self._port = port
+    def __init__(self, limit: int, on_closed: Callable[[int], None] = lambda _: None) -> None:
+        self._port = 0
         self._most = max(1, int(limit * _FULL))
         self._on_closed = on_closed
         self._uses: OrderedDict[str, _Use] = OrderedDict()  # longest unused first
@@ -140,8 +139,9 @@ class ConnectionGuard:
             if len(self._uses) > self._remembered:
                 self._uses.popitem(last=False)
 
-    async def watch(self) -> None:
-        """Looks after the connections until cancelled."""
+    async def watch(self, port: int) -> None:
+        """Looks after the connections of `port` until cancelled."""
+        self._port = port
         if not os.path.isdir(_DESCRIPTORS) or not hasattr(socket, "TCP_INFO"):
             return
         pressed = -math.inf

@@ -29,7 +29,7 @@ class IncomingCall:
     """What is known of a call before its message has arrived.
 
     Attributes:
-        method: Full name, such as ``/adcascade.v1.RankingService/Rank``; it need not exist.
+        method: Full name, such as ``/adcascade.v1.RankingService/Rank``; of one that does not exist, `UNKNOWN_METHOD`.
         metadata: Headers of the caller.
         peer: Address of the caller, one a connection, such as ``ipv4:10.0.0.7:41234``.
         auth_context: What TLS has verified of the caller, as `grpc.ServicerContext.auth_context` gives it.

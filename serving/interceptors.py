@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
-# Counted under one name, or everybody could make up metrics.
-UNKNOWN_METHOD = "unknown"
+# All that do not exist have one name, or everybody could make up metrics and lines of the log.
+UNKNOWN_METHOD = "unknown-method"
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 _INTERNAL_MESSAGE = "internal error; the server's log has the details under this request id"
 
@@ -133,16 +133,12 @@ class CallInterceptor:
         self._caller_errors = caller_errors
         self._guard = guard
 
-    def intercept(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any] | None") -> Any:
-        """The handler that takes the calls of `method` off the wire, in bytes; `handler` None is an unknown method.
+    def intercept(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> Any:
+        """The handler that takes the calls of `method` off the wire, in bytes.
 
         Servicers of unary methods may block; one that is a coroutine function, and every stream, runs in the event
         loop and must not.
         """
-        if handler is None:
-            return grpc.stream_unary_rpc_method_handler(
-                self._surround(method, self._refuse_unknown, name=UNKNOWN_METHOD)
-            )
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(self._surround(method, self._streaming(handler)))
         if handler.request_streaming:
@@ -151,7 +147,15 @@ class CallInterceptor:
             return grpc.stream_unary_rpc_method_handler(self._surround(method, self._inline(handler)))
         return grpc.stream_unary_rpc_method_handler(self._surround(method, self._in_thread(handler)))
 
-    def _surround(self, method: str, work: Work, *, name: str = "") -> Callable[[Any, Any], Any]:
+    async def refuse_unknown(self, messages: Any, context: Any) -> None:
+        """Answers the call of a method that no handler is for."""
+
+        async def refuse(exchange: Exchange) -> None:
+            raise Unimplemented("this server has no such method; its reflection and the protos name those it has")
+
+        await self._surround(UNKNOWN_METHOD, refuse)(messages, context)
+
+    def _surround(self, method: str, work: Work) -> Callable[[Any, Any], Any]:
         async def call(_messages: Any, context: Any) -> bytes | None:
             started = time.perf_counter()
             exchange = Exchange(IncomingCall.of(method, context), context)
@@ -168,7 +172,7 @@ class CallInterceptor:
             except Exception as error:  # noqa: BLE001 - the one place that answers for bugs
                 status, message = ServiceError.status, str(_reported(error, method))
             finally:
-                self._record(exchange, name or method, status, time.perf_counter() - started)
+                self._record(exchange, status, time.perf_counter() - started)
             if status is not grpc.StatusCode.OK:
                 await _refuse(exchange, status, message)
             return reply
@@ -259,18 +263,14 @@ class CallInterceptor:
 
         return work
 
-    async def _refuse_unknown(self, exchange: Exchange) -> None:
-        raise Unimplemented("this server has no such method; its reflection and the protos name those it has")
-
-    def _record(self, exchange: Exchange, name: str, status: grpc.StatusCode, seconds: float) -> None:
+    def _record(self, exchange: Exchange, status: grpc.StatusCode, seconds: float) -> None:
         call = exchange.call
         if call.method.startswith(_INFRASTRUCTURE) and status is grpc.StatusCode.OK:
             return  # probes would drown the calls
-        self._metrics.calls.labels(name, status.name).inc()
-        self._metrics.seconds.labels(name).observe(seconds)
-        method = status_message(call.method)
+        self._metrics.calls.labels(call.method, status.name).inc()
+        self._metrics.seconds.labels(call.method).observe(seconds)
         who = f"{call.peer} {exchange.identity}".rstrip()
-        log.info("%s %s %.1f ms from %s", method, status.name, 1000 * seconds, who)
+        log.info("%s %s %.1f ms from %s", call.method, status.name, 1000 * seconds, who)
 
 
 def _parsed(handler: Any, message: bytes) -> Any:

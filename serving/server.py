@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from serving import health
+from serving.aio_server import AioServer
 from serving.arrivals import Arrivals, OpenStreams
 from serving.connections import ConnectionGuard, connection_budget
 from serving.errors import StartupError
@@ -43,12 +44,11 @@ _STREAM_SECONDS = 600.0
 _THREAD_END_SECONDS = 0.5
 
 
-class _Methods(grpc.GenericRpcHandler):
-    """All methods of a server by full name. `register` functions of generated code take it for a server."""
+class _Methods:
+    """Handlers by full name of their method. `register` functions of generated code take it for a server."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, Any] = {}
-        self.interceptor: CallInterceptor | None = None
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Nothing: generated code gives the same methods to `add_registered_method_handlers`, by name."""
@@ -56,12 +56,6 @@ class _Methods(grpc.GenericRpcHandler):
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         """Adds the methods of a service."""
         self.handlers |= {f"/{service_name}/{method}": handler for method, handler in method_handlers.items()}
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Implements `grpc.GenericRpcHandler`; a method that does not exist has a handler too, which says so."""
-        assert self.interceptor is not None
-        method = str(handler_call_details.method)
-        return self.interceptor.intercept(method, self.handlers.get(method))
 
 
 class Server:
@@ -134,23 +128,26 @@ class Server:
 
     async def _start_grpc(self, connections: int) -> None:
         settings = self._settings
-        self._grpc = grpc.aio.server(options=_options(settings, connections))
-        self._grpc.add_generic_rpc_handlers((self._methods,))
-        self.address = _address(settings.host, self._bind(_address(settings.host, settings.port)))
-        guard = ConnectionGuard(int(self.address.rpartition(":")[2]), connections, self._metrics.connections_closed.inc)
-        self._methods.interceptor = CallInterceptor(
+        uses = ConnectionGuard(connections, self._metrics.connections_closed.inc)
+        interceptor = CallInterceptor(
             self._metrics,
             self._threads,
             max_concurrent=settings.max_concurrent,
             max_reply_bytes=settings.max_message_mib * MEBIBYTE,
             arrivals=Arrivals(settings.max_unsent, settings.message_seconds),
             streams=OpenStreams(_MAX_STREAMS, _MAX_STREAMS_PER_CONNECTION, _STREAM_SECONDS),
-            connections=guard,
+            connections=uses,
             caller_errors=self._caller_errors,
             guard=self._guard,
         )
+        self._grpc = AioServer(_options(settings, connections), interceptor.refuse_unknown)
+        self._grpc.add_methods(
+            {method: interceptor.intercept(method, handler) for method, handler in self._methods.handlers.items()}
+        )
+        port = self._bind(_address(settings.host, settings.port))
+        self.address = _address(settings.host, port)
         await self._grpc.start()
-        self._watching = asyncio.ensure_future(guard.watch())
+        self._watching = asyncio.ensure_future(uses.watch(port))
 
     def _bind(self, wanted: str) -> int:
         settings = self._settings

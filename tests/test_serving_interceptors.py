@@ -193,7 +193,7 @@ def call_directly(behaviour: Callable[[Any, Any], Any], caller: Caller) -> Any:
             max_reply_bytes=1000,
             arrivals=Arrivals(1, 10),
             streams=OpenStreams(1, 1, 10),
-            connections=ConnectionGuard(1, 1),
+            connections=ConnectionGuard(1),
         )
         return asyncio.run(interceptor.intercept(METHOD, handler).stream_unary(None, caller)).decode()
 
