@@ -1,9 +1,13 @@
-"""How long, and how many, callers may take to send what they have begun. Knows nothing of what they send."""
+"""How long, and how many, callers may take to send what they have begun, and to take what they are answered.
+
+Knows nothing of what they send.
+"""
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -15,9 +19,15 @@ from serving.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted,
 _REFUSAL_SECONDS = 0.05
 
 
+# A message that is sent arrives sooner than this. Calls that have waited for less do not give way, so that many that
+# come at once are all read.
+_GRACE_SECONDS = 0.1
+
+
 class _Waiting:
-    def __init__(self, timeout: asyncio.Timeout) -> None:
+    def __init__(self, timeout: asyncio.Timeout, since: float) -> None:
         self.timeout = timeout
+        self.since = since
         self.gives_way = False
 
 
@@ -25,7 +35,7 @@ class Arrivals:
     """Reads messages; a caller who does not send one is given up, the oldest at once if too many wait.
 
     So calls without a message can never keep others from being read: a message that is sent arrives within moments,
-    and only who waits longest gives way. Of one event loop.
+    and only who waits longest gives way. It bounds the memory of messages on their way, too. Of one event loop.
 
     Args:
         limit: Calls whose message has not arrived, at most.
@@ -36,6 +46,7 @@ class Arrivals:
         self._limit = limit
         self._seconds = seconds
         self._waiting: dict[_Waiting, None] = {}  # in the order of their arrival
+        self._sweeping = False
 
     async def message(self, context: Any, *, last: bool = False) -> Any:
         """The next message, in bytes; None where the caller has none left, if it may be the `last`.
@@ -48,9 +59,10 @@ class Arrivals:
         waiting: _Waiting | None = None
         try:
             async with asyncio.timeout(self._seconds) as timeout:
-                waiting = _Waiting(timeout)
-                self._make_room()
+                waiting = _Waiting(timeout, time.monotonic())
                 self._waiting[waiting] = None
+                if len(self._waiting) > self._limit and not self._sweeping:
+                    self._sweep()
                 message = await context.read()
         except TimeoutError:
             if waiting is not None and waiting.gives_way:
@@ -68,12 +80,72 @@ class Arrivals:
         await asyncio.sleep(_REFUSAL_SECONDS)
         raise InvalidArgument("the call ended without a message")
 
-    def _make_room(self) -> None:
-        if len(self._waiting) >= self._limit:
+    def _sweep(self) -> None:
+        """Lets those go that have waited longest, and looks again while there are too many."""
+        loop, young = asyncio.get_running_loop(), time.monotonic() - _GRACE_SECONDS
+        while len(self._waiting) > self._limit:
             oldest = next(iter(self._waiting))
+            if oldest.since > young:
+                break
             del self._waiting[oldest]
             oldest.gives_way = True
-            oldest.timeout.reschedule(asyncio.get_running_loop().time())
+            oldest.timeout.reschedule(loop.time())
+        self._sweeping = len(self._waiting) > self._limit
+        if self._sweeping:
+            loop.call_later(_GRACE_SECONDS, self._sweep)
+
+
+class _Reply:
+    def __init__(self, peer: str, size: int, since: float) -> None:
+        self.peer, self.size, self.since = peer, size, since
+
+
+class UntakenReplies:
+    """Closes the connections of callers who do not take their replies, which would fill the memory. Of one event loop.
+
+    gRPC holds a reply until its caller's window lets it out, and has no way to take it back.
+
+    Args:
+        limit_bytes: Replies that wait to be taken, of all connections.
+        seconds: How long one may wait.
+        close: Closes the connections of peers.
+    """
+
+    def __init__(self, limit_bytes: int, seconds: float, close: Callable[[set[str]], None]) -> None:
+        self._limit_bytes, self._seconds, self._close = limit_bytes, seconds, close
+        self._replies: dict[_Reply, None] = {}  # in their order
+        self._bytes = 0
+        self._sweeping = False
+
+    def add(self, peer: str, size: int, sending: "asyncio.Task[Any]") -> None:
+        """A reply of `size` bytes waits for `peer` until the task `sending` ends."""
+        reply = _Reply(peer, size, time.monotonic())
+        self._replies[reply] = None
+        self._bytes += size
+        sending.add_done_callback(lambda _: self._remove(reply))
+        if not self._sweeping:
+            self._sweep()
+
+    def _remove(self, reply: _Reply) -> None:
+        if reply in self._replies:
+            del self._replies[reply]
+            self._bytes -= reply.size
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        hangers: set[str] = set()
+        while self._replies:
+            oldest = next(iter(self._replies))
+            age = now - oldest.since
+            if age < (_GRACE_SECONDS if self._bytes > self._limit_bytes else self._seconds):
+                break
+            hangers.add(oldest.peer)
+            self._remove(oldest)
+        if hangers:
+            self._close(hangers)
+        self._sweeping = bool(self._replies)
+        if self._sweeping:
+            asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._sweep)
 
 
 class OpenStreams:

@@ -142,7 +142,7 @@ class ConnectionGuard:
     async def watch(self, port: int) -> None:
         """Looks after the connections of `port` until cancelled."""
         self._port = port
-        if not os.path.isdir(_DESCRIPTORS) or not hasattr(socket, "TCP_INFO"):
+        if not self._can_look():
             return
         pressed = -math.inf
         while True:
@@ -158,6 +158,21 @@ class ConnectionGuard:
                     pressed = time.monotonic()
                     log.warning("the port is full: closed the %d connections that were longest without a call", closed)
                     self._on_closed(closed)
+
+    def close(self, peers: set[str]) -> None:
+        """Closes the connections of `peers`, as gRPC names them, in a thread; on Linux alone."""
+        if self._can_look():
+            asyncio.get_running_loop().run_in_executor(None, self._close_all, {_peer(name) for name in peers})
+
+    def _close_all(self, peers: set[Peer]) -> None:
+        connections = [one for one in map(self._connection, map(int, os.listdir(_DESCRIPTORS))) if one is not None]
+        closed = sum(self._close(connection) for connection in connections if connection.peer in peers)
+        log.warning("closed %d connections that did not take their replies", closed)
+        self._on_closed(closed)
+
+    @staticmethod
+    def _can_look() -> bool:
+        return os.path.isdir(_DESCRIPTORS) and hasattr(socket, "TCP_INFO")
 
     def _close_idlest(self, used: dict[str, _Use]) -> int:
         open_now = os.listdir(_DESCRIPTORS)

@@ -24,10 +24,18 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.arrivals import Arrivals, OpenStreams
+from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
 from serving.context import REQUEST_ID_KEY as REQUEST_ID_KEY
 from serving.context import CallContext, IncomingCall
-from serving.errors import Cancelled, DeadlineExceeded, InvalidArgument, ResourceExhausted, ServiceError, Unimplemented
+from serving.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+    Unimplemented,
+)
 from serving.metrics import CallMetrics
 from serving.printable import status_message
 
@@ -104,7 +112,9 @@ class CallInterceptor:
         max_reply_bytes: A longer reply is refused with RESOURCE_EXHAUSTED.
         arrivals: Bounds the calls whose message has not arrived.
         streams: Bounds the streams of health and reflection.
+        replies: Bounds the replies that nobody takes.
         caller_errors: Exception classes, other than ServiceError, that mean the request is wrong.
+        unready_errors: Those that mean that something a call needs is not loaded, and become UNAVAILABLE.
         guard: Decides who may call.
         connections: Is told which connections are used.
     """
@@ -118,8 +128,10 @@ class CallInterceptor:
         max_reply_bytes: int,
         arrivals: Arrivals,
         streams: OpenStreams,
+        replies: UntakenReplies,
         connections: Connections,
         caller_errors: tuple[type[Exception], ...] = (),
+        unready_errors: tuple[type[Exception], ...] = (),
         guard: Guard = admit_everybody,
     ) -> None:
         self._metrics = metrics
@@ -129,8 +141,10 @@ class CallInterceptor:
         self._slots = threading.BoundedSemaphore(max_concurrent)
         self._arrivals = arrivals
         self._streams = streams
+        self._replies = replies
         self._connections = connections
         self._caller_errors = caller_errors
+        self._unready_errors = unready_errors
         self._guard = guard
 
     def intercept(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> Any:
@@ -173,6 +187,7 @@ class CallInterceptor:
                 status, message = ServiceError.status, str(_reported(error, method))
             finally:
                 self._record(exchange, status, time.perf_counter() - started)
+            self._replies.add(exchange.call.peer, len(reply or message), _current_task())
             if status is not grpc.StatusCode.OK:
                 await _refuse(exchange, status, message)
             return reply
@@ -222,6 +237,8 @@ class CallInterceptor:
             raise
         except self._caller_errors as error:
             raise InvalidArgument(str(error)) from error
+        except self._unready_errors as error:
+            raise Unavailable(str(error)) from error
         except Exception as error:
             raise _reported(error, caller.call.method) from error
         if (chosen := caller.code()) not in (None, grpc.StatusCode.OK):
@@ -281,6 +298,12 @@ def _parsed(handler: Any, message: bytes) -> Any:
             f"the message of {len(message):,} bytes cannot be read as the request of this method: it is cut off, of "
             "another type, or holds text that is not UTF-8"
         ) from error
+
+
+def _current_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None  # a call is one
+    return task
 
 
 def _check_deadline(call: IncomingCall) -> None:

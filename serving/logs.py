@@ -10,8 +10,9 @@ from serving.printable import cut_to_bytes, escaped
 
 # Longest message of a line; what callers send may stand in it.
 _MAX_BYTES = 8192
-# How gRPC reports headers that are not UTF-8, each with a traceback; it goes on with them as Latin-1.
-_GRPC_LOGGER, _GRPC_BAD_HEADER = "grpc._cython.cygrpc", "Invalid encoding on"
+# What gRPC reports with a traceback though it is the caller's doing: headers that are not UTF-8, which it takes as
+# Latin-1, and callers who left while their reply was sent.
+_GRPC_LOGGER, _CALLERS_DOING = "grpc._cython.cygrpc", ("Invalid encoding on", "ExecuteBatchError raised in core")
 
 
 class _RequestIdFilter(logging.Filter):
@@ -31,14 +32,14 @@ class _LineFormatter(logging.Formatter):
         return "\n".join("  " + escaped(line) for line in super().formatException(ei).splitlines())
 
 
-class _BadHeaderFilter(logging.Filter):
-    """Lets nobody fill the log with tracebacks of headers that are not UTF-8."""
+class _CallersDoingFilter(logging.Filter):
+    """Keeps callers from filling the log with tracebacks of gRPC's."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(_GRPC_BAD_HEADER)
+        return not str(record.msg).startswith(_CALLERS_DOING)
 
 
-_bad_headers = _BadHeaderFilter()  # one, however often the log is set up
+_callers_doing = _CallersDoingFilter()  # one, however often the log is set up
 
 
 def set_up_logging(level: str, quiet: Sequence[str] = ()) -> None:
@@ -47,6 +48,6 @@ def set_up_logging(level: str, quiet: Sequence[str] = ()) -> None:
     handler.addFilter(_RequestIdFilter())
     handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger(_GRPC_LOGGER).addFilter(_bad_headers)
+    logging.getLogger(_GRPC_LOGGER).addFilter(_callers_doing)
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)

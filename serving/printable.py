@@ -1,26 +1,23 @@
 """Text of callers, made fit for a status message or a line of the log. Knows nothing of where it came from."""
 
-import unicodedata
-
 # gRPC sends a status message as metadata, of which a client takes 8 KiB in all, and encodes what is not ASCII in three
 # times as many bytes: a longer message would hide the status itself.
 STATUS_BYTES = 1000
-# Control characters, invisible ones that turn the writing direction, lone surrogates, line and paragraph separators.
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _CUT = "…"
 
 
 def escaped(text: str) -> str:
     r"""`text` in one line without control characters: a newline becomes ``\n``, an escape character ``\x1b``.
 
+    So do invisible characters, such as those that turn the writing direction, and lone surrogates.
+
     >>> escaped("one\nforged line")
     'one\\nforged line'
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
     return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in _UNPRINTABLE else character
-        for character in text
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from serving import health
 from serving.aio_server import AioServer
-from serving.arrivals import Arrivals, OpenStreams
+from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
 from serving.connections import ConnectionGuard, connection_budget
 from serving.errors import StartupError
 from serving.interceptors import CallInterceptor, Guard, admit_everybody
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _MAX_STREAMS = 256
 _MAX_STREAMS_PER_CONNECTION = 4
 _STREAM_SECONDS = 600.0
+# Replies that wait to be taken by their callers may fill as much memory as so many of the longest.
+_MAX_REPLIES = 16
 # How long idle threads may take to end.
 _THREAD_END_SECONDS = 0.5
 
@@ -64,6 +66,7 @@ class Server:
     Args:
         settings: Address, limits, TLS.
         caller_errors: Exception classes that mean the request is wrong and become INVALID_ARGUMENT.
+        unready_errors: Those that mean that something a call needs is not loaded, and become UNAVAILABLE.
         registry: Prometheus registry that /metrics shows.
         guard: Decides who may call what.
     """
@@ -73,6 +76,7 @@ class Server:
         settings: ServerSettings,
         *,
         caller_errors: tuple[type[Exception], ...] = (),
+        unready_errors: tuple[type[Exception], ...] = (),
         registry: CollectorRegistry | None = None,
         guard: Guard = admit_everybody,
     ) -> None:
@@ -80,6 +84,7 @@ class Server:
         self.registry = registry or new_registry()
         self._metrics = CallMetrics(self.registry)
         self._caller_errors = caller_errors
+        self._unready_errors = unready_errors
         self._guard = guard
         self._thread_names = f"rpc-{id(self):x}_"  # not those of another server in this process
         self._threads = ThreadPoolExecutor(settings.max_concurrent, thread_name_prefix=self._thread_names)
@@ -136,8 +141,12 @@ class Server:
             max_reply_bytes=settings.max_message_mib * MEBIBYTE,
             arrivals=Arrivals(settings.max_unsent, settings.message_seconds),
             streams=OpenStreams(_MAX_STREAMS, _MAX_STREAMS_PER_CONNECTION, _STREAM_SECONDS),
+            replies=UntakenReplies(
+                _MAX_REPLIES * settings.max_message_mib * MEBIBYTE, settings.message_seconds, uses.close
+            ),
             connections=uses,
             caller_errors=self._caller_errors,
+            unready_errors=self._unready_errors,
             guard=self._guard,
         )
         self._grpc = AioServer(_options(settings, connections), interceptor.refuse_unknown)

@@ -37,9 +37,13 @@ class ServerSettings(BaseSettings):
         256, ge=1, description="Calls at once of one connection; more wait at the caller."
     )
     max_unsent: int = Field(
-        256, ge=1, description="Calls whose message has not arrived; one more, and the oldest is refused."
+        64, ge=1, description="Calls whose message has not arrived; one more, and the oldest is refused."
     )
-    message_seconds: float = Field(10.0, gt=0, description="From the start of a call to the end of its message.")
+    message_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="From the start of a call to the end of its message, and from its reply to its being taken.",
+    )
     handshake_seconds: float = Field(
         5.0, gt=0, description="From a connection to the end of its TLS and HTTP/2 handshakes."
     )

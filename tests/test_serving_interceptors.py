@@ -22,7 +22,7 @@ from protos.recommend_pb2_grpc import (
     RecommendServiceStub,
     add_RecommendServiceServicer_to_server,
 )
-from serving.arrivals import Arrivals, OpenStreams
+from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
 from serving.channel import open_channel
 from serving.connections import ConnectionGuard
 from serving.errors import (
@@ -193,6 +193,7 @@ def call_directly(behaviour: Callable[[Any, Any], Any], caller: Caller) -> Any:
             max_reply_bytes=1000,
             arrivals=Arrivals(1, 10),
             streams=OpenStreams(1, 1, 10),
+            replies=UntakenReplies(1000, 10, lambda _: None),
             connections=ConnectionGuard(1),
         )
         return asyncio.run(interceptor.intercept(METHOD, handler).stream_unary(None, caller)).decode()
@@ -243,6 +244,22 @@ def test_a_service_error_becomes_its_status_with_its_message(error, status):
 def test_a_caller_error_becomes_invalid_argument_with_its_message():
     status, details = outcome(raising(BadUserError("history[3] has no type")))
     assert (status, details) == (grpc.StatusCode.INVALID_ARGUMENT, "history[3] has no type")
+
+
+def test_an_error_that_means_not_loaded_becomes_unavailable_with_its_message():
+    server = Server(Settings(), unready_errors=(LookupError,))
+    servicer = Servicer(raising(LookupError("no index version is loaded yet")))
+    server.add(SERVICE, partial(add_RecommendServiceServicer_to_server, servicer))
+    server.start()
+    try:
+        with client(server) as stub:
+            ended = call(stub)
+            assert (ended.code(), ended.details()) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "no index version is loaded yet",
+            )
+    finally:
+        server.stop(0)
 
 
 def test_an_unknown_error_is_told_in_a_fixed_text_and_logged_whole(log):
