@@ -51,7 +51,7 @@ class IncomingCall:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         verified = {key: tuple(values) for key, values in (context.auth_context() or {}).items()}
-        return cls(method, metadata, context.peer(), verified, deadline, request_id_of(metadata))
+        return cls(method, metadata, context.peer() or "-", verified, deadline, request_id_of(metadata))
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller's deadline, never below 0; None without one."""
