@@ -8,7 +8,7 @@ import torch
 from prometheus_client import Counter, Gauge
 from pydantic_settings import CliApp
 
-from artifacts.errors import ArtifactError
+from artifacts.errors import ArtifactError, VersionNotFound
 from artifacts.hotswap import HotSwap
 from artifacts.store import VersionStore
 from index_builder.artifact import ADS_FILE, AdCatalog
@@ -35,7 +35,7 @@ _TORCH_THREADS = torch.get_num_threads()
 def serve(settings: RankingSettings) -> None:
     """Runs the server until it is told to stop."""
     _give_way(settings.nice)
-    server = Server(settings, caller_errors=(InputError,))
+    server = Server(settings, caller_errors=(InputError,), unready_errors=(VersionNotFound,))
     swaps = Counter(
         "adcascade_version_swaps_total", "Versions swapped to, or refused.", ["kind", "event"], registry=server.registry
     )

@@ -59,8 +59,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     def Rank(self, request: ranking_pb2.RankRequest, context: Caller) -> ranking_pb2.RankResponse:
         """See the proto."""
-        if not self._engines.is_loaded:
-            raise Unavailable("the model is not loaded yet")
+        self._check_loaded()
         candidates, index_version = self._prepare(request)
         if not candidates.query.ad_ids:
             return self._nothing_to_rank(candidates, index_version)
@@ -88,6 +87,13 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 counters_end=moment_to_wire(loaded.counters.end),
                 backend=engine.backend.name if engine.backend is not None else "",
             )
+
+    def _check_loaded(self) -> None:
+        """A call needs both, and the index comes after the model."""
+        if not self._engines.is_loaded:
+            raise Unavailable("the model is not loaded yet")
+        if self._catalogs is not None and not self._catalogs.is_loaded:
+            raise Unavailable("the index is not loaded yet")
 
     def _prepare(self, request: ranking_pb2.RankRequest) -> tuple[Candidates, str]:
         user, context = user_from_wire(request.user), context_from_wire(request.context)

@@ -6,7 +6,7 @@ from functools import partial
 from prometheus_client import Counter
 from pydantic_settings import CliApp
 
-from artifacts.errors import ArtifactError
+from artifacts.errors import ArtifactError, VersionNotFound
 from artifacts.hotswap import HotSwap
 from artifacts.store import VersionStore
 from index_builder.artifact import load_version, open_store
@@ -56,7 +56,7 @@ class RetrieverLoader:
 
 def serve(settings: RetrievalSettings) -> None:
     """Runs the server until it is told to stop."""
-    server = Server(settings, caller_errors=(InputError,))
+    server = Server(settings, caller_errors=(InputError,), unready_errors=(VersionNotFound,))
     swaps = Counter(
         "adcascade_version_swaps_total", "Versions swapped to, or refused.", ["kind", "event"], registry=server.registry
     )

@@ -8,6 +8,9 @@ Knows nothing of who raises them. One interceptor turns them into a status and a
     ├── FailedPrecondition   the server's state does not allow it; somebody must change that first
     ├── ResourceExhausted    the server is full; try again later, with back-off
     ├── Unavailable          not loaded yet, or shutting down; try another replica
+    ├── Unauthenticated      nobody knows who calls
+    ├── PermissionDenied     the caller is known, and may not do this
+    ├── Unimplemented        there is no such method
     ├── DeadlineExceeded     the caller's time ran out
     ├── Cancelled            the caller left
     └── StartupError         the server cannot start (never on the wire; exit code 2)
@@ -50,6 +53,24 @@ class Unavailable(ServiceError):
     """The server is loading or draining."""
 
     status = grpc.StatusCode.UNAVAILABLE
+
+
+class Unauthenticated(ServiceError):
+    """The caller did not say who it is, or not in a way that can be believed."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(ServiceError):
+    """The caller may not do what it asks for."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+
+class Unimplemented(ServiceError):
+    """The server has no such method."""
+
+    status = grpc.StatusCode.UNIMPLEMENTED
 
 
 class DeadlineExceeded(ServiceError):

@@ -25,6 +25,11 @@ class CallMetrics:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
+        self.connections_closed = Counter(
+            "adcascade_connections_closed_total",
+            "Connections that were longest without a call and gave way to others.",
+            registry=registry,
+        )
         self.in_flight = Gauge("adcascade_calls_in_flight", "Calls worked on or waiting now.", registry=registry)
 
 

@@ -1,9 +1,12 @@
 """A gRPC server with health, reflection, metrics, TLS and an orderly end; knows nothing of ads or models.
 
-A thread pool, not asyncio: a call is one wait for a batcher's thread, which releases the GIL inside FAISS and torch.
-So plain blocking code serves, the client library and the servers share one style, and no call pays for an event loop.
+Calls arrive in the event loop of `serving.loop` and are worked on in threads. A servicer is plain blocking code: its
+call is one wait for a batcher's thread, which releases the GIL inside FAISS and torch. But it gets a thread only once
+its message is there (`serving.interceptors`); in gRPC's own threads-only server a call takes one from its first byte,
+and whoever sends nothing more keeps it.
 """
 
+import asyncio
 import gc
 import json
 import logging
@@ -11,26 +14,50 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
 
+from serving import health
+from serving.aio_server import AioServer
+from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
+from serving.connections import ConnectionGuard, connection_budget
 from serving.errors import StartupError
-from serving.interceptors import CallInterceptor
+from serving.interceptors import CallInterceptor, Guard, admit_everybody
+from serving.loop import run_in_loop
 from serving.metrics import CallMetrics, new_registry
+from serving.metrics_page import MetricsPage
 from serving.settings import MEBIBYTE, ServerSettings
 
 log = logging.getLogger(__name__)
 
-# Threads beyond `max_concurrent`, so that health checks are answered while every slot is taken.
-_SPARE_THREADS = 8
+# Streams of health checks and of reflection: of all connections, of one, and how long one may last.
+_MAX_STREAMS = 256
+_MAX_STREAMS_PER_CONNECTION = 4
+_STREAM_SECONDS = 600.0
+# Replies that wait to be taken by their callers may fill as much memory as so many of the longest.
+_MAX_REPLIES = 16
 # How long idle threads may take to end.
 _THREAD_END_SECONDS = 0.5
+
+
+class _Methods:
+    """Handlers by full name of their method. `register` functions of generated code take it for a server."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Nothing: generated code gives the same methods to `add_registered_method_handlers`, by name."""
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """Adds the methods of a service."""
+        self.handlers |= {f"/{service_name}/{method}": handler for method, handler in method_handlers.items()}
 
 
 class Server:
@@ -39,7 +66,9 @@ class Server:
     Args:
         settings: Address, limits, TLS.
         caller_errors: Exception classes that mean the request is wrong and become INVALID_ARGUMENT.
+        unready_errors: Those that mean that something a call needs is not loaded, and become UNAVAILABLE.
         registry: Prometheus registry that /metrics shows.
+        guard: Decides who may call what.
     """
 
     def __init__(
@@ -47,56 +76,87 @@ class Server:
         settings: ServerSettings,
         *,
         caller_errors: tuple[type[Exception], ...] = (),
+        unready_errors: tuple[type[Exception], ...] = (),
         registry: CollectorRegistry | None = None,
+        guard: Guard = admit_everybody,
     ) -> None:
         self._settings = settings
         self.registry = registry or new_registry()
-        threads = settings.max_concurrent + _SPARE_THREADS
+        self._metrics = CallMetrics(self.registry)
+        self._caller_errors = caller_errors
+        self._unready_errors = unready_errors
+        self._guard = guard
         self._thread_names = f"rpc-{id(self):x}_"  # not those of another server in this process
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=self._thread_names)
-        self._grpc = grpc.server(
-            self._threads,
-            interceptors=[CallInterceptor(CallMetrics(self.registry), settings.max_concurrent, caller_errors)],
-            options=[
-                ("grpc.so_reuseport", 0),  # two servers must not share a port unseen
-                ("grpc.max_receive_message_length", settings.max_message_mib * MEBIBYTE),
-                ("grpc.max_send_message_length", settings.max_message_mib * MEBIBYTE),
-            ],
-            maximum_concurrent_rpcs=2 * threads,
-        )
+        self._threads = ThreadPoolExecutor(settings.max_concurrent, thread_name_prefix=self._thread_names)
+        self._methods = _Methods()
         self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)  # type: ignore[arg-type]
         self._services: list[str] = []
-        self._metrics_server: Any = None
+        self._grpc: Any = None
+        self._watching: Any = None
+        self._page: MetricsPage | None = None
         self._stop = threading.Event()
         self.address = ""
         self.metrics_address = ""
 
     def add(self, service_name: str, register: Callable[[grpc.Server], None]) -> None:
         """Adds a service by its full name, such as ``adcascade.v1.RankingService``."""
-        register(self._grpc)
+        register(self._methods)  # type: ignore[arg-type]  # all that generated code asks of a server
         self._services.append(service_name)
-        self._health.set(service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set(service_name, False)
 
     def start(self) -> None:
-        """Binds the ports and answers calls; health stays NOT_SERVING. Raises StartupError if a port is taken."""
+        """Binds the ports and answers calls; health stays NOT_SERVING.
+
+        Raises:
+            StartupError: A port is taken, TLS cannot be set up, or the process may open too few descriptors.
+        """
         settings = self._settings
-        self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
+        if settings.reflection:
+            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            servicer = reflection.aio.ReflectionServicer(names)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._methods)  # type: ignore[no-untyped-call]
         try:
+            connections = connection_budget(settings.max_connections)
             self._start_metrics()
-            self.address = _address(settings.host, self._bind(_address(settings.host, settings.port)))
-            self._grpc.start()
+            run_in_loop(self._start_grpc(connections))
             self._write_address_file()
         except StartupError:
             self.stop(0)
             raise
         log.info(
-            "listening on %s%s",
+            "listening on %s%s, for up to %d connections",
             self.address,
             f", metrics on {self.metrics_address}" * bool(self.metrics_address),
+            connections,
         )
+
+    async def _start_grpc(self, connections: int) -> None:
+        settings = self._settings
+        uses = ConnectionGuard(connections, self._metrics.connections_closed.inc)
+        interceptor = CallInterceptor(
+            self._metrics,
+            self._threads,
+            max_concurrent=settings.max_concurrent,
+            max_reply_bytes=settings.max_message_mib * MEBIBYTE,
+            arrivals=Arrivals(settings.max_unsent, settings.message_seconds),
+            streams=OpenStreams(_MAX_STREAMS, _MAX_STREAMS_PER_CONNECTION, _STREAM_SECONDS),
+            replies=UntakenReplies(
+                _MAX_REPLIES * settings.max_message_mib * MEBIBYTE, settings.message_seconds, uses.close
+            ),
+            connections=uses,
+            caller_errors=self._caller_errors,
+            unready_errors=self._unready_errors,
+            guard=self._guard,
+        )
+        self._grpc = AioServer(_options(settings, connections), interceptor.refuse_unknown)
+        self._grpc.add_methods(
+            {method: interceptor.intercept(method, handler) for method, handler in self._methods.handlers.items()}
+        )
+        port = self._bind(_address(settings.host, settings.port))
+        self.address = _address(settings.host, port)
+        await self._grpc.start()
+        self._watching = asyncio.ensure_future(uses.watch(port))
 
     def _bind(self, wanted: str) -> int:
         settings = self._settings
@@ -113,8 +173,8 @@ class Server:
     def _add_port(self, wanted: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
             if credentials is None:
-                return self._grpc.add_insecure_port(wanted)
-            return self._grpc.add_secure_port(wanted, credentials)
+                return int(self._grpc.add_insecure_port(wanted))
+            return int(self._grpc.add_secure_port(wanted, credentials))
         except RuntimeError as error:
             tls = "the TLS certificate or key cannot be used, or " if credentials else ""
             raise StartupError(
@@ -126,14 +186,15 @@ class Server:
         settings = self._settings
         if settings.metrics_port is None:
             return
+        self._page = MetricsPage(self.registry)
         try:
-            self._metrics_server, _ = start_http_server(settings.metrics_port, settings.host, self.registry)
+            run_in_loop(self._page.start(settings.host, settings.metrics_port))
         except OSError as error:
             raise StartupError(
                 f"cannot serve metrics on {_address(settings.host, settings.metrics_port)} ({error}); "
                 "choose another port with --metrics-port"
             ) from error
-        self.metrics_address = _address(settings.host, self._metrics_server.server_port)
+        self.metrics_address = _address(settings.host, self._page.port)
 
     def _write_address_file(self) -> None:
         path = self._settings.address_file
@@ -148,18 +209,21 @@ class Server:
 
     def set_serving(self, serving: bool) -> None:
         """Tells health checks whether this server should get traffic."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", *self._services):
-            self._health.set(service, status)
+            self._health.set(service, serving)
 
     def stop(self, grace_seconds: float | None = None) -> None:
         """Refuses new calls, waits for those in flight up to the grace period, and closes the ports."""
-        grace = self._settings.grace_seconds if grace_seconds is None else grace_seconds
-        self._health.enter_graceful_shutdown()
-        self._grpc.stop(grace).wait()
-        if self._metrics_server is not None:
-            self._metrics_server.shutdown()
-            self._metrics_server.server_close()
+        self._health.close()
+        run_in_loop(self._stop_ports(self._settings.grace_seconds if grace_seconds is None else grace_seconds))
+
+    async def _stop_ports(self, grace_seconds: float) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._grpc is not None:
+            await self._grpc.stop(grace_seconds)
+        if self._page is not None:
+            await self._page.stop()
 
     def run(self, load: Callable[[], None], close: Callable[[], None]) -> None:
         """Serves until SIGTERM, SIGINT, or (if so set) the end of standard input.
@@ -217,6 +281,26 @@ class Server:
         while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when the interpreter ends
             pass
         self._stop.set()
+
+
+def _options(settings: ServerSettings, connections: int) -> list[tuple[str, int]]:
+    """What gRPC itself bounds. Of a connection that answers no ping for ten seconds, nobody is left."""
+    message_bytes, metadata_bytes = settings.max_message_mib * MEBIBYTE, settings.max_metadata_kib * 1024
+    return [
+        ("grpc.so_reuseport", 0),  # two servers must not share a port unseen
+        ("grpc.max_receive_message_length", message_bytes),  # counted after decompression as well
+        ("grpc.max_send_message_length", message_bytes),
+        ("grpc.max_metadata_size", metadata_bytes),
+        ("grpc.absolute_max_metadata_size", metadata_bytes),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_concurrent_streams", settings.max_connection_calls),
+        ("grpc.server_handshake_timeout_ms", int(1000 * settings.handshake_seconds)),
+        ("grpc.max_connection_idle_ms", int(1000 * settings.idle_seconds)),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
 
 
 def _address(host: str, port: int) -> str:

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from artifacts.errors import VersionNotFound
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from index_builder.tower_artifact import load_published_towers
@@ -204,7 +205,11 @@ def serving_server(
     name: str, register: Callable[[grpc.Server], None], **settings: object
 ) -> Iterator[tuple[Server, grpc.Channel]]:
     """A real server on a free port with one service, and a channel to it."""
-    server = Server(ServerSettings(port=0, **settings), caller_errors=(InputError,))  # type: ignore[arg-type]
+    server = Server(
+        ServerSettings(port=0, **settings),  # type: ignore[arg-type]
+        caller_errors=(InputError,),
+        unready_errors=(VersionNotFound,),
+    )
     server.add(name, register)
     server.start()
     server.set_serving(True)

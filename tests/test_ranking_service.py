@@ -177,6 +177,37 @@ def test_calls_before_the_model_is_loaded_are_unavailable(roots):
     servicer.close()
 
 
+def test_calls_between_the_load_of_the_model_and_that_of_the_index_are_unavailable(roots):
+    model_store, index_store = open_store(roots[0]), open_index_store(roots[1])
+    engines = HotSwap(model_store, partial(_load_engine, model_store, EngineSettings("cpu")))
+    catalogs = HotSwap(index_store, partial(_load_catalog, index_store))
+    engines.start()
+    servicer = RankingServicer(engines, catalogs, batch_candidates=500)
+    inline = pb.RankCandidate(ad=types_pb2.Ad(ad_id="x", title="An ad of its own"))
+    requests = [pb.RankRequest(candidates=by_id("coffee-1")), pb.RankRequest(candidates=[inline])]
+    with serving_server(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer)) as (_, channel):
+        stub = RankingServiceStub(channel)
+        for request in requests:
+            assert status_of(stub.Rank, request) == (grpc.StatusCode.UNAVAILABLE, "the index is not loaded yet")
+        assert stub.GetModel(pb.GetModelRequest()).model_version
+        catalogs.start()
+        for request in requests:
+            assert len(stub.Rank(request).ads) == 1
+    servicer.close()
+    engines.close()
+    catalogs.close()
+
+
+def test_calls_after_what_they_need_was_released_are_unavailable(served):
+    stub, engines = served
+    engines.close()
+    for call, request in (
+        (stub.Rank, pb.RankRequest(candidates=by_id("coffee-1"))),
+        (stub.GetModel, pb.GetModelRequest()),
+    ):
+        assert status_of(call, request)[0] is grpc.StatusCode.UNAVAILABLE
+
+
 def test_the_model_describes_itself_and_a_new_version_takes_over(served, roots, world, tmp_path):
     stub, engines = served
     first = stub.GetModel(pb.GetModelRequest())

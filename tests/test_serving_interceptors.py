@@ -1,13 +1,14 @@
 """What a caller sees of errors, limits and request ids, through a real server."""
 
+import asyncio
 import contextlib
 import io
 import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -21,7 +22,9 @@ from protos.recommend_pb2_grpc import (
     RecommendServiceStub,
     add_RecommendServiceServicer_to_server,
 )
+from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
 from serving.channel import open_channel
+from serving.connections import ConnectionGuard
 from serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -150,7 +153,7 @@ def test_a_failed_call_brings_its_request_id_too():
 
 
 class Caller:
-    """A server's context with metadata that gRPC clients refuse to send, or a deadline that has just passed."""
+    """gRPC's context of a call with metadata that gRPC clients refuse to send, or a deadline that has just passed."""
 
     def __init__(self, sent_id: str = "fine", remaining: float | None = None) -> None:
         self._sent_id, self._remaining = sent_id, remaining
@@ -160,22 +163,40 @@ class Caller:
     def invocation_metadata(self):
         return (("x-request-id", self._sent_id),)
 
-    def send_initial_metadata(self, metadata):
-        self.returned_id = dict(metadata)["x-request-id"]
+    def peer(self):
+        return "ipv4:127.0.0.1:1"
+
+    def auth_context(self):
+        return {}
 
     def time_remaining(self):
         return self._remaining
 
-    def abort(self, status, message):
+    async def read(self):
+        return b"question"
+
+    async def send_initial_metadata(self, metadata):
+        self.returned_id = dict(metadata)["x-request-id"]
+
+    async def abort(self, status, message):
         self.status = status
         raise RuntimeError(message)
 
 
 def call_directly(behaviour: Callable[[Any, Any], Any], caller: Caller) -> Any:
-    interceptor = CallInterceptor(CallMetrics(CollectorRegistry()), max_concurrent=1)
-    handler = grpc.unary_unary_rpc_method_handler(behaviour)
-    wrapped = interceptor.intercept_service(lambda _: handler, SimpleNamespace(method=METHOD))
-    return wrapped.unary_unary("question", caller)
+    handler = grpc.unary_unary_rpc_method_handler(behaviour, bytes.decode, str.encode)
+    with ThreadPoolExecutor(1) as pool:
+        interceptor = CallInterceptor(
+            CallMetrics(CollectorRegistry()),
+            pool,
+            max_concurrent=1,
+            max_reply_bytes=1000,
+            arrivals=Arrivals(1, 10),
+            streams=OpenStreams(1, 1, 10),
+            replies=UntakenReplies(1000, 10, lambda _: None),
+            connections=ConnectionGuard(1),
+        )
+        return asyncio.run(interceptor.intercept(METHOD, handler).stream_unary(None, caller)).decode()
 
 
 @pytest.mark.parametrize("sent_id", ["forged\nINFO line", "end\n", "nul\0", "ümlaut"])
@@ -194,7 +215,7 @@ def test_the_request_id_holds_during_the_call_and_no_longer():
 def test_a_call_that_arrives_after_its_deadline_is_not_worked_on():
     worked, caller = [], Caller(remaining=0.0)
     with pytest.raises(RuntimeError, match="deadline had passed"):
-        call_directly(lambda *_: worked.append(True), caller)
+        call_directly(lambda *_: worked.append("worked") or "worked", caller)
     assert caller.status == grpc.StatusCode.DEADLINE_EXCEEDED
     assert worked == []
 
@@ -223,6 +244,22 @@ def test_a_service_error_becomes_its_status_with_its_message(error, status):
 def test_a_caller_error_becomes_invalid_argument_with_its_message():
     status, details = outcome(raising(BadUserError("history[3] has no type")))
     assert (status, details) == (grpc.StatusCode.INVALID_ARGUMENT, "history[3] has no type")
+
+
+def test_an_error_that_means_not_loaded_becomes_unavailable_with_its_message():
+    server = Server(Settings(), unready_errors=(LookupError,))
+    servicer = Servicer(raising(LookupError("no index version is loaded yet")))
+    server.add(SERVICE, partial(add_RecommendServiceServicer_to_server, servicer))
+    server.start()
+    try:
+        with client(server) as stub:
+            ended = call(stub)
+            assert (ended.code(), ended.details()) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "no index version is loaded yet",
+            )
+    finally:
+        server.stop(0)
 
 
 def test_an_unknown_error_is_told_in_a_fixed_text_and_logged_whole(log):
