@@ -13,7 +13,7 @@ Loaded = TypeVar("Loaded")
 
 
 def load_newest(store: VersionStore, load: Callable[[str], Loaded]) -> tuple[str, Loaded]:
-    """Verifies and loads the published version; one that cannot be is logged, and that before it is tried.
+    """Verifies and loads the published version, or the newest published before it that is whole; what is not is logged.
 
     Only versions that were published are tried: what was rolled back, or never released, is not.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from index_builder.model_check import BrokenModelError, check_loading, check_tokenizer, check_weights, position_limit
 

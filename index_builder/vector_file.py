@@ -64,7 +64,7 @@ class VectorFile:
             raise self._cut_short()
         return np.frombuffer(b"".join(parts), _ITEM).reshape(found.shape) if parts else found
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """All rows, for numpy."""
         return np.asarray(self[:], dtype)
 
@@ -74,7 +74,7 @@ class VectorFile:
 
     def _read(self, start: int, count: int) -> Vectors:
         found = np.empty((count, self.shape[1]), _ITEM)
-        view, place = memoryview(found.reshape(-1).view(np.uint8)), self._start + start * self._row_bytes
+        view, place = found.reshape(-1).view(np.uint8).data, self._start + start * self._row_bytes
         while len(view):
             got = os.preadv(self._file.fileno(), [view], place)
             if not got:
