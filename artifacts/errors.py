@@ -2,7 +2,7 @@
 
 ArtifactError
 ├── VersionNotFound   nothing published, or no version of that name
-├── CorruptVersion    a file is missing, half-written, or its checksum differs
+├── CorruptVersion    its files are not exactly those of its manifest, or one is half-written, altered or a link
 ├── StoreBusy         another writer holds the store
 └── StorageFull       the disk, a quota or a file size limit is exhausted
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ArtifactError(Exception):
@@ -41,7 +41,7 @@ def storage_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StorageFull(
                 f"no room left to write under {root} ({error.strerror}); free some space or choose another folder. "
                 "The published version is untouched"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from artifacts.errors import ArtifactError, VersionNotFound
+from artifacts.fallback import load_newest
 from artifacts.store import VersionStore
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,18 @@ class HotSwap(Generic[Loaded]):
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{store.kind}", daemon=True)
 
     def start(self) -> None:
-        """Loads the published version and watches for the next. Raises ArtifactError, or what `load` raises."""
-        version = self._store.current()
-        if version is None:
-            raise VersionNotFound(f"nothing is published under {self._store.root}: no CURRENT file there")
-        self._swap_to(version)
+        """Loads the published version and watches for the next.
+
+        One that cannot be loaded is refused as it would be later on: the newest one published before it that can be
+        loaded answers in its place, until another is published or this one is mended.
+
+        Raises ArtifactError, or what `load` raises, if there is none.
+        """
+        version, value = load_newest(self._store, self._load)
+        self._put(_Generation(version, value))
+        published = self._store.current()
+        if version != published:
+            self._refuse(published)
         self._watcher.start()
 
     @property
@@ -105,18 +113,23 @@ class HotSwap(Generic[Loaded]):
                 return
             self._swap_to(version)
         except Exception as error:  # whatever is wrong with the new version, the old one must go on answering
-            self._refused, self._retry_at = version, time.monotonic() + self._retry_seconds
-            self._on_event("refused")
+            self._refuse(version)
             log.error("keeping the old version: %s", error, exc_info=not isinstance(error, ArtifactError))
         else:
             self._on_event("swapped")
 
     def _swap_to(self, version: str) -> None:
         self._store.verify(version)
-        fresh = _Generation(version, self._load(version))
+        self._put(_Generation(version, self._load(version)))
+
+    def _refuse(self, version: str | None) -> None:
+        self._refused, self._retry_at = version, time.monotonic() + self._retry_seconds
+        self._on_event("refused")
+
+    def _put(self, fresh: _Generation[Loaded]) -> None:
         old, self._generation = self._generation, fresh
         self._refused = None
-        log.info("%s version %s is loaded", self._store.kind, version)
+        log.info("%s version %s is loaded", self._store.kind, fresh.version)
         if old is not None:
             self._retire(old)
 

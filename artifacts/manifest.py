@@ -1,19 +1,25 @@
-"""The manifest of a version: what it is, when it was made, the checksum of every file. Knows nothing of the files."""
+"""The manifest of a version: what it is, when it was made, the checksum of every file. Knows nothing of the files.
+
+It names exactly the files there are: one more, one less, or one of another kind is damage.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from artifacts.errors import CorruptVersion
+from artifacts.files import open_regular, read_small, scan
 
 MANIFEST_FILE = "manifest.json"
+_MOST_BYTES = 16 * 2**20
 
 
 class FileEntry(BaseModel):
@@ -22,7 +28,7 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     sha256: str
-    bytes: int
+    bytes: NonNegativeInt
 
 
 class Manifest(BaseModel):
@@ -51,45 +57,96 @@ class Manifest(BaseModel):
         """Reads a manifest; raises CorruptVersion if it is missing, half-written or altered."""
         path = directory / MANIFEST_FILE
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(read_small(path, _MOST_BYTES), object_pairs_hook=_without_twins)
             checksum = document.pop("checksum")
             manifest = cls.model_validate(document)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            is_whole = checksum == _checksum(document)
+        except CorruptVersion:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
             raise CorruptVersion(f"{path} is missing or damaged ({type(error).__name__})") from error
-        if checksum != _checksum(document):
+        if not is_whole:
             raise CorruptVersion(f"{path} was altered: its checksum differs")
+        _check_names(path, manifest.files)
         return manifest
 
     def verify(self, directory: Path) -> None:
-        """Reads every file and compares its checksum; raises CorruptVersion naming the first that differs."""
-        paths = [directory / name for name in self.files]
-        for path in paths:
-            if not path.is_file():
-                raise CorruptVersion(f"{path} is missing from version {self.version}")
-        for path, entry, found in zip(paths, self.files.values(), _entries(paths), strict=True):
-            if found != entry:
-                raise CorruptVersion(
-                    f"{path} differs from its checksum; the version is damaged. "
-                    "Roll back to an earlier version or build again"
-                )
+        """Reads every file and compares its checksum.
+
+        Raises:
+            CorruptVersion: A file differs, is missing, is one that the manifest does not name, or is a link, a device
+                or the like; it is named.
+        """
+        try:
+            self._compare(directory, _found(directory))
+        except OSError as error:
+            raise CorruptVersion(f"a file of version {self.version} cannot be read: {error}") from error
+
+    def _compare(self, directory: Path, found: dict[str, int]) -> None:
+        for name in self.files.keys() - found.keys():
+            raise CorruptVersion(f"{directory / name} is missing from version {self.version}")
+        for name in found.keys() - self.files.keys():
+            raise CorruptVersion(
+                f"{str(directory / name)!r} is not in the manifest of version {self.version}; a version holds what was "
+                "committed and nothing else: take the file away, or build again"
+            )
+        for name, entry in self.files.items():
+            if found[name] != entry.bytes:
+                raise _differs(directory / name)
+        for name, entry in _entries(directory, self.files).items():
+            if entry != self.files[name]:
+                raise _differs(directory / name)
 
 
 def list_files(directory: Path) -> dict[str, FileEntry]:
-    """Every file below `directory` but the manifest, by relative POSIX path."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST_FILE)
-    names = [path.relative_to(directory).as_posix() for path in paths]
-    return dict(zip(names, _entries(paths), strict=True))
+    """Every file below `directory` but the manifest, by relative POSIX path.
+
+    Raises CorruptVersion for what a manifest may not name.
+    """
+    names = sorted(_found(directory))
+    _check_names(directory / MANIFEST_FILE, names)
+    return _entries(directory, names)
 
 
-def _entries(paths: Sequence[Path]) -> list[FileEntry]:
+def _found(directory: Path) -> dict[str, int]:
+    return {name: size for name, size in scan(directory).items() if name != MANIFEST_FILE}
+
+
+def _entries(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """What a manifest says of each file; as many are read at once as there are cores."""
+    every = list(names)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(_entry, paths))
+        return dict(zip(every, threads.map(_entry, [directory / name for name in every]), strict=True))
 
 
 def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
+    with open_regular(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
+        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=os.fstat(descriptor).st_size)
+
+
+def _differs(path: Path) -> CorruptVersion:
+    return CorruptVersion(
+        f"{path} differs from its checksum; the version is damaged. Roll back to an earlier version or build again"
+    )
+
+
+def _check_names(manifest: Path, names: Iterable[str]) -> None:
+    """Raises CorruptVersion unless each name leads to a file of its own inside the version, on every file system."""
+    folded = Counter(name.casefold() for name in names)
+    for name in names:
+        parts = name.split("/")
+        outside = any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name
+        if outside or not name.isprintable() or name == MANIFEST_FILE:
+            raise CorruptVersion(f"{manifest} names {name!r}, which is no file of a version")
+        if folded[name.casefold()] > 1:
+            raise CorruptVersion(f"{manifest} names {name!r} twice, but for upper and lower case")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def _checksum(document: dict[str, Any]) -> str:

@@ -3,19 +3,19 @@
 Layout under a root::
 
     CURRENT              JSON: the published version and those published before it, newest first; replaced atomically
-    versions/<version>/  complete versions, each with manifest.json
+    versions/<version>/  complete versions, each with manifest.json; .pruned-<version>: about to be removed
     drafts/<version>/    versions being written; what a killed writer left here is removed by the next one
     .drafts.lock         held by the one process that writes a version
     .current.lock        held for the moment in which CURRENT changes
 
-A version is written under ``drafts``, checksummed, flushed to disk and renamed; publishing replaces ``CURRENT``. A
-process killed at any point leaves the published version as it was.
+A version is written under ``drafts``, checksummed, made read-only, flushed to disk and renamed; publishing replaces
+``CURRENT``. A process killed at any point leaves the published version as it was. Files are readable by their owner and
+its group at most, folders enterable by the same.
 """
 
 import json
 import os
-import shutil
-import stat
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +26,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from artifacts.errors import ArtifactError, CorruptVersion, StoreBusy, VersionNotFound, storage_errors
+from artifacts.errors import FULL, ArtifactError, CorruptVersion, StoreBusy, VersionNotFound, storage_errors
+from artifacts.files import FILE_MODE, flush, make_folder, read_small, remove, remove_empty_folders, seal, write_private
 from artifacts.manifest import Manifest, list_files
 
 _REMEMBERED = 20  # how many earlier publications CURRENT remembers for rollback
+_LARGEST_CURRENT = 64 * 1024  # bytes
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+_PRUNED = ".pruned-"
+# A version is verified while CURRENT is held: reading some GiB takes a while.
+_CURRENT_WAIT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,24 @@ class VersionStore:
             ArtifactError: The root cannot be written.
         """
         with storage_errors(self.root), self._lock(".drafts.lock", wait_seconds=0):
-            shutil.rmtree(self._drafts, ignore_errors=True)  # the lock is ours, so whoever wrote these is gone
+            remove(self._drafts)  # the lock is ours, so whoever wrote these is gone
+            self._empty_trash()
+            # On a full disk there would be no room to make it.
+            (self.root / ".current.lock").touch(FILE_MODE)
             version = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:6]}"
             draft = Draft(version, self._drafts / version)
-            draft.path.mkdir(parents=True)
+            make_folder(draft.path)
             try:
                 yield draft
             finally:
-                shutil.rmtree(draft.path, ignore_errors=True)
+                remove(draft.path)
 
     def commit(self, draft: Draft, content: dict[str, Any]) -> Manifest:
-        """Makes a draft a complete version (not yet published): checksums, manifest, flush to disk, rename."""
+        """Makes a draft a complete version (not yet published): checksums, manifest, flush to disk, rename.
+
+        Raises CorruptVersion if a file of the draft is a link, a device or the like.
+        """
+        remove_empty_folders(draft.path)
         manifest = Manifest(
             kind=self.kind,
             format_version=self.format_version,
@@ -94,13 +107,10 @@ class VersionStore:
             content=content,
         )
         manifest.write(draft.path)
-        for path in draft.path.rglob("*"):
-            _let_others_read(path)
-            _flush(path)
-        _flush(draft.path)
-        self._versions.mkdir(exist_ok=True)
+        seal(draft.path)
+        make_folder(self._versions)
         os.replace(draft.path, self._versions / draft.version)
-        _flush(self._versions)
+        flush(self._versions)
         return manifest
 
     def publish(self, version: str, *, verify: bool = True) -> None:
@@ -109,19 +119,22 @@ class VersionStore:
         Args:
             verify: Compare its files with their checksums; in vain right after `commit`, which has just read them.
         """
-        if verify:
-            self.verify(version)
-        with storage_errors(self.root), self._lock(".current.lock", wait_seconds=10):
+        self.manifest(version)  # what is wrong at a glance needs no lock
+        with storage_errors(self.root), self._lock(".current.lock", _CURRENT_WAIT_SECONDS):
+            if verify:
+                self.verify(version)
+            else:
+                self.manifest(version)  # it may have been pruned meanwhile
             try:
-                history = [name for name in self._published() if name != version]
+                history = [name for name in self.published() if name != version]
             except CorruptVersion:
                 history = []  # publishing is how a damaged CURRENT is repaired
             self._write_current([version, *history][:_REMEMBERED])
 
     def rollback(self) -> str:
         """Publishes the version that was current before; returns its name. Raises VersionNotFound if there is none."""
-        with storage_errors(self.root), self._lock(".current.lock", wait_seconds=10):
-            current, *earlier = self._published() or [""]
+        with storage_errors(self.root), self._lock(".current.lock", _CURRENT_WAIT_SECONDS):
+            current, *earlier = self.published() or [""]
             for position, version in enumerate(earlier):
                 if (self._versions / version).is_dir():
                     self.verify(version)
@@ -130,27 +143,63 @@ class VersionStore:
             raise VersionNotFound(f"no version was published before {current or 'now'} under {self.root}")
 
     def prune(self, keep: int = 3) -> list[str]:
-        """Removes all but the newest `keep` versions and the published one; returns the names removed."""
-        with storage_errors(self.root), self._lock(".current.lock", wait_seconds=10):
-            spared = {*sorted(self._names())[-keep:], *self._published()[:1]} if keep > 0 else {*self._published()[:1]}
-            doomed = [name for name in self._names() if name not in spared]
-            self._write_current([name for name in self._published() if name not in doomed])
+        """Removes all but the newest `keep` versions and the published one; returns the names removed.
+
+        Needs no room: nothing is written, and CURRENT may go on naming what is gone. A version is renamed first, so
+        that nobody finds half of it; what a killed prune left is removed by the next one, or by the next writer.
+        """
+        with storage_errors(self.root), self._lock(".current.lock", _CURRENT_WAIT_SECONDS):
+            names = sorted(self._names())
+            spared = {*(names[-keep:] if keep > 0 else ()), *self.published()[:1]}
+            doomed = [name for name in names if name not in spared]
             for name in doomed:
-                shutil.rmtree(self._versions / name)
-            return doomed
+                self._put_away(name)
+        with storage_errors(self.root):
+            self._empty_trash()
+        return doomed
+
+    def _put_away(self, name: str) -> None:
+        try:
+            os.replace(self._versions / name, self._versions / f"{_PRUNED}{name}")
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            remove(self._versions / name)  # the folder has no room for another name
+
+    def _empty_trash(self) -> None:
+        if self._versions.is_dir():
+            for path in self._versions.glob(f"{_PRUNED}*"):
+                remove(path)
 
     # ---- reading
 
+    def published(self) -> list[str]:
+        """The published version's name, and those published before it, newest first.
+
+        Some may be gone. Raises CorruptVersion if CURRENT is damaged.
+        """
+        try:
+            names = json.loads(read_small(self._current, _LARGEST_CURRENT))["published"]
+            if not isinstance(names, list) or not all(map(_is_name, names)):
+                raise TypeError
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, CorruptVersion) as error:
+            raise CorruptVersion(f"{self._current} is damaged; publish a version again to repair it") from error
+        return list(names)
+
     def current(self) -> str | None:
         """The published version's name, or None. Raises CorruptVersion if CURRENT is damaged."""
-        published = self._published()
+        published = self.published()
         return published[0] if published else None
 
     def path(self, version: str) -> Path:
-        """Where a version lies. Raises VersionNotFound."""
+        """Where a version lies. Raises VersionNotFound, or CorruptVersion if it is a link to somewhere else."""
         path = self._versions / version
-        if version in ("", "..") or Path(version).name != version or not path.is_dir():
+        if not _is_name(version) or not path.is_dir():
             raise VersionNotFound(f"there is no version {version!r} under {self.root}")
+        if path.is_symlink():
+            raise CorruptVersion(f"{path} is a link; a version lies under its root: copy it there, or build again")
         return path
 
     def current_path(self) -> Path:
@@ -163,6 +212,8 @@ class VersionStore:
     def manifest(self, version: str) -> Manifest:
         """A version's manifest, checked for kind and format. Raises VersionNotFound or CorruptVersion."""
         manifest = Manifest.read(self.path(version))
+        if manifest.version != version:
+            raise CorruptVersion(f"{self.path(version)} holds the manifest of version {manifest.version!r}")
         if manifest.kind != self.kind:
             raise CorruptVersion(f"{self.path(version)} holds a version of kind {manifest.kind!r}, not {self.kind!r}")
         if manifest.format_version != self.format_version:
@@ -191,30 +242,20 @@ class VersionStore:
         return VersionInfo(name, manifest.created_at, size, published, "")
 
     def _names(self) -> list[str]:
-        return [path.name for path in self._versions.iterdir() if path.is_dir()] if self._versions.is_dir() else []
-
-    def _published(self) -> list[str]:
-        try:
-            names = json.loads(self._current.read_bytes())["published"]
-            if not isinstance(names, list):
-                raise TypeError
-        except FileNotFoundError:
+        if not self._versions.is_dir():
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptVersion(f"{self._current} is damaged; publish a version again to repair it") from error
-        return [str(name) for name in names]
+        return [path.name for path in self._versions.iterdir() if _is_name(path.name) and path.is_dir()]
 
     def _write_current(self, published: list[str]) -> None:
         beside = self.root / "CURRENT.tmp"
-        beside.write_text(json.dumps({"published": published}) + "\n")
-        _flush(beside)
+        write_private(beside, json.dumps({"published": published}) + "\n")
         os.replace(beside, self._current)
-        _flush(self.root)
+        flush(self.root)
 
     @contextmanager
     def _lock(self, name: str, wait_seconds: float) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / name, timeout=wait_seconds)
+        make_folder(self.root)
+        lock = FileLock(self.root / name, timeout=wait_seconds, mode=FILE_MODE)
         try:
             lock.acquire()
         except Timeout:
@@ -225,16 +266,6 @@ class VersionStore:
             lock.release()
 
 
-def _let_others_read(path: Path) -> None:
-    """Some libraries write files that only their owner may read; a server often runs as another user."""
-    mode = path.stat().st_mode
-    path.chmod(mode | (mode & stat.S_IRUSR) >> 3 | (mode & stat.S_IRUSR) >> 6)
-
-
-def _flush(path: Path) -> None:
-    """Forces a file's or a folder's content to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _is_name(name: object) -> bool:
+    """Whether a folder of this name could be a version; no name leads out of the folder of versions."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None

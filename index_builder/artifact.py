@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from artifacts.errors import CorruptVersion
 from artifacts.store import VersionStore
 from index_builder.ad_text import joined_text
-from index_builder.encoder import TextEncoder, Vectors
+from index_builder.encoder import TextEncoder
 from index_builder.errors import BuildError
-from index_builder.faiss_index import read_index
+from index_builder.faiss_index import flat_vectors, read_index
+from index_builder.vector_file import StoredVectors, load_vectors
 from records.ads import Ad
 
 if TYPE_CHECKING:
@@ -165,7 +165,13 @@ class AdCatalog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._table = pq.read_table(path).combine_chunks()
+        """Reads an ``ads.parquet``. Raises CorruptVersion if it is none."""
+        try:
+            self._table = pq.read_table(path, memory_map=False).combine_chunks()
+        except (OSError, pa.ArrowException, MemoryError) as error:
+            raise CorruptVersion(f"{path} holds no ads that can be read: {error}") from error
+        if not self._table.schema.equals(ADS_SCHEMA):
+            raise CorruptVersion(f"{path} holds ads of another shape: build the index again with this program")
         self.ids: list[str] = self._table["ad_id"].to_pylist()
         self.row_of: dict[str, int] = {ad_id: row for row, ad_id in enumerate(self.ids)}
 
@@ -194,15 +200,15 @@ class IndexVersion:
     created_at: datetime
     manifest: IndexManifest
     catalog: AdCatalog
-    vectors: Vectors
+    vectors: StoredVectors
     faiss_index: Any
     towers: "TrainedTowers | None" = None
-    event_vectors: Vectors | None = None
-    ad_vectors: Vectors | None = None
+    event_vectors: StoredVectors | None = None
+    ad_vectors: StoredVectors | None = None
     lexical: "LexicalIndex | None" = None
 
     @property
-    def searched_vectors(self) -> Vectors:
+    def searched_vectors(self) -> StoredVectors:
         """What the index was built from, float32 [ads, dimension]."""
         return self.vectors if self.ad_vectors is None else self.ad_vectors
 
@@ -226,17 +232,21 @@ def read_manifest(store: VersionStore, version: str) -> tuple[datetime, IndexMan
 
 
 def load_version(store: VersionStore, version: str) -> IndexVersion:
-    """Loads a (verified) version; vectors stay on disk, memory-mapped. Raises CorruptVersion or BuildError."""
+    """Loads a (verified) version; vectors that are many stay on disk. Raises CorruptVersion or BuildError.
+
+    No file of the version stays mapped into memory: one that is cut short later on makes reading it fail, and no more.
+    """
     path = store.path(version)
     created_at, manifest = read_manifest(store, version)
     index = read_index(path / INDEX_FILE, manifest.search_parameters)
-    vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+    vectors = load_vectors(path / VECTORS_FILE)
     catalog = AdCatalog(path / ADS_FILE)
     counts = {index.ntotal, len(vectors), len(catalog), manifest.ad_count}
     if len(counts) != 1 or index.d != manifest.dimension:
         raise CorruptVersion(f"the files of index version {version} do not fit together; build it again")
     lexical = _load_lexical(path)
     if not manifest.space_sha256:
+        vectors = _searched(index, vectors)
         return IndexVersion(version, created_at, manifest, catalog, vectors, index, lexical=lexical)
     from index_builder.tower_artifact import load_towers  # loads torch, which many commands do without
 
@@ -246,11 +256,21 @@ def load_version(store: VersionStore, version: str) -> IndexVersion:
             f"the ads of index version {version} lie in the space {manifest.space_sha256[:12]}, its user tower spans "
             f"{towers.spec.space_sha256[:12]}; build it again with the towers that belong to it"
         )
-    events = np.load(path / EVENT_VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-    ads = np.load(path / AD_VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+    events = load_vectors(path / EVENT_VECTORS_FILE)
+    ads = _searched(index, load_vectors(path / AD_VECTORS_FILE))
     if not len(events) == len(ads) == len(catalog):
         raise CorruptVersion(f"the files of index version {version} do not fit together; build it again")
     return IndexVersion(version, created_at, manifest, catalog, vectors, index, towers, events, ads, lexical)
+
+
+def _searched(index: Any, vectors: StoredVectors) -> StoredVectors:
+    """The vectors that `index` searches: its own, where it keeps them as they are; else those of the file."""
+    kept = flat_vectors(index)
+    if kept is None:
+        return vectors
+    if kept.shape != vectors.shape:
+        raise CorruptVersion(f"the index holds vectors of {kept.shape} numbers, the file beside it {vectors.shape}")
+    return kept
 
 
 def _load_lexical(path: Path) -> "LexicalIndex | None":

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from artifacts.errors import ArtifactError
+from artifacts.fallback import load_newest
+from artifacts.files import private_opener
 from artifacts.store import Draft, VersionStore
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
@@ -28,10 +31,12 @@ from index_builder.artifact import (
     write_ads,
 )
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
+from index_builder.distinct import DistinctVectors
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import check_kind
 from index_builder.progress import Progress
+from index_builder.vector_file import StoredVectors, load_vectors
 from records.ads import Ad, RejectedAd, read_ads
 
 if TYPE_CHECKING:
@@ -145,7 +150,7 @@ def _write_catalog(
     """Streams usable ads to ads.parquet and the others, with reasons, to rejected.jsonl."""
     rejected: Counter[str] = Counter()
     beside = rejected_file.with_suffix(".tmp")
-    with beside.open("w", encoding="utf-8") as lines:
+    with open(beside, "w", encoding="utf-8", opener=private_opener) as lines:
 
         def usable() -> Iterator[tuple[Ad, bytes]]:
             for number, row in enumerate(read_ads(source), start=1):
@@ -187,23 +192,27 @@ class _Reusable:
 
     keys: npt.NDArray[np.bytes_]
     rows: npt.NDArray[np.int64]
-    vectors: Vectors
+    vectors: StoredVectors
 
     @classmethod
     def of(cls, store: VersionStore, encoder: TextEncoder) -> "_Reusable | None":
-        """The published version's vectors if the same encoder made them; None if not, or if it cannot be read."""
+        """The published version's vectors if the same encoder made them; None if not, or if it cannot be read.
+
+        Where it is damaged, the newest whole version published before it serves.
+        """
         try:
-            version = store.current()
-            if version is None or read_manifest(store, version)[1].encoder_sha256 != encoder.sha256:
+            if store.current() is None:
                 return None
-            store.verify(version)
+            version, (_, manifest) = load_newest(store, partial(read_manifest, store))
         except ArtifactError as error:
             log.warning("embedding everything again: the published version cannot be reused: %s", error)
+            return None
+        if manifest.encoder_sha256 != encoder.sha256:
             return None
         path = store.path(version)
         keys = np.array([key for batch in iter_ads(path / ADS_FILE) for key in batch.keys], "S16")
         order = np.argsort(keys, kind="stable")
-        return cls(keys[order], order, np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False))
+        return cls(keys[order], order, load_vectors(path / VECTORS_FILE))
 
     def find(self, keys: list[bytes]) -> npt.NDArray[np.int64]:
         """The row whose text has each key, or -1."""
@@ -218,6 +227,7 @@ def _embed(
     """Writes vectors.npy batch by batch; returns it memory-mapped, and how many ads were not embedded again."""
     path = draft.path / VECTORS_FILE
     done = reused = 0
+    distinct = DistinctVectors()
     with path.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, encoder.dimension)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -226,13 +236,16 @@ def _embed(
             known = reusable.find(batch.keys) if reusable else np.full(len(batch), -1)
             fresh = np.flatnonzero(known < 0)
             block = np.empty((len(batch), encoder.dimension), "<f4")
-            block[fresh] = encoder.encode(batch.take(fresh.tolist()).texts)
+            texts = batch.take(fresh.tolist()).texts
+            block[fresh] = encoder.encode(texts)
             if reusable:
                 block[known >= 0] = reusable.vectors[known[known >= 0]]
             if not np.isfinite(block).all():
                 raise BuildError(f"the encoder {encoder.name!r} made NaN or infinite vectors; nothing was published")
+            distinct.add(texts, block[fresh])
             file.write(block.data)
             done += len(batch)
             reused += len(batch) - len(fresh)
             progress("embed", done, count)
+    distinct.check(encoder.name)
     return np.load(path, mmap_mode="r", allow_pickle=False), reused

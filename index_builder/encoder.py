@@ -54,7 +54,7 @@ def load_encoder(name: str = EMBEDDED, device: str | None = None) -> TextEncoder
         device: torch device; chosen automatically if None. Ignored by hashing encoders.
 
     Raises:
-        BuildError: There is no such model.
+        BuildError: There is no such model, or it is broken: weights are missing, its tokenizer knows no words, ...
     """
     if name.startswith(_HASHING):
         return HashingEncoder(_hashing_dimension(name))
@@ -75,10 +75,19 @@ class SentenceTransformerEncoder:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
+        from index_builder.encoder_check import check_encoder
+        from index_builder.model_check import BrokenModelError, check_folder
+
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # our own bars show what is slow
         place = str(embedded_model_path()) if name == EMBEDDED else name
+        # No pickles; and nothing is mapped, since a mapped file that is cut short would end the process.
+        how = {"use_safetensors": True, "disable_mmap": True}
         try:
-            self.model = SentenceTransformer(place, device=device)
+            check_folder(place)
+            self.model = SentenceTransformer(place, device=device, model_kwargs=how)
+            check_encoder(self.model, place)
+        except BrokenModelError as broken:
+            raise BuildError(f"the encoder {name!r} is broken: {broken}") from broken
         except Exception as error:  # the library raises whatever its loaders raise
             raise BuildError(
                 f"cannot load the encoder {name!r}: {error}. Give a sentence-transformers directory or hub name"

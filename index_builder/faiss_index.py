@@ -5,7 +5,9 @@ Knows vectors only. On a host with a GPU, training and adding run there and the 
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ _TRAIN_PER_LIST, _TRAIN_LEAST = 64, 10_000
 # A graph linked with less effort is built sooner, and must be searched deeper ever after.
 _LINKING_EFFORT = 200
 CHUNK_ROWS = 65_536
+# The limit on what FAISS reads is one for the whole process.
+_READING = threading.Lock()
 
 
 def import_faiss() -> Any:
@@ -92,9 +96,9 @@ def new_index(dimension: int, factory: str) -> Any:
     return index
 
 
-def _last_line(error: RuntimeError) -> str:
+def _last_line(error: Exception) -> str:
     """What FAISS says, without its source lines."""
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def build_index(
@@ -213,11 +217,47 @@ def write_index(index: Any, path: Path) -> None:
 
 
 def read_index(path: Path, parameters: SearchParameters) -> Any:
-    """Reads an index and sets its search parameters. Raises BuildError if FAISS cannot read it."""
+    """Reads an index into memory and sets its search parameters. Raises BuildError if FAISS cannot read it."""
     faiss = import_faiss()
     try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
+        with _no_vector_beyond(path.stat().st_size):
+            index = faiss.read_index(str(path))
+    except (OSError, RuntimeError, MemoryError) as error:
         raise BuildError(f"FAISS cannot read {path}: {_last_line(error)}") from error
     set_search_parameters(index, parameters)
     return index
+
+
+@contextmanager
+def _no_vector_beyond(most_bytes: int) -> Iterator[None]:
+    """While it lasts, FAISS refuses a file that claims a longer array, instead of making room for it first."""
+    faiss = import_faiss()
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):  # before FAISS 1.14
+        yield
+        return
+    with _READING:
+        before = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(most_bytes)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before)
+
+
+def flat_vectors(index: Any) -> Vectors | None:
+    """The vectors inside an index that keeps them whole, read-only float32 [ads, dimension], not copied; else None."""
+    faiss = import_faiss()
+    return np.asarray(_FlatRows(index)) if isinstance(index, faiss.IndexFlat) and index.ntotal else None
+
+
+class _FlatRows:
+    """What numpy needs to see an index's vectors as an array that keeps the index alive."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "<f4",
+            "shape": (int(index.ntotal), int(index.d)),
+            "data": (int(index.get_xb()), True),
+        }

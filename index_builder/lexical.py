@@ -40,10 +40,10 @@ class LexicalIndex:
 
     @classmethod
     def load(cls, folder: Path) -> "LexicalIndex":
-        """Reads what `save` wrote, memory-mapped. Raises CorruptVersion."""
+        """Reads what `save` wrote into memory. Raises CorruptVersion."""
         try:
-            return cls(bm25s.BM25.load(str(folder), mmap=True, show_progress=False))
-        except (OSError, ValueError, KeyError) as error:
+            return cls(bm25s.BM25.load(str(folder), mmap=False, show_progress=False))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError) as error:
             raise CorruptVersion(f"{folder} holds no lexical index that can be read: {error}") from error
 
     def search(self, text: str, k: int) -> Rows:

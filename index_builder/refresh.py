@@ -2,16 +2,20 @@
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from artifacts.fallback import load_newest
+from artifacts.store import VersionStore
 from index_builder.artifact import (
     ADS_FILE,
     LEXICAL_FOLDER,
     TOWERS_FOLDER,
     VECTORS_FILE,
     AdCatalog,
+    IndexManifest,
     open_store,
     read_manifest,
 )
@@ -19,7 +23,7 @@ from index_builder.assembly import AssemblyOptions, Contents, assemble, index_wo
 from index_builder.build import BuildReport
 from index_builder.errors import BuildError
 from index_builder.progress import Progress
-from index_builder.tower_artifact import load_towers
+from index_builder.tower_artifact import TrainedTowers, load_towers
 from records.clicks import read_clicks
 from records.errors import InputError
 
@@ -45,19 +49,18 @@ def refresh(
     Raises:
         InputError: The log cannot be read, too many of its rows are of ads that nobody knows, or rows have no time.
         BuildError: The published version has no towers, or the recall is too low.
-        ArtifactError: Nothing is published, it is damaged, or the root cannot be written.
+        ArtifactError: Nothing is published, it and all that was published before it are damaged, or the root cannot be
+            written.
     """
     started = time.perf_counter()
     store = open_store(root)
-    source = store.current_path()
-    store.verify(source.name)
-    _, before = read_manifest(store, source.name)
-    if not before.space_sha256:
+    version, (before, towers) = load_newest(store, partial(_read, store))
+    if towers is None:
         raise BuildError(
-            f"index version {source.name} was built without towers, so popularity plays no part in it; "
+            f"index version {version} was built without towers, so popularity plays no part in it; "
             "train them with adcascade train-retrieval and build with --towers"
         )
-    towers = load_towers(source / TOWERS_FOLDER)
+    source = store.path(version)
     known = {*AdCatalog(source / ADS_FILE).ids, *towers.popularity.ad_ids}
     log, report = read_clicks(clicks, known, max_rejected=max_rejected)
     if not log.has_time:
@@ -80,3 +83,9 @@ def refresh(
     if publish:
         store.publish(draft.version, verify=False)
     return BuildReport(draft.version, publish, manifest, dict(report.rejected), clicks)
+
+
+def _read(store: VersionStore, version: str) -> tuple[IndexManifest, TrainedTowers | None]:
+    """The manifest and the towers, if there are any, of a version. Raises ArtifactError."""
+    _, manifest = read_manifest(store, version)
+    return manifest, load_towers(store.path(version) / TOWERS_FOLDER) if manifest.space_sha256 else None

@@ -8,6 +8,7 @@ absent if the training kept none).
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from artifacts.errors import CorruptVersion
+from artifacts.fallback import load_newest
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.neighbours import Neighbours
@@ -28,6 +30,11 @@ from records.popularity import FEATURES, Floats, PopularitySnapshot
 SPEC_FILE = "towers.json"
 _WEIGHTS_FILE, _POPULARITY_FILE, _KNOWN_FILE = "towers.safetensors", "popularity.parquet", "known_ads.parquet"
 _QUERIES_FILE, _NEIGHBOURS_FOLDER = "queries.npy", "neighbours"
+# What the libraries raise of files that are not what they should be.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError),
+    *(BadZipFile, pa.ArrowException, SafetensorError),
+)
 
 
 class TowerSpec(BaseModel):
@@ -141,14 +148,18 @@ def load_towers(folder: Path) -> TrainedTowers:
     try:
         spec = TowerSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
         towers = Towers(spec.shape).eval()
-        towers.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+        towers.load_state_dict(load((folder / _WEIGHTS_FILE).read_bytes()))
         known = frozenset(pq.read_table(folder / _KNOWN_FILE)["ad_id"].to_pylist())
         queries = np.load(folder / _QUERIES_FILE, allow_pickle=False)
         popularity = PopularitySnapshot.load(folder / _POPULARITY_FILE)
         has_neighbours = (folder / _NEIGHBOURS_FOLDER).is_dir()
         neighbours = Neighbours.load(folder / _NEIGHBOURS_FOLDER) if has_neighbours else None
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise CorruptVersion(f"{folder} holds no towers that can be read: {error}") from error
+    if not all(bool(weight.isfinite().all()) for weight in towers.state_dict().values()):
+        raise CorruptVersion(f"the weights of the towers in {folder} are not all numbers; train them again")
+    if queries.ndim != 2 or queries.shape[1] != spec.shape.dimension or not np.isfinite(queries).all():
+        raise CorruptVersion(f"{folder / _QUERIES_FILE} holds no vectors of these towers; train them again")
     if towers.sha256 != spec.space_sha256:
         raise CorruptVersion(f"the weights in {folder} are not those that {SPEC_FILE} speaks of; build it again")
     if spec.features != FEATURES:
@@ -157,8 +168,9 @@ def load_towers(folder: Path) -> TrainedTowers:
 
 
 def load_published_towers(root: Path) -> TrainedTowers:
-    """The published towers under a root, verified. Raises ArtifactError."""
+    """The published towers under a root, verified; if they are damaged, with an error logged, those before them.
+
+    Raises ArtifactError.
+    """
     store = open_store(root)
-    path = store.current_path()
-    store.verify(path.name)
-    return load_towers(path)
+    return load_newest(store, lambda version: load_towers(store.path(version)))[1]

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -27,6 +28,14 @@ from artifacts.errors import CorruptVersion
 from artifacts.manifest import Manifest
 from artifacts.store import Draft, VersionStore
 from index_builder.encoder import EMBEDDED, embedded_model_path
+from index_builder.model_check import (
+    BrokenModelError,
+    check_folder,
+    check_loading,
+    check_tokenizer,
+    check_weights,
+    position_limit,
+)
 from ranking.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
@@ -129,26 +138,62 @@ def load_base(
     """A network and its tokenizer from a Hugging Face directory or hub name, or the embedded MiniLM.
 
     Raises:
-        ModelError: There is no such model, it is not BERT-like, or it has fewer layers than `join_layer` needs.
+        ModelError: There is no such model, it is not BERT-like, it has fewer layers than `join_layer` needs, or it is
+            broken: weights are missing or no numbers, its tokenizer does not fit or knows no words, ...
     """
     place = str(embedded_model_path()) if base == EMBEDDED else base
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
+        check_folder(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except BrokenModelError as broken:
+        raise ModelError(f"the model {base!r} is broken: {broken}") from broken
+    except Exception as error:  # the library raises whatever its loaders raise
         raise ModelError(f"cannot load {base!r}: {error}. Give a Hugging Face directory or hub name") from error
     _check_family(base, config, architecture, join_layer)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        if architecture == JOINT:
-            labels = {} if "SequenceClassification" in str(config.architectures) else {"num_labels": 1}
-            classifier = AutoModelForSequenceClassification.from_pretrained(place, **labels)
-            return JointCrossEncoder(classifier, len(FEATURES), id_buckets), tokenizer
-        encoder = AutoModel.from_pretrained(place, attn_implementation="sdpa")
-    except (OSError, ValueError, RuntimeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        network = _load_network(place, config, architecture)
+        check_tokenizer(tokenizer, network.get_input_embeddings().weight.shape[0])
+        _check_marks(tokenizer)
+        position_limit(network)
+    except BrokenModelError as broken:
+        raise ModelError(f"the model {base!r} is broken: {broken}") from broken
+    except Exception as error:  # the library raises whatever its loaders raise
         raise ModelError(f"cannot load the weights of {base!r}: {error}") from error
-    return SharedUserCrossEncoder(encoder, join_layer, len(FEATURES), id_buckets), tokenizer
+    if architecture == JOINT:
+        return JointCrossEncoder(network, len(FEATURES), id_buckets), tokenizer
+    return SharedUserCrossEncoder(network, join_layer, len(FEATURES), id_buckets), tokenizer
+
+
+def _load_network(place: str, config: Any, architecture: str) -> Any:
+    """What the files at `place` hold, and nothing drawn at random but the head of a classifier that has yet to learn.
+
+    Raises BrokenModelError, or what the library raises.
+    """
+    has_classifier = "SequenceClassification" in str(config.architectures)
+    how: dict[str, Any] = {"attn_implementation": "sdpa"}
+    if architecture == JOINT:
+        how = {} if has_classifier else {"num_labels": 1}
+    of_kind = AutoModelForSequenceClassification if architecture == JOINT else AutoModel
+    # No pickles; and nothing is mapped, since a mapped file that is cut short would end the process.
+    network, info = of_kind.from_pretrained(
+        place, use_safetensors=True, disable_mmap=True, trust_remote_code=False, output_loading_info=True, **how
+    )
+    check_loading(network, info, has_new_head=architecture == JOINT and not has_classifier)
+    check_weights(network)
+    return network
+
+
+def _check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises BrokenModelError unless texts begin with a mark of their own, which the ranker reads."""
+    ids = tokenizer("x")["input_ids"]
+    if not ids or ids[0] not in tokenizer.all_special_ids:
+        raise BrokenModelError(
+            "its tokenizer begins a text with no token of its own ([CLS] or the like), which the ranker reads; choose "
+            "a model of an encoder"
+        )
 
 
 def _check_family(base: str, config: Any, architecture: str, join_layer: int) -> None:
@@ -169,7 +214,7 @@ def _check_family(base: str, config: Any, architecture: str, join_layer: int) ->
 
 def check_lengths(model: RankerModel, max_user_tokens: int, max_ad_tokens: int) -> None:
     """Raises ModelError if the model has too few positions for these lengths."""
-    positions = int(model.encoder.config.max_position_embeddings) - 2  # RoBERTa loses two
+    positions = position_limit(model.encoder)
     needed = max_user_tokens + max_ad_tokens if isinstance(model, JointCrossEncoder) else max_user_tokens
     if max(needed, max_ad_tokens) > positions:
         raise ModelError(f"{needed} tokens do not fit the model's {positions} positions; lower --max-user-tokens")
@@ -208,11 +253,14 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
         raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
     model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer, spec.id_buckets)
     try:
-        learned = load_file(path / HEAD_FILE)
+        learned = load((path / HEAD_FILE).read_bytes())
         if learned.keys() != _beside_encoder(model).keys():
             raise RuntimeError(f"it holds {', '.join(learned)}")
+        if not all(bool(tensor.isfinite().all()) for tensor in learned.values()):
+            raise RuntimeError("it holds NaN or infinite numbers")
         model.load_state_dict(learned, strict=False)
-    except (OSError, RuntimeError) as error:
+        counters = CounterSnapshot.load(path / COUNTERS_FILE)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, SafetensorError) as error:
         raise CorruptVersion(f"{path / HEAD_FILE} does not fit this program's click head: {error}") from error
     model.eval()
     export = path / EXPORT_FOLDER
@@ -222,7 +270,7 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
         spec,
         model,
         tokenizer,
-        CounterSnapshot.load(path / COUNTERS_FILE),
+        counters,
         export if export.is_dir() else None,
     )
 

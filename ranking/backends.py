@@ -119,6 +119,7 @@ class OpenVinoBackend:
         self.name = f"{OPENVINO} on cpu in {'int8, joined layers in ' if int8 else ''}{precision}"
         settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
         core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # a mapped file that is cut short would end the process
         self._kept_in = kept_in
         users, ads = (USER_INT8_FILE, AD_INT8_FILE) if int8 else (USER_FILE, AD_FILE)
         try:

@@ -18,6 +18,7 @@ from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows
 from index_builder.lexical import LexicalIndex
 from index_builder.neighbours import Neighbours
+from index_builder.vector_file import StoredVectors
 from records.errors import InputError
 from records.popularity import Floats
 from records.users import EventType, UserProfile
@@ -152,10 +153,10 @@ class PopularitySource:
 class FreshSource:
     """Ads that were hardly shown yet, nearest to the user's interests, whatever their popularity."""
 
-    def __init__(self, rows: Rows, vectors: Vectors, *, has_bias: bool) -> None:
+    def __init__(self, rows: Rows, vectors: StoredVectors, *, has_bias: bool) -> None:
         self._rows = rows[:_FRESHEST]
         self._first = int(has_bias)
-        self._vectors = np.ascontiguousarray(vectors[self._rows, self._first :])
+        self._vectors = np.ascontiguousarray(vectors[self._rows][:, self._first :])
 
     def find(self, asked: Asked) -> Sequence[int]:
         """See `Source`."""

@@ -82,6 +82,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
+def writable(path: Path) -> Path:
+    """The same path: a file of a version, which is read-only, to be damaged."""
+    path.chmod(0o640)
+    return path
+
+
 @pytest.fixture
 def free_port() -> int:
     with socket.socket() as taken:

@@ -5,6 +5,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from conftest import writable
 
 from artifacts.errors import CorruptVersion, VersionNotFound
 from artifacts.hotswap import HotSwap
@@ -44,7 +45,7 @@ class Room:
         return self.loaded[-1]
 
     def damage(self, version):
-        (self.store.path(version) / "words.txt").write_text("altered")
+        writable(self.store.path(version) / "words.txt").write_text("altered")
 
     @contextmanager
     def swap(self, poll_seconds=NEVER, retry_seconds=NEVER):

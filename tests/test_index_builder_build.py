@@ -9,6 +9,7 @@ from functools import partial
 import faiss
 import numpy as np
 import pytest
+from conftest import writable
 
 from artifacts.errors import CorruptVersion, StoreBusy
 from index_builder.ad_text import embedding_text
@@ -391,7 +392,7 @@ def test_a_version_whose_files_do_not_fit_together_is_refused(catalog, root):
     for name in ("vectors.npy", "ads.parquet", "index.faiss"):
         mine = store.path(big) / name
         kept = mine.read_bytes()
-        mine.write_bytes((store.path(small) / name).read_bytes())
+        writable(mine).write_bytes((store.path(small) / name).read_bytes())
         with pytest.raises(CorruptVersion, match="do not fit together"):
             load_version(store, big)
         mine.write_bytes(kept)
@@ -401,7 +402,7 @@ def test_a_version_whose_files_do_not_fit_together_is_refused(catalog, root):
 def test_an_index_that_faiss_cannot_read_is_refused(catalog, root):
     store = open_store(root)
     version = build(catalog(make_rows(30)), root, ENCODER, BuildOptions()).version
-    (store.path(version) / "index.faiss").write_bytes(b"not an index")
+    writable(store.path(version) / "index.faiss").write_bytes(b"not an index")
     with pytest.raises(BuildError, match="FAISS cannot read"):
         load_version(store, version)
 

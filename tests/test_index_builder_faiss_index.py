@@ -1,6 +1,7 @@
 """Every kind of index keeps the same contract: it finds what exact search finds, to the measured share."""
 
 import errno
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from index_builder.faiss_index import (
     factory_strings,
     gpu_count,
     import_faiss,
+    new_index,
     read_index,
     set_search_parameters,
     to_gpu,
@@ -301,3 +303,32 @@ def test_real_texts_are_found_by_similar_texts():
     vectors = encoder.encode(texts)
     found = build("flat", vectors, np.arange(3)).search(encoder.encode(["yellow teapots"]), 1)[1]
     assert texts[found[0, 0]] == "yellow teapot"
+
+
+@pytest.mark.parametrize("claimed", [2**60, 2**38, 2**31, 500_000_000])
+@pytest.mark.parametrize("place", [8, 37])
+def test_a_file_that_claims_more_vectors_than_it_has_is_refused_before_there_is_room_for_them(tmp_path, place, claimed):
+    path = tmp_path / "index.faiss"
+    index = new_index(8, "Flat")
+    index.add(np.eye(8, dtype=np.float32))
+    write_index(index, path)
+    data = bytearray(path.read_bytes())
+    data[place : place + 8] = claimed.to_bytes(8, "little")  # the number of vectors, or of their codes
+    path.write_bytes(data)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BuildError, match=r"FAISS cannot read .*index\.faiss"):
+        read_index(path, {})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 100 * 1024
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "hnsw8", "ivf", "compact"])
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_an_index_of_any_kind_that_is_cut_short_is_refused(tmp_path, kind, kept):
+    vectors = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    (factory,) = factory_strings(kind, len(vectors), 16, is_unit=True)
+    path = tmp_path / "index.faiss"
+    write_index(build_index(vectors, factory, np.arange(0), 0, lambda _: None), path)
+    assert read_index(path, {}).ntotal == 2000
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(BuildError, match="FAISS cannot read"):
+        read_index(path, {})

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny_bert
+from conftest import save_tiny_bert, writable
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel
 
 from artifacts.errors import CorruptVersion
@@ -87,7 +87,7 @@ def test_a_damaged_ctr_file_is_refused(world, tmp_path):
     shutil.copytree(world.model, root)
     store = open_store(root)
     version = store.current()
-    (store.path(version) / "ctr.json").write_text("{}")
+    writable(store.path(version) / "ctr.json").write_text("{}")
     with pytest.raises(CorruptVersion, match=r"ctr\.json differs from its checksum"):
         store.verify(version)
     with pytest.raises(CorruptVersion, match="another shape"):

@@ -102,6 +102,7 @@ def _plan(options: TrainOptions, rows: int, under: Conditions) -> Plan:
         seed=options.seed,
         average_decay=_AVERAGE_DECAY,
         checkpoint=under.checkpoint,
+        identity=under.identity,
         too_fast="lower --behaviour-learning-rate",
     )
 

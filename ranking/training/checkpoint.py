@@ -1,35 +1,67 @@
 """The state of a training on disk, so that a killed run goes on where it was. Knows no models; no pickle."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from artifacts.files import FILE_MODE, flush, make_folder, remove
+
+log = logging.getLogger(__name__)
+
+_IDENTITY = "identity"
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that no training of these data and options wrote; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors and named numbers of one stage of a training."""
+    """Named tensors and named numbers of one stage of a training.
+
+    Attributes:
+        identity: of the training: equal only for the same data, options and weights to begin with.
+    """
 
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, float]
+    identity: str = ""
 
     def save(self, path: Path) -> None:
-        """Writes beside `path` and renames, so that a kill leaves the old checkpoint or the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes beside `path` and renames, so that a kill leaves the old checkpoint or the new one.
+
+        One that cannot be written, for want of room, costs what it would have saved and not the training.
+        """
+        make_folder(path.parent)
         beside = path.with_suffix(".writing")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        save_file(tensors, beside, {name: repr(float(number)) for name, number in self.numbers.items()})
-        os.replace(beside, path)
+        numbers = {name: repr(float(number)) for name, number in self.numbers.items()}
+        try:
+            save_file(tensors, beside, {**numbers, _IDENTITY: self.identity})
+            beside.chmod(FILE_MODE & path.parent.stat().st_mode)
+            flush(beside)
+            os.replace(beside, path)
+        except (OSError, SafetensorError) as error:
+            remove(beside)
+            log.warning("the training goes on without a new checkpoint: %s cannot be written: %s", path, error)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint | None":
-        """What `save` wrote; None if there is nothing."""
+        """What `save` wrote; None if there is nothing. Raises DamagedCheckpointError."""
         if not path.exists():
             return None
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return cls(tensors, {name: float(number) for name, number in (file.metadata() or {}).items()})
+        try:
+            with safe_open(path, "pt") as file:
+                # Copies: what the library returns is mapped from the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+                numbers = dict(file.metadata() or {})
+            identity = numbers.pop(_IDENTITY, "")
+            return cls(tensors, {name: float(number) for name, number in numbers.items()}, identity)
+        except (OSError, SafetensorError, ValueError, RuntimeError, MemoryError) as error:
+            raise DamagedCheckpointError(f"it cannot be read ({error})") from error

@@ -88,6 +88,7 @@ def export_version(
             store.path(loaded.version),
             draft.path,
             dirs_exist_ok=True,
+            copy_function=shutil.copyfile,  # not that a version's files are read-only
             ignore=shutil.ignore_patterns(MANIFEST_FILE, EXPORT_FOLDER),
         )
         exports = export_checked(loaded, draft.path / EXPORT_FOLDER, data, int8=int8, tolerance=tolerance)

@@ -5,6 +5,7 @@ up again makes the same steps as one left alone.
 """
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,12 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ranking.errors import ModelError
-from ranking.training.checkpoint import Checkpoint
+from ranking.training.checkpoint import Checkpoint, DamagedCheckpointError
 from ranking.training.stage import Fit, Plan, Step, Watch
 from ranking.training.workers import Workers
 
+log = logging.getLogger(__name__)
+
 _WARMUP_STEPS = 50
 _LOWEST_RATE = 0.02
+# What a checkpoint holds of each weight, and its whole numbers.
+_KINDS = ("weight", "average", "best")
+_COUNTS = ("step", "kept", "stale", "epoch", "in_epoch")
 
 Batch = TypeVar("Batch")
 
@@ -183,15 +189,15 @@ class Loop(Generic[Batch]):
         due = self._step % plan.checkpoint_every == 0 or self._is_over()
         if plan.checkpoint is None or not due or not self._workers.is_first:
             return
-        kinds: dict[str, Mapping[str, Tensor]] = {"weight": self._weights, "average": self._average, "best": self._best}
-        tensors = {f"{kind}/{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
+        kinds: tuple[Mapping[str, Tensor], ...] = (self._weights, self._average, self._best)
+        named = zip(_KINDS, kinds, strict=True)
+        tensors = {f"{kind}/{name}": tensor for kind, tensors in named for name, tensor in tensors.items()}
         for name, weight in self._weights.items():
             state = self._optimizer.state.get(weight, {})
             tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
         # One tensor may not stand twice in a file.
-        Checkpoint({name: tensor.detach().clone() for name, tensor in tensors.items()}, self._numbers()).save(
-            plan.checkpoint
-        )
+        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        Checkpoint(copies, self._numbers(), plan.identity).save(plan.checkpoint)
 
     def _numbers(self) -> dict[str, float]:
         return {
@@ -208,11 +214,45 @@ class Loop(Generic[Batch]):
         }
 
     def _take_up(self) -> bool:
-        """Goes on from the checkpoint, if there is one."""
-        found = Checkpoint.load(self._plan.checkpoint) if self._plan.checkpoint else None
-        if found is None:
+        """Goes on from the checkpoint, if there is one that this training wrote."""
+        path = self._plan.checkpoint
+        if path is None:
             return False
-        by_kind: dict[str, dict[str, Tensor]] = {"weight": {}, "average": {}, "best": {}, "optimizer": {}}
+        try:
+            found = Checkpoint.load(path)
+            if found is None:
+                return False
+            self._check_checkpoint(found)
+        except DamagedCheckpointError as damage:
+            log.warning("the stage %r begins again: its checkpoint %s is not used: %s", self._plan.stage, path, damage)
+            return False
+        self._restore(found)
+        return True
+
+    def _check_checkpoint(self, found: Checkpoint) -> None:
+        """Raises DamagedCheckpointError unless this training could have written it."""
+        if found.identity != self._plan.identity:
+            raise DamagedCheckpointError("it is of a training of other data, options or weights to begin with")
+        shapes = {f"{kind}/{name}": one.shape for kind in _KINDS for name, one in self._weights.items()}
+        for name, tensor in found.tensors.items():
+            owner = name.removeprefix("optimizer/").rsplit("/", 1)[0]
+            of_optimizer = name.startswith("optimizer/") and owner in self._weights
+            if name not in shapes and not of_optimizer:
+                raise DamagedCheckpointError(f"it holds {name!r}, which is not trained")
+            wanted = self._weights[owner].shape if of_optimizer else shapes[name]
+            if tensor.shape != wanted and not (of_optimizer and name.endswith("/step") and tensor.numel() == 1):
+                raise DamagedCheckpointError(f"{name!r} has the shape {tuple(tensor.shape)}, not {tuple(wanted)}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise DamagedCheckpointError(f"{name!r} has NaN or infinite numbers")
+        lacking = sorted((shapes.keys() - found.tensors.keys()) | (self._numbers().keys() - found.numbers.keys()))
+        if lacking:
+            raise DamagedCheckpointError(f"it lacks {lacking[0]!r}")
+        for name, number in found.numbers.items():
+            if not math.isfinite(number) or (name in _COUNTS and not (number >= 0 and number == int(number))):
+                raise DamagedCheckpointError(f"{name!r} is {number}")
+
+    def _restore(self, found: Checkpoint) -> None:
+        by_kind: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_KINDS, "optimizer")}
         for path, tensor in found.tensors.items():
             kind, name = path.split("/", 1)
             by_kind[kind][name] = tensor if name.endswith("/step") else tensor.to(self._device)
@@ -222,13 +262,10 @@ class Loop(Generic[Batch]):
             name, key = path.rsplit("/", 1)
             self._optimizer.state[self._weights[name]][key] = tensor
         numbers = dict(found.numbers)
-        self._step, self._kept, self._stale, self._epoch, self._in_epoch = (
-            int(numbers[name]) for name in ("step", "kept", "stale", "epoch", "in_epoch")
-        )
+        self._step, self._kept, self._stale, self._epoch, self._in_epoch = (int(numbers[name]) for name in _COUNTS)
         self._before, self._best_loss = numbers["before"], numbers["best_loss"]
         self._loss_sum, self._loss_weight = numbers["loss_sum"], numbers["loss_weight"]
         self._seconds = numbers["seconds"]
-        return True
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

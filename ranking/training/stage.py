@@ -21,6 +21,7 @@ class Plan:
         average_decay: of the running average of the weights (Polyak and Juditsky 1992), which is then what is
             validated and kept; None keeps the weights themselves.
         checkpoint: file of the checkpoint, None for none; written every `checkpoint_every` steps.
+        identity: of the training; a checkpoint with another one is not taken up.
     """
 
     stage: str
@@ -34,6 +35,7 @@ class Plan:
     average_decay: float | None = None
     checkpoint: Path | None = None
     checkpoint_every: int = 100
+    identity: str = ""
     too_fast: str = "lower the learning rate"
 
 
@@ -62,12 +64,14 @@ Watch = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which a stage trains: who watches, which processes share it, its checkpoint's file, and how long it may."""
+    """Under which a stage trains: who watches, which processes share it, its checkpoint's file and the identity of the
+    training that it must be of, and how long it may."""
 
     watch: Watch
     workers: Workers = Workers()  # noqa: RUF009 (a frozen value)
     checkpoint: Path | None = None
     seconds: float | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True)

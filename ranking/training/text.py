@@ -96,6 +96,7 @@ def _plan(options: TrainOptions, rows: int, under: Conditions) -> Plan:
         accumulate=options.accumulate,
         average_decay=options.average_decay or None,
         checkpoint=under.checkpoint,
+        identity=under.identity,
         too_fast="lower --learning-rate",
     )
 

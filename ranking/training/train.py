@@ -1,5 +1,6 @@
 """A training from data to a model with its calibration. Knows no serving."""
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def train(
     workers = join_workers(device)
     start = _start(data, options, device)
     model, spec, rows = start.model.to(device), start.spec, start.rows
-    whole = Conditions(watch, workers, seconds=None if options.max_minutes is None else 60 * options.max_minutes)
+    seconds = None if options.max_minutes is None else 60 * options.max_minutes
+    identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(start.model)}"
+    whole = Conditions(watch, workers, seconds=seconds, identity=identity)
     learned = train_behaviour(
         model.behaviour, rows, data, options, _first_part(whole, options, checkpoints), is_new=not options.warm_start
     )
@@ -119,6 +122,15 @@ def _rest(whole: Conditions, behaviour: Fit, checkpoints: Path | None) -> Condit
 
 def _checkpoint(checkpoints: Path | None, stage: str) -> Path | None:
     return None if checkpoints is None else checkpoints / f"{stage}.safetensors"
+
+
+def _weights_sha256(model: RankerModel) -> str:
+    """Of what a training begins with: a folder of a base model may hold another one by the time it is taken up."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, conversion: Logits) -> CtrSpec:
