@@ -16,6 +16,7 @@ from index_builder.errors import BuildError
 from index_builder.training.commands import train_retrieval_command
 from records.errors import InputError
 from serving.exits import clean_exit
+from serving.telemetry import switch_off_telemetry
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command("train-retrieval")(train_retrieval_command)
@@ -50,6 +51,7 @@ def build(
 
 
 if __name__ == "__main__":
+    switch_off_telemetry()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with clean_exit(InputError, ArtifactError, BuildError):
         app(prog_name="python -m index_builder")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index_builder.errors import BuildError
+from serving.telemetry import switch_off_telemetry
 
 Vectors = npt.NDArray[np.float32]
 
@@ -71,13 +72,15 @@ class SentenceTransformerEncoder:
     """A sentence-transformers model. It sorts texts by length into batches and cuts long ones at its limit."""
 
     def __init__(self, name: str, device: str | None = None) -> None:
+        switch_off_telemetry()
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # our own bars show what is slow
         place = str(embedded_model_path()) if name == EMBEDDED else name
         try:
-            self.model = SentenceTransformer(place, device=device)
+            # A folder has all it needs: nobody is asked whether there is a newer one.
+            self.model = SentenceTransformer(place, device=device, local_files_only=Path(place).is_dir())
         except Exception as error:  # the library raises whatever its loaders raise
             raise BuildError(
                 f"cannot load the encoder {name!r}: {error}. Give a sentence-transformers directory or hub name"

@@ -41,6 +41,7 @@ from records.users import Context, UserProfile, read_users
 from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.errors import ServiceError
 from serving.exits import clean_exit
+from serving.telemetry import switch_off_telemetry
 
 app = typer.Typer(
     add_completion=False,
@@ -255,6 +256,7 @@ def add_commands_of_others() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    switch_off_telemetry()
     add_commands_of_others()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are stopped too

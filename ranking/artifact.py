@@ -33,6 +33,7 @@ from ranking.features import FEATURES, Features
 from ranking.joint import JointCrossEncoder
 from ranking.model import BERT_LIKE, JOINT, SharedUserCrossEncoder
 from records.counters import CounterSnapshot
+from serving.telemetry import switch_off_telemetry
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 EXPORT_FOLDER = "openvino"
@@ -134,18 +135,20 @@ def load_base(
     place = str(embedded_model_path()) if base == EMBEDDED else base
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    switch_off_telemetry()
+    own = {"local_files_only": Path(place).is_dir()}  # a folder has all it needs: no hub is asked for what it lacks
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, **own)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {base!r}: {error}. Give a Hugging Face directory or hub name") from error
     _check_family(base, config, architecture, join_layer)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, **own)
         if architecture == JOINT:
             labels = {} if "SequenceClassification" in str(config.architectures) else {"num_labels": 1}
-            classifier = AutoModelForSequenceClassification.from_pretrained(place, **labels)
+            classifier = AutoModelForSequenceClassification.from_pretrained(place, **own, **labels)
             return JointCrossEncoder(classifier, len(FEATURES), id_buckets), tokenizer
-        encoder = AutoModel.from_pretrained(place, attn_implementation="sdpa")
+        encoder = AutoModel.from_pretrained(place, attn_implementation="sdpa", **own)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load the weights of {base!r}: {error}") from error
     return SharedUserCrossEncoder(encoder, join_layer, len(FEATURES), id_buckets), tokenizer

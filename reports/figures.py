@@ -1,8 +1,13 @@
 """Figures for pages: one look, as SVG text. Knows nothing of what is drawn."""
 
 import io
+import os
 from collections.abc import Iterable, Mapping
 
+from reports.font_cache import font_cache_folder
+
+if "MPLCONFIGDIR" not in os.environ:  # read as it is imported
+    os.environ["MPLCONFIGDIR"] = font_cache_folder()
 import matplotlib
 
 matplotlib.use("Agg")  # before pyplot: no window is ever opened
