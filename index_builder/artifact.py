@@ -23,6 +23,7 @@ from index_builder.ad_text import joined_text
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import read_index
+from index_builder.schedule import Schedule
 from records.ads import Ad
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ ADS_SCHEMA = pa.schema(
     ]
 )
 _AD_FIELDS = [field.name for field in fields(Ad)]
+# What stands for a column that there is not, where it is not None.
+_UNKNOWN: dict[str, list[Any]] = {
+    "keywords": [[]],
+    "attributes": [[]],
+    "bid_micros": [0],
+    **{name: [""] for name in ("title", "body", "advertiser", "category", "language", "landing_url", "image_uri")},
+}
 
 
 class IndexManifest(BaseModel):
@@ -162,12 +170,14 @@ class AdCatalog:
     Attributes:
         ids: of each row.
         row_of: row of each ad id.
+        schedule: when each ad may be shown.
     """
 
     def __init__(self, path: Path) -> None:
-        self._table = pq.read_table(path).combine_chunks()
+        self._table = _with_all_columns(pq.read_table(path).combine_chunks())
         self.ids: list[str] = self._table["ad_id"].to_pylist()
         self.row_of: dict[str, int] = {ad_id: row for row, ad_id in enumerate(self.ids)}
+        self.schedule = _schedule_of(self._table)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -184,6 +194,24 @@ class AdCatalog:
         columns: dict[str, Iterable[Any]] = {name: taken[name].to_pylist() for name in _AD_FIELDS}
         columns |= {"keywords": map(tuple, columns["keywords"]), "attributes": map(dict, columns["attributes"])}
         return [Ad(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def _with_all_columns(table: pa.Table) -> pa.Table:
+    """The table with the columns that versions of earlier releases lack, which know nothing of them."""
+    for field in ADS_SCHEMA:
+        if field.name not in table.column_names and field.name != TEXT_KEY:
+            table = table.append_column(field, pa.array(_UNKNOWN.get(field.name, [None]) * len(table), field.type))
+    return table
+
+
+def _schedule_of(table: pa.Table) -> Schedule:
+    starts, ends = Schedule.unscheduled(len(table))
+    for name, times in (("start_time", starts), ("end_time", ends)):
+        column = table[name].combine_chunks()
+        known = column.is_valid().to_numpy(zero_copy_only=False)
+        if known.any():
+            times[known] = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).drop_null().to_numpy()
+    return Schedule(starts, ends)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from artifacts.errors import CorruptVersion
 from index_builder.faiss_index import Rows
+from index_builder.schedule import Eligibility
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # the package turns its own debugging on
 
@@ -46,13 +47,15 @@ class LexicalIndex:
         except (OSError, ValueError, KeyError) as error:
             raise CorruptVersion(f"{folder} holds no lexical index that can be read: {error}") from error
 
-    def search(self, text: str, k: int) -> Rows:
-        """Rows of the at most `k` texts that share words with `text`, best first."""
+    def search(self, text: str, k: int, eligible: Eligibility | None = None) -> Rows:
+        """Rows of the at most `k` texts that share words with `text`, best first; of `eligible` ones, if given."""
         words = [word for word in _words([text])[0] if word in self._index.vocab_dict][:_MAX_WORDS]
         if not words or k < 1:
             return np.empty(0, np.int64)
         every = self._index.get_scores(words)
         sharing = np.flatnonzero(every > 0)  # mostly few: what follows must not sort a whole catalog
+        if eligible is not None:
+            sharing = eligible.of(sharing)
         scores = every[sharing]
         if len(scores) > k:
             best = np.argpartition(-scores, k - 1)[:k]

@@ -134,7 +134,10 @@ class Ad(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """First moment the ad may be shown."""
+        """An ad is retrieved, ranked and recommended from start_time on and before end_time, as of Context.timestamp; unset
+        means since ever, and for ever. end_time is after start_time.
+        First moment the ad may be shown.
+        """
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
