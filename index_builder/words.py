@@ -9,6 +9,7 @@ well, so that a query of one finds it. Everything else is cut into runs of lette
 
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 
 import regex
 
@@ -69,7 +70,7 @@ def _pairs(run: str, *, with_single: bool) -> Iterator[str]:
     characters = _CHARACTER.findall(run[:_MAX_WORDS])
     if with_single or len(characters) == 1:
         yield from characters
-    for first, second in zip(characters, characters[1:], strict=False):
+    for first, second in pairwise(characters):
         yield first + second
 
 

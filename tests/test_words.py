@@ -115,7 +115,7 @@ HEAVY = {
 def test_the_longest_texts_cost_little(text):
     started = time.process_time()
     indexed, asked = words_of(text), words_of_query(text)
-    assert time.process_time() - started < 5  # the marks alone took minutes when they were sorted as they came
+    assert time.process_time() - started < 5  # 32,000 marks of one letter alone take 4 s as they come
     assert len(indexed) <= 8192
     assert len(asked) <= 4096 * 4
     assert max(map(len, [*indexed, *asked]), default=0) <= 200
