@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from index_builder.artifact import AdCatalog
@@ -29,6 +28,7 @@ from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_o
 from retrieval.evaluation.results import RECALLS, RETRIEVAL
 from retrieval.loading import load_published
 from retrieval.retriever import Retriever
+from serving.terminal import Console
 
 
 def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
