@@ -204,6 +204,11 @@ def _with_all_columns(table: pa.Table) -> pa.Table:
     return table
 
 
+def read_schedule(path: Path) -> Schedule:
+    """When the ads of an ``ads.parquet`` may be shown."""
+    return _schedule_of(pq.read_table(path, columns=["start_time", "end_time"]))
+
+
 def _schedule_of(table: pa.Table) -> Schedule:
     starts, ends = Schedule.unscheduled(len(table))
     for name, times in (("start_time", starts), ("end_time", ends)):

@@ -66,7 +66,7 @@ class Schedule:
     def __init__(self, starts: Microseconds, ends: Microseconds) -> None:
         self._starts, self._ends = starts, ends
         both = np.concatenate([starts[starts != _ALWAYS], ends[ends != _NEVER]])
-        self._changes = np.unique(both)  # between two of these, what may be shown stays the same
+        self._changes = np.sort(both)  # between two of these, what may be shown stays the same
         self.everything = Eligibility(None, len(starts))
         self._kept: LRUCache[int, Eligibility] = LRUCache(_KEPT)
         self._lock = Lock()

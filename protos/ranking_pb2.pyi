@@ -359,7 +359,7 @@ class GetModelResponse(_message.Message):
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:
-        """Inside the ranking server."""
+        """Always zero: nothing is computed."""
 
     @_builtins.property
     def counters_end(self) -> _timestamp_pb2.Timestamp:

@@ -308,7 +308,7 @@ class GetIndexResponse(_message.Message):
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:
-        """Inside the retrieval server."""
+        """Always zero: nothing is computed."""
 
     def __init__(
         self,

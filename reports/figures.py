@@ -20,7 +20,7 @@ from matplotlib.ticker import ScalarFormatter
 
 _WIDTH, _HEIGHT = 4.6, 3.8
 _OURS, _OTHERS = 2.2, 1.0
-_LABEL_CHARS = 48
+_LABEL_CHARS = 32
 # Colours that people with any kind of colour vision tell apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 

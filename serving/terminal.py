@@ -21,7 +21,7 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, **options})
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Every text that is printed, and every cell and title of a table, comes through here."""
         return super().render_str(printable(text, _OURS), **options)
 

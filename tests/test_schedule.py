@@ -109,10 +109,11 @@ def test_requests_of_one_batch_are_answered_each_at_its_time(retriever):
         assert found == {ad_id for ad_id in retriever.index.loaded.catalog.ids if shown_at(ad_id, moment)}
 
 
-def test_nothing_to_show_is_an_empty_answer(tmp_path):
+def test_nothing_to_show_is_an_empty_answer_and_the_build_says_so(tmp_path, caplog):
     ads = [{"ad_id": f"a-{number}", "title": f"old {number}", "end_time": "2020-01-01"} for number in range(40)]
     (tmp_path / "ads.jsonl").write_text("".join(json.dumps(ad) + "\n" for ad in ads))
     build(tmp_path / "ads.jsonl", tmp_path / "index", load_encoder("hashing:64"), BuildOptions())
+    assert "40 of 40 ads may not be shown now" in caplog.text
     store = open_store(tmp_path / "index")
     index = AdIndex(load_version(store, store.current()), "cpu")
     retriever = Retriever(index, load_encoder("hashing:64"), InterestSettings(), 10)

@@ -74,7 +74,7 @@ def slices_plot(name: str, parts: Sequence[Slice]) -> str:
     axes.barh(
         [place + 0.2 for place in places], [p.best_peer_auc for p in parts], 0.38, color=COLOURS[1], label="best peer"
     )
-    axes.set_yticks(list(places), [plain(f"{part.label}  ({part.impressions:,})") for part in parts], fontsize=7)
+    axes.set_yticks(list(places), [f"{plain(part.label)}  ({part.impressions:,})" for part in parts], fontsize=7)
     known = [value for part in parts for value in (part.auc, part.best_peer_auc) if value == value]
     axes.set_xlim(min(0.5, *known) if known else 0.5, min(1.0, max(known) + 0.02) if known else 1.0)
     axes.invert_yaxis()

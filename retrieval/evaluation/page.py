@@ -52,7 +52,7 @@ def _slices_plot(title: str, first_column: str, slices: Sequence[Slice], best_ot
             label=plain(name),
             error_kw={"elinewidth": 0.8, "ecolor": "#444"},
         )
-    axes.set_yticks(range(len(slices)), [plain(f"{part.name}  ({part.users:,} users)") for part in slices], fontsize=7)
+    axes.set_yticks(range(len(slices)), [f"{plain(part.name)}  ({part.users:,} users)" for part in slices], fontsize=7)
     axes.invert_yaxis()
     axes.set_title(plain(title), fontsize=9)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
