@@ -72,9 +72,9 @@ def lines_plot(
 
 def svg(drawn: Figure) -> str:
     """The figure as an <svg> element, for a page; texts stay texts. The figure is closed."""
-    style = {"svg.fonttype": "none", "svg.hashsalt": "adcascade"}
+    as_text = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "adcascade"})
     try:
-        with io.StringIO() as text, matplotlib.rc_context(style), warnings.catch_warnings():
+        with io.StringIO() as text, as_text, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has fonts of its own
             drawn.savefig(text, format="svg", metadata={"Date": None})
             written = text.getvalue()

@@ -127,7 +127,8 @@ class NeighbourSource:
         wanted = min(asked.wanted, len(rows))
         if not wanted:
             return Additions(added, rows)
-        best = rows[np.argpartition(-added[rows], wanted - 1)[:wanted]]
+        own = added if asked.eligible.is_everything else added[rows]
+        best = rows[np.argpartition(-own, wanted - 1)[:wanted]]
         return Additions(added, best[np.argsort(-added[best], kind="stable")])
 
 
