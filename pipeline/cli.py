@@ -35,6 +35,7 @@ from records.ads import Ad, read_ads
 from records.clicks import read_clicks
 from records.errors import InputError
 from records.history import Histories, with_history
+from records.printable import printable_json
 from records.users import Context, UserProfile, read_users
 from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.errors import ServiceError
@@ -182,7 +183,7 @@ def recommend(
             timeout_seconds=timeout_seconds,
         )
     if as_json:
-        print(json.dumps(as_dict(answer), indent=2, ensure_ascii=False))  # noqa: T201
+        print(printable_json(json.dumps(as_dict(answer), indent=2, ensure_ascii=False)))  # noqa: T201
     else:
         console = Console()
         titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}

@@ -20,5 +20,10 @@ def printable(text: str, keep: str = "") -> str:
     return _STEERING.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
+def printable_json(document: str) -> str:
+    """A JSON document whose texts steer no terminal, and mean the same; JSON itself escapes what is below a space."""
+    return _STEERING.sub(lambda found: found[0] if found[0] in "\n\t" else f"\\u{ord(found[0]):04x}", document)
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")

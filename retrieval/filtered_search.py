@@ -79,7 +79,7 @@ class FilteredSearch:
     def _by_index(self, queries: Vectors, k: int, eligible: Eligibility) -> tuple[Vectors, Rows]:
         bitmap = eligible.bitmap  # FAISS keeps a pointer to it
         selector = import_faiss().IDSelectorBitmap(bitmap)
-        parameters = _parameters(self._index, selector, deeper=eligible.ads / eligible.count)
+        parameters = _parameters(self._index, selector, k, deeper=eligible.ads / eligible.count)
         if parameters is not None:
             similarities, rows = self._index.search(queries, k, params=parameters)
             return similarities, rows
@@ -100,22 +100,23 @@ def _leave_out(similarities: Vectors, rows: Rows, k: int, eligible: Eligibility)
     return np.take_along_axis(similarities, order, axis=1), found
 
 
-def _parameters(index: Any, selector: Any, deeper: float) -> Any:
+def _parameters(index: Any, selector: Any, k: int, deeper: float) -> Any:
     """Search parameters that skip rows and look `deeper` times as deep as usual; None if this kind knows none."""
     faiss = import_faiss()
     if isinstance(index, faiss.IndexFlat):
         return faiss.SearchParameters(sel=selector)
     if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=int(_GRAPH * index.hnsw.efSearch * deeper))
+        depth = max(index.hnsw.efSearch, k)
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=int(_GRAPH * depth * deeper))
     if isinstance(index, faiss.IndexIVF):
         probes = min(index.nlist, int(index.nprobe * deeper) + 1)
         return faiss.SearchParametersIVF(sel=selector, nprobe=probes)
     if isinstance(index, faiss.IndexRefine):
-        base = _parameters(faiss.downcast_index(index.base_index), selector, deeper)
+        base = _parameters(faiss.downcast_index(index.base_index), selector, k, deeper)
         if base is not None:
             return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
     if isinstance(index, faiss.IndexPreTransform):
-        inner = _parameters(faiss.downcast_index(index.index), selector, deeper)
+        inner = _parameters(faiss.downcast_index(index.index), selector, k, deeper)
         if inner is not None:
             return faiss.SearchParametersPreTransform(index_params=inner)
     return None

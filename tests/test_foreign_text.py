@@ -26,7 +26,7 @@ from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import REPORT_FILE, train_and_save
-from records.printable import printable
+from records.printable import printable, printable_json
 from reports import figures
 from reports.page import render
 from retrieval.index import AdIndex
@@ -277,6 +277,13 @@ def test_an_error_message_steers_no_terminal(text, capsys):
     with pytest.raises(SystemExit), clean_exit(ValueError):
         raise ValueError(f"there is no column {text}")
     assert not STEERING.search(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_json_for_programs_steers_no_terminal_and_says_the_same(text):
+    document = printable_json(json.dumps({text: [text]}, ensure_ascii=False, indent=2))
+    assert not STEERING.search(document)
+    assert json.loads(document) == {text: [text]}
 
 
 def test_printable_keeps_what_is_written_and_says_what_is_not():
