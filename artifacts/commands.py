@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from artifacts.errors import VersionNotFound
 from artifacts.store import VersionInfo, VersionStore
+from records.printable import printable
 
 Root = Annotated[Path, typer.Argument(help="Folder that holds versions/ and CURRENT.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of text for people.")]
@@ -28,7 +29,7 @@ def add_version_commands(app: typer.Typer, open_store: Callable[[Path], VersionS
         if as_json:
             print(json.dumps([_as_dict(info) for info in infos], indent=2))  # noqa: T201
         else:
-            Console().print(_table(infos))
+            Console(markup=False).print(_table(infos))
 
     @app.command()
     def verify(
@@ -71,7 +72,7 @@ def _say(text: str, document: dict[str, object], as_json: bool) -> None:
     if as_json:
         print(json.dumps(document, indent=2))  # noqa: T201
     else:
-        Console().print(text, soft_wrap=True)
+        Console(markup=False).print(printable(text), soft_wrap=True)
 
 
 def _as_dict(info: VersionInfo) -> dict[str, object]:
@@ -89,5 +90,5 @@ def _table(infos: list[VersionInfo]) -> Table:
     for info in infos:
         made = f"{info.created_at:%Y-%m-%d %H:%M}" if info.created_at else "?"
         mark = "yes" if info.published else ""
-        table.add_row(info.version, made, f"{info.bytes / 2**20:.1f}", mark, info.problem)
+        table.add_row(printable(info.version), made, f"{info.bytes / 2**20:.1f}", mark, printable(info.problem))
     return table

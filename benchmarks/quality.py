@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from artifacts.errors import ArtifactError
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
@@ -25,6 +24,7 @@ from benchmarks.synthetic import synthetic
 from ranking.errors import ModelError
 from records.errors import InputError
 from serving.exits import clean_exit
+from serving.terminal import Console
 
 _WIDTH_OF_A_FILE = 160
 

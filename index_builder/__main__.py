@@ -1,6 +1,5 @@
 """``python -m index_builder --ads FILE --out ROOT``, training, refreshing, and the commands of the version store."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,9 @@ from index_builder.errors import BuildError
 from index_builder.training.commands import train_retrieval_command
 from records.errors import InputError
 from serving.exits import clean_exit
+from serving.logs import set_up_command_logging
+from serving.telemetry import switch_off_telemetry
+from serving.terminal import show_whatever_the_encoding
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command("train-retrieval")(train_retrieval_command)
@@ -50,6 +52,8 @@ def build(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    switch_off_telemetry()
+    show_whatever_the_encoding()
+    set_up_command_logging()
     with clean_exit(InputError, ArtifactError, BuildError):
         app(prog_name="python -m index_builder")

@@ -22,6 +22,7 @@ from index_builder.ad_text import joined_text
 from index_builder.encoder import TextEncoder
 from index_builder.errors import BuildError
 from index_builder.faiss_index import flat_vectors, read_index
+from index_builder.schedule import Schedule
 from index_builder.vector_file import StoredVectors, load_vectors
 from records.ads import Ad
 
@@ -55,6 +56,13 @@ ADS_SCHEMA = pa.schema(
     ]
 )
 _AD_FIELDS = [field.name for field in fields(Ad)]
+# What stands for a column that there is not, where it is not None.
+_UNKNOWN: dict[str, list[Any]] = {
+    "keywords": [[]],
+    "attributes": [[]],
+    "bid_micros": [0],
+    **{name: [""] for name in ("title", "body", "advertiser", "category", "language", "landing_url", "image_uri")},
+}
 
 
 class IndexManifest(BaseModel):
@@ -162,18 +170,21 @@ class AdCatalog:
     Attributes:
         ids: of each row.
         row_of: row of each ad id.
+        schedule: when each ad may be shown.
     """
 
     def __init__(self, path: Path) -> None:
         """Reads an ``ads.parquet``. Raises CorruptVersion if it is none."""
         try:
-            self._table = pq.read_table(path, memory_map=False).combine_chunks()
+            table = pq.read_table(path, memory_map=False).combine_chunks()
         except (OSError, pa.ArrowException, MemoryError) as error:
             raise CorruptVersion(f"{path} holds no ads that can be read: {error}") from error
+        self._table = _with_all_columns(table)
         if not self._table.schema.equals(ADS_SCHEMA):
             raise CorruptVersion(f"{path} holds ads of another shape: build the index again with this program")
         self.ids: list[str] = self._table["ad_id"].to_pylist()
         self.row_of: dict[str, int] = {ad_id: row for row, ad_id in enumerate(self.ids)}
+        self.schedule = _schedule_of(self._table)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -190,6 +201,29 @@ class AdCatalog:
         columns: dict[str, Iterable[Any]] = {name: taken[name].to_pylist() for name in _AD_FIELDS}
         columns |= {"keywords": map(tuple, columns["keywords"]), "attributes": map(dict, columns["attributes"])}
         return [Ad(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def _with_all_columns(table: pa.Table) -> pa.Table:
+    """The table with the columns that versions of earlier releases lack, which know nothing of them."""
+    for field in ADS_SCHEMA:
+        if field.name not in table.column_names and field.name != TEXT_KEY:
+            table = table.append_column(field, pa.array(_UNKNOWN.get(field.name, [None]) * len(table), field.type))
+    return table
+
+
+def read_schedule(path: Path) -> Schedule:
+    """When the ads of an ``ads.parquet`` may be shown."""
+    return _schedule_of(pq.read_table(path, columns=["start_time", "end_time"]))
+
+
+def _schedule_of(table: pa.Table) -> Schedule:
+    starts, ends = Schedule.unscheduled(len(table))
+    for name, times in (("start_time", starts), ("end_time", ends)):
+        column = table[name].combine_chunks()
+        known = column.is_valid().to_numpy(zero_copy_only=False)
+        if known.any():
+            times[known] = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).drop_null().to_numpy()
+    return Schedule(starts, ends)
 
 
 @dataclass(frozen=True)

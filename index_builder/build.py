@@ -28,6 +28,7 @@ from index_builder.artifact import (
     iter_ads,
     open_store,
     read_manifest,
+    read_schedule,
     write_ads,
 )
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
@@ -120,6 +121,7 @@ def build(
         _warn_of_lost_towers(store)
     with store.begin() as draft, ThreadPoolExecutor(1) as beside:
         count, rejected = _write_catalog(ads, draft.path, root / REJECTED_FILE, options.max_rejected, progress)
+        _tell_of_times(draft.path / ADS_FILE)
         reusable = _Reusable.of(store, encoder)
         words = beside.submit(index_words, draft.path)  # Python's work, while the encoder computes
         texts, reused = _embed(draft, count, encoder, reusable, progress)
@@ -131,6 +133,17 @@ def build(
     if options.publish:
         store.publish(draft.version, verify=False)
     return BuildReport(draft.version, options.publish, manifest, dict(rejected), root / REJECTED_FILE)
+
+
+def _tell_of_times(ads: Path) -> None:
+    """An ad outside its time is in the index, and in no answer until its time comes."""
+    now = read_schedule(ads).at(None)
+    if not now.is_everything:
+        log.warning(
+            "%d of %d ads may not be shown now: start_time is still to come, or end_time is over",
+            now.ads - now.count,
+            now.ads,
+        )
 
 
 def _warn_of_lost_towers(store: VersionStore) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import AUTO, load_bulk_encoder
 from index_builder.encoder import EMBEDDED
 from index_builder.progress import build_progress
+from serving.terminal import Console
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers

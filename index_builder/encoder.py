@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index_builder.errors import BuildError
+from serving.telemetry import switch_off_telemetry
 
 Vectors = npt.NDArray[np.float32]
 
@@ -72,6 +73,7 @@ class SentenceTransformerEncoder:
     """A sentence-transformers model. It sorts texts by length into batches and cuts long ones at its limit."""
 
     def __init__(self, name: str, device: str | None = None) -> None:
+        switch_off_telemetry()
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
@@ -84,7 +86,9 @@ class SentenceTransformerEncoder:
         how = {"use_safetensors": True, "disable_mmap": True}
         try:
             check_folder(place)
-            self.model = SentenceTransformer(place, device=device, model_kwargs=how)
+            # A folder has all it needs: nobody is asked whether there is a newer one.
+            own = Path(place).is_dir()
+            self.model = SentenceTransformer(place, device=device, model_kwargs=how, local_files_only=own)
             check_encoder(self.model, place)
         except BrokenModelError as broken:
             raise BuildError(f"the encoder {name!r} is broken: {broken}") from broken

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from index_builder.encoder import SentenceTransformerEncoder, Vectors
 from index_builder.errors import BuildError
+from serving.telemetry import switch_off_telemetry
 
 _BATCH = 64
 # Of vectors of the same text by both; bfloat16 gives 0.9999.
@@ -63,6 +64,7 @@ class OpenVinoEncoder:
     """
 
     def __init__(self, source: SentenceTransformerEncoder) -> None:
+        switch_off_telemetry()
         try:
             import openvino
         except ModuleNotFoundError as missing:

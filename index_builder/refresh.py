@@ -22,8 +22,10 @@ from index_builder.artifact import (
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 from index_builder.build import BuildReport
 from index_builder.errors import BuildError
+from index_builder.lexical import analyzer_of
 from index_builder.progress import Progress
 from index_builder.tower_artifact import TrainedTowers, load_towers
+from index_builder.words import ANALYZER
 from records.clicks import read_clicks
 from records.errors import InputError
 
@@ -71,9 +73,9 @@ def refresh(
     with store.begin() as draft:
         for name in (ADS_FILE, VECTORS_FILE):
             shutil.copyfile(source / name, draft.path / name)
-        if (source / LEXICAL_FOLDER).is_dir():
+        if (source / LEXICAL_FOLDER).is_dir() and analyzer_of(source / LEXICAL_FOLDER) == ANALYZER:
             shutil.copytree(source / LEXICAL_FOLDER, draft.path / LEXICAL_FOLDER)
-        else:  # a version from before there were words in it
+        else:  # a version from before there were words in it, or from when they were cut otherwise
             index_words(draft.path)
         texts = np.load(draft.path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
         contents = Contents(texts, before.encoder_name, before.encoder_sha256, 0, towers.with_popularity(popularity))

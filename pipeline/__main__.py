@@ -14,6 +14,7 @@ from serving.errors import ServiceError
 from serving.exits import clean_exit
 from serving.logs import set_up_logging
 from serving.server import Server
+from serving.telemetry import switch_off_telemetry
 
 
 def serve(settings: GatewaySettings) -> None:
@@ -36,6 +37,7 @@ def serve(settings: GatewaySettings) -> None:
 
 
 if __name__ == "__main__":
+    switch_off_telemetry()
     with clean_exit(ServiceError):
         configured = CliApp.run(GatewaySettings)
         set_up_logging(configured.log_level)

@@ -1,7 +1,6 @@
 """The ``adcascade`` command. Knows which function does the work, not how."""
 
 import json
-import logging
 import signal
 import sys
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
@@ -37,10 +35,14 @@ from records.ads import Ad, read_ads
 from records.clicks import read_clicks
 from records.errors import InputError
 from records.history import Histories, with_history
+from records.printable import printable_json
 from records.users import Context, UserProfile, read_users
 from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.errors import ServiceError
 from serving.exits import clean_exit
+from serving.logs import set_up_command_logging
+from serving.telemetry import switch_off_telemetry
+from serving.terminal import Console, show_whatever_the_encoding
 
 app = typer.Typer(
     add_completion=False,
@@ -181,7 +183,7 @@ def recommend(
             timeout_seconds=timeout_seconds,
         )
     if as_json:
-        print(json.dumps(as_dict(answer), indent=2, ensure_ascii=False))  # noqa: T201
+        print(printable_json(json.dumps(as_dict(answer), indent=2, ensure_ascii=False)))  # noqa: T201
     else:
         console = Console()
         titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}
@@ -255,8 +257,10 @@ def add_commands_of_others() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    switch_off_telemetry()
     add_commands_of_others()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_whatever_the_encoding()
+    set_up_command_logging()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are stopped too
     with clean_exit(InputError, ArtifactError, BuildError, ModelError, ServiceError):
         app(prog_name="adcascade")

@@ -9,6 +9,7 @@ from rich.text import Text
 from pipeline.client import Recommendations
 from pipeline.results import PipelineEvaluation
 from protos import types_pb2
+from records.printable import printable
 from records.users import Event, UserProfile
 from retrieval.evaluation.report import COLUMNS, methods_table, summary
 from retrieval.evaluation.results import RETRIEVAL, Comparison
@@ -28,7 +29,7 @@ def user_panel(user: UserProfile, titles: dict[str, str]) -> Text:
         lines.append(f"  {_event_line(event, titles)}")
     if len(user.history) > _SHOWN_EVENTS:
         lines.append(f"  ... and {len(user.history) - _SHOWN_EVENTS} earlier events")
-    return Text("\n".join(lines))
+    return Text("\n".join(map(printable, lines)))
 
 
 def _event_line(event: Event, titles: dict[str, str]) -> str:
@@ -48,7 +49,7 @@ def recommendations_table(answer: Recommendations, width: int) -> Group:
         moved = item.retrieval_position - place
         table.add_row(
             str(place + 1),
-            item.ad.title or item.ad.body,
+            printable(item.ad.title or item.ad.body),
             f"{item.retrieval_score or item.similarity:.3f}",
             f"#{item.retrieval_position + 1}",
             f"{item.p_click:.3f}" if item.p_click is not None else "-",

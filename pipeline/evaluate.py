@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from index_builder.artifact import AdCatalog
@@ -29,6 +28,7 @@ from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_o
 from retrieval.evaluation.results import RECALLS, RETRIEVAL
 from retrieval.loading import load_published
 from retrieval.retriever import Retriever
+from serving.terminal import Console
 
 
 def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
@@ -111,7 +111,11 @@ def _ranked(
     if not len(found.ads):
         return found.ads
     ads = [data.ads[number] for number in found.ads.tolist()]
+    if context.timestamp is None:  # of a log without times, which is not of now
+        ads = [replace(ad, start_time=None, end_time=None) for ad in ads]
     query = prepare(user, context, ads, catalog, skip_unknown=True).query
+    if not query.ad_ids:
+        return found.ads[:0]
     (answer,) = engine.rank([query])
     place_of = {data.ad_ids[number]: place for place, number in enumerate(found.ads.tolist())}
     places = np.array([place_of[ad_id] for ad_id in query.ad_ids])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.commands import report_as_dict, report_table
@@ -36,6 +35,7 @@ from records.clicks import Integers
 from records.history import with_history
 from records.movielens import LICENCE, DatasetFiles, export_movielens, find_movielens
 from records.users import UserProfile
+from serving.terminal import Console
 
 _USERS_SHOWN = 3
 _HISTORY_SHOWN_TO_SERVERS = 200
@@ -154,7 +154,8 @@ def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, min
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
     console.print(text_fit_line(report.text_fit), highlight=False)
     page = open_store(folder.model).path(report.version) / REPORT_FILE
-    console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
+    if page.exists():
+        console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
     return report
 
 

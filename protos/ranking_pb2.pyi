@@ -70,7 +70,9 @@ class RankCandidate(_message.Message):
     AD_ID_FIELD_NUMBER: _builtins.int
     AD_FIELD_NUMBER: _builtins.int
     ad_id: _builtins.str
-    """Resolved in the server's index version (server option --index)."""
+    """Resolved in the server's index version (server option --index). As for an inline ad, one that may not be shown at
+    the context's time is left out of the answer, and listed in ineligible_ad_ids.
+    """
     @_builtins.property
     def ad(self) -> _types_pb2.Ad:
         """Text inline; its ad_id must be set."""
@@ -232,6 +234,7 @@ class RankResponse(_message.Message):
     INDEX_VERSION_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     UNKNOWN_AD_IDS_FIELD_NUMBER: _builtins.int
+    INELIGIBLE_AD_IDS_FIELD_NUMBER: _builtins.int
     CACHED_ADS_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The model version that answered."""
@@ -251,6 +254,10 @@ class RankResponse(_message.Message):
     def unknown_ad_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With skip_unknown: candidate ids that could not be resolved."""
 
+    @_builtins.property
+    def ineligible_ad_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Candidates that may not be shown at the context's time (Ad.start_time, end_time); they were left out."""
+
     def __init__(
         self,
         *,
@@ -259,11 +266,12 @@ class RankResponse(_message.Message):
         index_version: _builtins.str = ...,
         timing: _types_pb2.Timing | None = ...,
         unknown_ad_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ineligible_ad_ids: _abc.Iterable[_builtins.str] | None = ...,
         cached_ads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "cached_ads", b"cached_ads", "index_version", b"index_version", "model_version", b"model_version", "timing", b"timing", "unknown_ad_ids", b"unknown_ad_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "cached_ads", b"cached_ads", "index_version", b"index_version", "ineligible_ad_ids", b"ineligible_ad_ids", "model_version", b"model_version", "timing", b"timing", "unknown_ad_ids", b"unknown_ad_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,7 +359,7 @@ class GetModelResponse(_message.Message):
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:
-        """Inside the ranking server."""
+        """Always zero: nothing is computed."""
 
     @_builtins.property
     def counters_end(self) -> _timestamp_pb2.Timestamp:

@@ -51,7 +51,7 @@ class RetrieveRequest(_message.Message):
 
     @_builtins.property
     def context(self) -> _types_pb2.Context:
-        """Where the ads would be shown. With towers, country, language, device, placement and attributes move the interests, also of a user of whom nothing is known; the rest is not read."""
+        """Where the ads would be shown. With towers, country, language, device, placement and attributes move the interests, also of a user of whom nothing is known. Ads are found that may be shown at its timestamp, also by ready vectors. page_text and utc_offset_minutes are not read."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class RetrieveResponse(_message.Message):
     """Events whose ad_id is not in this index version; they were skipped."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """Best first; fewer than k only if the catalog holds fewer."""
+        """Best first; fewer than k only if the catalog holds fewer that may be shown and were not met."""
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:
@@ -308,7 +308,7 @@ class GetIndexResponse(_message.Message):
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:
-        """Inside the retrieval server."""
+        """Always zero: nothing is computed."""
 
     def __init__(
         self,

@@ -117,13 +117,13 @@ class Ad(_message.Message):
     category: _builtins.str
     """Category in the owner's own taxonomy; at most 256 characters."""
     language: _builtins.str
-    """BCP 47 tag such as "en" or "pt-BR"; at most 256 characters."""
+    """BCP 47 tag such as "en" or "pt-BR"; not read by any model; at most 256 characters."""
     landing_url: _builtins.str
     """Where a click leads; not read by any model; at most 2,048 characters."""
     image_uri: _builtins.str
     """Where the picture lies; not read by any model yet; at most 2,048 characters."""
     bid_micros: _builtins.int
-    """Bid in millionths of the account's currency; 0 or more."""
+    """Bid in millionths of the account's currency; carried along, not read yet; 0 or more."""
     @_builtins.property
     def keywords(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 64 words or phrases, each at most 256 characters."""
@@ -134,7 +134,10 @@ class Ad(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """First moment the ad may be shown."""
+        """An ad is retrieved, ranked and recommended from start_time on and before end_time, as of Context.timestamp; unset
+        means since ever, and for ever. end_time is after start_time.
+        First moment the ad may be shown.
+        """
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:

@@ -28,6 +28,7 @@ from serving.errors import ServiceError
 from serving.exits import clean_exit
 from serving.logs import set_up_logging
 from serving.server import Server
+from serving.telemetry import switch_off_telemetry
 
 _TORCH_THREADS = torch.get_num_threads()
 
@@ -103,6 +104,7 @@ def _load_catalog(store: VersionStore, version: str) -> CatalogVersion:
 
 
 if __name__ == "__main__":
+    switch_off_telemetry()
     with clean_exit(ServiceError, ArtifactError, ModelError, BuildError):
         configured = CliApp.run(RankingSettings)
         set_up_logging(configured.log_level)

@@ -42,6 +42,7 @@ from ranking.features import FEATURES, Features
 from ranking.joint import JointCrossEncoder
 from ranking.model import BERT_LIKE, JOINT, SharedUserCrossEncoder
 from records.counters import CounterSnapshot
+from serving.telemetry import switch_off_telemetry
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 EXPORT_FOLDER = "openvino"
@@ -144,17 +145,19 @@ def load_base(
     place = str(embedded_model_path()) if base == EMBEDDED else base
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    switch_off_telemetry()
+    own = {"local_files_only": Path(place).is_dir()}  # a folder has all it needs: no hub is asked for what it lacks
     try:
         check_folder(place)
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **own)
     except BrokenModelError as broken:
         raise ModelError(f"the model {base!r} is broken: {broken}") from broken
     except Exception as error:  # the library raises whatever its loaders raise
         raise ModelError(f"cannot load {base!r}: {error}. Give a Hugging Face directory or hub name") from error
     _check_family(base, config, architecture, join_layer)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        network = _load_network(place, config, architecture)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **own)
+        network = _load_network(place, config, architecture, own)
         check_tokenizer(tokenizer, network.get_input_embeddings().weight.shape[0])
         _check_marks(tokenizer)
         position_limit(network)
@@ -167,7 +170,7 @@ def load_base(
     return SharedUserCrossEncoder(network, join_layer, len(FEATURES), id_buckets), tokenizer
 
 
-def _load_network(place: str, config: Any, architecture: str) -> Any:
+def _load_network(place: str, config: Any, architecture: str, own: dict[str, bool]) -> Any:
     """What the files at `place` hold, and nothing drawn at random but the head of a classifier that has yet to learn.
 
     Raises BrokenModelError, or what the library raises.
@@ -176,6 +179,7 @@ def _load_network(place: str, config: Any, architecture: str) -> Any:
     how: dict[str, Any] = {"attn_implementation": "sdpa"}
     if architecture == JOINT:
         how = {} if has_classifier else {"num_labels": 1}
+    how |= own
     of_kind = AutoModelForSequenceClassification if architecture == JOINT else AutoModel
     # No pickles; and nothing is mapped, since a mapped file that is cut short would end the process.
     network, info = of_kind.from_pretrained(

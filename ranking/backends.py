@@ -21,6 +21,7 @@ from ranking.batch import TokenRows
 from ranking.errors import ModelError
 from ranking.model import SharedUserCrossEncoder
 from ranking.passes import AdPass, JoinPass, UserPass
+from serving.telemetry import switch_off_telemetry
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class OpenVinoBackend:
     def __init__(
         self, folder: Path, *, bfloat16: bool, int8: bool = False, kept_in: torch.dtype = torch.float32
     ) -> None:
+        switch_off_telemetry()
         try:
             import openvino
         except ModuleNotFoundError as missing:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from index_builder.artifact import AdCatalog
+from index_builder.schedule import may_be_shown
 from ranking.context import context_buckets
 from ranking.features import COUNTED, event_class, keys_of
 from ranking.query import PastEvent, RankQuery
@@ -35,11 +36,13 @@ class Candidates:
     Attributes:
         places: place in the request of each ad of the query.
         unknown: ids that could not be resolved.
+        ineligible: ids of ads that may not be shown at the context's time.
     """
 
     query: RankQuery
     places: tuple[int, ...]
     unknown: tuple[str, ...]
+    ineligible: tuple[str, ...]
 
 
 def prepare(
@@ -51,7 +54,7 @@ def prepare(
     skip_unknown: bool,
     fresher: Mapping[str, Mapping[str, Total]] = MappingProxyType({}),
 ) -> Candidates:
-    """Resolves ids and renders texts.
+    """Resolves ids, leaves out ads that may not be shown at the context's time (or now), and renders texts.
 
     Args:
         candidates: Ads, or ids of ads in `catalog`.
@@ -76,20 +79,24 @@ def prepare(
     if unknown and not skip_unknown:
         named = ", ".join(unknown[:_NAMED_IN_ERRORS])
         raise NotFound(f"{len(unknown)} ads are not in this index version: {named}; set skip_unknown to leave them out")
+    moment = context.timestamp or datetime.now(UTC)
     found = [(place, ad) for place, ad in enumerate(ads) if ad is not None]
-    query = _query(user, context, [ad for _, ad in found], known, fresher)
-    return Candidates(query, tuple(place for place, _ in found), unknown)
+    shown = [(place, ad) for place, ad in found if may_be_shown(ad.start_time, ad.end_time, moment)]
+    query = _query(user, context, moment, [ad for _, ad in shown], known, fresher)
+    ineligible = {ad.ad_id for _, ad in found} - {ad.ad_id for _, ad in shown}
+    left_out = tuple(ad_id for ad_id in ids if ad_id in ineligible)
+    return Candidates(query, tuple(place for place, _ in shown), unknown, left_out)
 
 
 def _query(
     user: UserProfile,
     context: Context,
+    moment: datetime,
     ads: Sequence[Ad],
     known: Mapping[str, Ad],
     fresher: Mapping[str, Mapping[str, Total]],
 ) -> RankQuery:
     keys = [keys_of(ad, user.user_id) for ad in ads]
-    moment = context.timestamp or datetime.now(UTC)
     return RankQuery(
         user_text=render_user(user, context, known.get),
         interests=user.interests.strip(),

@@ -111,6 +111,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 index_version=index_version,
                 timing=types_pb2.Timing(),
                 unknown_ad_ids=candidates.unknown,
+                ineligible_ad_ids=candidates.ineligible,
             )
 
     def _score(self, queries: Sequence[RankQuery]) -> list[RankAnswer]:
@@ -162,5 +163,6 @@ def _response(
             queue_ms=answer.queue_ms, tokenize_ms=answer.value.tokenize_ms, compute_ms=answer.value.compute_ms
         ),
         unknown_ad_ids=candidates.unknown,
+        ineligible_ad_ids=candidates.ineligible,
         cached_ads=answer.value.cached_ads,
     )

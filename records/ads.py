@@ -76,6 +76,7 @@ def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
     - ``missing_id``, ``long_id``: no id, or more than 256 characters
     - ``duplicate_id``: the id was seen before; the first row stands
     - ``empty_text``: neither title nor body has a visible character
+    - ``never_shown``: its end is not after its start
     - ``long_text``: title and body exceed 32,768 characters together, or another field its limit
 
     Raises:
@@ -134,6 +135,8 @@ def problem_with(ad: Ad) -> tuple[str, str] | None:
         return "long_text", f"title and body have {length} characters; the limit is {MAX_TEXT_CHARS}"
     if ad.bid_micros < 0:
         return "bad_row", f"bid_micros is {ad.bid_micros}; it must be 0 or more"
+    if ad.start_time is not None and ad.end_time is not None and ad.end_time <= ad.start_time:
+        return "never_shown", f"end_time {ad.end_time} is not after start_time {ad.start_time}"
     if len(ad.keywords) > MAX_KEYWORDS:
         return "long_text", f"{len(ad.keywords)} keywords; the limit is {MAX_KEYWORDS}"
     try:

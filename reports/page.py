@@ -1,11 +1,18 @@
 """Pages of HTML that need nothing else: a template of the caller's, inside the look that all share."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from records.errors import InputError
+from records.printable import printable
+
+log = logging.getLogger(__name__)
 
 
 def make_room(path: Path) -> None:
@@ -28,5 +35,25 @@ def render(package: str, template: str, **values: Any) -> str:
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("reports", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
     )
     return pages.get_template(template).render(**values)
+
+
+def _shown(value: Any) -> Any:
+    """What a template writes: texts of others without control characters; the template escapes them for HTML."""
+    return printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@contextmanager
+def never_at_the_cost_of(result: str, instead: str) -> Iterator[None]:
+    """What shows a result may fail, whatever a plot or a template raises; the result stays, and a warning is logged.
+
+    Args:
+        result: What is there in any case, such as "model version X is saved".
+        instead: How to get what failed after all.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (of libraries that draw what others wrote)
+        log.warning("the report failed (%s: %s); %s. %s", type(error).__name__, error, result, instead)

@@ -22,6 +22,7 @@ from serving.errors import ServiceError
 from serving.exits import clean_exit
 from serving.logs import set_up_logging
 from serving.server import Server
+from serving.telemetry import switch_off_telemetry
 
 
 class RetrieverLoader:
@@ -85,6 +86,7 @@ def serve(settings: RetrievalSettings) -> None:
 
 
 if __name__ == "__main__":
+    switch_off_telemetry()
     with clean_exit(ServiceError, ArtifactError, BuildError, InputError):
         configured = CliApp.run(RetrievalSettings)
         set_up_logging(configured.log_level, quiet=("faiss", "sentence_transformers"))

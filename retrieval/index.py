@@ -10,6 +10,8 @@ import numpy as np
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows, gpu_count, import_faiss, to_gpu
+from index_builder.schedule import Eligibility
+from retrieval.filtered_search import FilteredSearch
 from serving.errors import StartupError
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class AdIndex:
             raise StartupError(f"device must be auto, cpu or cuda, not {device!r}")
         if device != "cpu":
             self._move_to_gpu(required=device == "cuda")
+        self._search = FilteredSearch(self._faiss_index, loaded.searched_vectors)
 
     def _move_to_gpu(self, *, required: bool) -> None:
         faiss = import_faiss()
@@ -57,17 +60,17 @@ class AdIndex:
         """Numbers per vector."""
         return self.loaded.manifest.dimension
 
-    def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Rows]:
+    def search(self, vectors: Vectors, k: int, eligible: Eligibility | None = None) -> tuple[Vectors, Rows]:
         """The `k` nearest ads of each vector, best first.
 
         Args:
             vectors: float32 [vectors, dimension].
-            k: At most the number of ads is returned.
+            k: At most the number of eligible ads is returned.
+            eligible: The ads to search among; all if None.
 
         Returns:
-            Similarities float32 and rows of the catalog int64, both [vectors, min(k, ads)]; row -1 where an approximate
-            index found fewer.
+            Similarities float32 and rows of the catalog int64, both [vectors, min(k, eligible ads)]; row -1 where an
+            approximate index that searches all ads found fewer.
         """
-        k = min(k, self.loaded.manifest.ad_count)
-        similarities, rows = self._faiss_index.search(np.ascontiguousarray(vectors, np.float32), k)
-        return similarities, rows
+        among = eligible or self.loaded.catalog.schedule.everything
+        return self._search.search(np.ascontiguousarray(vectors, np.float32), k, among)

@@ -17,6 +17,7 @@ from index_builder.artifact import IndexVersion
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.faiss_index import Rows
 from index_builder.interest_merge import merge
+from index_builder.schedule import Eligibility
 from records.ads import Ad
 from records.errors import InputError
 from records.users import Context, Event, EventType, UserProfile
@@ -55,7 +56,9 @@ class Query:
         exclude: Ids that must not come back.
         with_ads: Also return the ads' texts.
         shares: Candidate source to the share of the candidates that it brings first, in place of the default.
-        context: Where the ads would be shown.
+        context: Where and when the ads would be shown: ads are looked for that may be shown then, or now if it says no
+            time.
+        at_any_time: Look for all ads, whenever they may be shown.
     """
 
     user: UserProfile | None
@@ -65,6 +68,7 @@ class Query:
     with_ads: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
+    at_any_time: bool = False
 
 
 class Candidate(NamedTuple):
@@ -150,7 +154,10 @@ class Retriever:
         self.answer([Query(UserProfile(interests="warm up", history=events), None, 1)])
 
     def answer(self, queries: Sequence[Query]) -> list[Retrieved | InputError]:
-        """Answers a batch with one encoder call and one FAISS call; a query that cannot be answered gets its error."""
+        """Answers a batch with one encoder call and one FAISS call for all with the same eligible ads.
+
+        A query that cannot be answered gets its error.
+        """
         started = time.perf_counter()
         interests = self._interests(queries)
         encoded = time.perf_counter()
@@ -181,26 +188,37 @@ class Retriever:
         return [next(of_users) if query.vectors is None else _ready(query.vectors) for query in queries]
 
     def _search(self, queries: Sequence[tuple[Query, Interests]]) -> list[tuple[list[Candidate], list[str]]]:
-        """Candidates of each query and the sources that were left out: one FAISS call, wide enough for the widest."""
+        """Candidates of each query and the sources that were left out: a FAISS call for those with the same ads."""
         if not any(query.k for query, _ in queries):
             return [([], []) for _ in queries]
         wanted = max(query.k + len(query.exclude) for query, _ in queries)
         if NEIGHBOURS in self._pool.names:
             wanted += _DEEPER
-        asked = [self._ask_sources(query, found, wanted) for query, found in queries]
-        nearest = self._nearest([found for _, found in queries], wanted)
+        eligible = [self._eligible(query) for query, _ in queries]
+        asked = [
+            self._ask_sources(query, found, wanted, own) for (query, found), own in zip(queries, eligible, strict=True)
+        ]
+        nearest = self._nearest([found for _, found in queries], wanted, eligible)
         deadline = self._pool.deadline()
         return [
             self._candidates(query, found, own, answers, deadline)
             for (query, found), own, answers in zip(queries, nearest, asked, strict=True)
         ]
 
-    def _ask_sources(self, query: Query, found: Interests, wanted: int) -> "dict[str, Future[Found]]":
+    def _eligible(self, query: Query) -> Eligibility:
+        """The ads that may be shown at the query's time."""
+        if query.at_any_time:
+            return self.index.loaded.catalog.schedule.everything
+        return self.index.loaded.catalog.schedule.at(query.context.timestamp)
+
+    def _ask_sources(
+        self, query: Query, found: Interests, wanted: int, eligible: Eligibility
+    ) -> "dict[str, Future[Found]]":
         """Asks the sources that have a share in the answer; ready vectors are searched with and nothing else."""
         if query.user is None or not query.k:
             return {}
         shares = self._shares_of(query)
-        asked = Asked(query.user, found.vectors, wanted)
+        asked = Asked(query.user, found.vectors, wanted, eligible)
         names = [name for name in self._pool.names if name == NEIGHBOURS or shares.get(name, 0.0) > 0]
         return {name: self._pool.ask(name, asked) for name in names}
 
@@ -211,10 +229,29 @@ class Retriever:
             shares[POPULARITY] = max(shares.get(POPULARITY, 0.0), self._newcomers_popularity)
         return shares | dict(query.shares)
 
-    def _nearest(self, interests: Sequence[Interests], wanted: int) -> list[tuple[Vectors, Rows] | None]:
-        """What each user's vectors find: similarities and rows, [interests, found]; None if the search failed."""
+    def _nearest(
+        self, interests: Sequence[Interests], wanted: int, eligible: Sequence[Eligibility]
+    ) -> list[tuple[Vectors, Rows] | None]:
+        """What each user's vectors find: similarities and rows, [interests, found]; None if the search failed.
+
+        Users with the same eligible ads, mostly all of them, are searched for together.
+        """
+        together: dict[int, list[int]] = {}
+        for place, own in enumerate(eligible):
+            together.setdefault(id(own), []).append(place)
+        nearest: list[tuple[Vectors, Rows] | None] = [None] * len(interests)
+        for places in together.values():
+            some = self._nearest_of([interests[place] for place in places], wanted, eligible[places[0]])
+            for place, one in zip(places, some, strict=True):
+                nearest[place] = one
+        return nearest
+
+    def _nearest_of(
+        self, interests: Sequence[Interests], wanted: int, eligible: Eligibility
+    ) -> list[tuple[Vectors, Rows] | None]:
         try:
-            similarities, rows = self.index.search(np.concatenate([found.vectors for found in interests]), wanted)
+            vectors = np.concatenate([found.vectors for found in interests])
+            similarities, rows = self.index.search(vectors, wanted, eligible)
         except RuntimeError:
             if not self._pool.names:
                 raise

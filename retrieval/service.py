@@ -98,7 +98,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             with self._retrievers.lease() as retriever:
                 unit = retriever.index.loaded.towers is None
                 vectors = vectors_from_wire(request.vectors, retriever.index.dimension, unit=unit)
-            return Query(None, vectors, request.k, with_ads=request.include_ads)
+            where = context_from_wire(request.context)
+            return Query(None, vectors, request.k, with_ads=request.include_ads, context=where)
         if not request.HasField("user"):
             raise InputError("the query is missing: set user, or vectors")
         user = user_from_wire(request.user)

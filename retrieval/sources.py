@@ -18,6 +18,7 @@ from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows
 from index_builder.lexical import LexicalIndex
 from index_builder.neighbours import Neighbours
+from index_builder.schedule import Eligibility
 from index_builder.vector_file import StoredVectors
 from records.errors import InputError
 from records.popularity import Floats
@@ -33,6 +34,8 @@ LATE, FAILED = "late", "failed"
 _RECENT_DAYS = 14.0
 # Ads that popularity can bring, and fresh ads that are looked through.
 _MOST_POPULAR, _FRESHEST = 5000, 20_000
+# Rows that are looked at together for those that may be shown.
+_LOOKED_AT = 65_536
 _SEARCHES = 3
 
 
@@ -70,11 +73,13 @@ class Asked:
     Attributes:
         interests: the user's vectors, float32 [interests, dimension].
         wanted: how many rows are of use, excluded ones among them.
+        eligible: the ads that may be found.
     """
 
     user: UserProfile
     interests: Vectors
     wanted: int
+    eligible: Eligibility
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,12 @@ class NeighbourSource:
         met = self._strengths[np.array(list(worth), np.int64)]
         times = np.repeat(np.array(list(worth.values()), np.float32), np.diff(met.indptr))
         added = np.bincount(met.indices, met.data * times, minlength=self._strengths.shape[1]).astype(np.float32)
-        wanted = min(asked.wanted, len(added))
-        best = np.argpartition(-added, wanted - 1)[:wanted]
+        rows = asked.eligible.rows
+        wanted = min(asked.wanted, len(rows))
+        if not wanted:
+            return Additions(added, rows)
+        own = added if asked.eligible.is_everything else added[rows]
+        best = rows[np.argpartition(-own, wanted - 1)[:wanted]]
         return Additions(added, best[np.argsort(-added[best], kind="stable")])
 
 
@@ -134,7 +143,7 @@ class LexicalSource:
         """See `Source`."""
         searches = [event.text for event in asked.user.history if event.type is EventType.SEARCH and event.text]
         text = " ".join([*searches[: -_SEARCHES - 1 : -1], asked.user.interests])
-        found: list[int] = self._index.search(text, asked.wanted).tolist() if text.strip() else []
+        found: list[int] = self._index.search(text, asked.wanted, asked.eligible).tolist() if text.strip() else []
         return found
 
 
@@ -142,27 +151,47 @@ class PopularitySource:
     """The ads with most clicks lately; `clicks` is float64 [ads]."""
 
     def __init__(self, clicks: Floats) -> None:
-        order = np.argsort(-clicks, kind="stable")[:_MOST_POPULAR]
-        self._rows: list[int] = order[clicks[order] > 0].tolist()
+        order = np.argsort(-clicks, kind="stable")
+        self._rows: Rows = order[clicks[order] > 0]
 
     def find(self, asked: Asked) -> Sequence[int]:
         """See `Source`."""
-        return self._rows[: asked.wanted]
+        found: list[int] = _first(self._rows, asked.eligible, min(asked.wanted, _MOST_POPULAR)).tolist()
+        return found
 
 
 class FreshSource:
     """Ads that were hardly shown yet, nearest to the user's interests, whatever their popularity."""
 
     def __init__(self, rows: Rows, vectors: StoredVectors, *, has_bias: bool) -> None:
-        self._rows = rows[:_FRESHEST]
-        self._first = int(has_bias)
-        self._vectors = np.ascontiguousarray(vectors[self._rows][:, self._first :])
+        self._fresh, self._all_vectors, self._first = rows, vectors, int(has_bias)
+        self._eligible: Eligibility | None = None
+        self._rows, self._vectors = rows[:0], np.empty((0, vectors.shape[1] - self._first), np.float32)
 
     def find(self, asked: Asked) -> Sequence[int]:
         """See `Source`."""
+        if asked.eligible is not self._eligible:  # mostly the same from one request to the next
+            self._look_at(asked.eligible)
         likeness = (asked.interests[:, self._first :] @ self._vectors.T).max(axis=0)
         nearest: list[int] = self._rows[np.argsort(-likeness, kind="stable")[: asked.wanted]].tolist()
         return nearest
+
+    def _look_at(self, eligible: Eligibility) -> None:
+        self._rows = _first(self._fresh, eligible, _FRESHEST)
+        self._vectors = np.ascontiguousarray(self._all_vectors[self._rows][:, self._first :])
+        self._eligible = eligible
+
+
+def _first(rows: Rows, eligible: Eligibility, count: int) -> Rows:
+    """The first `count` of `rows` that may be shown."""
+    if eligible.is_everything:
+        return rows[:count]
+    found: list[Rows] = [rows[:0]]
+    for start in range(0, len(rows), _LOOKED_AT):
+        if sum(map(len, found)) >= count:
+            break
+        found.append(eligible.of(rows[start : start + _LOOKED_AT]))
+    return np.concatenate(found)[:count]
 
 
 def sources_of(loaded: IndexVersion, settings: SourceSettings) -> dict[str, Source]:

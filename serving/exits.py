@@ -6,7 +6,10 @@ from contextlib import contextmanager
 
 from pydantic import ValidationError
 
+from records.printable import printable
+
 EXIT_BAD_INPUT = 2
+_LAYOUT = "\n\t"  # what our own messages are laid out with; what they quote is theirs
 
 
 @contextmanager
@@ -22,5 +25,5 @@ def clean_exit(*expected: type[Exception]) -> Iterator[None]:
 
 
 def _say(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable(message, keep=_LAYOUT)}\n")
     return EXIT_BAD_INPUT

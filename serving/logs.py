@@ -21,14 +21,16 @@ class _RequestIdFilter(logging.Filter):
         return True
 
 
-class _LineFormatter(logging.Formatter):
-    """One line an event, whatever stands in its message; what follows it, such as a traceback, is indented."""
+class OneLineFormatter(logging.Formatter):
+    """One line an event, whatever texts of callers and owners it quotes; what follows it, a traceback, is indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is the library's
+        """The line without a traceback."""
         record.message = cut_to_bytes(escaped(record.message[:_MAX_BYTES]), _MAX_BYTES)
         return super().formatMessage(record)
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is the library's
+        """The traceback, with the message of its error."""
         return "\n".join("  " + escaped(line) for line in super().formatException(ei).splitlines())
 
 
@@ -42,11 +44,18 @@ class _CallersDoingFilter(logging.Filter):
 _callers_doing = _CallersDoingFilter()  # one, however often the log is set up
 
 
+def set_up_command_logging() -> None:
+    """Sends a command's warnings to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLineFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def set_up_logging(level: str, quiet: Sequence[str] = ()) -> None:
     """Sends this process's log to standard error, a line an event; of the loggers in `quiet`, only warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_RequestIdFilter())
-    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
+    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger(_GRPC_LOGGER).addFilter(_callers_doing)
     for name in quiet:

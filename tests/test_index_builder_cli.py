@@ -82,8 +82,8 @@ def test_versions_are_listed_as_json_and_as_a_table(two_versions):
 
 def test_verify_says_that_files_are_intact_or_which_is_not(two_versions):
     root, (old, new) = two_versions
-    assert f"{new}: 8 files are intact" in index_builder("verify", root).stdout
-    assert f"{old}: 8 files are intact" in index_builder("verify", root, old).stdout
+    assert f"{new}: 9 files are intact" in index_builder("verify", root).stdout
+    assert f"{old}: 9 files are intact" in index_builder("verify", root, old).stdout
     damaged = open_store(root).path(old) / "vectors.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     assert_refused(index_builder("verify", root, old), "vectors.npy differs from its checksum")

@@ -40,7 +40,7 @@ ADS = st.builds(
     attributes=ATTRIBUTES,
     start_time=MOMENTS,
     end_time=MOMENTS,
-)
+).filter(lambda ad: ad.start_time is None or ad.end_time is None or ad.start_time < ad.end_time)
 EVENTS = st.builds(Event, st.sampled_from(EventType), ad_id=VISIBLE, timestamp=MOMENTS) | st.builds(
     Event, st.sampled_from(EventType), text=VISIBLE, timestamp=MOMENTS
 )
@@ -144,6 +144,7 @@ LIMITS = [
     (AD, make_ad(image_uri="x" * 2049), "image_uri has 2049 characters"),
     (AD, make_ad(bid_micros=-1), "bid_micros"),
     (AD, make_ad(start_time=FAR), "start_time is not a time"),
+    (AD, make_ad(start_time=Timestamp(seconds=5), end_time=Timestamp(seconds=5)), "is not after start_time"),
     (AD, make_ad(end_time=FAR), "end_time is not a time"),
     (USER, make_user(interests=MEGABYTE), "interests has 1000000 characters"),
     (USER, make_user(*[click(ad_id="a")] * 1001), "history has 1001 events"),

@@ -198,7 +198,7 @@ def test_if_the_search_by_interests_fails_the_others_answer(retriever, skips):
     class NoIndex:
         loaded = retriever.index.loaded
 
-        def search(self, vectors, k):
+        def search(self, vectors, k, eligible):
             raise RuntimeError("the index is gone")
 
     retriever.index = NoIndex()

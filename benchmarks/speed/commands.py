@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from records.errors import InputError
+from serving.terminal import Console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,10 +1,11 @@
 """A result as tables for a terminal. Knows no models."""
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from benchmarks.speed.contest import Spread
 from benchmarks.speed.results import BenchResult, Entry
+from serving.terminal import Console
 
 _TIMES, _FLOOR = "times faster", "floor's share"
 

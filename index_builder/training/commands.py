@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from index_builder.encoder import EMBEDDED
 from index_builder.progress import build_progress
 from index_builder.training.options import TowerOptions
 from serving.flags import with_flags_of
+from serving.terminal import Console
 
 if TYPE_CHECKING:
     from index_builder.training.train import TowerReport, Watch

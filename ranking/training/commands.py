@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Users
 from ranking.store import open_store
@@ -25,6 +24,7 @@ from ranking.training.report import (
 )
 from records.errors import InputError
 from serving.flags import with_flags_of
+from serving.terminal import Console
 
 if TYPE_CHECKING:
     from ranking.training.dataset import Dataset
@@ -95,7 +95,8 @@ def train_command(
     for line in (text_fit_line(report.text_fit), calibration_line(report.calibration)):
         console.print(line, highlight=False)
     page = open_store(out).path(report.version) / REPORT_FILE
-    console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
+    if page.exists():
+        console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
 
 
 def evaluate_command(
@@ -123,7 +124,7 @@ def evaluate_command(
     from ranking.training.evaluate import evaluate
     from ranking.training.page import write_page
     from ranking.training.versions import load_from, warn_of_rows_it_knows
-    from reports.page import make_room
+    from reports.page import make_room, never_at_the_cost_of
 
     if report is not None:
         make_room(report)
@@ -134,13 +135,14 @@ def evaluate_command(
     with Console(stderr=True).status("Evaluating"):
         evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
     title = f"Model version {loaded.version}, split by {data.split}"
-    if report is not None:
-        write_page(report, evaluation, title)
     if as_json:
         document = {"version": loaded.version, "split": data.split, "rejected": data.report.rejected}
         print(json.dumps({**document, "test": evaluation_as_dict(evaluation)}, indent=2))  # noqa: T201
     else:
         Console().print(evaluation_table(evaluation, title))
+    if report is not None:
+        with never_at_the_cost_of("the figures above hold", "The same command draws it again"):
+            write_page(report, evaluation, title)
 
 
 def calibrate_command(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ranking.errors import ModelError
 from ranking.training.results import CurvePoint
 from ranking.training.stage import Step, Watch
+from reports.page import never_at_the_cost_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +35,8 @@ class LossCurves:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with never_at_the_cost_of("what was learned stays", "TensorBoard may lack some of its points"):
+                self._writer.close()
 
     def watch(self, step: Step) -> None:
         """Told of every step."""
@@ -43,9 +45,10 @@ class LossCurves:
             return
         self.points.append(CurvePoint(step.stage, step.step, step.training_loss, step.validation_loss))
         if self._writer is not None:
-            self._writer.add_scalar(f"{step.stage}/training_loss", step.training_loss, step.step)
-            self._writer.add_scalar(f"{step.stage}/validation_loss", step.validation_loss, step.step)
-            self._writer.add_scalar(f"{step.stage}/learning_rate", step.learning_rate, step.step)
+            with never_at_the_cost_of("the training goes on", "TensorBoard may lack some of its points"):
+                self._writer.add_scalar(f"{step.stage}/training_loss", step.training_loss, step.step)
+                self._writer.add_scalar(f"{step.stage}/validation_loss", step.validation_loss, step.step)
+                self._writer.add_scalar(f"{step.stage}/learning_rate", step.learning_rate, step.step)
 
 
 def _writer(folder: Path) -> "SummaryWriter":

@@ -46,6 +46,7 @@ from ranking.training.parity import (
     pairs_of_log,
 )
 from ranking.training.versions import load_from
+from serving.telemetry import switch_off_telemetry
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ def export_after_training(trained: ModelVersion, folder: Path, data: Dataset) ->
 
 
 def _has_openvino() -> bool:
+    switch_off_telemetry()
     try:
         import openvino  # noqa: F401
     except ModuleNotFoundError:
@@ -172,6 +174,7 @@ def quantise_passes(folder: Path, batches: Sequence[PairBatch]) -> None:
     Raises:
         ModelError: NNCF is not installed.
     """
+    switch_off_telemetry()
     try:
         import nncf
         import openvino
@@ -200,6 +203,7 @@ def export_passes(model: SharedUserCrossEncoder, features: int, folder: Path) ->
     Raises:
         ModelError: OpenVINO is not installed.
     """
+    switch_off_telemetry()
     try:
         import openvino
     except ModuleNotFoundError as missing:

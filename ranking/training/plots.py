@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ranking.training.results import RANKER, CurvePoint, Curves, Slice
-from reports.figures import COLOURS, cycle, figure, lines_plot, svg
+from reports.figures import COLOURS, cycle, figure, lines_plot, plain, svg
 
 
 def roc_plot(curves: Mapping[str, Curves]) -> str:
@@ -41,9 +41,9 @@ def reliability_plot(curves: Mapping[str, Curves]) -> str:
     for colour, (name, points) in zip(cycle(), shown.items(), strict=False):
         x, y = zip(*points, strict=True)
         if name == RANKER:
-            axes.plot(x, y, "o-", color=colour, label=name, zorder=3)
+            axes.plot(x, y, "o-", color=colour, label=plain(name), zorder=3)
         else:
-            axes.plot(x, y, "-", color=colour, label=name, linewidth=0.8, alpha=0.7)
+            axes.plot(x, y, "-", color=colour, label=plain(name), linewidth=0.8, alpha=0.7)
     highest = max(max(x, y) for points in shown.values() for x, y in points)
     axes.plot([0, highest], [0, highest], ":", color="grey")
     axes.legend(fontsize=7)
@@ -74,10 +74,10 @@ def slices_plot(name: str, parts: Sequence[Slice]) -> str:
     axes.barh(
         [place + 0.2 for place in places], [p.best_peer_auc for p in parts], 0.38, color=COLOURS[1], label="best peer"
     )
-    axes.set_yticks(list(places), [f"{part.label}  ({part.impressions:,})" for part in parts], fontsize=7)
+    axes.set_yticks(list(places), [f"{plain(part.label)}  ({part.impressions:,})" for part in parts], fontsize=7)
     known = [value for part in parts for value in (part.auc, part.best_peer_auc) if value == value]
     axes.set_xlim(min(0.5, *known) if known else 0.5, min(1.0, max(known) + 0.02) if known else 1.0)
     axes.invert_yaxis()
-    axes.set_title(name, fontsize=9)
+    axes.set_title(plain(name), fontsize=9)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return svg(drawn)

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ranking.training.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
+from serving.terminal import Console
 
 if TYPE_CHECKING:
     from ranking.artifact import ExportParity, Metric

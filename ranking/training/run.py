@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from artifacts.store import Draft
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
@@ -26,6 +25,8 @@ from ranking.training.results import RANKER, TrainReport
 from ranking.training.train import Trained, train
 from ranking.training.versions import exact_name
 from records.counters import CounterSnapshot
+from reports.page import never_at_the_cost_of
+from serving.terminal import Console
 
 REPORT_FILE, REPORT_JSON_FILE = "report.html", "report.json"
 
@@ -50,8 +51,8 @@ def train_and_save(
         minutes = (time.monotonic() - started) / 60
         with Console(stderr=True).status("Evaluating on the test part"):
             report = _report(data, trained, options, curves, draft.version, minutes, which_peers)
-        write_page(draft.path / REPORT_FILE, report.evaluation, f"Model version {draft.version}", report)
         (draft.path / REPORT_JSON_FILE).write_text(json.dumps(train_report_as_dict(report), indent=2))
+        _draw(draft, report)
         measured = report.evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
         spec = trained.spec.model_copy(
@@ -62,6 +63,15 @@ def train_and_save(
         store.publish(draft.version)
     shutil.rmtree(unfinished, ignore_errors=True)
     return report
+
+
+def _draw(draft: Draft, report: TrainReport) -> None:
+    """The page of the version, without which it is saved as well."""
+    again = (
+        f"adcascade evaluate --version {draft.version} --report FILE, with the files of the training, draws it again"
+    )
+    with never_at_the_cost_of(f"model version {draft.version} is saved without it", again):
+        write_page(draft.path / REPORT_FILE, report.evaluation, f"Model version {draft.version}", report)
 
 
 def _exported(data: Dataset, trained: Trained, draft: Draft) -> Exports:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from index_builder.progress import build_progress
 from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Split, Users
+from serving.terminal import Console
 
 
 def evaluate_retrieval_command(
@@ -35,7 +35,7 @@ def evaluate_retrieval_command(
     from retrieval.loading import load_published
 
     if report is not None:
-        from reports.page import make_room
+        from reports.page import make_room, never_at_the_cost_of
         from retrieval.evaluation.page import write_page  # before the work: it says what is missing to draw
 
         make_room(report)
@@ -57,10 +57,11 @@ def evaluate_retrieval_command(
         found = evaluate_retrieval(
             data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)
         )
-    if report is not None:
-        write_page(report, found, f"Retrieval, index version {retriever.index.loaded.version}")
-        console.print(f"Report with plots: {report}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
     else:
         Console().print(evaluation_tables(found), highlight=False)
+    if report is not None:
+        with never_at_the_cost_of("the figures above hold", "The same command draws it again"):
+            write_page(report, found, f"Retrieval, index version {retriever.index.loaded.version}")
+            console.print(f"Report with plots: {report}", highlight=False, soft_wrap=True)

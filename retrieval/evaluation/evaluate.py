@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from index_builder.schedule import Schedule
 from index_builder.towers import EVENT_TYPES
 from index_builder.training.data import RetrievalData
 from index_builder.training.held_out import HeldOut, held_out
@@ -107,7 +108,8 @@ def judge_of(data: RetrievalData) -> tuple[Judge, PopularitySnapshot]:
     if not len(judged):
         raise InputError("there is nothing to evaluate: nobody clicked an ad that was new to them in the test part")
     popularity = PopularitySnapshot.of(data.log.take(data.parts.training))
-    return Judge(judged, popularity.clicks(data.ad_ids, np.inf)), popularity
+    schedule = Schedule.of([(ad.start_time, ad.end_time) for ad in data.ads])
+    return Judge(judged, popularity.clicks(data.ad_ids, np.inf), schedule), popularity
 
 
 def _in_parts(progress: Progress, parts: int, users: int) -> Callable[[int], Progress]:
@@ -146,7 +148,14 @@ def retrieved(
     for start in range(0, len(profiles), _USERS_AT_ONCE):
         some = profiles[start : start + _USERS_AT_ONCE]
         queries = [
-            Query(user, None, k, frozenset(data.ad_ids[ad] for ad in met), context=context)
+            Query(
+                user,
+                None,
+                k,
+                frozenset(data.ad_ids[ad] for ad in met),
+                context=context,
+                at_any_time=context.timestamp is None,  # of a log without times, which is not of now
+            )
             for user, met, context in zip(some, judged.seen[start:], judged.contexts[start:], strict=False)
         ]
         for answer in retriever.answer(queries):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from index_builder.schedule import Schedule
 from index_builder.training.held_out import HeldOut
 from index_builder.training.ranks import ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
 from records.clicks import Integers
@@ -20,13 +21,18 @@ class Judge:
     Args:
         judged: The users.
         clicks_of_ads: Clicks of each ad of the catalog before the test, float64 [ads].
+        schedule: When each of them may be shown; a method that scores all ads is asked for those of the moment alone,
+            as retrieval is. None if all may always.
 
     Attributes:
         places: method -> of each user, the places of the clicked ads.
     """
 
-    def __init__(self, judged: HeldOut, clicks_of_ads: npt.NDArray[np.float64]) -> None:
+    def __init__(
+        self, judged: HeldOut, clicks_of_ads: npt.NDArray[np.float64], schedule: Schedule | None = None
+    ) -> None:
         self.judged = judged
+        self._schedule = schedule
         self.clicks_of_ads = clicks_of_ads
         self.places: dict[str, list[Integers]] = {}
         self._coverage: dict[str, float] = {}
@@ -37,13 +43,21 @@ class Judge:
         """A method that scores all ads for the user at a place."""
         places, shown = [], []
         for user in range(len(self.judged)):
-            of_user = scores(user)
+            of_user = self._of_eligible(scores(user), user)
             places.append(places_of(of_user, self.judged.clicked[user], self.judged.seen[user]))
             left = of_user.copy()
             left[self.judged.seen[user]] = -np.inf
             first = min(_FIRST, len(left))
             shown.append(np.argpartition(-left, first - 1)[:first])
         self._add(name, places, shown)
+
+    def _of_eligible(self, scores: npt.NDArray[np.float32], user: int) -> npt.NDArray[np.float32]:
+        """The scores, minus infinity for ads that may not be shown when the user is asked for."""
+        moment = self.judged.contexts[user].timestamp
+        if self._schedule is None or moment is None:
+            return scores
+        allowed = self._schedule.at(moment).allowed
+        return scores if allowed is None else np.where(allowed, scores, np.float32(-np.inf))
 
     def add_lists(self, name: str, lists: Sequence[Integers], asked: int) -> None:
         """A method that answers with the numbers of at most `asked` ads, best first; what needs more is not judged."""

@@ -9,7 +9,7 @@ from retrieval.evaluation.report import COLUMNS, summary, titled_slices
 from retrieval.evaluation.results import METRICS, RETRIEVAL, RetrievalEvaluation, Slice
 
 try:
-    from reports.figures import COLOURS, figure, lines_plot, svg
+    from reports.figures import COLOURS, figure, lines_plot, plain, svg
 except ModuleNotFoundError as missing:  # said before minutes are spent on what could not be reported
     raise InputError(f"reports need {missing.name}: pip install 'adcascade[train]'") from missing
 
@@ -49,11 +49,11 @@ def _slices_plot(title: str, first_column: str, slices: Sequence[Slice], best_ot
                 [recall.high - recall.value for _, recall in parts],
             ],
             color=COLOURS[number],
-            label=name,
+            label=plain(name),
             error_kw={"elinewidth": 0.8, "ecolor": "#444"},
         )
-    axes.set_yticks(range(len(slices)), [f"{part.name}  ({part.users:,} users)" for part in slices], fontsize=7)
+    axes.set_yticks(range(len(slices)), [f"{plain(part.name)}  ({part.users:,} users)" for part in slices], fontsize=7)
     axes.invert_yaxis()
-    axes.set_title(title, fontsize=9)
+    axes.set_title(plain(title), fontsize=9)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return svg(drawn)
