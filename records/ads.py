@@ -102,12 +102,9 @@ def read_catalog(path: Path) -> Catalog:
         tuple(one for one in found if isinstance(one, Ad)), tuple(one for one in found if isinstance(one, RejectedAd))
     )
     if not catalog.ads:
-        why = "; ".join(
-            f"{one.reason}, such as {one.source}, row {one.row}: {one.detail}" for one in catalog.rejected[:1]
-        )
-        raise InputError(
-            f"{path} holds no usable ad{f' ({why})' if why else ''}: each needs an ad_id, and a title or a body"
-        )
+        first = next(iter(catalog.rejected), None)
+        why = f" ({first.reason}, {first.source}, row {first.row}: {first.detail})" if first else ""
+        raise InputError(f"{path} holds no usable ad{why}: each needs an ad_id, and a title or a body")
     return catalog
 
 

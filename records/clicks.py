@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from records.click_batches import NO_POSITION, NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
+from records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
 from records.errors import InputError
 from records.files import DamagedRow, read_batches
 from records.limits import MAX_ATTRIBUTES
@@ -70,6 +70,18 @@ class ClickLog:
     def one_moment(self) -> bool:
         """Whether all rows have one and the same time."""
         return bool(len(self) and self.has_time and self.time[0] == self.time[-1])
+
+    @property
+    def untimed_rows(self) -> str:
+        """How many rows are without a timestamp, in words."""
+        return f"{self.untimed:,} of {len(self):,} rows are without a timestamp"
+
+    @property
+    def one_moment_rows(self) -> str:
+        """That all rows have one time, and which, in words."""
+        return (
+            f"all {len(self):,} rows are of {datetime.fromtimestamp(int(self.time[0]) / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
+        )
 
     @property
     def ctr(self) -> float:

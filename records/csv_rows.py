@@ -18,7 +18,7 @@ _MAX_RECORD_CHARS = 1024 * 1024
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-class BadRecord(Exception):
+class RecordError(ValueError):
     """A record that cannot be read: the message says where and why."""
 
 
@@ -42,14 +42,14 @@ class CsvRecords:
         self.header = self._read_header(file)
         self._width = len(self.header)
 
-    def __iter__(self) -> Iterator[list[str] | BadRecord]:
+    def __iter__(self) -> Iterator[list[str] | RecordError]:
         """The records after the header."""
         while line := self._next_line():
             if line.isspace():
                 continue
             try:
                 yield self._record(line)
-            except BadRecord as bad:
+            except RecordError as bad:
                 yield bad
 
     def _record(self, line: str) -> list[str]:
@@ -57,7 +57,7 @@ class CsvRecords:
         if len(line) >= MAX_LINE_CHARS:
             while (rest := self._next_line()) and len(rest) >= MAX_LINE_CHARS:
                 pass
-            raise BadRecord(f"line {first} has more than {MAX_LINE_CHARS:,} characters")
+            raise RecordError(f"line {first} has more than {MAX_LINE_CHARS:,} characters")
         if '"' not in line:
             (values,) = csv.reader([line])
             return self._checked(values, first)
@@ -66,14 +66,14 @@ class CsvRecords:
             return self._checked(next(csv.reader(self._more(taken), strict=True)), first)
         except csv.Error as error:
             self._give_back(taken[1:])
-            raise BadRecord(f"line {first} has a quote that does not match ({error})") from None
-        except BadRecord:
+            raise RecordError(f"line {first} has a quote that does not match ({error})") from None
+        except RecordError:
             self._give_back(taken[1:])
             raise
 
     def _checked(self, values: list[str], line: int) -> list[str]:
         if self._width and len(values) != self._width:
-            raise BadRecord(f"expected {self._width} columns, line {line} has {len(values)}")
+            raise RecordError(f"expected {self._width} columns, line {line} has {len(values)}")
         return values
 
     def _more(self, taken: list[str]) -> Iterator[str]:
@@ -100,7 +100,7 @@ class CsvRecords:
             raise InputError(f"{file} is empty: its first line must name the columns")
         try:
             names = [name.strip() for name in self._record(line)]
-        except BadRecord as error:
+        except RecordError as error:
             raise InputError(f"cannot read {file}, whose first line must name the columns: {error}") from None
         mark = max(_DELIMITERS, key=line.count)
         if len(names) <= line.count(mark):

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from records.csv_rows import MAX_LINE_CHARS, BadRecord, CsvRecords
+from records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
 from records.errors import InputError
 from records.folders import SourceFile, list_files
 from records.values import RoundedFloat
@@ -126,7 +126,7 @@ def _batches_of(file: SourceFile) -> Iterator[Batch]:
 
 def _opened(file: SourceFile) -> IO[bytes]:
     """The plain bytes of a text file. Raises InputError if they are something else."""
-    opened = gzip.open(file.path) if file.suffix.endswith(".gz") else file.path.open("rb")
+    opened = gzip.open(file.path) if file.suffix.endswith(".gz") else file.path.open("rb")  # noqa: SIM115 (whoever asked closes it)
     try:
         start = opened.peek(8)
         for magic, what in _MAGIC.items():
@@ -230,7 +230,7 @@ def _csv_batches(file: SourceFile) -> Iterator[Batch]:
 def _csv_rows(records: CsvRecords) -> Iterator[tuple[Row, int]]:
     bad_header = any(map(_has_bad_bytes, records.header))
     for values in records:
-        if isinstance(values, BadRecord):
+        if isinstance(values, RecordError):
             yield DamagedRow("bad_row", str(values)), 0
         elif bad_header or any(map(_has_bad_bytes, values)):
             yield DamagedRow("bad_utf8", "the row, or the header, has bytes that are no UTF-8"), 0

@@ -113,8 +113,8 @@ def _of_number(number: Decimal, name: str) -> Moment:
         return Moment(datetime(*(int(part) for part in found.groups("0")), tzinfo=UTC), None)
     for unit in _UNITS:
         if EARLIEST.timestamp() * unit <= number < _LAST_NUMBER.timestamp() * unit:
-            return Moment(_EPOCH + timedelta(microseconds=int(round(number * 1_000_000 / unit))), 0)
+            return Moment(_EPOCH + timedelta(microseconds=round(number * 1_000_000 / unit)), 0)
     raise InputError(
-        f"{name} {str(number)[:80]} is no time after 2000, neither in seconds, milliseconds, microseconds or nanoseconds since "
-        f"1970 nor as a date such as 20260131: write it as {_HELP}, and leave it empty where the time is unknown"
+        f"{name} {str(number)[:80]} is no time after 2000, neither as seconds, milli-, micro- or nanoseconds since 1970 "
+        f"nor as a date such as 20260131: write it as {_HELP}, and leave it empty where it is unknown"
     )

@@ -148,7 +148,8 @@ def load_users(path: Path, max_rejected: float = 0.01) -> tuple[dict[str, UserPr
     users: dict[str, UserProfile] = {}
     rejected: list[str] = []
     rows = 0
-    for rows, user in enumerate(_users_or_errors(path), start=1):
+    for user in _users_or_errors(path):
+        rows += 1
         if isinstance(user, InputError):
             rejected.append(str(user))
         elif users.setdefault(user.user_id, user) != user:

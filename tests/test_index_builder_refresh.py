@@ -84,7 +84,7 @@ def test_a_log_of_other_ads_or_without_times_is_refused_and_counts_nothing(root,
         refresh(root, clicks_on(tmp_path, "of-somebody-else", later), BuildOptions().assembly)
     timeless = tmp_path / "timeless.csv"
     timeless.write_text("request_id,ad_id,clicks,impressions\nr1,coffee-1,1,2\n")
-    with pytest.raises(InputError, match="rows without a timestamp"):
+    with pytest.raises(InputError, match="1 of 1 rows are without a timestamp"):
         refresh(root, timeless, BuildOptions().assembly)
     assert loaded(root).version == before.version
 

@@ -13,13 +13,14 @@ from ranking.features import COUNTED, Features, dense_features, keys_of, snapsho
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
-from records.ads import Ad, RejectedAd, read_ads
-from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts, read_clicks
+from records.ads import Ad
+from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
 from records.counters import CounterSnapshot
 from records.errors import InputError
 from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
+from records.joined import read_joined
 from records.splits import split_at_random, split_by_key, split_by_time, split_each_user
-from records.users import UserProfile, read_users
+from records.users import UserProfile
 
 SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
@@ -156,27 +157,49 @@ def load_dataset(
     seed: int = 0,
     max_rejected: float = 0.01,
     newest: int | None = None,
+    rejected_file: Path | None = None,
 ) -> Dataset:
     """Reads and joins the three files and splits the log 8:1:1 (by user 7:1:2).
 
     Args:
         split: "time" (the newest rows test), "user" (each user's newest fifth tests), "random" (rows), "request"
-            (whole requests), "ad" (the test holds ads that were never trained on), or "auto": by time where every row
-            has one, else by request. "none" makes no parts: each row looks back on strictly earlier ones.
+            (whole requests), "ad" (the test holds ads that were never trained on), or "auto": by time where that can
+            be, else by request; the report says why. "none" makes no parts: each row looks back on strictly earlier
+            ones. For a split by time or user, a few rows without a timestamp are left out.
         seed: for a split at random.
-        max_rejected, newest: see `records.clicks.read_clicks`.
+        max_rejected, newest, rejected_file: see `records.clicks.read_clicks`.
 
     Raises:
         InputError: A file cannot be read, too many rows are unusable, or the log is too small to split.
     """
-    catalog = {ad.ad_id: ad for ad in read_ads(ads) if not isinstance(ad, RejectedAd)}
-    if not catalog:
-        raise InputError(f"{ads} holds no usable ad: each needs an ad_id, and a title or a body")
-    profiles = {user.user_id: user for user in read_users(users)} if users else {}
-    log, report = read_clicks(clicks, catalog.keys(), max_rejected=max_rejected, newest=newest)
+    read = read_joined(
+        ads,
+        clicks,
+        users,
+        max_rejected=max_rejected,
+        newest=newest,
+        timed=split in ("auto", "time", "user"),
+        rejected_file=rejected_file,
+    )
+    log, report = read.log, read.report
     if split == "auto":
-        split = "time" if log.has_time else "request"
-    return Dataset(log, report, catalog, profiles, _keys(log, catalog), _split(log, split, seed), split)
+        why = _why_not_by_time(log)
+        split = "request" if why else "time"
+        report = report.noted(f"Split by request, not by time: {why}.") if why else report
+    return Dataset(log, report, read.ads, read.users, _keys(log, read.ads), _split(log, split, seed), split)
+
+
+def _why_not_by_time(log: ClickLog) -> str:
+    """Why a log cannot be split by time; "" if it can."""
+    if not log.has_time:
+        return log.untimed_rows
+    if log.one_moment:
+        return log.one_moment_rows
+    try:
+        split_by_time(log)
+    except InputError:
+        return f"too many of the {len(log):,} rows share one of {len(np.unique(log.time)):,} times"
+    return ""
 
 
 def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:
