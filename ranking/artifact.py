@@ -28,6 +28,7 @@ from artifacts.manifest import Manifest
 from artifacts.store import Draft, VersionStore
 from index_builder.encoder import EMBEDDED, embedded_model_path
 from ranking.calibration import Calibration
+from ranking.context import CONTEXT_WORDS
 from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
 from ranking.joint import JointCrossEncoder
@@ -83,6 +84,7 @@ class CtrSpec(BaseModel):
     feature_std: tuple[float, ...]
     prior_ctr: float
     id_buckets: int
+    context_words: int = CONTEXT_WORDS
     calibration: Calibration = Calibration()
     conversion: Calibration | None = None
     metrics: dict[str, Metric] = {}

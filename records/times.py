@@ -115,6 +115,6 @@ def _of_number(number: Decimal, name: str) -> Moment:
         if EARLIEST.timestamp() * unit <= number < _LAST_NUMBER.timestamp() * unit:
             return Moment(_EPOCH + timedelta(microseconds=round(number * 1_000_000 / unit)), 0)
     raise InputError(
-        f"{name} {str(number)[:80]} is no time after 2000, neither as seconds, milli-, micro- or nanoseconds since 1970 "
+        f"{name} {str(number)[:80]} is no time after 2000, not in seconds, milli-, micro- or nanoseconds since 1970 "
         f"nor as a date such as 20260131: write it as {_HELP}, and leave it empty where it is unknown"
     )

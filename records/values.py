@@ -52,8 +52,8 @@ def as_id(row: Mapping[str, Any], name: str) -> str:
         return _id_of_text(name, value)
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise InputError(f"{name} must be text, not {type(value).__name__}")
-    if isinstance(value, float) and value.is_integer() and (abs(value) >= _EXACT or isinstance(value, RoundedFloat)):
-        raise InputError(f"{name} {value:.0f} is a float whose last digits may be lost: write ids as text or integers")
+    if isinstance(value, float) and (abs(value) >= _EXACT or isinstance(value, RoundedFloat)):
+        raise InputError(f"{name} {value:g} is a float whose last digits may be lost: write ids as text or integers")
     return _written(value)
 
 

@@ -97,7 +97,9 @@ def train_command(
     if not is_first_worker():
         help_to_train(data, out, options)
         return
+    data = data.reading(options.context_words)
     show_log(data, users, rejected_file)
+    show_unread(data)
     report = train_and_save(data, out, options, publish=publish, which_peers=peers)
     if as_json:
         print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
@@ -144,7 +146,9 @@ def evaluate_command(
     data = load_dataset(
         ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest, rejected_file=rejected
     )
+    data = data.reading(loaded.spec.context_words)
     show_log(data, users, rejected)
+    show_unread(data)
     warn_of_rows_it_knows(loaded, data)
     with Console(stderr=True).status("Evaluating"):
         evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
@@ -244,3 +248,17 @@ def show_log(data: "Dataset", users: Path | None = None, rejected_file: Path | N
 
     show_log_read(data.log, data.report, None if users is None else data.users.keys(), rejected_file)
     Console(stderr=True).print(log_lines(report_on(data)), highlight=False, markup=False)
+
+
+def show_unread(data: "Dataset") -> None:
+    """Names what a model reads of no impression that has everything, on standard error."""
+    unread = data.words_of_context[data.context_words :]
+    if unread:
+        Console(stderr=True).print(
+            f"Warning: {data.context_words} values of an impression are read (--context-words). Of one that has all, "
+            f"these are not: {', '.join(unread)[:1000]}.",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

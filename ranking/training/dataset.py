@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.context import context_buckets
+from ranking.context import CONTEXT_WORDS, context_buckets
 from ranking.features import COUNTED, Features, dense_features, keys_of, snapshot_features
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
@@ -35,6 +35,7 @@ class Dataset:
         parts: row indices of training, validation and test.
         split: how the parts were made, one of `SPLITS`.
         counters: of a model version, which then stand in for those of the log; None for the log's own.
+        context_words: how many values of an impression are read; see `ranking.context`.
     """
 
     log: ClickLog
@@ -45,10 +46,23 @@ class Dataset:
     parts: tuple[Integers, ...]
     split: str
     counters: CounterSnapshot | None = None
+    context_words: int = CONTEXT_WORDS
 
     def with_parts(self, parts: tuple[Integers, ...]) -> "Dataset":
         """The same log with other rows to train on, validate on and test on."""
         return replace(self, parts=parts)
+
+    def reading(self, context_words: int) -> "Dataset":
+        """The same log with so many values of an impression read."""
+        return self if context_words == self.context_words else replace(self, context_words=context_words)
+
+    @property
+    def words_of_context(self) -> list[str]:
+        """Names of all values that an impression may have, in the order in which they are read."""
+        timed = ["hour", "weekday"] if (self.log.time != NO_TIME).any() else []
+        context = sorted(self.log.context.keys() - {"page_text"})
+        users = sorted({f"user {name}" for user in self.users.values() for name in user.attributes})
+        return [*timed, *context, *users]
 
     @cached_property
     def training_sha256(self) -> str:
@@ -120,8 +134,9 @@ class Dataset:
         found = []
         for row, user_id in enumerate(self.log.user_id.tolist()):
             context = self.log.context_at(row)
-            found.append(context_buckets(self.users.get(user_id, UserProfile()), context, context.timestamp))
-        return np.array(found, np.int64)
+            user = self.users.get(user_id, UserProfile())
+            found.append(context_buckets(user, context, context.timestamp, self.context_words))
+        return np.array(found, np.int64).reshape(len(self.log), self.context_words)
 
     @cached_property
     def groups(self) -> Integers:
