@@ -24,18 +24,18 @@ IDS = {
     "9007199254740993": "9007199254740993",
     "12e4": "12e4",
 }
-NUMBERS = {
-    10: "10",
-    10.0: "10",
-    2**60: str(2**60),
-    Decimal("10.00"): "10",
-    -3.0: "-3",
-    10.5: "10.5",
-    b"caf\xc3\xa9": "café",
-}
+NUMBERS = [
+    (10, "10"),
+    (10.0, "10"),
+    (2**60, str(2**60)),
+    (Decimal("10.00"), "10"),
+    (-3.0, "-3"),
+    (10.5, "10.5"),
+    (b"caf\xc3\xa9", "café"),
+]
 
 
-@pytest.mark.parametrize(("value", "want"), [*IDS.items(), *NUMBERS.items()])
+@pytest.mark.parametrize(("value", "want"), [*IDS.items(), *NUMBERS])
 def test_an_id_is_the_same_however_it_is_written(value, want):
     assert as_id({"user_id": value}, "user_id") == want
 
