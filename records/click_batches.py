@@ -163,7 +163,7 @@ class BatchChecker:
                         column[row] = value
             if len(given) > _MAX_NAMES:
                 break
-        if len(given) > _MAX_NAMES or len(self._words) > _MAX_NAMES:
+        if len(self._words.keys() | given.keys()) > _MAX_NAMES:
             raise InputError(f"the click log has more than {_MAX_NAMES:,} columns; leave out what is no context")
         found = {}
         for name in sorted(given):

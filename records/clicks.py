@@ -179,7 +179,7 @@ class _Columns:
             packed.frombytes(good.numbers[name].tobytes())
         position = good.numbers["position"]
         self.places = [self.places[0] or bool((position == 0).any()), self.places[1] or bool((position > 0).any())]
-        for name in good.context.keys() - self.context.keys():
+        for name in sorted(good.context.keys() - self.context.keys()):
             self.context[name] = [None] * before
         for name, values in self.context.items():
             values.extend(self._once(good.context[name].tolist()) if name in good.context else [None] * len(good.rows))
@@ -227,7 +227,7 @@ class _Columns:
         """The rows in order of time, positions counted from 1, and 0 where unknown."""
         log = self._ordered()
         names = sorted(log.context.keys() - set(_FIELDS))[:MAX_ATTRIBUTES]
-        context = {name: values for name, values in log.context.items() if name in names or name in _FIELDS}
+        context = {name: log.context[name] for name in sorted(log.context) if name in names or name in _FIELDS}
         position = log.position + 1 if self.counts_from_zero else log.position.clip(0)
         return replace(log, position=position, context=context)
 
