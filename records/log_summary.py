@@ -24,7 +24,9 @@ def summary_lines(log: ClickLog, report: LogReport, users: Collection[str] | Non
     if report.older:
         lines.append(f"{report.older:,} older rows were left out (--newest).")
     lines.append(span_line(log))
-    if users is not None and (log.user_id != "").any():
+    if nobody := int((log.user_id == "").sum()):
+        lines.append(f"{nobody:,} of {len(log):,} rows are without a user_id.")
+    if users is not None and nobody < len(log):
         lines.append(_known_users(log, users))
     return [*lines, *report.notes]
 

@@ -53,6 +53,11 @@ def test_users_of_the_log_are_counted_in_the_users_file(tmp_path):
     assert not any("users file" in line for line in summary_lines(log, report, None))
 
 
+def test_rows_of_nobody_are_counted(tmp_path):
+    log, report = read(tmp_path, [*rows_at([T] * 4), {**ROW, "user_id": "NULL"}])
+    assert "1 of 5 rows are without a user_id." in summary_lines(log, report, None)
+
+
 def test_a_user_who_holds_more_than_a_tenth_of_the_rows_is_named(tmp_path):
     users = ["unknown", *(f"u{number}" for number in range(17))]
     log, _ = read(tmp_path, rows_at([T] * 36, [*users, *users]))
