@@ -38,7 +38,7 @@ from index_builder.errors import BuildError
 from index_builder.faiss_index import check_kind
 from index_builder.progress import Progress
 from index_builder.vector_file import StoredVectors, load_vectors
-from records.ads import Ad, RejectedAd, read_ads
+from records.ads import REPEATED, Ad, RejectedAd, read_ads
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers
@@ -184,7 +184,7 @@ def _write_catalog(
     progress("read", count, count)
     bad = sum(rejected.values())
     reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.most_common())
-    if bad > max_rejected * (count + bad):
+    if bad - rejected[REPEATED] > max_rejected * (count + bad):
         raise BuildError(
             f"{bad} of {count + bad} ads are unusable ({reasons}), more than --max-rejected {max_rejected:.1%}; "
             f"see {rejected_file}. Nothing was published"

@@ -11,7 +11,9 @@ from rich.table import Table
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import AUTO, load_bulk_encoder
 from index_builder.encoder import EMBEDDED
+from index_builder.log_display import show_log_read
 from index_builder.progress import build_progress
+from records.clicks import REJECTED_FILE as LOG_REJECTED_FILE
 from serving.terminal import Console
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = BuildOptions()
 
-Ads = Annotated[Path, typer.Option(help="Catalog: a Parquet, JSONL or CSV file, or a folder of such files.")]
+Ads = Annotated[Path, typer.Option(help="Catalog: a Parquet, JSONL or CSV file (.gz, too), or a folder of such files.")]
 Out = Annotated[Path, typer.Option(help="Root of the index versions; made if missing.")]
 Encoder = Annotated[
     str,
@@ -103,12 +105,21 @@ def refresh_command(
 
     Makes a new index version from the published one, which must have towers; takes seconds, so it can run every few
     minutes: `adcascade index prune` removes old versions. Without newer rows it makes none. New ads need a build.
+    Rows that cannot be used are listed in INDEX/rejected-clicks.jsonl.
     """
     from index_builder.refresh import refresh  # loads torch, which --help does without
 
     options = BuildOptions(index=kind, min_recall=min_recall).assembly
     with build_progress() as progress:
-        report = refresh(index, clicks, options, publish=publish, max_rejected=max_rejected, progress=progress)
+        report = refresh(
+            index,
+            clicks,
+            options,
+            publish=publish,
+            max_rejected=max_rejected,
+            progress=progress,
+            on_read=lambda log, found: show_log_read(log, found, rejected_file=index / LOG_REJECTED_FILE),
+        )
     if report is None:
         Console(stderr=True).print("No row is newer than what the published version has counted; nothing was made.")
     if as_json:

@@ -1,7 +1,10 @@
 """A new index version from the published one, with the popularity of a newer click log; nothing is embedded."""
 
+import json
 import shutil
 import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +23,17 @@ from index_builder.artifact import (
     read_manifest,
 )
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
+from index_builder.build import REJECTED_FILE as REJECTED_ADS_FILE
 from index_builder.build import BuildReport
 from index_builder.errors import BuildError
 from index_builder.lexical import analyzer_of
 from index_builder.progress import Progress
 from index_builder.tower_artifact import TrainedTowers, load_towers
 from index_builder.words import ANALYZER
-from records.clicks import read_clicks
+from records.clicks import REJECTED_FILE, ClickLog, LogReport, read_clicks
 from records.errors import InputError
+from records.popularity import PopularitySnapshot
+from records.times import AHEAD
 
 
 def refresh(
@@ -38,19 +44,21 @@ def refresh(
     publish: bool = True,
     max_rejected: float = 0.01,
     progress: Progress = lambda *_: None,
+    on_read: Callable[[ClickLog, LogReport], None] = lambda *_: None,
 ) -> BuildReport | None:
     """Counts the rows that are newer than what the published version knows, and makes a version with their biases.
 
     Args:
         clicks: A click log of the ads that the version knows; rows that it has counted already change nothing.
         options: How to index; `width` is that of the published version whatever it says.
+        on_read: Called with the log, before anything is counted. Its rejected rows are listed in the root.
 
     Returns:
         None if no row is newer; then nothing is made.
 
     Raises:
         InputError: The log cannot be read, too many of its rows are of ads that nobody knows, or rows have no time.
-        BuildError: The published version has no towers, or the recall is too low.
+        BuildError: The published version has no towers, or its popularity is of the future; or the recall is too low.
         ArtifactError: Nothing is published, it and all that was published before it are damaged, or the root cannot be
             written.
     """
@@ -63,10 +71,19 @@ def refresh(
             "train them with adcascade train-retrieval and build with --towers"
         )
     source = store.path(version)
+    _check_present(towers.popularity, version)
     known = {*AdCatalog(source / ADS_FILE).ids, *towers.popularity.ad_ids}
-    log, report = read_clicks(clicks, known, max_rejected=max_rejected)
+    log, report = read_clicks(
+        clicks,
+        known,
+        why_rejected=_why_rejected(root / REJECTED_ADS_FILE),
+        max_rejected=max_rejected,
+        timed=True,
+        rejected_file=root / REJECTED_FILE,
+    )
+    on_read(log, report)
     if not log.has_time:
-        raise InputError(f"{clicks} has rows without a timestamp: popularity is counted by when ads were clicked")
+        raise InputError(f"popularity is counted by when ads were clicked; {clicks}: {log.untimed_rows}")
     if log.time.max() < towers.popularity.moment:
         return None
     popularity = towers.popularity.updated(log)
@@ -91,3 +108,22 @@ def _read(store: VersionStore, version: str) -> tuple[IndexManifest, TrainedTowe
     """The manifest and the towers, if there are any, of a version. Raises ArtifactError."""
     _, manifest = read_manifest(store, version)
     return manifest, load_towers(store.path(version) / TOWERS_FOLDER) if manifest.space_sha256 else None
+
+
+def _check_present(popularity: PopularitySnapshot, version: str) -> None:
+    """Raises BuildError if a version counted rows of the future: no newer row would ever be counted."""
+    limit = (datetime.now(UTC) + AHEAD).timestamp() * 1e6
+    if popularity.moment > limit:
+        raise BuildError(
+            f"index version {version} has counted clicks of {datetime.fromtimestamp(popularity.moment / 1e6, UTC):%Y}: "
+            "publish an earlier version (adcascade index rollback), or train the towers on a log without them and build"
+        )
+
+
+def _why_rejected(file: Path) -> Mapping[str, str]:
+    """Why the last build rejected ads, by their ids, from its list."""
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {line["ad_id"]: f"{line['reason']}: {line['detail']}" for line in lines if line["ad_id"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -16,8 +16,9 @@ from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import build_command, refresh_command
 from index_builder.errors import BuildError
+from index_builder.log_display import show_log_read
 from index_builder.tower_store import open_store as open_tower_store
-from index_builder.training.commands import Json, MaxRejected, Newest, train_retrieval_command
+from index_builder.training.commands import Json, MaxRejected, Newest, Rejected, train_retrieval_command
 from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
@@ -36,7 +37,8 @@ from records.clicks import read_clicks
 from records.errors import InputError
 from records.history import Histories, with_history
 from records.printable import printable_json
-from records.users import Context, UserProfile, read_users
+from records.users import Context, UserProfile, load_users
+from records.values import as_id
 from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.errors import ServiceError
 from serving.exits import clean_exit
@@ -208,6 +210,7 @@ def evaluate_pipeline_command(
     peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    rejected: Rejected = None,
     as_json: Json = False,
 ) -> None:
     """Measure both stages together: how many of the clicks that followed they put on top.
@@ -221,8 +224,10 @@ def evaluate_pipeline_command(
 
     with Console(stderr=True).status("Loading"):
         retriever, ranker = load_stages(index, model)
-    data = load_dataset(ads, clicks, users, split=split, max_rejected=max_rejected, newest=newest)
-    show_log(data)
+    data = load_dataset(
+        ads, clicks, users, split=split, max_rejected=max_rejected, newest=newest, rejected_file=rejected
+    )
+    show_log(data, users, rejected)
     warn_of_rows_it_knows(ranker, data)
     found = evaluate_pipeline(data, retriever, ranker, candidates, retrieval_weight, with_peers=peers)
     if as_json:
@@ -232,20 +237,29 @@ def evaluate_pipeline_command(
 
 
 def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:
+    user_id = as_id({"--user-id": user_id}, "--user-id")
     user = UserProfile(user_id, interests)
     if user_id and not interests and users is None and clicks is None:
         raise InputError("--user-id alone says nothing of the user: add --clicks (the history), --users or --interests")
+    absent = []
     if users is not None:
-        profiles = {profile.user_id: profile for profile in read_users(users)}
         if not user_id:
             raise InputError(f"which of the users of {users}? Choose one with --user-id")
-        if user_id not in profiles:
-            raise InputError(f"{users} has no user {user_id!r}; choose one with --user-id")
-        found = profiles[user_id]
-        user = UserProfile(user_id, interests or found.interests, found.attributes, found.history)
+        found = load_users(users)[0].get(user_id)
+        if found is None:
+            absent.append(f"{users} has no user {user_id!r}")
+        else:
+            user = UserProfile(user_id, interests or found.interests, found.attributes, found.history)
     if clicks is not None:
-        log, _ = read_clicks(clicks, None)
+        log, report = read_clicks(clicks, None, timed=True)
+        show_log_read(log, report)
+        if user_id and not (log.user_id == user_id).any():
+            absent.append(f"{clicks} has no user {user_id!r}")
         user = with_history(user, Histories(log), int(log.time.max()) + 1, limit=200)
+    if absent and not interests and len(absent) == sum(path is not None for path in (users, clicks)):
+        raise InputError(f"{' and '.join(absent)}; choose one with --user-id, or give --interests")
+    for line in absent:
+        Console(stderr=True).print(f"{line}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return user
 
 

@@ -37,6 +37,7 @@ from index_builder.model_check import (
     position_limit,
 )
 from ranking.calibration import Calibration
+from ranking.context import CONTEXT_WORDS
 from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
 from ranking.joint import JointCrossEncoder
@@ -93,6 +94,7 @@ class CtrSpec(BaseModel):
     feature_std: tuple[float, ...]
     prior_ctr: float
     id_buckets: int
+    context_words: int = CONTEXT_WORDS
     calibration: Calibration = Calibration()
     conversion: Calibration | None = None
     metrics: dict[str, Metric] = {}

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from index_builder.artifact import AdCatalog
 from index_builder.schedule import may_be_shown
-from ranking.context import context_buckets
+from ranking.context import MAX_CONTEXT_WORDS, context_buckets
 from ranking.features import COUNTED, event_class, keys_of
 from ranking.query import PastEvent, RankQuery
 from ranking.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
@@ -104,7 +104,7 @@ def _query(
         ad_ids=[ad.ad_id for ad in ads],
         ad_texts=[render_ad(ad) for ad in ads],
         keys={name: [ids[name] for ids in keys] for name in COUNTED},
-        context=context_buckets(user, context, moment),
+        context=context_buckets(user, context, moment, MAX_CONTEXT_WORDS),
         moment=moment.timestamp(),
         fresher=fresher,
     )

@@ -13,20 +13,26 @@ from ranking.features import hashed
 from records.users import Context, UserProfile
 
 CONTEXT_BUCKETS = 4096
-# Words that are read of one impression, at most; what the owner named first in the alphabet goes before.
+# Words that are read of one impression unless a model says otherwise; what is first in the alphabet goes before.
 CONTEXT_WORDS = 24
+# A model can read so many; hour, weekday, and all attributes of a user and of a context that limits allow are fewer.
+MAX_CONTEXT_WORDS = 160
 # A number is of the same class as another if they differ by less than about this factor.
 _CLASS_FACTOR = 1.3
 
 
-def context_buckets(user: UserProfile, context: Context, moment: datetime | None) -> tuple[int, ...]:
-    """Ids of the learned vectors of an impression, 1 to `CONTEXT_BUCKETS` - 1, padded with 0 to `CONTEXT_WORDS`.
+def context_buckets(
+    user: UserProfile, context: Context, moment: datetime | None, words: int = CONTEXT_WORDS
+) -> tuple[int, ...]:
+    """Ids of the learned vectors of an impression, 1 to `CONTEXT_BUCKETS` - 1, padded with 0 to so many `words`.
+
+    Those of fewer words are the first of those of more.
 
     Args:
         moment: When the ad is shown; None if nobody knows.
     """
-    buckets = [_bucket(word) for word, _ in zip(_words(user, context, moment), range(CONTEXT_WORDS), strict=False)]
-    return tuple(buckets) + (0,) * (CONTEXT_WORDS - len(buckets))
+    buckets = [_bucket(word) for word, _ in zip(_words(user, context, moment), range(words), strict=False)]
+    return tuple(buckets) + (0,) * (words - len(buckets))
 
 
 def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iterator[str]:

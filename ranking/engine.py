@@ -150,7 +150,7 @@ class RankingEngine:
         if interests:
             history = with_interests(history, stated, history.seen.new_ones((count, 1)))
         candidates = AdKeys(texts[:count], self._buckets(query.ad_ids))
-        context = self._integers(query.context).expand(count, -1)
+        context = self._integers(query.context[: self.loaded.spec.context_words]).expand(count, -1)
         return self._model.behaviour(Shown(dense, context, candidates), history)  # type: ignore[no-any-return]
 
     def _dense(self, query: RankQuery) -> Tensor:

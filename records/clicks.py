@@ -1,9 +1,11 @@
 """The click log: who was shown what, when, and whether they clicked; read and checked. Knows no models."""
 
+import json
+import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,21 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
 from records.errors import InputError
-from records.files import DamagedRow, read_rows
-from records.users import Context, context_from_row
-from records.values import as_int, as_text, as_time, zone_minutes
+from records.files import DamagedRow, read_batches
+from records.limits import MAX_ATTRIBUTES
+from records.users import Context
+
+__all__ = ["NO_TIME", "REQUIRED", "ClickLog", "Integers", "LogReport", "RejectedRow", "Texts", "read_clicks"]
 
 Texts = npt.NDArray[np.object_]
-Integers = npt.NDArray[np.int64]
 
-REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
-_NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions"))
-MAX_POSITION = 1000
-_TEXTS = ("request_id", "ad_id", "user_id")
-_NUMBERS = ("time", "utc_offset", "clicks", "impressions", "conversions", "position")
-# Time of a row without one: before everything, so that no history or counter is ever made from it.
-NO_TIME = np.iinfo(np.int64).min
+REJECTED_FILE = "rejected-clicks.jsonl"
+_FIELDS = ("country", "language", "device", "placement", "page_text")
+# Of rejected rows, so many are kept with their reasons; all are counted.
+_MOST_REJECTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,39 @@ class ClickLog:
         return bool((self.time != NO_TIME).all())
 
     @property
+    def untimed(self) -> int:
+        """How many rows have no time."""
+        return int((self.time == NO_TIME).sum())
+
+    @property
+    def one_moment(self) -> bool:
+        """Whether all rows have one and the same time."""
+        return bool(len(self) and self.has_time and self.time[0] == self.time[-1])
+
+    @property
+    def untimed_rows(self) -> str:
+        """How many rows are without a timestamp, in words."""
+        return f"{self.untimed:,} of {len(self):,} rows are without a timestamp"
+
+    @property
+    def one_moment_rows(self) -> str:
+        """That all rows have one time, and which, in words."""
+        return (
+            f"all {len(self):,} rows are of {datetime.fromtimestamp(int(self.time[0]) / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
+        )
+
+    @property
     def ctr(self) -> float:
         """Clicks per impression over the whole log."""
         return float(self.clicks.sum() / max(1, self.impressions.sum()))
 
     def context_at(self, row: int) -> Context:
         """Where and when the impression of a row happened, from the further columns and the time."""
-        values = {name: column[row] for name, column in self.context.items()}
-        context = context_from_row({name: value for name, value in values.items() if value is not None})
-        time, offset = int(self.time[row]), int(self.utc_offset[row])
+        values = {name: column[row] for name, column in self.context.items() if column[row] is not None}
+        named = {name: values.pop(name) for name in _FIELDS if name in values}
+        time = int(self.time[row])
         moment = datetime.fromtimestamp(time / 1e6, UTC) if time != NO_TIME else None
-        return replace(context, timestamp=moment, utc_offset_minutes=offset or context.utc_offset_minutes)
+        return Context(**named, timestamp=moment, utc_offset_minutes=int(self.utc_offset[row]), attributes=values)
 
     def take(self, rows: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> "ClickLog":
         """The given rows (indices, a mask or a slice), in the given order."""
@@ -89,17 +112,33 @@ class ClickLog:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that cannot be used: where it stands (file and row, from 1) and why."""
+
+    source: str
+    row: int
+    reason: str
+    detail: str
+
+
 @dataclass(frozen=True)
 class LogReport:
     """What reading found: rows read, rows kept, and how many were rejected for each reason, with a first example.
 
     Usable rows that are neither kept nor rejected were older than the newest that were asked for.
+
+    Attributes:
+        rejected_rows: those rejected, the first 100,000 of them.
+        notes: what the owner should know of how the log was read, each a sentence.
     """
 
     rows: int
     kept: int
     rejected: Mapping[str, int]
     examples: Mapping[str, str]
+    rejected_rows: Sequence[RejectedRow] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def older(self) -> int:
@@ -111,43 +150,66 @@ class LogReport:
         """Rejected rows over all rows."""
         return sum(self.rejected.values()) / max(1, self.rows)
 
+    def noted(self, *notes: str) -> "LogReport":
+        """The same with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
 
 class _Columns:
     """A log as it is read: numbers packed, equal texts held once."""
 
     def __init__(self) -> None:
-        self.texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
-        self.numbers = {name: array("q") for name in _NUMBERS}
+        self.texts: dict[str, list[str]] = {name: [] for name in TEXTS}
+        self.numbers = {name: array("q") for name in NUMBERS}
         self.context: dict[str, list[str | None]] = {}
-        self._shared: dict[str, str] = {}
+        self.places = [False, False]  # whether any position was 0, and whether any was more
+        self._zones: dict[bool, str] = {}
+        self._shared: dict[str | None, str | None] = {}
 
     def __len__(self) -> int:
         return len(self.numbers["time"])
 
-    def append(self, texts: tuple[str, ...], numbers: tuple[int, ...], context: Mapping[str, str]) -> None:
-        """One row: values in the order of `_TEXTS` and `_NUMBERS`."""
-        for column, text in zip(self.texts.values(), texts, strict=True):
-            column.append(self._once(text))
-        for packed, number in zip(self.numbers.values(), numbers, strict=True):
-            packed.append(number)
-        for name in context.keys() - self.context.keys():
-            self.context[name] = [None] * (len(self) - 1)
+    def append(self, good: GoodRows) -> None:
+        """Takes usable rows. Raises InputError if some times have a zone and others none."""
+        before = len(self)
+        self._check_zones(good)
+        for name, column in self.texts.items():
+            column.extend(self._once(good.texts[name].tolist()))
+        for name, packed in self.numbers.items():
+            packed.frombytes(good.numbers[name].tobytes())
+        position = good.numbers["position"]
+        self.places = [self.places[0] or bool((position == 0).any()), self.places[1] or bool((position > 0).any())]
+        for name in sorted(good.context.keys() - self.context.keys()):
+            self.context[name] = [None] * before
         for name, values in self.context.items():
-            values.append(self._once(context[name]) if name in context else None)
+            values.extend(self._once(good.context[name].tolist()) if name in good.context else [None] * len(good.rows))
 
-    def _once(self, text: str) -> str:
-        return self._shared.setdefault(text, text)
+    def _once(self, texts: list[Any]) -> list[Any]:
+        share = self._shared.setdefault
+        return [share(text, text) for text in texts]
+
+    def _check_zones(self, good: GoodRows) -> None:
+        timed = good.numbers["time"] != NO_TIME
+        for zone in (True, False):
+            rows = np.flatnonzero(timed & (good.has_zone == zone))
+            if len(rows) and zone not in self._zones:
+                moment = datetime.fromtimestamp(int(good.numbers["time"][rows[0]]) / 1e6, UTC)
+                self._zones[zone] = f"{good.source}, row {good.rows[rows[0]]}: {moment:%Y-%m-%d %H:%M:%S} UTC"
+        if len(self._zones) > 1:
+            raise InputError(
+                f"some times have a zone and others have none ({self._zones[True]}, with a zone or a number; "
+                f"{self._zones[False]}, if without a zone it is UTC): write all of them alike"
+            )
 
     def keep_newest(self, count: int) -> None:
         """Forgets all but the newest rows (of equal time, those read last)."""
-        log = self.log().take(slice(max(0, len(self) - count), None))
-        self.texts = {name: getattr(log, name).tolist() for name in _TEXTS}
-        self.numbers = {name: array("q", getattr(log, name).tobytes()) for name in _NUMBERS}
+        log = self._ordered().take(slice(max(0, len(self) - count), None))
+        self.texts = {name: getattr(log, name).tolist() for name in TEXTS}
+        self.numbers = {name: array("q", getattr(log, name).tobytes()) for name in NUMBERS}
         self.context = {name: values.tolist() for name, values in log.context.items()}
         self._shared = {}
 
-    def log(self) -> "ClickLog":
-        """The rows in order of time."""
+    def _ordered(self) -> ClickLog:
         order = np.argsort(np.frombuffer(self.numbers["time"], np.int64), kind="stable")
         columns: dict[str, Any] = {name: np.array(column, object)[order] for name, column in self.texts.items()}
         columns |= {name: np.frombuffer(packed, np.int64)[order] for name, packed in self.numbers.items()}
@@ -156,87 +218,158 @@ class _Columns:
             context={name: np.array(values, object)[order] for name, values in self.context.items()},
         )
 
+    @property
+    def counts_from_zero(self) -> bool:
+        """Whether positions begin at 0: some are, and others are more."""
+        return all(self.places)
+
+    def log(self) -> ClickLog:
+        """The rows in order of time, positions counted from 1, and 0 where unknown."""
+        log = self._ordered()
+        names = sorted(log.context.keys() - set(_FIELDS))[:MAX_ATTRIBUTES]
+        context = {name: log.context[name] for name in sorted(log.context) if name in names or name in _FIELDS}
+        position = log.position + 1 if self.counts_from_zero else log.position.clip(0)
+        return replace(log, position=position, context=context)
+
 
 def read_clicks(
-    path: Path, known_ads: Collection[str] | None, *, max_rejected: float = 0.01, newest: int | None = None
+    path: Path,
+    known_ads: Collection[str] | None,
+    *,
+    why_rejected: Mapping[str, str] | None = None,
+    max_rejected: float = 0.01,
+    newest: int | None = None,
+    timed: bool = False,
+    rejected_file: Path | None = None,
 ) -> tuple[ClickLog, LogReport]:
-    """Reads a click log (Parquet, JSONL or CSV; row-level or aggregated) into memory.
+    """Reads a click log (Parquet, JSONL or CSV, or a folder of such files; row-level or aggregated) into memory.
 
-    A row is rejected, and counted in the report, as ``bad_row``, ``bad_utf8``, ``missing_id`` (no request or ad id),
-    ``unknown_ad`` (not in `known_ads`, unless that is None) or ``bad_counts`` (clicks negative or above impressions,
-    impressions below 1, conversions negative or above clicks, a position below 0 or above 1,000).
+    A row is rejected, and counted in the report, with one of these reasons:
+
+    - ``bad_row``, ``bad_utf8``: a line, or a value of a type, that cannot be read
+    - ``missing_id``: no request or ad id; ``long_id``: an id of more than 256 characters
+    - ``unknown_ad``: not in `known_ads`, unless that is None
+    - ``bad_counts``: clicks negative or above impressions, impressions below 1, conversions negative or above clicks, a
+      position below 0 or above 1,000
+    - ``bad_time``: before 2000, or more than a day ahead of the clock
+    - ``long_text``: a further column with a value beyond its limit
+    - ``missing_time``: no timestamp, if `timed`
 
     Args:
+        why_rejected: of ads that the catalog's file has but cannot be used, why.
+        max_rejected: Share of the rows, 0 to 1, that may be rejected.
         newest: Keep only so many of the usable rows, in the memory of twice as many; of rows without times, the last.
+        timed: Reject rows without a timestamp if others have one, unless they are more than `max_rejected`.
+        rejected_file: Where rejected rows are written, also if they are too many; removed if there are none.
 
     Raises:
-        InputError: A required column is missing, no usable row is left, more than `max_rejected` (a share, 0 to 1) of
-            the rows were rejected, or some times have a zone and others none.
+        InputError: A required column is missing, no usable row is left, more than `max_rejected` of the rows were
+            rejected, or some times have a zone and others none.
     """
     if newest is not None and newest < 1:
         raise InputError(f"the number of newest rows must be 1 or more, not {newest}")
-    columns = _Columns()
-    rejected: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    zones: dict[bool, str] = {}
-    rows = 0
-    for source, number, row in read_rows(path):
-        rows += 1
-        problem = row if isinstance(row, DamagedRow) else _append(row, columns, known_ads)
-        if problem is not None:
-            rejected[problem.reason] += 1
-            examples.setdefault(problem.reason, f"{source}, row {number}: {problem.detail}")
-        elif not isinstance(row, DamagedRow) and row.get("timestamp") not in (None, ""):
-            zones.setdefault(zone_minutes(row, "timestamp") is not None, f"{source}, row {number}: {row['timestamp']}")
-            if len(zones) > 1:
-                raise InputError(f"some times have a zone and others have none ({zones[True]}; {zones[False]})")
+    check = BatchChecker(known_ads, why_rejected or {}, datetime.now(UTC))
+    columns, found = _Columns(), _Found()
+    for batch in read_batches(path):
+        good, refused = check(batch)
+        found.add(batch.source, len(batch.numbers) + len(batch.damaged), {**batch.damaged, **refused})
+        found.add_untimed(good)
+        columns.append(good)
         if newest is not None and len(columns) >= 2 * newest:
             columns.keep_newest(newest)
     if newest is not None:
         columns.keep_newest(newest)
-    report = LogReport(rows, len(columns), dict(rejected), examples)
-    _check_share(path, report, max_rejected)
-    return columns.log(), report
+    log = columns.log()
+    if timed:
+        log = found.reject_untimed(log, max_rejected)
+    report = found.report(len(log), _notes(columns, check))
+    if rejected_file is not None:
+        _write_rejected(rejected_file, report.rejected_rows)
+    _check_share(path, report, max_rejected, rejected_file)
+    return log, report
 
 
-def _append(row: Mapping[str, Any], columns: _Columns, known_ads: Collection[str] | None) -> DamagedRow | None:
-    missing = [name for name in REQUIRED if name not in row]
-    if missing:
-        raise InputError(f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}")
+class _Found:
+    """What is counted while a log is read."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._rejected: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._rejected_rows: list[RejectedRow] = []
+        self._untimed: list[RejectedRow] = []
+
+    def add(self, source: str, rows: int, refused: Mapping[int, DamagedRow]) -> None:
+        """Counts the rows of a batch."""
+        self._rows += rows
+        for number, problem in sorted(refused.items()):
+            self._reject(RejectedRow(source, number, problem.reason, problem.detail))
+
+    def _reject(self, row: RejectedRow) -> None:
+        self._rejected[row.reason] += 1
+        self._examples.setdefault(row.reason, f"{row.source}, row {row.row}: {row.detail}")
+        if len(self._rejected_rows) < _MOST_REJECTED:
+            self._rejected_rows.append(row)
+
+    def add_untimed(self, good: GoodRows) -> None:
+        """Remembers rows without a time."""
+        for row in good.rows[good.numbers["time"] == NO_TIME].tolist()[: _MOST_REJECTED - len(self._untimed)]:
+            self._untimed.append(RejectedRow(good.source, row, "missing_time", "there is no timestamp"))
+
+    def reject_untimed(self, log: ClickLog, max_rejected: float) -> ClickLog:
+        """The log without rows that have no time, unless these are all or too many."""
+        count = log.untimed
+        if not 0 < count < len(log) or count > max_rejected * self._rows:
+            return log
+        for row in self._untimed[:count]:
+            self._reject(row)
+        self._rejected["missing_time"] = count
+        return log.take(log.time != NO_TIME)
+
+    def report(self, kept: int, notes: tuple[str, ...]) -> LogReport:
+        """What was counted."""
+        return LogReport(self._rows, kept, dict(self._rejected), self._examples, tuple(self._rejected_rows), notes)
+
+
+def _notes(columns: _Columns, check: BatchChecker) -> tuple[str, ...]:
+    notes = []
+    if columns.counts_from_zero:
+        notes.append("Positions begin at 0, so they are counted from 0: 0 is the first place, not an unknown one.")
+    if check.left_out:
+        notes.append(
+            f"Not read as context, for they hold lists, objects or bytes: {', '.join(sorted(check.left_out))[:1000]}."
+        )
+    beyond = sorted(columns.context.keys() - set(_FIELDS))[MAX_ATTRIBUTES:]
+    if beyond:
+        notes.append(
+            f"{len(beyond)} columns beyond the first {MAX_ATTRIBUTES} in the alphabet were left out: "
+            f"{', '.join(beyond)[:1000]}."
+        )
+    return tuple(notes)
+
+
+def _write_rejected(file: Path, rows: Sequence[RejectedRow]) -> None:
+    if not rows:
+        file.unlink(missing_ok=True)
+        return
+    beside = file.with_suffix(".tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        request_id, ad_id, user_id = (as_text(row, name) for name in _TEXTS)
-        clicks, impressions = as_int(row, "clicks"), as_int(row, "impressions")
-        conversions, position = as_int(row, "conversions"), as_int(row, "position")
-        moment = as_time(row, "timestamp")
-        context = {name: as_text(row, name) for name in row.keys() - _NO_CONTEXT}
-    except InputError as error:
-        return DamagedRow("bad_row", str(error))
-    if not request_id or not ad_id:
-        return DamagedRow("missing_id", "request_id or ad_id is empty")
-    if known_ads is not None and ad_id not in known_ads:
-        return DamagedRow("unknown_ad", f"ad {ad_id!r} is not in the catalog")
-    if not 0 <= clicks <= impressions or impressions < 1:
-        return DamagedRow("bad_counts", f"{clicks} clicks on {impressions} impressions")
-    if not 0 <= conversions <= clicks:
-        return DamagedRow("bad_counts", f"{conversions} conversions of {clicks} clicks")
-    if not 0 <= position <= MAX_POSITION:
-        return DamagedRow("bad_counts", f"position {position} is not 1 to {MAX_POSITION}, or 0 for unknown")
-    time = NO_TIME if moment is None else round(moment.timestamp() * 1_000_000)
-    offset = zone_minutes(row, "timestamp") or 0
-    columns.append(
-        (request_id, ad_id, user_id),
-        (time, offset, clicks, impressions, conversions, position),
-        {name: text for name, text in context.items() if text},
-    )
-    return None
+        with beside.open("w", encoding="utf-8", errors="replace") as lines:
+            lines.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(f"cannot write the rejected rows to {file}: {error.strerror}") from error
 
 
-def _check_share(path: Path, report: LogReport, max_rejected: float) -> None:
+def _check_share(path: Path, report: LogReport, max_rejected: float, rejected_file: Path | None) -> None:
     reasons = "; ".join(f"{count} {reason} ({report.examples[reason]})" for reason, count in report.rejected.items())
+    see = f". All are in {rejected_file}" if rejected_file is not None and report.rejected else ""
     if report.rejected_share > max_rejected:
         raise InputError(
             f"{path}: {report.rejected_share:.1%} of {report.rows} rows cannot be used, more than the "
-            f"{max_rejected:.1%} allowed: {reasons}"
+            f"{max_rejected:.1%} allowed: {reasons}{see}"
         )
     if report.kept == 0:
-        raise InputError(f"{path} has no usable row{': ' + reasons if reasons else ''}")
+        raise InputError(f"{path} has no usable row{': ' + reasons if reasons else ''}{see}")

@@ -1,23 +1,45 @@
-"""Rows of Parquet, JSONL and CSV files, one at a time, so that files larger than memory can be read.
+"""Rows of Parquet, JSONL and CSV files, a batch at a time, so that files larger than memory can be read.
 
 Knows formats, not what the rows mean.
 """
 
-import csv
+import gzip
+import io
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
 from records.errors import InputError
+from records.folders import SourceFile, list_files
+from records.values import RoundedFloat
 
-SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv")
-_BATCH_ROWS = 4096
-_MAX_CSV_FIELD = 16 * 1024 * 1024
+log = logging.getLogger(__name__)
+
+_BATCH_ROWS = 1024
+_BATCH_CHARS = 8 * 1024 * 1024
+_BATCH_CELLS = 4096 * _BATCH_ROWS
+_MOST_TOLD = 20
+# Columns that pandas writes for its row numbers.
+_ROW_NUMBERS = re.compile(r"|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
+# Whole numbers above these are not exact in a float of so many bits.
+_EXACT = {16: 2**11, 32: 2**24}
+_UTF_16 = "is UTF-16, or no text at all: write it in UTF-8"
+_MAGIC = {
+    b"\x1f\x8b": "is compressed by gzip: let its name end in .gz",
+    b"PAR1": "is Parquet: let its name end in .parquet",
+    b"PK\x03\x04": "is an archive or a spreadsheet: export it as CSV or Parquet",
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,62 +53,189 @@ class DamagedRow:
 Row = Mapping[str, Any] | DamagedRow
 
 
-def list_files(path: Path) -> list[Path]:
-    """`path` itself, or the readable files directly in it, sorted by name. Raises InputError if there are none."""
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    else:
-        raise InputError(f"{path} does not exist")
-    if not files or any(file.suffix.lower() not in SUFFIXES for file in files):
-        raise InputError(f"{path}: expected a file, or a folder with files, ending in {', '.join(SUFFIXES)}")
-    return files
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a file.
+
+    Attributes:
+        source: name of the file.
+        numbers: number of each good row in it, from 1.
+        columns: their values, as long as `numbers`; None where a row has no value.
+        damaged: the rows among them that could not be read, by number.
+    """
+
+    source: str
+    numbers: Sequence[int]
+    columns: Mapping[str, Sequence[Any]]
+    damaged: Mapping[int, DamagedRow]
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Good and damaged rows in their order, with their numbers."""
+        names, lines = list(self.columns), zip(*self.columns.values(), strict=True)
+        good = {number: dict(zip(names, line, strict=True)) for number, line in zip(self.numbers, lines, strict=False)}
+        for number in sorted((*self.numbers, *self.damaged)):
+            yield number, self.damaged[number] if number in self.damaged else good.get(number, {})
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, int, Row]]:
-    """Yields (file name, row number from 1, row) for all rows of a file or folder. Raises InputError."""
-    for file in list_files(path):
-        suffix = file.suffix.lower()
-        reader = {".parquet": _parquet_rows, ".csv": _csv_rows}.get(suffix, _jsonl_rows)
-        try:
-            for number, row in enumerate(reader(file), start=1):
-                yield file.name, number, row
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read {file}: {error}") from error
+    """Yields (file name, row number from 1, row) for all rows of a file or folder; see `read_batches`."""
+    for batch in read_batches(path):
+        yield from ((batch.source, number, row) for number, row in batch.rows())
 
 
-def _jsonl_rows(file: Path) -> Iterator[Row]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines):
-            if number == 0:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError as error:
-                yield DamagedRow("bad_utf8", f"byte {error.start} of the line is no UTF-8")
-            except (ValueError, RecursionError) as error:
-                yield DamagedRow("bad_row", f"not valid JSON: {error}")
-            else:
-                yield row if isinstance(row, dict) else DamagedRow("bad_row", "the line is not a JSON object")
+def read_batches(path: Path) -> Iterator[Batch]:
+    """The rows of a file, or of all files in a folder and its subfolders, in the order of their names.
+
+    What is left out (files of unknown formats, columns of row numbers) is named in a warning. Folders such as
+    ``country=DE`` give a column, unless the file has it.
+
+    Raises:
+        InputError: There is no readable file, or one that cannot be read at all.
+    """
+    listing = list_files(path)
+    if listing.left_out:
+        named = [f"{name} ({why})" for name, why in listing.left_out.items()]
+        more = f" and {len(named) - _MOST_TOLD} more" if len(named) > _MOST_TOLD else ""
+        log.warning("%s: left out %s%s", path, ", ".join(named[:_MOST_TOLD]), more)
+    told: set[str] = set()
+    for file in listing.files:
+        for batch in _batches_of(file):
+            columns = dict(batch.columns)
+            for name in [name for name in columns if _ROW_NUMBERS.fullmatch(name)]:
+                del columns[name]
+                if name not in told and len(told) < _MOST_TOLD:
+                    told.add(name)
+                    log.warning("%s: left out the column %r, which looks like pandas' row numbers", file.name, name)
+            for name, value in file.partition.items():
+                columns.setdefault(name, [value] * len(batch.numbers))
+            yield Batch(batch.source, batch.numbers, columns, batch.damaged)
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
-    csv.field_size_limit(_MAX_CSV_FIELD)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    yield DamagedRow("bad_row", f"expected {len(reader.fieldnames or ())} columns")
-                elif any(_has_bad_bytes(value) for pair in row.items() for value in pair):
-                    yield DamagedRow("bad_utf8", "the row has bytes that are no UTF-8")
-                else:
-                    yield row
-        except csv.Error as error:
-            raise InputError(f"cannot read {file}, line {reader.line_num}: {error}") from error
+def _batches_of(file: SourceFile) -> Iterator[Batch]:
+    kind = file.suffix.removesuffix(".gz")
+    reader: Callable[[SourceFile], Iterator[Batch]] = {".parquet": _parquet_batches, ".csv": _csv_batches}.get(
+        kind, _jsonl_batches
+    )
+    try:
+        yield from reader(file)
+    except EOFError as error:
+        raise InputError(f"cannot read {file.path}: it is cut off; copy it again") from error
+    except (OSError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"cannot read {file.path}: {error}") from error
+
+
+def _opened(file: SourceFile) -> IO[bytes]:
+    """The plain bytes of a text file. Raises InputError if they are something else."""
+    opened = gzip.open(file.path) if file.suffix.endswith(".gz") else file.path.open("rb")  # noqa: SIM115 (whoever asked closes it)
+    try:
+        start = opened.peek(8)
+        for magic, what in _MAGIC.items():
+            if start.startswith(magic):
+                raise InputError(f"{file.path} {what}")
+        if start[1:2] == b"\0" or start[:1] == b"\0":
+            raise InputError(f"{file.path} {_UTF_16}")
+    except BaseException:
+        opened.close()
+        raise
+    return cast("IO[bytes]", opened)
+
+
+class _Pending:
+    """Rows of a file that wait to become a batch."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._number = 0
+        self._limit = 1  # grows, so that the first rows do not wait for many others
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: list[Mapping[str, Any]] = []
+        self._numbers: list[int] = []
+        self._names: dict[str, None] = {}
+        self._damaged: dict[int, DamagedRow] = {}
+        self._chars = 0
+
+    def add(self, row: Row, chars: int) -> bool:
+        """Takes a row of so many characters; whether the batch is full."""
+        self._number += 1
+        self._chars += chars
+        if isinstance(row, DamagedRow):
+            self._damaged[self._number] = row
+        else:
+            self._rows.append(row)
+            self._numbers.append(self._number)
+            if row.keys() - self._names.keys():
+                self._names.update(dict.fromkeys(row))
+        rows = len(self._rows) + len(self._damaged)
+        return rows >= self._limit or self._chars >= _BATCH_CHARS or rows * len(self._names) >= _BATCH_CELLS
+
+    def flush(self) -> Batch:
+        """The batch of what was taken."""
+        columns = {name: [row.get(name) for row in self._rows] for name in self._names}
+        batch = Batch(self._source, self._numbers, columns, self._damaged)
+        self._limit = min(2 * self._limit, _BATCH_ROWS)
+        self._clear()
+        return batch
+
+
+def _batched(source: str, rows: Iterator[tuple[Row, int]]) -> Iterator[Batch]:
+    pending = _Pending(source)
+    for row, chars in rows:
+        if pending.add(row, chars):
+            yield pending.flush()
+    yield pending.flush()
+
+
+def _jsonl_batches(file: SourceFile) -> Iterator[Batch]:
+    with _opened(file) as lines:
+        yield from _batched(file.name, _jsonl_rows(lines))
+
+
+def _jsonl_rows(lines: IO[bytes]) -> Iterator[tuple[Row, int]]:
+    first = True
+    while line := lines.readline(MAX_LINE_CHARS):
+        if first:
+            first, line = False, line.removeprefix(b"\xef\xbb\xbf")
+        if len(line) >= MAX_LINE_CHARS and not line.endswith(b"\n"):
+            while len(rest := lines.readline(MAX_LINE_CHARS)) >= MAX_LINE_CHARS and not rest.endswith(b"\n"):
+                pass
+            yield DamagedRow("bad_row", f"the line has more than {MAX_LINE_CHARS:,} bytes"), 0
+        elif line.strip():
+            yield _json_row(line), len(line)
+
+
+def _json_row(line: bytes) -> Row:
+    try:
+        row = json.loads(line.decode(), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        return DamagedRow("bad_utf8", f"byte {error.start} of the line is no UTF-8")
+    except (ValueError, RecursionError) as error:
+        return DamagedRow("bad_row", f"not valid JSON: {error}")
+    return row if isinstance(row, dict) else DamagedRow("bad_row", "the line is not a JSON object")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has one name twice")
+    return found
+
+
+def _csv_batches(file: SourceFile) -> Iterator[Batch]:
+    with _opened(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as lines:
+        yield from _batched(file.name, _csv_rows(CsvRecords(lines, str(file.path))))
+
+
+def _csv_rows(records: CsvRecords) -> Iterator[tuple[Row, int]]:
+    bad_header = any(map(_has_bad_bytes, records.header))
+    for values in records:
+        if isinstance(values, RecordError):
+            yield DamagedRow("bad_row", str(values)), 0
+        elif bad_header or any(map(_has_bad_bytes, values)):
+            yield DamagedRow("bad_utf8", "the row, or the header, has bytes that are no UTF-8"), 0
+        else:
+            yield dict(zip(records.header, values, strict=True)), sum(map(len, values))
 
 
 def _has_bad_bytes(text: str) -> bool:
@@ -94,24 +243,48 @@ def _has_bad_bytes(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= char <= "\udcff" for char in text)
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    with pq.ParquetFile(file) as parquet:
+def _parquet_batches(file: SourceFile) -> Iterator[Batch]:
+    number = 0
+    with pq.ParquetFile(file.path) as parquet:
+        names = parquet.schema_arrow.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"{file.path} names the column {twice[0]!r} twice; give each column a name of its own")
         for batch in parquet.iter_batches(_BATCH_ROWS):
-            for place, column in enumerate(batch.schema):
-                if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-                    micros = batch.column(place).cast(pa.timestamp("us", column.type.tz), safe=False)
-                    batch = batch.set_column(place, column.name, micros)
-            try:
-                yield from batch.to_pylist(maps_as_pydicts="lossy")
-            except (ValueError, OverflowError):
-                for index in range(batch.num_rows):
-                    yield _parquet_row(batch.slice(index, 1))
+            rows = range(number + 1, number + 1 + batch.num_rows)
+            number += batch.num_rows
+            yield _parquet_batch(file.name, rows, batch)
 
 
-def _parquet_row(batch: pa.RecordBatch) -> Row:
-    try:
-        return dict(batch.to_pylist(maps_as_pydicts="lossy")[0])
-    except UnicodeDecodeError:
-        return DamagedRow("bad_utf8", "the row has bytes that are no UTF-8")
-    except (ValueError, OverflowError) as error:
-        return DamagedRow("bad_row", str(error))
+def _parquet_batch(source: str, rows: Sequence[int], batch: pa.RecordBatch) -> Batch:
+    damaged: dict[int, DamagedRow] = {}
+    columns: dict[str, list[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        values = columns[name] = []
+        try:
+            values += _plain_values(column)
+        except (ValueError, OverflowError):
+            for row, number in enumerate(rows):
+                try:
+                    values += _plain_values(column.slice(row, 1))
+                except UnicodeDecodeError:
+                    values.append(None)
+                    damaged[number] = DamagedRow("bad_utf8", f"{name} has bytes that are no UTF-8")
+                except (ValueError, OverflowError) as error:
+                    values.append(None)
+                    damaged[number] = DamagedRow("bad_row", f"{name}: {error}")
+    if not damaged:
+        return Batch(source, rows, columns, {})
+    kept = [place for place, number in enumerate(rows) if number not in damaged]
+    good = {name: [values[place] for place in kept] for name, values in columns.items()}
+    return Batch(source, [rows[place] for place in kept], good, damaged)
+
+
+def _plain_values(column: pa.Array) -> list[Any]:
+    """Python's values of a column; timestamps are cut to microseconds, rounded whole floats are marked."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    values = column.to_pylist(maps_as_pydicts="lossy")
+    if pa.types.is_floating(column.type) and (exact := _EXACT.get(column.type.bit_width)):
+        return [RoundedFloat(value) if value is not None and abs(value) >= exact else value for value in values]
+    return cast("list[Any]", values)

@@ -12,10 +12,12 @@ from records.errors import InputError
 def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
     """Row indices of training, validation and test: earliest rows first. No moment falls into two parts.
 
-    Raises InputError if a row has no time or a part would be empty.
+    Raises InputError if a row has no time, all rows have one time, or a part would be empty.
     """
     if not log.has_time:
-        raise InputError("a split by time needs a timestamp in every row")
+        raise InputError(f"a split by time needs a timestamp in every row: {log.untimed_rows}")
+    if log.one_moment:
+        raise InputError(f"a split by time needs rows of several times: {log.one_moment_rows}")
     cuts = [_cut(log.time, sum(shares[:parts])) for parts in (1, 2)]
     return _non_empty(np.split(np.arange(len(log)), cuts))
 
@@ -23,8 +25,10 @@ def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1,
 def split_each_user(log: ClickLog, shares: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> tuple[Integers, ...]:
     """Row indices of training, validation and test: of each user the earliest rows, the next and the newest.
 
-    Rows without a user or a time are in no part. Raises InputError if a part is empty.
+    Rows without a user or a time are in no part. Raises InputError if all rows have one time, or a part is empty.
     """
+    if log.one_moment:
+        raise InputError(f"a split of each user's rows by time needs rows of several times: {log.one_moment_rows}")
     rows = np.flatnonzero((log.user_id != "") & (log.time != NO_TIME))
     names, users = np.unique(log.user_id[rows].astype(str), return_inverse=True)
     order = np.argsort(users, kind="stable")  # the log is in order of time

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from records.limits import (
     check_attributes,
     check_text,
 )
-from records.values import as_attributes, as_int, as_text, as_time
+from records.missing import is_missing
+from records.times import check_happened
+from records.values import as_attributes, as_id, as_objects, as_text, as_time
 
 
 class EventType(Enum):
@@ -114,59 +116,82 @@ def check_context(context: Context) -> None:
     check_attributes("context.attributes", context.attributes)
 
 
+@dataclass(frozen=True)
+class UsersReport:
+    """What reading a users file found: rows read, and of those rejected, where they stand and why."""
+
+    rows: int
+    rejected: tuple[str, ...]
+
+
 def read_users(path: Path) -> Iterator[UserProfile]:
-    """Streams users from Parquet, JSONL or CSV.
+    """Streams users from Parquet, JSONL or CSV, or a folder of such files.
 
     Columns: ``user_id``, and optionally ``interests``, ``attributes``, ``history`` (a list of objects with ``type``,
-    ``ad_id`` or ``text``, ``timestamp``). Any other column becomes an attribute.
+    ``ad_id`` or ``text``, ``timestamp``; in CSV, as JSON). Any other column becomes an attribute.
 
     Raises:
         InputError: A row cannot be used; the message names file and row.
     """
+    for user in _users_or_errors(path):
+        if isinstance(user, InputError):
+            raise user
+        yield user
+
+
+def load_users(path: Path, max_rejected: float = 0.01) -> tuple[dict[str, UserProfile], UsersReport]:
+    """Users by id; see `read_users`. Rows that cannot be used are left out, and so are others of an id seen before.
+
+    Raises:
+        InputError: The file cannot be read, or more than `max_rejected` (a share, 0 to 1) of its rows were rejected.
+    """
+    users: dict[str, UserProfile] = {}
+    rejected: list[str] = []
+    rows = 0
+    for user in _users_or_errors(path):
+        rows += 1
+        if isinstance(user, InputError):
+            rejected.append(str(user))
+        elif users.setdefault(user.user_id, user) != user:
+            rejected.append(f"user {user.user_id!r} is there more than once; the first row stands")
+    if len(rejected) > max_rejected * rows:
+        raise InputError(
+            f"{path}: {len(rejected):,} of {rows:,} users cannot be used, more than the {max_rejected:.1%} allowed: "
+            f"{'; '.join(rejected[:3])}"
+        )
+    return users, UsersReport(rows, tuple(rejected))
+
+
+def _users_or_errors(path: Path) -> Iterator[UserProfile | InputError]:
+    now = datetime.now(UTC)
     for source, number, row in read_rows(path):
         if isinstance(row, DamagedRow):
-            raise InputError(f"{source}, row {number}: {row.detail}")
+            yield InputError(f"{source}, row {number}: {row.detail}")
+            continue
         try:
             user = user_from_row(row)
             if not user.user_id:
-                raise InputError(f"there is no user_id; the columns are {', '.join(row)}")
+                raise InputError(f"there is no user_id; the columns are {', '.join(row)[:1000]}")
+            for position, event in enumerate(user.history):
+                if event.timestamp is not None:
+                    check_happened(event.timestamp, f"history[{position}].timestamp", now)
             yield user
         except InputError as error:
-            raise InputError(f"{source}, row {number}: {error}") from error
+            yield InputError(f"{source}, row {number}: {error}")
 
 
 def user_from_row(row: Mapping[str, Any]) -> UserProfile:
     """A user from named values. Raises InputError."""
     known = ("user_id", "interests", "attributes", "history")
-    if not isinstance(row.get("history") or [], list):
-        raise InputError(f"history must be a list, not {type(row['history']).__name__}")
-    extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
+    extra = {name: value for name, value in row.items() if name not in known and not is_missing(value)}
     user = UserProfile(
-        user_id=as_text(row, "user_id"),
+        user_id=as_id(row, "user_id"),
         interests=as_text(row, "interests"),
         attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
-        history=tuple(_event_from_row(event) for event in row.get("history") or ()),
+        history=tuple(_event_from_row(event) for event in as_objects(row, "history")),
     )
     check_user(user)
     return user
-
-
-def context_from_row(row: Mapping[str, Any]) -> Context:
-    """A context from named values. Raises InputError."""
-    known = ("country", "language", "device", "placement", "page_text", "timestamp", "utc_offset_minutes", "attributes")
-    extra = {name: value for name, value in row.items() if name not in known and value not in (None, "")}
-    context = Context(
-        country=as_text(row, "country"),
-        language=as_text(row, "language"),
-        device=as_text(row, "device"),
-        placement=as_text(row, "placement"),
-        page_text=as_text(row, "page_text"),
-        timestamp=as_time(row, "timestamp"),
-        utc_offset_minutes=as_int(row, "utc_offset_minutes"),
-        attributes={**as_attributes(row.get("attributes")), **as_attributes(extra)},
-    )
-    check_context(context)
-    return context
 
 
 def _event_from_row(row: Any) -> Event:
@@ -177,4 +202,4 @@ def _event_from_row(row: Any) -> Event:
         kind = EventType(name)
     except ValueError:
         raise InputError(f"event type {name!r} is not one of {', '.join(kind.value for kind in EventType)}") from None
-    return Event(kind, as_text(row, "ad_id"), as_text(row, "text"), as_time(row, "timestamp"))
+    return Event(kind, as_id(row, "ad_id"), as_text(row, "text"), as_time(row, "timestamp"))

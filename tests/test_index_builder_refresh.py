@@ -1,14 +1,19 @@
 """A version brought up to date with newer clicks: biases move, nothing else does."""
 
+import json
 import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from index_builder.artifact import LEXICAL_FOLDER, load_version, open_store
+from index_builder.artifact import LEXICAL_FOLDER, TOWERS_FOLDER, load_version, open_store
 from index_builder.build import BuildOptions
 from index_builder.errors import BuildError
 from index_builder.refresh import refresh
+from index_builder.tower_artifact import save_towers
+from records.clicks import REJECTED_FILE
 from records.errors import InputError
 
 
@@ -84,7 +89,7 @@ def test_a_log_of_other_ads_or_without_times_is_refused_and_counts_nothing(root,
         refresh(root, clicks_on(tmp_path, "of-somebody-else", later), BuildOptions().assembly)
     timeless = tmp_path / "timeless.csv"
     timeless.write_text("request_id,ad_id,clicks,impressions\nr1,coffee-1,1,2\n")
-    with pytest.raises(InputError, match="rows without a timestamp"):
+    with pytest.raises(InputError, match="1 of 1 rows are without a timestamp"):
         refresh(root, timeless, BuildOptions().assembly)
     assert loaded(root).version == before.version
 
@@ -93,3 +98,50 @@ def test_a_version_without_towers_is_not_refreshed(world, tmp_path):
     shutil.copytree(world.index, tmp_path / "index")
     with pytest.raises(BuildError, match="built without towers"):
         refresh(tmp_path / "index", world.clicks, BuildOptions().assembly)
+
+
+def test_a_row_of_the_future_is_listed_and_moves_nothing(root, tmp_path):
+    before = loaded(root)
+    later = int(before.towers.popularity.moment / 1e6) + 3600
+    path = clicks_on(tmp_path, "coffee-3", later)
+    with path.open("a") as file:
+        file.write("zz,coffee-3,4070908800,1,1\n")  # 2099
+    told = []
+    refresh(root, path, BuildOptions().assembly, on_read=lambda log, report: told.append((log, report)))
+    ((log, report),) = told
+    assert (len(log), report.rejected) == (200, {"bad_time": 1})
+    assert loaded(root).towers.popularity.moment == (later + 199) * 1_000_000 + 1
+    (line,) = (root / REJECTED_FILE).read_text().splitlines()
+    assert (json.loads(line)["row"], json.loads(line)["reason"]) == (201, "bad_time")
+    assert refresh(root, clicks_on(tmp_path, "coffee-3", later + 1000), BuildOptions().assembly) is not None
+
+
+def test_a_version_that_has_counted_the_future_says_so(root, tmp_path):
+    store, before = open_store(root), loaded(root)
+    moment = int(datetime(2099, 1, 1, tzinfo=UTC).timestamp() * 1e6)
+    with store.begin() as draft:
+        shutil.copytree(
+            store.current_path(), draft.path, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True
+        )
+        save_towers(
+            draft.path / TOWERS_FOLDER, before.towers.with_popularity(replace(before.towers.popularity, moment=moment))
+        )
+        store.commit(draft, before.manifest.model_dump(mode="json"))
+    store.publish(draft.version)
+    with pytest.raises(BuildError, match="has counted clicks of 2099: publish an earlier version"):
+        refresh(root, clicks_on(tmp_path, "coffee-3", 1_767_225_600), BuildOptions().assembly)
+
+
+def test_an_ad_that_the_build_rejected_is_named_with_its_reason(root, tmp_path):
+    rejected = {
+        "source": "ads.jsonl",
+        "row": 7,
+        "ad_id": "of-nobody",
+        "reason": "empty_text",
+        "detail": "title is empty",
+    }
+    (root / "rejected.jsonl").write_text(json.dumps(rejected) + "\n")
+    with pytest.raises(
+        InputError, match=r"'of-nobody' is not in the catalog: it was rejected \(empty_text: title is empty"
+    ):
+        refresh(root, clicks_on(tmp_path, "of-nobody", 1_767_225_600), BuildOptions().assembly)

@@ -109,6 +109,10 @@ LOG = ("--ads", "{ads}", "--clicks", "{clicks}", "--out", "{tmp}/model")
         (["train", "--ads", "{ads}", "--clicks", "{ads}", "--out", "{tmp}/model"], "the click log lacks request_id"),
         (["evaluate", "--ads", "{ads}", "--clicks", "{clicks}", "--model", "{tmp}/none"], "nothing is published under"),
         (["recommend", "--user-id", "nobody", "--users", "{users}"], "has no user 'nobody'"),
+        (
+            ["recommend", "--user-id", "nobody", "--clicks", "{clicks}"],
+            "has no user 'nobody'; choose one with --user-id",
+        ),
         (["recommend", "--users", "{users}"], "Choose one with --user-id"),
         (["recommend", "--interests", "x", "--k", "20", "--candidates", "5"], "candidates must be k to 1000"),
         (["recommend", "--interests", "x", "--retrieval", "127.0.0.1:1"], "Is the retrieval server running"),

@@ -3,9 +3,11 @@
 import csv
 import json
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from records.ads import Ad, RejectedAd, ad_from_row, read_ads
 from records.errors import InputError
 from records.limits import MAX_TEXT_CHARS
+from records.missing import NULL_WORDS
 
 START = datetime(2024, 5, 1, 12, 30, tzinfo=UTC)
 SHOES = Ad(
@@ -128,9 +131,9 @@ REJECTED = {
     "a true title": ("bad_row", '{"ad_id": "x", "title": true}'),
     "a bid in words": ("bad_row", '{"ad_id": "x", "title": "a", "bid_micros": "cheap"}'),
     "a broken bid": ("bad_row", '{"ad_id": "x", "title": "a", "bid_micros": 0.5}'),
-    "a bid that is not a number": ("bad_row", '{"ad_id": "x", "title": "a", "bid_micros": NaN}'),
+    "a bid without end": ("bad_row", '{"ad_id": "x", "title": "a", "bid_micros": Infinity}'),
     "a time in words": ("bad_row", '{"ad_id": "x", "title": "a", "start_time": "tomorrow"}'),
-    "a time beyond the calendar": ("bad_row", '{"ad_id": "x", "title": "a", "end_time": 1e18}'),
+    "a time beyond the calendar": ("bad_row", '{"ad_id": "x", "title": "a", "end_time": 1e22}'),
     "keywords that are a number": ("bad_row", '{"ad_id": "x", "title": "a", "keywords": 5}'),
     "attributes that are a word": ("bad_row", '{"ad_id": "x", "title": "a", "attributes": "red"}'),
     "attributes that are a number": ("bad_row", '{"ad_id": "x", "title": "a", "attributes": 5}'),
@@ -267,7 +270,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
 def test_a_csv_row_of_another_width_is_rejected(tmp_path, line):
     (tmp_path / "a.csv").write_text(f"ad_id,title,color\n{line}\ngood,A good ad,red\n")
     rejected, good = read_ads(tmp_path / "a.csv")
-    assert (rejected.row, rejected.reason, rejected.detail) == (1, "bad_row", "expected 3 columns")
+    assert (rejected.row, rejected.reason, rejected.detail) == (
+        1,
+        "bad_row",
+        f"expected 3 columns, line 2 has {line.count(',') + 1}",
+    )
     assert good == Ad("good", "A good ad", attributes={"color": "red"})
 
 
@@ -288,10 +295,10 @@ def test_what_is_no_catalog_is_an_input_error(tmp_path, name, message):
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1 not really"), ("a.csv", b'ad_id,title\nx,"a"b\n')])
+@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1 not really"), ("a.csv", b"")])
 def test_a_file_that_cannot_be_read_at_all_is_an_input_error(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"cannot read .*{name}"):
+    with pytest.raises(InputError, match=f"cannot read .*{name}|{name} is empty"):
         list(read_ads(tmp_path / name))
 
 
@@ -307,19 +314,20 @@ def test_rows_are_read_as_they_are_asked_for(tmp_path, name):
     assert [ad.ad_id for ad in ads] == ["late"]
 
 
-WORDS = st.text(max_size=20)
-MOMENTS = st.none() | st.datetimes(timezones=st.just(UTC))
+WORDS = st.text(max_size=20).filter(lambda text: text.strip() not in NULL_WORDS - {""})
+IDS = st.text(st.characters(categories=("L", "N", "P"), codec="utf-8"), min_size=1, max_size=20)
+STARTS = st.none() | st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC))
 CATALOGS = st.lists(
     st.fixed_dictionaries(
         {
-            "ad_id": st.text(min_size=1, max_size=20),
+            "ad_id": IDS.map("ad {}".format).map(partial(unicodedata.normalize, "NFC")),
             "title": WORDS.map("shoes {}".format),
             "body": WORDS,
             "category": WORDS,
             "keywords": st.lists(WORDS, max_size=3),
             "bid_micros": st.integers(0, 2**63 - 1),
             "attributes": st.dictionaries(WORDS, WORDS, max_size=3),
-            "start_time": MOMENTS,
+            "start_time": STARTS,
         }
     ),
     min_size=1,

@@ -16,8 +16,11 @@ from rich.table import Table
 
 from index_builder.commands import Encoder
 from index_builder.encoder import EMBEDDED
+from index_builder.log_display import show_log_read
 from index_builder.progress import build_progress
 from index_builder.training.options import TowerOptions
+from records.clicks import REJECTED_FILE
+from records.joined import Joined
 from serving.flags import with_flags_of
 from serving.terminal import Console
 
@@ -42,6 +45,13 @@ Newest = Annotated[
     int | None,
     typer.Option(min=1, help="Use only so many of the log's newest rows, so that any log fits; default: all."),
 ]
+Rejected = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where to list the log's rows that cannot be used, with their reasons; default: rejected-clicks.jsonl in "
+        "the root of a command that makes a version, else nowhere."
+    ),
+]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that builds take.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -59,6 +69,7 @@ def train_retrieval_command(
     split: Split = "time",
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    rejected: Rejected = None,
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
@@ -83,7 +94,9 @@ def train_retrieval_command(
             seed=options.seed,
             max_rejected=max_rejected,
             newest=newest,
+            rejected_file=rejected or out / REJECTED_FILE,
             progress=progress,
+            on_read=lambda read: show_joined(read, users, rejected or out / REJECTED_FILE),
         )
     with training_progress() as watch:
         report = train_and_save(data, text_encoder, out, options, publish=publish, watch=watch)
@@ -92,6 +105,11 @@ def train_retrieval_command(
     else:
         Console().print(report_table(report))
     Console(stderr=True).print(warning_of_weak(report.spec.better), style="yellow", end="")
+
+
+def show_joined(read: Joined, users: Path | None, rejected_file: Path | None) -> None:
+    """What was read of a log and its users, on standard error."""
+    show_log_read(read.log, read.report, None if users is None else read.users.keys(), rejected_file)
 
 
 def warning_of_weak(better: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """A catalog with its text vectors, a click log and its users, for training and judging retrieval."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,10 @@ from index_builder.ad_text import embedding_text
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.progress import Progress
 from index_builder.training.parts import Parts, split_log
-from records.ads import Ad, read_ads
-from records.clicks import ClickLog, LogReport, read_clicks
-from records.errors import InputError
-from records.users import UserProfile, read_users
+from records.ads import Ad
+from records.clicks import ClickLog, LogReport
+from records.joined import Joined, read_joined
+from records.users import UserProfile
 
 _TEXTS_AT_ONCE = 512
 
@@ -86,21 +87,25 @@ def load_retrieval_data(
     seed: int = 0,
     max_rejected: float = 0.01,
     newest: int | None = None,
+    rejected_file: Path | None = None,
     progress: Progress = lambda *_: None,
+    on_read: Callable[[Joined], None] = lambda _: None,
 ) -> RetrievalData:
     """Reads the three files, splits the log and embeds the texts.
 
+    A few rows without a timestamp (no more than may be rejected) are left out.
+
     Args:
         split, seed: see `parts.split_log`.
-        max_rejected, newest: see `records.clicks.read_clicks`.
+        max_rejected, newest, rejected_file: see `records.clicks.read_clicks`.
+        on_read: Called with what was read, before it is split and embedded.
 
     Raises:
         InputError: A file cannot be read, too many rows are unusable, or the log cannot be split so.
     """
-    catalog = [ad for ad in read_ads(ads) if isinstance(ad, Ad)]
-    profiles = {user.user_id: user for user in read_users(users)} if users else {}
-    if not catalog:
-        raise InputError(f"{ads} holds no usable ad: each needs an ad_id, and a title or a body")
-    known = {ad.ad_id for ad in catalog}
-    log, report = read_clicks(clicks, known, max_rejected=max_rejected, newest=newest)
-    return RetrievalData.of(catalog, log, report, profiles, split_log(log, split, seed), encoder, progress)
+    read = read_joined(
+        ads, clicks, users, max_rejected=max_rejected, newest=newest, timed=True, rejected_file=rejected_file
+    )
+    on_read(read)
+    parts = split_log(read.log, split, seed)
+    return RetrievalData.of(list(read.ads.values()), read.log, read.report, read.users, parts, encoder, progress)

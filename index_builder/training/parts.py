@@ -38,10 +38,15 @@ def split_log(log: ClickLog, split: str, seed: int) -> Parts:
         seed: for the choice of the ads that are hidden.
 
     Raises:
-        InputError: Rows have no time or no user, or a part would be empty.
+        InputError: Rows have no time, or all the same, or none has a user, or a part would be empty.
     """
     if not (log.has_time and (log.user_id != "").any()):
-        raise InputError("the towers learn from what users did over time: the log needs user_id and timestamp")
+        why = log.untimed_rows if not log.has_time else "no row has a user_id"
+        raise InputError(f"the towers learn from what users did over time: the log needs user_id and timestamp; {why}")
+    if log.one_moment:
+        raise InputError(
+            f"the towers learn from what users did over time, but {log.one_moment_rows}: give each row its own time"
+        )
     if split == "time":
         first, chosen_by, test = split_by_time(log)
         return Parts(first, chosen_by, np.concatenate([first, chosen_by]), test)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Users
+from index_builder.log_display import show_log_read
+from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Rejected, Users
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
 from ranking.training.report import (
@@ -18,10 +19,10 @@ from ranking.training.report import (
     evaluation_table,
     exports_table,
     log_lines,
-    rejected_lines,
     text_fit_line,
     train_report_as_dict,
 )
+from records.clicks import REJECTED_FILE
 from records.errors import InputError
 from serving.flags import with_flags_of
 from serving.terminal import Console
@@ -64,6 +65,7 @@ def train_command(
     peers: Peers = "fast",
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    rejected: Rejected = None,
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
@@ -81,11 +83,23 @@ def train_command(
     from ranking.training.run import REPORT_FILE, help_to_train, train_and_save
     from ranking.training.workers import is_first_worker
 
-    data = load_dataset(ads, clicks, users, split=split, seed=options.seed, max_rejected=max_rejected, newest=newest)
+    rejected_file = (rejected or out / REJECTED_FILE) if is_first_worker() else None
+    data = load_dataset(
+        ads,
+        clicks,
+        users,
+        split=split,
+        seed=options.seed,
+        max_rejected=max_rejected,
+        newest=newest,
+        rejected_file=rejected_file,
+    )
     if not is_first_worker():
         help_to_train(data, out, options)
         return
-    show_log(data)
+    data = data.reading(options.context_words)
+    show_log(data, users, rejected_file)
+    show_unread(data)
     report = train_and_save(data, out, options, publish=publish, which_peers=peers)
     if as_json:
         print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
@@ -114,6 +128,7 @@ def evaluate_command(
     report: Annotated[Path | None, typer.Option(help="Also write a page with plots to this file.")] = None,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    rejected: Rejected = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model version on the test part of a click log (see --split), beside simple peers.
@@ -129,8 +144,12 @@ def evaluate_command(
     if report is not None:
         make_room(report)
     loaded = load_from(open_store(model), version)
-    data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest)
-    show_log(data)
+    data = load_dataset(
+        ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest, rejected_file=rejected
+    )
+    data = data.reading(loaded.spec.context_words)
+    show_log(data, users, rejected)
+    show_unread(data)
     warn_of_rows_it_knows(loaded, data)
     with Console(stderr=True).status("Evaluating"):
         evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
@@ -153,6 +172,7 @@ def calibrate_command(
     version: Version = "",
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    rejected: Rejected = None,
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
@@ -165,8 +185,11 @@ def calibrate_command(
     from ranking.training.dataset import load_dataset
     from ranking.training.recalibrate import recalibrate
 
-    data = load_dataset(ads, clicks, users, split="none", max_rejected=max_rejected, newest=newest)
-    show_log(data)
+    rejected_file = rejected or model / REJECTED_FILE
+    data = load_dataset(
+        ads, clicks, users, split="none", max_rejected=max_rejected, newest=newest, rejected_file=rejected_file
+    )
+    show_log(data, users, rejected_file)
     with Console(stderr=True).status("Predicting and calibrating"):
         found = recalibrate(open_store(model), version, data, publish=publish)
     if as_json:
@@ -207,6 +230,8 @@ def export_command(
     if (ads is None) != (clicks is None):
         raise InputError("a log is --ads and --clicks together")
     data = load_dataset(ads, clicks, users) if ads is not None and clicks is not None else None
+    if data is not None:
+        show_log(data, users)
     with Console(stderr=True).status("Exporting"):
         made, exports = export_version(open_store(model), version, data, int8=int8, publish=publish)
     if as_json:
@@ -219,13 +244,23 @@ def export_command(
         console.print("Compared on made-up pairs, and without int8: give a log with --ads and --clicks.")
 
 
-def show_log(data: "Dataset") -> None:
+def show_log(data: "Dataset", users: Path | None = None, rejected_file: Path | None = None) -> None:
     """The data report, on standard error."""
     from ranking.training.log_report import report_on
 
-    console = Console(stderr=True)
-    if data.report.rejected:
-        console.print(rejected_lines(data.report), highlight=False, soft_wrap=True)
-    if data.report.older:
-        console.print(f"{data.report.older:,} older rows were left out (--newest).", highlight=False)
-    console.print(log_lines(report_on(data)), highlight=False)
+    show_log_read(data.log, data.report, None if users is None else data.users.keys(), rejected_file)
+    Console(stderr=True).print(log_lines(report_on(data)), highlight=False, markup=False)
+
+
+def show_unread(data: "Dataset") -> None:
+    """Names what a model reads of no impression that has everything, on standard error."""
+    unread = data.words_of_context[data.context_words :]
+    if unread:
+        Console(stderr=True).print(
+            f"Warning: {data.context_words} values of an impression are read (--context-words). Of one that has all, "
+            f"these are not: {', '.join(unread)[:1000]}.",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.context import context_buckets
+from ranking.context import CONTEXT_WORDS, context_buckets
 from ranking.features import COUNTED, Features, dense_features, keys_of, snapshot_features
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
-from records.ads import Ad, RejectedAd, read_ads
-from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts, read_clicks
+from records.ads import Ad
+from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
 from records.counters import CounterSnapshot
 from records.errors import InputError
 from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
+from records.joined import read_joined
 from records.splits import split_at_random, split_by_key, split_by_time, split_each_user
-from records.users import UserProfile, read_users
+from records.users import UserProfile
 
 SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
@@ -34,6 +35,7 @@ class Dataset:
         parts: row indices of training, validation and test.
         split: how the parts were made, one of `SPLITS`.
         counters: of a model version, which then stand in for those of the log; None for the log's own.
+        context_words: how many values of an impression are read; see `ranking.context`.
     """
 
     log: ClickLog
@@ -44,10 +46,23 @@ class Dataset:
     parts: tuple[Integers, ...]
     split: str
     counters: CounterSnapshot | None = None
+    context_words: int = CONTEXT_WORDS
 
     def with_parts(self, parts: tuple[Integers, ...]) -> "Dataset":
         """The same log with other rows to train on, validate on and test on."""
         return replace(self, parts=parts)
+
+    def reading(self, context_words: int) -> "Dataset":
+        """The same log with so many values of an impression read."""
+        return self if context_words == self.context_words else replace(self, context_words=context_words)
+
+    @property
+    def words_of_context(self) -> list[str]:
+        """Names of all values that an impression may have, in the order in which they are read."""
+        timed = ["hour", "weekday"] if (self.log.time != NO_TIME).any() else []
+        context = sorted(self.log.context.keys() - {"page_text"})
+        users = sorted({f"user {name}" for user in self.users.values() for name in user.attributes})
+        return [*timed, *context, *users]
 
     @cached_property
     def training_sha256(self) -> str:
@@ -119,8 +134,9 @@ class Dataset:
         found = []
         for row, user_id in enumerate(self.log.user_id.tolist()):
             context = self.log.context_at(row)
-            found.append(context_buckets(self.users.get(user_id, UserProfile()), context, context.timestamp))
-        return np.array(found, np.int64)
+            user = self.users.get(user_id, UserProfile())
+            found.append(context_buckets(user, context, context.timestamp, self.context_words))
+        return np.array(found, np.int64).reshape(len(self.log), self.context_words)
 
     @cached_property
     def groups(self) -> Integers:
@@ -156,27 +172,49 @@ def load_dataset(
     seed: int = 0,
     max_rejected: float = 0.01,
     newest: int | None = None,
+    rejected_file: Path | None = None,
 ) -> Dataset:
     """Reads and joins the three files and splits the log 8:1:1 (by user 7:1:2).
 
     Args:
         split: "time" (the newest rows test), "user" (each user's newest fifth tests), "random" (rows), "request"
-            (whole requests), "ad" (the test holds ads that were never trained on), or "auto": by time where every row
-            has one, else by request. "none" makes no parts: each row looks back on strictly earlier ones.
+            (whole requests), "ad" (the test holds ads that were never trained on), or "auto": by time where that can
+            be, else by request; the report says why. "none" makes no parts: each row looks back on strictly earlier
+            ones. For a split by time or user, a few rows without a timestamp are left out.
         seed: for a split at random.
-        max_rejected, newest: see `records.clicks.read_clicks`.
+        max_rejected, newest, rejected_file: see `records.clicks.read_clicks`.
 
     Raises:
         InputError: A file cannot be read, too many rows are unusable, or the log is too small to split.
     """
-    catalog = {ad.ad_id: ad for ad in read_ads(ads) if not isinstance(ad, RejectedAd)}
-    if not catalog:
-        raise InputError(f"{ads} holds no usable ad: each needs an ad_id, and a title or a body")
-    profiles = {user.user_id: user for user in read_users(users)} if users else {}
-    log, report = read_clicks(clicks, catalog.keys(), max_rejected=max_rejected, newest=newest)
+    read = read_joined(
+        ads,
+        clicks,
+        users,
+        max_rejected=max_rejected,
+        newest=newest,
+        timed=split in ("auto", "time", "user"),
+        rejected_file=rejected_file,
+    )
+    log, report = read.log, read.report
     if split == "auto":
-        split = "time" if log.has_time else "request"
-    return Dataset(log, report, catalog, profiles, _keys(log, catalog), _split(log, split, seed), split)
+        why = _why_not_by_time(log)
+        split = "request" if why else "time"
+        report = report.noted(f"Split by request, not by time: {why}.") if why else report
+    return Dataset(log, report, read.ads, read.users, _keys(log, read.ads), _split(log, split, seed), split)
+
+
+def _why_not_by_time(log: ClickLog) -> str:
+    """Why a log cannot be split by time; "" if it can."""
+    if not log.has_time:
+        return log.untimed_rows
+    if log.one_moment:
+        return log.one_moment_rows
+    try:
+        split_by_time(log)
+    except InputError:
+        return f"too many of the {len(log):,} rows share one of {len(np.unique(log.time)):,} times"
+    return ""
 
 
 def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:

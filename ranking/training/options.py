@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from index_builder.encoder import EMBEDDED
+from ranking.context import CONTEXT_WORDS, MAX_CONTEXT_WORDS
 
 _MODEL, _TEXT, _BEHAVIOUR, _BOTH = "The model", "The text layers", "The behaviour part", "Both"
 _TEACHER = "A teacher"
@@ -38,6 +39,13 @@ class TrainOptions:
     )
     max_user_tokens: int = _option(_MODEL, 128, "Longer user texts are cut at the oldest history.", min=8)
     max_ad_tokens: int = _option(_MODEL, 32, "Longer ad texts are cut at the end.", min=4)
+    context_words: int = _option(
+        _MODEL,
+        CONTEXT_WORDS,
+        "How many values of an impression are read: hour, weekday, context, then the user's attributes, by name.",
+        min=0,
+        max=MAX_CONTEXT_WORDS,
+    )
 
     behaviour_epochs: int = _option(
         _BEHAVIOUR, 8, "Passes over the training rows for counters and past events, at most.", min=0

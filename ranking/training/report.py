@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ranking.artifact import ExportParity, Metric
     from ranking.training.log_report import Day, LogFacts
     from ranking.training.stage import Step, Watch
-    from records.clicks import LogReport
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
 # Columns of the table in a terminal; all metrics are in the report and in the JSON.
@@ -112,14 +111,6 @@ def calibration_line(losses: dict[str, float]) -> str:
     best = min(losses, key=losses.__getitem__)
     others = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
     return f"Calibration: {best} (cross-validated log loss on the validation part: {others})."
-
-
-def rejected_lines(report: "LogReport") -> str:
-    """What was left out of a click log and why; empty if nothing was."""
-    if not report.rejected:
-        return ""
-    lines = [f"  {count} {reason}, such as {report.examples[reason]}" for reason, count in report.rejected.items()]
-    return "\n".join([f"{sum(report.rejected.values()):,} of {report.rows:,} rows of the log were left out:", *lines])
 
 
 def log_lines(facts: "LogFacts") -> str:

@@ -48,7 +48,7 @@ class BehaviourRows:
         self._ads = AdKeys(ads.vectors(text, pad_id).to(device), buckets.to(device))
         self._interests = _interests(data, text, tokenizer, spec.max_ad_tokens, device)
         self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
-        self._context = torch.from_numpy(data.context_buckets).to(device)
+        self._context = torch.from_numpy(data.reading(spec.context_words).context_buckets).to(device)
         self._positions = torch.from_numpy(data.log.position).to(device)
         self._look_back(data.past)
 

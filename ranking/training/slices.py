@@ -11,6 +11,7 @@ from records.clicks import NO_TIME, Integers
 
 # A context column with more values than this is no slice that people read.
 _MOST_VALUES = 12
+_LABEL_CHARS = 80
 _HISTORY_ENDS = (0, 4, 19, 99)
 _POSITION_ENDS = (0, 1, 2, 3, 5, 10)
 
@@ -32,9 +33,9 @@ def slices(data: Dataset, rows: Integers) -> Iterator[tuple[str, Labels]]:
         hours = minutes // 60 % 24
         yield "hour", np.array([f"{hour // 6 * 6:02d}-{hour // 6 * 6 + 5:02d}" for hour in hours.tolist()])
     for name, column in log.context.items():
-        values = np.array([value if value is not None else "" for value in column[rows].tolist()])
-        if 1 < len(np.unique(values)) <= _MOST_VALUES:
-            yield name, np.where(values == "", "unknown", values)
+        values = column[rows].tolist()
+        if 1 < len(set(values)) <= _MOST_VALUES:
+            yield name, np.array(["unknown" if value is None else value[:_LABEL_CHARS] for value in values])
 
 
 def _known(ids: npt.NDArray[np.object_], training: npt.NDArray[np.object_]) -> Labels:

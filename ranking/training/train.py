@@ -235,6 +235,7 @@ def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int
         feature_std=tuple(np.maximum(deviation, 0.1).tolist()),
         prior_ctr=prior_ctr,
         id_buckets=buckets,
+        context_words=options.context_words,
         training={name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
         training_sha256=data.training_sha256,
     )

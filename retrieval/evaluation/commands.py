@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from index_builder.progress import build_progress
-from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Split, Users
+from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Rejected, Split, Users, show_joined
 from serving.terminal import Console
 
 
@@ -21,6 +21,7 @@ def evaluate_retrieval_command(
     peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    rejected: Rejected = None,
     report: Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +53,9 @@ def evaluate_retrieval_command(
             seed=seed,
             max_rejected=max_rejected,
             newest=newest,
+            rejected_file=rejected,
             progress=progress,
+            on_read=lambda read: show_joined(read, users, rejected),
         )
         found = evaluate_retrieval(
             data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)

@@ -1,0 +1,84 @@
+"""What to say of a click log that was read: its span, what was left out, and whether its users are known.
+
+Plain text; knows no terminal.
+"""
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+import numpy as np
+
+from records.clicks import NO_TIME, ClickLog, LogReport
+
+# Nobody sees a tenth of all impressions: a user who does stands for many.
+_LARGEST_USER = 0.1
+
+
+def summary_lines(log: ClickLog, report: LogReport, users: Collection[str] | None) -> list[str]:
+    """What was read, in a few lines.
+
+    Args:
+        users: ids of the users file; None if there is none.
+    """
+    lines = [*rejected_lines(report)]
+    if report.older:
+        lines.append(f"{report.older:,} older rows were left out (--newest).")
+    lines.append(span_line(log))
+    if nobody := int((log.user_id == "").sum()):
+        lines.append(f"{nobody:,} of {len(log):,} rows are without a user_id.")
+    if users is not None and nobody < len(log):
+        lines.append(_known_users(log, users))
+    return [*lines, *report.notes]
+
+
+def rejected_lines(report: LogReport) -> list[str]:
+    """What was left out of a log and why, a line a reason; empty if nothing was."""
+    if not report.rejected:
+        return []
+    lines = [f"  {count:,} {reason}, such as {report.examples[reason]}" for reason, count in report.rejected.items()]
+    return [f"{sum(report.rejected.values()):,} of {report.rows:,} rows of the log were left out:", *lines]
+
+
+def span_line(log: ClickLog) -> str:
+    """The first and the last day (UTC) of a log, and how many rows are without a timestamp."""
+    times = log.time[log.time != NO_TIME]
+    if not len(times):
+        return f"The log has {len(log):,} rows; {log.untimed_rows}."
+    first, last = (datetime.fromtimestamp(int(time) / 1e6, UTC) for time in (times[0], times[-1]))
+    days = (last.date() - first.date()).days + 1
+    span = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC ({days:,} day{'s' if days > 1 else ''})"
+    untimed = f"; {log.untimed_rows}" if log.untimed else ""
+    return f"The log has {len(log):,} rows, {span}{untimed}."
+
+
+def warning_lines(log: ClickLog, users: Collection[str] | None) -> list[str]:
+    """What is probably wrong with a log's users; empty if nothing is."""
+    names, counts = _users_of(log)
+    if not len(names):
+        return []
+    warnings = []
+    largest = int(np.argmax(counts))
+    if counts[largest] > _LARGEST_USER * len(log):
+        warnings.append(
+            f"Warning: user {str(names[largest])[:80]!r} has {counts[largest]:,} of {len(log):,} rows. If this stands "
+            "for users who are not known, leave user_id empty there."
+        )
+    if users is not None and not any(name in users for name in names.tolist()):
+        given = next(iter(users), None)
+        example = f"there {given[:80]!r}, in the log {str(names[0])[:80]!r}" if given is not None else "it is empty"
+        warnings.append(f"Warning: none of the log's users is in the users file ({example}): are they the same ids?")
+    return warnings
+
+
+def _known_users(log: ClickLog, users: Collection[str]) -> str:
+    names, counts = _users_of(log)
+    known = np.array([name in users for name in names.tolist()], bool)
+    share = counts[known].sum() / max(1, len(log))
+    return f"{known.sum():,} of {len(names):,} users of the log ({share:.0%} of rows) are in the users file."
+
+
+def _users_of(log: ClickLog) -> tuple[np.ndarray, np.ndarray]:
+    """Users of a log, and how many rows each has."""
+    ids = log.user_id[log.user_id != ""].astype(str)
+    names, counts = np.unique(ids, return_counts=True)
+    return names, counts
