@@ -20,7 +20,7 @@ from index_builder.training.held_out import held_out
 from index_builder.training.loss import softmax_loss
 from index_builder.training.options import TowerOptions
 from index_builder.training.parts import split_log
-from index_builder.training.ranks import ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
+from index_builder.training.ranks import Places, ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
 from index_builder.training.score_weights import fit_score_weights
 from index_builder.training.sequences import moments_of, sequences_of
 from index_builder.training.train import train_towers
@@ -225,14 +225,15 @@ def test_popularity_and_neighbours_weigh_as_much_as_clicks_say():
 
 
 def test_ranks_by_hand():
-    places = [np.array([0, 3, 20]), np.array([12])]
+    places = [Places.known([0, 3, 20]), Places.known([12])]
     assert recall_at(places, 10).tolist() == [2 / 3, 0]
     assert recall_at(places, 2).tolist() == [1 / 2, 0]
     assert reciprocal_rank(places).tolist() == [1, 1 / 13]
     ideal = 1 + 1 / np.log2(3) + 1 / 2
     assert ndcg_at(places, 10) == pytest.approx([(1 + 1 / np.log2(5)) / ideal, 0])
     scores = np.array([0.5, 0.9, 0.5, 0.1], np.float32)
-    assert places_of(scores, np.array([2, 0, 3]), np.array([1])).tolist() == [1, 0, 2]
+    found = places_of(scores, np.array([2, 0, 3]), np.array([1]))
+    assert (found.first.tolist(), found.tied.tolist()) == ([0, 0, 2], [2, 2, 1])
     interval = with_interval([0, 1] * 200)
     assert interval.low < 0.5 == interval.value < interval.high
 

@@ -14,7 +14,7 @@ from index_builder.towers import EVENT_TYPES, Towers, UserEvents, attribute_buck
 from index_builder.training.batches import Catalog, attributes_of, padded, user_events
 from index_builder.training.fit import short_widths
 from index_builder.training.held_out import HeldOut
-from index_builder.training.ranks import places_of, recall_at, with_interval
+from index_builder.training.ranks import NOT_FOUND, Places, places_of, recall_at, with_interval
 from index_builder.training.score_weights import ScoreWeights, fit_score_weights
 from records.clicks import Integers
 from records.popularity import FEATURES
@@ -31,7 +31,6 @@ _USERS_AT_ONCE = 64
 _K = 100
 _TOWERS = "towers"
 _RECENT_CLICKS = FEATURES.index("clicks, half-life 14 days")
-_NOT_FOUND = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -197,5 +196,5 @@ def _recall(
         scores = np.einsum("id,ind->in", interests[user], vectors[rows[user]])
         merged = merge(scores, rows[user], np.full(count, quota / count), _K, set(before.tolist()))
         place_of = {row: place for place, (row, _, _) in enumerate(merged)}
-        places.append(np.array([place_of.get(ad, _NOT_FOUND) for ad in ads.tolist()]))
+        places.append(Places.known([place_of.get(ad, NOT_FOUND) for ad in ads.tolist()]))
     return float(recall_at(places, _K).mean())

@@ -124,13 +124,19 @@ def _slices(data: Dataset, rows: Integers, samples: Mapping[str, Sample]) -> lis
 
 def _curves(sample: Sample) -> Curves:
     predicted, actual, _ = reliability(sample, np.ones(len(sample.p_click)))
-    order = np.argsort(-sample.p_click, kind="stable")
-    impressions, clicks = (np.r_[0, np.cumsum(column[order])] for column in (sample.impressions, sample.clicks))
+    impressions, clicks = _cumulative(sample)
     return Curves(
         roc=_roc(sample),
         reliability=_points(predicted, actual),
         gain=_thinned(impressions / max(1, impressions[-1]), clicks / max(1, clicks[-1])),
     )
+
+
+def _cumulative(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Impressions and clicks of the rows from each score on, highest first; a straight line runs through equal ones."""
+    level = np.unique(-sample.p_click, return_inverse=True)[1]
+    impressions, clicks = (np.bincount(level, column) for column in (sample.impressions, sample.clicks))
+    return np.r_[0, np.cumsum(impressions)], np.r_[0, np.cumsum(clicks)]
 
 
 def _roc(sample: Sample) -> tuple[tuple[float, float], ...]:
