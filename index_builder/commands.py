@@ -12,10 +12,11 @@ from rich.table import Table
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import AUTO, load_bulk_encoder
 from index_builder.encoder import EMBEDDED
+from index_builder.errors import NotPublished
 from index_builder.progress import build_progress
 
 if TYPE_CHECKING:
-    from index_builder.tower_artifact import TrainedTowers
+    from index_builder.tower_artifact import TowerSpec, TrainedTowers
 
 DEFAULTS = BuildOptions()
 
@@ -46,6 +47,9 @@ Width = Annotated[
     typer.Option(min=1, help="Keep so many numbers of the towers' vectors, for a smaller index; default: all."),
 ]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
+PublishAnyway = Annotated[
+    bool, typer.Option(help="Publish even if vectors cut to --width find less than what needs no training.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 
 
@@ -62,6 +66,7 @@ def build_command(
     width: Width = None,
     publish: Publish = True,
     as_json: Json = False,
+    publish_anyway: PublishAnyway = False,
 ) -> None:
     """Embed a catalog of ads into a new FAISS index version and publish it.
 
@@ -77,6 +82,8 @@ def build_command(
         width=width,
     )
     trained = None if towers is None else _published(towers)
+    if trained is not None and width is not None and publish and not publish_anyway:
+        _check_width(trained.spec, width)
     with build_progress() as progress:
         loaded = load_bulk_encoder(encoder, engine)
         gc.collect()
@@ -123,6 +130,15 @@ def _published(root: Path) -> "TrainedTowers":
     from index_builder.tower_artifact import load_published_towers  # loads torch, which --help does without
 
     return load_published_towers(root)
+
+
+def _check_width(spec: "TowerSpec", width: int) -> None:
+    """Raises NotPublished, before anything is made, if vectors of this width find less than what needs no training."""
+    if better := set(spec.better_than(width)) - set(spec.better_than()):
+        raise NotPublished(
+            f"cut to {width} numbers, these towers found less than {' and '.join(sorted(better))} on the rows that "
+            "chose: keep more numbers (--width), or all; or build with --no-publish or --publish-anyway"
+        )
 
 
 def report_as_dict(report: BuildReport) -> dict[str, object]:

@@ -15,7 +15,7 @@ from index_builder.progress import build_progress
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.commands import report_as_dict as towers_as_dict
 from index_builder.training.commands import report_table as towers_table
-from index_builder.training.commands import training_progress
+from index_builder.training.commands import training_progress, warnings_of
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.options import TowerOptions
 from index_builder.training.train import TowerReport
@@ -129,8 +129,12 @@ def _train_towers(console: Console, folder: QuickstartFolder, files: DatasetFile
     with build_progress() as progress:
         data = load_retrieval_data(files.ads, files.clicks, files.users, encoder, progress=progress)
     with training_progress() as watch:
-        report = train_and_save_towers(data, encoder, folder.towers, TowerOptions(max_minutes=minutes), watch=watch)
+        options = TowerOptions(max_minutes=minutes)
+        # Of a few minutes and a few users, and to show the rest: what is wrong with them is said.
+        report = train_and_save_towers(data, encoder, folder.towers, options, publish_anyway=True, watch=watch)
     console.print(towers_table(report))
+    for line in warnings_of(report.spec):
+        console.print(f"Note: {line}", markup=False, highlight=False)
     return report
 
 

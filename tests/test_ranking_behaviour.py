@@ -1,4 +1,4 @@
-"""The behaviour network alone: who may see which event, what attention to nothing leaves, what is dropped, and places."""
+"""The behaviour network alone: who may see which event, attention to nothing, what is dropped, and places."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,9 @@ def keys(rows, seed, first_bucket=1):
 
 def shown(rows=ADS):
     random = torch.Generator().manual_seed(1)
-    return Shown(torch.randn(rows, FEATURES, generator=random), torch.randint(1, 50, (rows, 3), generator=random), keys(rows, 2))
+    return Shown(
+        torch.randn(rows, FEATURES, generator=random), torch.randint(1, 50, (rows, 3), generator=random), keys(rows, 2)
+    )
 
 
 def history(seen, events=EVENTS):

@@ -133,7 +133,12 @@ def test_a_method_that_scores_all_ads_alike_gets_what_chance_gives(turned):
     clicked = [np.array([0, 1, 2]) if not turned else np.array([197, 198, 199])] * users
     nobody = Sequences([], np.zeros(1, np.int64), NOTHING, NOTHING, NOTHING, NOTHING, np.zeros((0, 0), np.int64))
     judged = HeldOut(
-        [f"u{user}" for user in range(users)], clicked, [NOTHING] * users, [Context()] * users, nobody, np.full(users, -1)
+        [f"u{user}" for user in range(users)],
+        clicked,
+        [NOTHING] * users,
+        [Context()] * users,
+        nobody,
+        np.full(users, -1),
     )
     popularity = np.arange(ads, dtype=np.float64) if not turned else np.arange(ads, dtype=np.float64)[::-1]
     judge = Judge(judged, popularity)
