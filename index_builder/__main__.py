@@ -39,6 +39,7 @@ def build(
     publish: commands.Publish = True,
     as_json: commands.Json = False,
     publish_anyway: commands.PublishAnyway = False,
+    vectors: commands.VectorsFolder = None,
 ) -> None:
     """Build an index version from a catalog of ads and publish it, or (with a command) manage versions."""
     if ctx.invoked_subcommand is not None:
@@ -59,6 +60,7 @@ def build(
         publish,
         as_json,
         publish_anyway,
+        vectors,
     )
 
 

@@ -1,6 +1,5 @@
 """Ads to vectors to FAISS to a published version, as plain functions. Knows no gRPC."""
 
-import hashlib
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import check_kind
 from index_builder.progress import Progress
+from index_builder.vector_store import RememberingEncoder, text_key
 from records.ads import Ad, RejectedAd, read_ads
 
 if TYPE_CHECKING:
@@ -176,11 +176,6 @@ def _write_catalog(
     return count, rejected
 
 
-def text_key(text: str) -> bytes:
-    """16 bytes that stand for a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-
-
 @dataclass(frozen=True)
 class _Reusable:
     """Vectors of the published version, by the key of their text; `keys` is sorted, `rows` follows it."""
@@ -226,13 +221,20 @@ def _embed(
             known = reusable.find(batch.keys) if reusable else np.full(len(batch), -1)
             fresh = np.flatnonzero(known < 0)
             block = np.empty((len(batch), encoder.dimension), "<f4")
+            before = _embedded_by(encoder)
             block[fresh] = encoder.encode(batch.take(fresh.tolist()).texts)
+            made = len(fresh) if before is None else (_embedded_by(encoder) or 0) - before
             if reusable:
                 block[known >= 0] = reusable.vectors[known[known >= 0]]
             if not np.isfinite(block).all():
                 raise BuildError(f"the encoder {encoder.name!r} made NaN or infinite vectors; nothing was published")
             file.write(block.data)
             done += len(batch)
-            reused += len(batch) - len(fresh)
+            reused += len(batch) - made
             progress("embed", done, count)
     return np.load(path, mmap_mode="r", allow_pickle=False), reused
+
+
+def _embedded_by(encoder: TextEncoder) -> int | None:
+    """How many texts an encoder that keeps vectors has embedded so far; None of one that embeds them all."""
+    return encoder.embedded if isinstance(encoder, RememberingEncoder) else None

@@ -14,6 +14,7 @@ from index_builder.bulk_encoder import AUTO, load_bulk_encoder
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import NotPublished
 from index_builder.progress import build_progress
+from index_builder.vector_store import default_folder, remembering
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TowerSpec, TrainedTowers
@@ -50,6 +51,14 @@ Publish = Annotated[bool, typer.Option(help="Make the new version the one that s
 PublishAnyway = Annotated[
     bool, typer.Option(help="Publish even if vectors cut to --width find less than what needs no training.")
 ]
+VectorsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--vectors",
+        envvar="ADCASCADE_VECTORS",
+        help="Folder of the text vectors that all commands share; default: vectors beside the root of the versions.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 
 
@@ -67,10 +76,12 @@ def build_command(
     publish: Publish = True,
     as_json: Json = False,
     publish_anyway: PublishAnyway = False,
+    vectors: VectorsFolder = None,
 ) -> None:
     """Embed a catalog of ads into a new FAISS index version and publish it.
 
-    Only ads whose text changed since the published version are embedded again. Rows that cannot be used are listed
+    Only texts that no command has embedded before are embedded (see --vectors), or, of the published version, only
+    those that changed. Rows that cannot be used are listed
     with their reasons in OUT/rejected.jsonl. A failed or killed build leaves the published version as it was.
     """
     options = BuildOptions(
@@ -88,7 +99,8 @@ def build_command(
         loaded = load_bulk_encoder(encoder, engine)
         gc.collect()
         gc.freeze()  # what was loaded stays: no collection of garbage has to look at it again while rows are read
-        report = build(ads, out, loaded, options, progress, trained)
+        with remembering(loaded, vectors or default_folder(out)) as kept:
+            report = build(ads, out, kept, options, progress, trained)
     if as_json:
         print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
     else:

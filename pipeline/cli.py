@@ -16,10 +16,11 @@ from rich.console import Console
 from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
-from index_builder.commands import build_command, refresh_command
+from index_builder.commands import VectorsFolder, build_command, refresh_command
 from index_builder.errors import BuildError
 from index_builder.tower_store import open_store as open_tower_store
 from index_builder.training.commands import Json, MaxRejected, Newest, train_retrieval_command
+from index_builder.vector_store import default_folder
 from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
@@ -206,6 +207,7 @@ def evaluate_pipeline_command(
     peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
+    vectors: VectorsFolder = None,
     as_json: Json = False,
 ) -> None:
     """Measure both stages together: how many of the clicks that followed they put on top.
@@ -222,7 +224,15 @@ def evaluate_pipeline_command(
     data = load_dataset(ads, clicks, users, split=split, max_rejected=max_rejected, newest=newest)
     show_log(data)
     warn_of_rows_it_knows(ranker, data)
-    found = evaluate_pipeline(data, retriever, ranker, candidates, retrieval_weight, with_peers=peers)
+    found = evaluate_pipeline(
+        data,
+        retriever,
+        ranker,
+        candidates,
+        retrieval_weight,
+        with_peers=peers,
+        vectors=vectors or default_folder(index),
+    )
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
     else:

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from index_builder.build import BuildOptions, BuildReport, build
+from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.commands import report_as_dict, report_table
-from index_builder.encoder import load_encoder
 from index_builder.progress import build_progress
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.commands import report_as_dict as towers_as_dict
@@ -20,6 +20,7 @@ from index_builder.training.data import load_retrieval_data
 from index_builder.training.options import TowerOptions
 from index_builder.training.train import TowerReport
 from index_builder.training.train import train_and_save as train_and_save_towers
+from index_builder.vector_store import remembering
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline, Recommendations
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.evaluate import evaluate_pipeline, load_stages
@@ -67,6 +68,11 @@ class QuickstartFolder:
     def model(self) -> Path:
         """Root of the model versions."""
         return self.root / "model"
+
+    @property
+    def vectors(self) -> Path:
+        """Text vectors, so that no step embeds what another one has."""
+        return self.root / "vectors"
 
     @property
     def logs(self) -> Path:
@@ -125,8 +131,7 @@ def _data(console: Console, folder: QuickstartFolder, *, smoke: bool) -> Dataset
 def _train_towers(console: Console, folder: QuickstartFolder, files: DatasetFiles, minutes: float) -> TowerReport:
     console.rule("2. Train the retrieval towers")
     console.print(f"Which ads are clicked by whom next, learned in at most {minutes:g} minutes.")
-    encoder = load_encoder()
-    with build_progress() as progress:
+    with build_progress() as progress, remembering(load_bulk_encoder(), folder.vectors) as encoder:
         data = load_retrieval_data(files.ads, files.clicks, files.users, encoder, progress=progress)
     with training_progress() as watch:
         options = TowerOptions(max_minutes=minutes)
@@ -141,8 +146,8 @@ def _train_towers(console: Console, folder: QuickstartFolder, files: DatasetFile
 def _build(console: Console, folder: QuickstartFolder, files: DatasetFiles) -> BuildReport:
     console.rule("3. Build the index")
     towers = load_published_towers(folder.towers)
-    with build_progress() as progress:
-        report = build(files.ads, folder.index, load_encoder(), BuildOptions(), progress, towers)
+    with build_progress() as progress, remembering(load_bulk_encoder(), folder.vectors) as encoder:
+        report = build(files.ads, folder.index, encoder, BuildOptions(), progress, towers)
     console.print(report_table(report))
     return report
 
@@ -166,7 +171,9 @@ def _evaluate(console: Console, folder: QuickstartFolder, data: Dataset) -> Pipe
     console.rule("5. Evaluate both stages")
     console.print("What users of the newest tenth of the log clicked next, and who would have put it on top:")
     retriever, model = load_stages(folder.index, folder.model)
-    found = evaluate_pipeline(data, retriever, model, [DEFAULT_CANDIDATES], DEFAULT_RETRIEVAL_WEIGHT)
+    found = evaluate_pipeline(
+        data, retriever, model, [DEFAULT_CANDIDATES], DEFAULT_RETRIEVAL_WEIGHT, vectors=folder.vectors
+    )
     retriever.close()
     console.print(pipeline_table(found), highlight=False)
     return found

@@ -16,12 +16,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from index_builder.commands import Encoder
+from index_builder.commands import Encoder, VectorsFolder
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import NotPublished
 from index_builder.progress import build_progress
 from index_builder.tower_findings import CUT_OFFS
 from index_builder.training.options import TowerOptions
+from index_builder.vector_store import default_folder, remembering
 from serving.flags import with_flags_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def train_retrieval_command(
     newest: Newest = None,
     publish: Publish = True,
     publish_anyway: PublishAnyway = False,
+    vectors: VectorsFolder = None,
     as_json: Json = False,
 ) -> None:
     """Train the two towers of retrieval on a click log: one puts ads, the other users, into one space.
@@ -83,18 +85,19 @@ def train_retrieval_command(
     from index_builder.training.train import train_and_save
 
     text_encoder = load_bulk_encoder(encoder)
-    with build_progress() as progress:
+    with build_progress() as progress, remembering(text_encoder, vectors or default_folder(out)) as kept:
         data = load_retrieval_data(
             ads,
             clicks,
             users,
-            text_encoder,
+            kept,
             split=split,
             seed=options.seed,
             max_rejected=max_rejected,
             newest=newest,
             progress=progress,
         )
+    Console(stderr=True).print(Text(kept.said), soft_wrap=True)
     with training_progress() as watch:
         report = train_and_save(
             data, text_encoder, out, options, publish=publish, publish_anyway=publish_anyway, watch=watch

@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from index_builder.commands import VectorsFolder
 from index_builder.progress import build_progress
 from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Split, Users
+from index_builder.vector_store import default_folder, remembering
 
 
 def evaluate_retrieval_command(
@@ -22,6 +25,7 @@ def evaluate_retrieval_command(
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     report: Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")] = None,
+    vectors: VectorsFolder = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well retrieval finds the ads that users clicked next, beside simple and strong peers.
@@ -29,6 +33,7 @@ def evaluate_retrieval_command(
     With the files, --newest, --split and --seed that the towers were trained with, the test rows are those that no
     training saw.
     """
+    from index_builder.bulk_encoder import in_bulk
     from index_builder.training.data import load_retrieval_data
     from retrieval.evaluation.evaluate import evaluate_retrieval
     from retrieval.evaluation.report import evaluation_tables
@@ -43,17 +48,19 @@ def evaluate_retrieval_command(
     with console.status("Loading"):
         retriever, encoder = load_published(index)
     with build_progress() as progress:
-        data = load_retrieval_data(
-            ads,
-            clicks,
-            users,
-            encoder,
-            split=split,
-            seed=seed,
-            max_rejected=max_rejected,
-            newest=newest,
-            progress=progress,
-        )
+        with remembering(in_bulk(encoder), vectors or default_folder(index)) as kept:
+            data = load_retrieval_data(
+                ads,
+                clicks,
+                users,
+                kept,
+                split=split,
+                seed=seed,
+                max_rejected=max_rejected,
+                newest=newest,
+                progress=progress,
+            )
+        console.print(Text(kept.said), soft_wrap=True)
         found = evaluate_retrieval(
             data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)
         )
