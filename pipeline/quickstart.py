@@ -30,7 +30,13 @@ from pipeline.results import PipelineEvaluation
 from ranking.store import open_store
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.options import TrainOptions
-from ranking.training.report import evaluation_table, text_fit_line, train_report_as_dict
+from ranking.training.report import (
+    cut_short_line,
+    evaluation_table,
+    stages_line,
+    text_fit_line,
+    train_report_as_dict,
+)
 from ranking.training.results import TrainReport
 from ranking.training.run import REPORT_FILE, train_and_save
 from records.clicks import Integers
@@ -161,7 +167,8 @@ def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, min
     )
     report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
-    console.print(text_fit_line(report.text_fit), highlight=False)
+    for line in (stages_line(report.stages), text_fit_line(report.text_fit), cut_short_line(report)):
+        console.print(line, highlight=False)
     page = open_store(folder.model).path(report.version) / REPORT_FILE
     console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
     return report

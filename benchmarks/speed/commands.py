@@ -180,14 +180,20 @@ def targets_command(
     document: Annotated[list[Path] | None, typer.Option(help="Put the table into these, between their marks.")] = None,
     out: Out = OUT,
 ) -> None:
-    """Every target with what was reached, from what the other commands wrote into OUT; runs nothing."""
+    """Every target with what was reached, from what the other commands wrote into OUT; runs nothing.
+
+    Plots are drawn anew from the same files, so that no plot shows another run than the table.
+    """
     with _explained():
         from benchmarks.documents import put_between
+        from benchmarks.speed.page import write_plot
         from benchmarks.speed.targets import kept_results, targets_markdown
 
     results = kept_results(out)
     if not results:
         raise InputError(f"{out} holds no results; run adcascade bench rank --out {out} (or another) first")
+    for result in results:
+        write_plot(out / f"{result.bench}.png", result)
     table = targets_markdown(results)
     for path in document or []:
         if not path.is_file():

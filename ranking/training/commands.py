@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Users
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
 from ranking.training.report import (
     calibration_line,
+    cut_short_line,
     evaluation_as_dict,
     evaluation_table,
     exports_table,
     log_lines,
     rejected_lines,
+    stages_line,
     text_fit_line,
     train_report_as_dict,
 )
@@ -92,8 +95,10 @@ def train_command(
         return
     console = Console()
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}, split by {report.split}"))
-    for line in (text_fit_line(report.text_fit), calibration_line(report.calibration)):
+    for line in (stages_line(report.stages), text_fit_line(report.text_fit), calibration_line(report.calibration)):
         console.print(line, highlight=False)
+    if warning := cut_short_line(report):
+        Console(stderr=True).print(Text(warning, style="yellow"), soft_wrap=True)
     page = open_store(out).path(report.version) / REPORT_FILE
     console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
 
@@ -108,8 +113,14 @@ def evaluate_command(
     seed: Seed = 0,
     peers: Peers = "fast",
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="p_click from which precision and recall call a click.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="p_click from which precision and recall call a click; default: such that the share of impressions "
+            "called is the CTR of the training part.",
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write a page with plots to this file.")] = None,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,

@@ -222,6 +222,14 @@ def _predicted_over_actual(sample: Sample, weights: Weights) -> float:
     return float((weights * sample.p_click * sample.impressions).sum()) / clicks if clicks else float("nan")
 
 
+def top_share(sample: Sample, share: float) -> float:
+    """The highest threshold from which on at least that share of the impressions is called a click."""
+    order = np.argsort(-sample.p_click, kind="stable")
+    called = np.cumsum(sample.impressions[order])
+    place = min(int(np.searchsorted(called, share * called[-1])), len(order) - 1)
+    return float(sample.p_click[order[place]])
+
+
 def at_threshold(sample: Sample, threshold: float) -> dict[str, float]:
     """Precision, recall, F1 and accuracy of calling a click wherever p_click is at least `threshold`."""
     labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions)
