@@ -40,6 +40,8 @@ def build(
     width: commands.Width = None,
     publish: commands.Publish = True,
     as_json: commands.Json = False,
+    publish_anyway: commands.PublishAnyway = False,
+    vectors: commands.VectorsFolder = None,
 ) -> None:
     """Build an index version from a catalog of ads and publish it, or (with a command) manage versions."""
     if ctx.invoked_subcommand is not None:
@@ -47,7 +49,20 @@ def build(
     if ads is None or out is None:
         raise typer.BadParameter("a build needs --ads and --out; or give a command, see --help")
     commands.build_command(
-        ads, out, towers, encoder, engine, index, min_recall, recall_k, max_rejected, width, publish, as_json
+        ads,
+        out,
+        towers,
+        encoder,
+        engine,
+        index,
+        min_recall,
+        recall_k,
+        max_rejected,
+        width,
+        publish,
+        as_json,
+        publish_anyway,
+        vectors,
     )
 
 

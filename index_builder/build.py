@@ -1,6 +1,5 @@
 """Ads to vectors to FAISS to a published version, as plain functions. Knows no gRPC."""
 
-import hashlib
 import json
 import logging
 import os
@@ -38,6 +37,7 @@ from index_builder.errors import BuildError
 from index_builder.faiss_index import check_kind
 from index_builder.progress import Progress
 from index_builder.vector_file import StoredVectors, load_vectors
+from index_builder.vector_store import RememberingEncoder, text_key
 from records.ads import REPEATED, Ad, RejectedAd, read_ads
 
 if TYPE_CHECKING:
@@ -194,11 +194,6 @@ def _write_catalog(
     return count, rejected
 
 
-def text_key(text: str) -> bytes:
-    """16 bytes that stand for a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-
-
 @dataclass(frozen=True)
 class _Reusable:
     """Vectors of the published version, by the key of their text; `keys` is sorted, `rows` follows it."""
@@ -249,8 +244,10 @@ def _embed(
             known = reusable.find(batch.keys) if reusable else np.full(len(batch), -1)
             fresh = np.flatnonzero(known < 0)
             block = np.empty((len(batch), encoder.dimension), "<f4")
+            before = _embedded_by(encoder)
             texts = batch.take(fresh.tolist()).texts
             block[fresh] = encoder.encode(texts)
+            made = len(fresh) if before is None else (_embedded_by(encoder) or 0) - before
             if reusable:
                 block[known >= 0] = reusable.vectors[known[known >= 0]]
             if not np.isfinite(block).all():
@@ -258,7 +255,12 @@ def _embed(
             distinct.add(texts, block[fresh])
             file.write(block.data)
             done += len(batch)
-            reused += len(batch) - len(fresh)
+            reused += len(batch) - made
             progress("embed", done, count)
     distinct.check(encoder.name)
     return np.load(path, mmap_mode="r", allow_pickle=False), reused
+
+
+def _embedded_by(encoder: TextEncoder) -> int | None:
+    """How many texts an encoder that keeps vectors has embedded so far; None of one that embeds them all."""
+    return encoder.embedded if isinstance(encoder, RememberingEncoder) else None

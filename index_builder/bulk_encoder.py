@@ -24,7 +24,11 @@ def load_bulk_encoder(name: str = EMBEDDED, engine: str = AUTO) -> TextEncoder:
     """
     if engine not in ENGINES:
         raise BuildError(f"engine must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {engine!r}")
-    encoder = load_encoder(name, "cpu" if engine == OPENVINO else None)
+    return in_bulk(load_encoder(name, "cpu" if engine == OPENVINO else None), engine)
+
+
+def in_bulk(encoder: TextEncoder, engine: str = AUTO) -> TextEncoder:
+    """The same encoder by what embeds many texts fastest; raises as `load_bulk_encoder` does."""
     if not isinstance(encoder, SentenceTransformerEncoder) or engine == TORCH:
         return encoder
     if engine == AUTO and (encoder.model.device.type != "cpu" or importlib.util.find_spec("openvino") is None):

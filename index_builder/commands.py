@@ -11,13 +11,15 @@ from rich.table import Table
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import AUTO, load_bulk_encoder
 from index_builder.encoder import EMBEDDED
+from index_builder.errors import NotPublished
 from index_builder.log_display import show_log_read
 from index_builder.progress import build_progress
+from index_builder.vector_store import default_folder, remembering
 from records.clicks import REJECTED_FILE as LOG_REJECTED_FILE
 from serving.terminal import Console
 
 if TYPE_CHECKING:
-    from index_builder.tower_artifact import TrainedTowers
+    from index_builder.tower_artifact import TowerSpec, TrainedTowers
 
 DEFAULTS = BuildOptions()
 
@@ -48,6 +50,17 @@ Width = Annotated[
     typer.Option(min=1, help="Keep so many numbers of the towers' vectors, for a smaller index; default: all."),
 ]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
+PublishAnyway = Annotated[
+    bool, typer.Option(help="Publish even if vectors cut to --width find less than what needs no training.")
+]
+VectorsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--vectors",
+        envvar="ADCASCADE_VECTORS",
+        help="Folder of the text vectors that all commands share; default: vectors beside the root of the versions.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 
 
@@ -64,10 +77,13 @@ def build_command(
     width: Width = None,
     publish: Publish = True,
     as_json: Json = False,
+    publish_anyway: PublishAnyway = False,
+    vectors: VectorsFolder = None,
 ) -> None:
     """Embed a catalog of ads into a new FAISS index version and publish it.
 
-    Only ads whose text changed since the published version are embedded again. Rows that cannot be used are listed
+    Only texts that no command has embedded before are embedded (see --vectors), or, of the published version, only
+    those that changed. Rows that cannot be used are listed
     with their reasons in OUT/rejected.jsonl. A failed or killed build leaves the published version as it was.
     """
     options = BuildOptions(
@@ -79,11 +95,14 @@ def build_command(
         width=width,
     )
     trained = None if towers is None else _published(towers)
+    if trained is not None and width is not None and publish and not publish_anyway:
+        _check_width(trained.spec, width)
     with build_progress() as progress:
         loaded = load_bulk_encoder(encoder, engine)
         gc.collect()
         gc.freeze()  # what was loaded stays: no collection of garbage has to look at it again while rows are read
-        report = build(ads, out, loaded, options, progress, trained)
+        with remembering(loaded, vectors or default_folder(out)) as kept:
+            report = build(ads, out, kept, options, progress, trained)
     if as_json:
         print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
     else:
@@ -134,6 +153,15 @@ def _published(root: Path) -> "TrainedTowers":
     from index_builder.tower_artifact import load_published_towers  # loads torch, which --help does without
 
     return load_published_towers(root)
+
+
+def _check_width(spec: "TowerSpec", width: int) -> None:
+    """Raises NotPublished, before anything is made, if vectors of this width find less than what needs no training."""
+    if better := set(spec.better_than(width)) - set(spec.better_than()):
+        raise NotPublished(
+            f"cut to {width} numbers, these towers found less than {' and '.join(sorted(better))} on the rows that "
+            "chose: keep more numbers (--width), or all; or build with --no-publish or --publish-anyway"
+        )
 
 
 def report_as_dict(report: BuildReport) -> dict[str, object]:

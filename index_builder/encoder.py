@@ -1,8 +1,10 @@
 """Texts to unit vectors. Knows nothing of what the texts are for."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,7 @@ Vectors = npt.NDArray[np.float32]
 EMBEDDED = "embedded:all-MiniLM-L6-v2"
 _HASHING = "hashing:"
 _CPU_BATCH, _GPU_BATCH = 64, 1024
+_BY_CALL = ("padding", "truncation")
 
 
 class TextEncoder(Protocol):
@@ -30,6 +33,10 @@ class TextEncoder(Protocol):
     @property
     def sha256(self) -> str:
         """Hash of everything the vectors depend on, hexadecimal. Equal hashes mean interchangeable vectors."""
+
+    @property
+    def variant(self) -> str:
+        """What else the numbers depend on to the last bit: tokenizer, pooling, what computes them."""
 
     @property
     def dimension(self) -> int:
@@ -108,6 +115,24 @@ class SentenceTransformerEncoder:
             digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
         return digest.hexdigest()
 
+    @cached_property
+    def settings_sha256(self) -> str:
+        """Of what makes vectors beside weights, hexadecimal: the modules' own settings, and the tokenizer."""
+        digest = hashlib.sha256(repr(self.model).encode())
+        tokenizer = self.model.tokenizer
+        rust = getattr(tokenizer, "backend_tokenizer", None)
+        if rust is None:
+            digest.update(repr(sorted(tokenizer.get_vocab().items())).encode("utf-8", "surrogatepass"))
+        else:  # how it cuts and pads is set anew by every call
+            settings = {name: what for name, what in json.loads(rust.to_str()).items() if name not in _BY_CALL}
+            digest.update(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    @property
+    def variant(self) -> str:
+        """See `TextEncoder`."""
+        return f"{self.settings_sha256} torch {self.model.device.type} {self.model.dtype}"
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """See `TextEncoder`."""
         if not texts:
@@ -131,6 +156,7 @@ class HashingEncoder:
 
     def __init__(self, dimension: int) -> None:
         self.name = f"{_HASHING}{dimension}"
+        self.variant = ""
         self.dimension = dimension
         self.sha256 = hashlib.sha256(f"{self.name} words+trigrams v1".encode()).hexdigest()
 

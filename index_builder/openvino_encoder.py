@@ -70,6 +70,7 @@ class OpenVinoEncoder:
         except ModuleNotFoundError as missing:
             raise BuildError("--engine openvino needs OpenVINO: pip install 'adcascade[fast]'") from missing
         self.name, self.sha256, self.dimension = source.name, source.sha256, source.dimension
+        self.variant = f"{source.settings_sha256} openvino"
         self._tokenizer = source.model.tokenizer
         self._max_tokens = source.model.max_seq_length
         has_segments = "token_type_ids" in self._tokenizer.model_input_names

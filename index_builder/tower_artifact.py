@@ -23,6 +23,7 @@ from artifacts.fallback import load_newest
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.neighbours import Neighbours
+from index_builder.tower_findings import Passes, Spread, TowerComparison
 from index_builder.tower_store import open_store
 from index_builder.towers import Towers, TowerShape, id_bucket
 from records.popularity import FEATURES, Floats, PopularitySnapshot
@@ -51,9 +52,9 @@ class TowerSpec(BaseModel):
         interest_quota: share of the candidates that is divided evenly among a user's interests before the rest goes to
             the best, chosen on the validation part.
         recall: width -> recall@100 of the vectors cut to it, on the validation part.
-        recall_beside: recall@10 of the towers with all that is added to them, and of what needs no training, of the
-            users of the validation part who have a past.
-        better: what of these is above the towers, by a 95 % interval that excludes zero.
+        compared: with what needs no training; None in versions that were trained before this was kept.
+        passes: of the training that chose ("choose") and of the one that made these towers ("train").
+        spread: of what users get; None as above.
         training: the options.
         training_sha256: hash of the log's rows that were trained on.
     """
@@ -70,10 +71,15 @@ class TowerSpec(BaseModel):
     neighbour_weight: float
     interest_quota: float
     recall: dict[int, float]
-    recall_beside: dict[str, float]
-    better: tuple[str, ...]
     training: dict[str, object]
     training_sha256: str
+    compared: TowerComparison | None = None
+    passes: dict[str, Passes] = {}
+    spread: Spread | None = None
+
+    def better_than(self, width: int | None = None) -> tuple[str, ...]:
+        """See `TowerComparison.better_than`; nothing is known of older versions."""
+        return () if self.compared is None else self.compared.better_than(width)
 
 
 def novelty(impressions: Floats) -> Vectors:

@@ -14,13 +14,14 @@ import typer
 from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
-from index_builder.commands import build_command, refresh_command
+from index_builder.commands import VectorsFolder, build_command, refresh_command
 from index_builder.errors import BuildError
 from index_builder.log_display import show_log_read
 from index_builder.tower_store import open_store as open_tower_store
 from index_builder.training.commands import Json, MaxRejected, Newest, Rejected, train_retrieval_command
+from index_builder.vector_store import default_folder
 from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
-from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
+from pipeline.display import as_dict, pipeline_notes, pipeline_table, recommendations_table, user_panel
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.processes import ServerProcess, own_folder, running
 from ranking.errors import ModelError
@@ -211,6 +212,8 @@ def evaluate_pipeline_command(
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     rejected: Rejected = None,
+    report: Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")] = None,
+    vectors: VectorsFolder = None,
     as_json: Json = False,
 ) -> None:
     """Measure both stages together: how many of the clicks that followed they put on top.
@@ -222,6 +225,11 @@ def evaluate_pipeline_command(
     from ranking.training.dataset import load_dataset
     from ranking.training.versions import warn_of_rows_it_knows
 
+    if report is not None:
+        from reports.page import make_room
+        from retrieval.evaluation.page import write_comparison_page  # before the work: it says what is missing to draw
+
+        make_room(report)
     with Console(stderr=True).status("Loading"):
         retriever, ranker = load_stages(index, model)
     data = load_dataset(
@@ -229,7 +237,21 @@ def evaluate_pipeline_command(
     )
     show_log(data, users, rejected)
     warn_of_rows_it_knows(ranker, data)
-    found = evaluate_pipeline(data, retriever, ranker, candidates, retrieval_weight, with_peers=peers)
+    found = evaluate_pipeline(
+        data,
+        retriever,
+        ranker,
+        candidates,
+        retrieval_weight,
+        with_peers=peers,
+        vectors=vectors or default_folder(index),
+    )
+    if report is not None:
+        title = f"Both stages, index version {retriever.index.loaded.version}, model version {ranker.version}"
+        write_comparison_page(
+            report, found.comparison, title, "Both stages, retrieval alone, and its peers", pipeline_notes(found)
+        )
+        Console(stderr=True).print(f"Report with plots: {report}", highlight=False, soft_wrap=True, markup=False)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
     else:

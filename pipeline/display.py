@@ -80,10 +80,15 @@ def _times(answer: Recommendations) -> str:
 
 def pipeline_table(found: PipelineEvaluation) -> Group:
     """What each order of ads would have put on top, for people."""
+    return Group(methods_table(found.comparison), Text("\n".join(pipeline_notes(found))))
+
+
+def pipeline_notes(found: PipelineEvaluation) -> list[str]:
+    """The same in sentences."""
     lines = [*summary(found.comparison, "recall@10"), *_gains(found.comparison), COLUMNS]
     if found.without_candidates:
         lines.append(f"For {found.without_candidates} users nothing is known that retrieval could search by.")
-    return Group(methods_table(found.comparison), Text("\n".join(lines)))
+    return lines
 
 
 def _gains(found: Comparison) -> list[str]:

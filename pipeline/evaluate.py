@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from rich.progress import track
+from rich.text import Text
 
 from index_builder.artifact import AdCatalog
+from index_builder.bulk_encoder import in_bulk
+from index_builder.encoder import TextEncoder
 from index_builder.training.data import RetrievalData
 from index_builder.training.parts import Parts
+from index_builder.vector_store import remembering
 from pipeline.order import order_of
 from pipeline.results import PipelineEvaluation, ranking_of
 from ranking.artifact import ModelVersion
@@ -43,11 +47,11 @@ def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
     return retriever, load_named(str(model))
 
 
-def retrieval_data_of(data: Dataset, retriever: Retriever) -> RetrievalData:
+def retrieval_data_of(data: Dataset, encoder: TextEncoder) -> RetrievalData:
     """The ranker's data as retrieval is judged on it: the same log, with the same test part."""
     first, chosen_by, test = data.parts
     parts = Parts(first, chosen_by, np.sort(np.concatenate([first, chosen_by])), test)
-    return RetrievalData.of(list(data.ads.values()), data.log, data.report, dict(data.users), parts, retriever.encoder)
+    return RetrievalData.of(list(data.ads.values()), data.log, data.report, dict(data.users), parts, encoder)
 
 
 def evaluate_pipeline(
@@ -58,17 +62,19 @@ def evaluate_pipeline(
     retrieval_weight: float,
     *,
     with_peers: bool = True,
+    vectors: Path | None = None,
 ) -> PipelineEvaluation:
     """Asks both stages for each user of the test part of a log that is split by time or user by user.
 
     Args:
         candidates: How many ads retrieval brings and ranking scores, each in turn.
         retrieval_weight: See `order.order_of`.
+        vectors: Folder of the text vectors that commands share; None embeds all texts of the catalog.
 
     Raises:
         InputError: Nobody clicked an ad that was new to them in the test part.
     """
-    judged_by = retrieval_data_of(data, retriever)
+    judged_by = _embedded(data, retriever, vectors)
     warn_of_known_rows(judged_by, retriever)
     judge, popularity = judge_of(judged_by)
     profiles = profiles_of(judged_by, judge.judged)
@@ -92,6 +98,16 @@ def evaluate_pipeline(
         add_peers(judge, judged_by, retriever, profiles, popularity)
     ours = [RETRIEVAL, *(ranking_of(count) for count in sorted(candidates))]
     return PipelineEvaluation(judge.comparison(ours), without, retrieval_weight)
+
+
+def _embedded(data: Dataset, retriever: Retriever, vectors: Path | None) -> RetrievalData:
+    encoder = in_bulk(retriever.encoder)
+    if vectors is None:
+        return retrieval_data_of(data, encoder)
+    with remembering(encoder, vectors) as kept:
+        found = retrieval_data_of(data, kept)
+    Console(stderr=True).print(Text(kept.said), soft_wrap=True)
+    return found
 
 
 def _counters(data: Dataset) -> CounterSnapshot:

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from index_builder.build import BuildOptions, BuildReport, build
+from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.commands import report_as_dict, report_table
-from index_builder.encoder import load_encoder
 from index_builder.progress import build_progress
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.commands import report_as_dict as towers_as_dict
 from index_builder.training.commands import report_table as towers_table
-from index_builder.training.commands import training_progress
+from index_builder.training.commands import training_progress, warnings_of
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.options import TowerOptions
 from index_builder.training.train import TowerReport
 from index_builder.training.train import train_and_save as train_and_save_towers
+from index_builder.vector_store import remembering
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline, Recommendations
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.evaluate import evaluate_pipeline, load_stages
@@ -28,7 +29,13 @@ from pipeline.results import PipelineEvaluation
 from ranking.store import open_store
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.options import TrainOptions
-from ranking.training.report import evaluation_table, text_fit_line, train_report_as_dict
+from ranking.training.report import (
+    cut_short_line,
+    evaluation_table,
+    stages_line,
+    text_fit_line,
+    train_report_as_dict,
+)
 from ranking.training.results import TrainReport
 from ranking.training.run import REPORT_FILE, train_and_save
 from records.clicks import Integers
@@ -67,6 +74,11 @@ class QuickstartFolder:
     def model(self) -> Path:
         """Root of the model versions."""
         return self.root / "model"
+
+    @property
+    def vectors(self) -> Path:
+        """Text vectors, so that no step embeds what another one has."""
+        return self.root / "vectors"
 
     @property
     def logs(self) -> Path:
@@ -125,20 +137,23 @@ def _data(console: Console, folder: QuickstartFolder, *, smoke: bool) -> Dataset
 def _train_towers(console: Console, folder: QuickstartFolder, files: DatasetFiles, minutes: float) -> TowerReport:
     console.rule("2. Train the retrieval towers")
     console.print(f"Which ads are clicked by whom next, learned in at most {minutes:g} minutes.")
-    encoder = load_encoder()
-    with build_progress() as progress:
+    with build_progress() as progress, remembering(load_bulk_encoder(), folder.vectors) as encoder:
         data = load_retrieval_data(files.ads, files.clicks, files.users, encoder, progress=progress)
     with training_progress() as watch:
-        report = train_and_save_towers(data, encoder, folder.towers, TowerOptions(max_minutes=minutes), watch=watch)
+        options = TowerOptions(max_minutes=minutes)
+        # Of a few minutes and a few users, and to show the rest: what is wrong with them is said.
+        report = train_and_save_towers(data, encoder, folder.towers, options, publish_anyway=True, watch=watch)
     console.print(towers_table(report))
+    for line in warnings_of(report.spec):
+        console.print(f"Note: {line}", markup=False, highlight=False)
     return report
 
 
 def _build(console: Console, folder: QuickstartFolder, files: DatasetFiles) -> BuildReport:
     console.rule("3. Build the index")
     towers = load_published_towers(folder.towers)
-    with build_progress() as progress:
-        report = build(files.ads, folder.index, load_encoder(), BuildOptions(), progress, towers)
+    with build_progress() as progress, remembering(load_bulk_encoder(), folder.vectors) as encoder:
+        report = build(files.ads, folder.index, encoder, BuildOptions(), progress, towers)
     console.print(report_table(report))
     return report
 
@@ -152,7 +167,8 @@ def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, min
     )
     report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
-    console.print(text_fit_line(report.text_fit), highlight=False)
+    for line in (stages_line(report.stages), text_fit_line(report.text_fit), cut_short_line(report)):
+        console.print(line, highlight=False)
     page = open_store(folder.model).path(report.version) / REPORT_FILE
     if page.exists():
         console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
@@ -163,7 +179,9 @@ def _evaluate(console: Console, folder: QuickstartFolder, data: Dataset) -> Pipe
     console.rule("5. Evaluate both stages")
     console.print("What users of the newest tenth of the log clicked next, and who would have put it on top:")
     retriever, model = load_stages(folder.index, folder.model)
-    found = evaluate_pipeline(data, retriever, model, [DEFAULT_CANDIDATES], DEFAULT_RETRIEVAL_WEIGHT)
+    found = evaluate_pipeline(
+        data, retriever, model, [DEFAULT_CANDIDATES], DEFAULT_RETRIEVAL_WEIGHT, vectors=folder.vectors
+    )
     retriever.close()
     console.print(pipeline_table(found), highlight=False)
     return found

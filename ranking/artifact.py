@@ -100,6 +100,7 @@ class CtrSpec(BaseModel):
     metrics: dict[str, Metric] = {}
     training: dict[str, Any] = {}
     training_sha256: str = ""
+    stages: dict[str, str] = {}  # how far each stage of the training came, in words
     exports: dict[str, ExportParity] = {}
 
     @model_validator(mode="after")

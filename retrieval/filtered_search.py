@@ -12,6 +12,7 @@ import numpy as np
 from index_builder.encoder import Vectors
 from index_builder.faiss_index import CHUNK_ROWS, Rows, import_faiss
 from index_builder.schedule import Eligibility
+from index_builder.vector_file import StoredVectors
 
 # So many rows are compared with in a few milliseconds, and found exactly.
 EXACT_ROWS = 50_000
@@ -26,10 +27,10 @@ class FilteredSearch:
 
     Args:
         index: of FAISS, on the CPU or a GPU.
-        vectors: what it was filled with, float32 [rows, dimension]; may be memory-mapped.
+        vectors: what it was filled with, float32 [rows, dimension].
     """
 
-    def __init__(self, index: Any, vectors: Vectors) -> None:
+    def __init__(self, index: Any, vectors: StoredVectors) -> None:
         self._index = index
         self._vectors = vectors
         self._few: tuple[Eligibility, Vectors] | None = None  # of the eligible rows, where they are few

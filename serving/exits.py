@@ -1,4 +1,4 @@
-"""How a command ends when what it was given is wrong: one message, no traceback, exit code 2."""
+"""How a command ends when what it was given is wrong: one message, no traceback, exit code 2 or that of the error."""
 
 import sys
 from collections.abc import Iterator
@@ -14,14 +14,18 @@ _LAYOUT = "\n\t"  # what our own messages are laid out with; what they quote is 
 
 @contextmanager
 def clean_exit(*expected: type[Exception]) -> Iterator[None]:
-    """Turns `expected` errors, and settings that do not validate, into a message and exit code 2."""
+    """Turns `expected` errors, and settings that do not validate, into a message and exit code 2.
+
+    An error whose class has an `exit_code` ends with that one.
+    """
     try:
         yield
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
         sys.exit(_say("these settings are wrong:\n" + "\n".join(lines)))
     except expected as error:
-        sys.exit(_say(str(error)))
+        said = _say(str(error))
+        sys.exit(getattr(error, "exit_code", said))
 
 
 def _say(message: str) -> int:

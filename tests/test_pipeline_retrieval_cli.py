@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 from index_builder.__main__ import app as index_builder
 from index_builder.artifact import load_version, open_store
 from index_builder.errors import BuildError
-from index_builder.training.commands import warning_of_weak
 from pipeline.cli import app as adcascade
 from records.errors import InputError
 
@@ -69,11 +68,6 @@ def test_what_needs_towers_says_so(world, towers, tmp_path, caplog):
     assert "has towers" not in caplog.text
     run(adcascade, "build", *flags)
     assert "the published version has towers and this one will have none" in caplog.text
-
-
-def test_towers_that_find_less_than_popularity_are_warned_of():
-    assert warning_of_weak(()) == ""
-    assert "recent popularity found more" in warning_of_weak(["recent popularity"])
 
 
 def test_vectors_are_cut_and_not_stretched(world, towers, tmp_path):

@@ -112,7 +112,8 @@ def test_the_judge_counts_by_hand(tower_data):
     seen = judge.judged.seen[0]
     left = np.setdiff1d(np.arange(ads), seen)
     places = [int(np.flatnonzero(left == ad)[0]) for ad in clicked[0]]
-    assert small.places["the first"][0].tolist() == places
+    assert small.places["the first"][0].first.tolist() == places
+    assert set(small.places["the first"][0].tied.tolist()) == {1}
 
 
 def test_as_if_nothing_were_known_is_below_all_that_is(found):

@@ -130,7 +130,7 @@ class RequestFuzzer:
         inner = _messages_in(message)
         target = self._random.choice(inner)
         if target.DESCRIPTOR.fields:
-            field = self._random.choice(list(target.DESCRIPTOR.fields))
+            field: Any = self._random.choice(list(target.DESCRIPTOR.fields))
             target.ClearField(field.name)
             self._set(target, field, 1)
 
@@ -150,7 +150,7 @@ class RequestFuzzer:
         else:
             setattr(message, field.name, self._scalar(field))
 
-    def _set_map(self, message: Message, field: FieldDescriptor, count: int, depth: int) -> None:
+    def _set_map(self, message: Message, field: Any, count: int, depth: int) -> None:
         key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
         entries = getattr(message, field.name)
         for _ in range(count):
@@ -159,7 +159,7 @@ class RequestFuzzer:
             elif depth < _DEEPEST:
                 entries[self._scalar(key)].CopyFrom(self._random_message(value.message_type, depth + 1))
 
-    def _scalar(self, field: FieldDescriptor) -> Any:
+    def _scalar(self, field: Any) -> Any:
         chance = self._random
         if field.type == FieldDescriptor.TYPE_BOOL:
             return chance.random() < 0.5

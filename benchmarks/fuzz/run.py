@@ -11,6 +11,8 @@ from itertools import islice
 import grpc
 import psutil
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
 from benchmarks.fuzz.messages import FuzzedRequest, RequestFuzzer, Valid
 from protos import ranking_pb2, recommend_pb2, retrieval_pb2
@@ -113,7 +115,7 @@ def fuzz(
 def _send(targets: Mapping[str, Target], method: MethodDescriptor, request: FuzzedRequest) -> tuple[str, float]:
     """The status of a call, or what is wrong with its answer; and its seconds."""
     channel = targets[method.containing_service.full_name].channel
-    call = channel.unary_unary(request.method)
+    call: Callable[..., bytes] = channel.unary_unary(request.method)
     started = time.monotonic()
     try:
         answer = call(request.payload, timeout=_TIMEOUT_SECONDS)
@@ -123,9 +125,6 @@ def _send(targets: Mapping[str, Target], method: MethodDescriptor, request: Fuzz
 
 
 def _of_answer(method: MethodDescriptor, answer: bytes) -> str:
-    from google.protobuf.message import DecodeError
-    from google.protobuf.message_factory import GetMessageClass
-
     try:
         GetMessageClass(method.output_type).FromString(answer)
     except DecodeError:

@@ -34,13 +34,18 @@ def write_plot(path: Path, found: BenchResult) -> None:
 
 
 def _plots(found: BenchResult) -> list[Figure]:
-    return [*(_lines(plot) for plot in found.plots), *([_bars(found)] if found.entries else [])]
+    return [*(_lines(plot, found) for plot in found.plots), *([_bars(found)] if found.entries else [])]
 
 
-def _lines(plot: Plot) -> Figure:
+def _lines(plot: Plot, found: BenchResult) -> Figure:
+    """The lines, and with a star what the table has of each."""
     drawn, axes = figure(plot.x_label, plot.y_label)
     for number, line in enumerate(plot.lines):
-        axes.plot(line.x, line.y, color=COLOURS[number % len(COLOURS)], label=line.name, marker="o", markersize=3)
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(line.x, line.y, color=colour, label=line.name, marker="o", markersize=3)
+        own = [one for one in found.entries if one.contender == line.name and plot.x_label in one.figures]
+        x, y = [one.figures[plot.x_label] for one in own], [one.milliseconds.median for one in own]
+        axes.plot(x, y, "*", color=colour, markersize=11, label=f"{line.name}, in the table" if own else None)
     if plot.logarithmic:
         axes.set_yscale("log")
     else:

@@ -7,9 +7,10 @@ time is that of their own call; the server is asked over gRPC with a ready vecto
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -64,7 +65,8 @@ class Contestant:
     """An index that reaches the recall, or the deepest search of one that does not.
 
     Attributes:
-        curve: what was tried for it: recall, and milliseconds of a query.
+        depths: searches that are more or less deep, each with its recall; they take their turns like `search`, so that
+            a plot of them and a table of that come from the same measurement.
     """
 
     name: str
@@ -72,7 +74,7 @@ class Contestant:
     recall: float
     effort: str
     mib: float | None = None
-    curve: Sequence[tuple[float, float]] = ()
+    depths: Sequence[tuple[float, Search]] = ()
 
 
 def bench_retrieve(
@@ -125,36 +127,36 @@ def bench_retrieve(
         floors={EMPTY_CALL: turns.milliseconds(EMPTY_CALL).median},
         peers=peers,
         missing=missing,
-        plots=_curves(contestants),
+        plots=_curves(contestants, turns),
     )
 
 
-def _tried(search: Search, truth: Rows) -> tuple[float, float]:
-    """Recall of all queries, and the median of their milliseconds."""
-    found = [search(row) for row in range(len(truth))]
-    shares = [len(np.intersect1d(rows, want)) / _K for (_, rows), want in zip(found, truth, strict=True)]
-    return statistics.fmean(shares), statistics.median(milliseconds for milliseconds, _ in found)
+def _recall(search: Search, truth: Rows) -> float:
+    """Of all queries."""
+    shares = [len(np.intersect1d(search(row)[1], want)) / _K for row, want in enumerate(truth)]
+    return statistics.fmean(shares)
 
 
 def _ours(loaded: IndexVersion, queries: Vectors, truth: Rows) -> Contestant:
     """The index as a build made it, widened if queries that it has not met need more."""
     index, parameters = loaded.faiss_index, dict(loaded.manifest.search_parameters)
-    search = _faiss_search(lambda query: index.search(query, _K)[1][0], queries)
+    bare = _faiss_search(lambda query: index.search(query, _K)[1][0], queries)
 
-    def widened(row: int, effort: int) -> tuple[float, Sequence[int]]:
-        set_search_parameters(index, {_EFFORT: effort})
-        return search(row)
+    def search_with(row: int, wanted: Mapping[str, int]) -> tuple[float, Sequence[int]]:
+        set_search_parameters(index, dict(wanted))  # before the clock starts
+        return bare(row)
 
-    curve = _by_effort(widened, truth) if _EFFORT in parameters else []
-    set_search_parameters(index, parameters)
-    recall = _tried(search, truth)[0]
+    depths = _by_effort(lambda row, effort: search_with(row, {_EFFORT: effort}), truth) if _EFFORT in parameters else []
+    recall = _recall(lambda row: search_with(row, parameters), truth)
     name = next((name for name in ("nprobe", _EFFORT) if name in parameters), None)
     while recall < _LEAST_RECALL and name is not None:
         parameters[name] = int(1.2 * parameters[name]) + 1
-        set_search_parameters(index, parameters)
-        recall = _tried(search, truth)[0]
+        recall = _recall(lambda row: search_with(row, parameters), truth)
     effort = " ".join([loaded.manifest.factory, *(f"{name}={value}" for name, value in parameters.items())])
-    return Contestant(OURS, search, recall, effort, loaded.manifest.index_bytes / 2**20, curve)
+    searched = {effort: search for effort, _, search in depths}
+    own = searched.get(parameters.get(_EFFORT, 0), lambda row: search_with(row, parameters))
+    others = [(recall, search) for _, recall, search in depths if search is not own]
+    return Contestant(OURS, own, recall, effort, loaded.manifest.index_bytes / 2**20, others)
 
 
 def _exact(vectors: Vectors, queries: Vectors) -> Contestant:
@@ -177,20 +179,26 @@ def _faiss_search(call: Callable[[Vectors], Sequence[int]], queries: Vectors) ->
 
 def _deep_enough(name: str, search: DeepSearch, truth: Rows, mib: float) -> Contestant:
     """The least effort that reaches the recall."""
-    curve = _by_effort(search, truth)
-    place = next((place for place, (recall, _) in enumerate(curve) if recall >= _LEAST_RECALL), len(curve) - 1)
-    effort = _EFFORTS[place]
-    return Contestant(name, lambda row: search(row, effort), curve[place][0], f"ef={effort}", mib, curve)
+    depths = _by_effort(search, truth)
+    chosen = next((place for place, (_, recall, _) in enumerate(depths) if recall >= _LEAST_RECALL), len(depths) - 1)
+    effort, recall, own = depths[chosen]
+    others = [(recall, search) for place, (_, recall, search) in enumerate(depths) if place != chosen]
+    return Contestant(name, own, recall, f"ef={effort}", mib, others)
 
 
-def _by_effort(search: DeepSearch, truth: Rows) -> list[tuple[float, float]]:
-    """Recall and milliseconds at each effort, up to where nothing is left to gain."""
-    curve: list[tuple[float, float]] = []
+def _by_effort(search: DeepSearch, truth: Rows) -> list[tuple[int, float, Search]]:
+    """Effort, recall and search at each, up to where nothing is left to gain."""
+    depths: list[tuple[int, float, Search]] = []
     for effort in _EFFORTS:
-        curve.append(_tried(lambda row, effort=effort: search(row, effort), truth))  # type: ignore[misc]
-        if curve[-1][0] >= _NEARLY_ALL:
+        at = partial(_at_effort, search, effort)
+        depths.append((effort, _recall(at, truth), at))
+        if depths[-1][1] >= _NEARLY_ALL:
             break
-    return curve
+    return depths
+
+
+def _at_effort(search: DeepSearch, effort: int, row: int) -> tuple[float, Sequence[int]]:
+    return search(row, effort)
 
 
 def _requests(queries: Vectors) -> list[retrieval_pb2.RetrieveRequest]:
@@ -236,12 +244,15 @@ def _empty_call(channel: grpc.Channel) -> Contestant:
 
 
 def _ask_in_turns(contestants: Sequence[Contestant], rounds: int, progress: Progress) -> Turns:
-    """Each contestant answers each query, the order turning from query to query."""
-    seconds: dict[str, list[float]] = {one.name: [] for one in contestants}
+    """Each contestant answers each query, at each of its depths; the order turns from query to query."""
+    searches = {one.name: one.search for one in contestants}
+    searches |= {_depth(one, place): at for one in contestants for place, (_, at) in enumerate(one.depths)}
+    names = list(searches)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        first = number % len(contestants)
-        for one in (*contestants[first:], *contestants[:first]):
-            seconds[one.name].append(one.search(number % _QUERIES)[0] / 1000)
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            seconds[name].append(searches[name](number % _QUERIES)[0] / 1000)
         progress(number + 1, rounds)
     return Turns(seconds)
 
@@ -302,11 +313,18 @@ def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -
     return verdicts
 
 
-def _curves(contestants: Sequence[Contestant]) -> list[Plot]:
-    """What more recall costs each that can be searched more or less deeply."""
-    lines = [
-        Line(name=one.name, x=[recall for recall, _ in one.curve], y=[milliseconds for _, milliseconds in one.curve])
-        for one in contestants
-        if one.curve
-    ]
+def _depth(one: Contestant, place: int) -> str:
+    return f"{one.name}, depth {place}"
+
+
+def _curves(contestants: Sequence[Contestant], turns: Turns) -> list[Plot]:
+    """What more recall costs each that can be searched more or less deeply; what its table has is one of the points."""
+    lines = []
+    for one in contestants:
+        if one.depths:
+            points = [
+                (recall, turns.milliseconds(_depth(one, place)).median) for place, (recall, _) in enumerate(one.depths)
+            ]
+            points = sorted([*points, (one.recall, turns.milliseconds(one.name).median)])
+            lines.append(Line(name=one.name, x=[x for x, _ in points], y=[y for _, y in points]))
     return [Plot(x_label=f"recall@{_K}", y_label="milliseconds a query", lines=lines)] if lines else []

@@ -1,5 +1,6 @@
 """What the validation part decides: weights of popularity and neighbours, quota of interests; and recall by width."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from index_builder.interest_merge import merge
 from index_builder.recall import exact_search
+from index_builder.tower_findings import CUT_OFFS, Lead, TowerComparison
 from index_builder.towers import EVENT_TYPES, Towers, UserEvents, attribute_buckets
 from index_builder.training.batches import Catalog, attributes_of, padded, user_events
 from index_builder.training.fit import short_widths
 from index_builder.training.held_out import HeldOut
-from index_builder.training.ranks import places_of, recall_at, with_interval
+from index_builder.training.ranks import NOT_FOUND, Places, places_of, recall_at, with_interval
 from index_builder.training.score_weights import ScoreWeights, fit_score_weights
 from records.clicks import Integers
 from records.popularity import FEATURES
@@ -29,9 +31,7 @@ _QUOTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_USERS, _MAX_ADS = 1000, 50_000
 _USERS_AT_ONCE = 64
 _K = 100
-_TOWERS = "towers"
-_RECENT_CLICKS = FEATURES.index("clicks, half-life 14 days")
-_NOT_FOUND = np.iinfo(np.int32).max
+_ALL_CLICKS, _RECENT_CLICKS = (FEATURES.index(f"clicks, half-life {days} days") for days in ("inf", "14"))
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Choice:
     weights: ScoreWeights
     interest_quota: float
     recall: dict[int, float]
-    recall_beside: dict[str, float]
-    better: tuple[str, ...]
+    compared: TowerComparison
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def choose(
 
     Returns:
         The weights and the quota; the recall of each width is that of the vectors alone, without neighbours, and that
-        of the towers, beside what needs no training, is of all together.
+        of `compared` is of all together.
     """
     generator = np.random.default_rng(seed)
     judged = judged.take(np.sort(generator.permutation(len(judged))[:MAX_USERS]))
@@ -110,27 +109,48 @@ def choose(
     rows = torch.from_numpy(ads)
     with torch.no_grad():
         vectors = towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]).numpy()
-    scores = np.max([interests[:, place] @ vectors.T for place in range(interests.shape[1])], axis=0)
+    scores = _scores(interests, vectors, towers.shape.width)
     features, spoken = beside.popularity[ads], beside.neighbours[judged.of_user][:, ads].toarray()
     weights = fit_score_weights(scores, features, spoken, clicked, seen)
     added = features @ weights.popularity + beside.novelty[ads]
     vectors[:, 0] += added
     louder = max(_LOUDER, key=lambda times: _found(scores + added + times * weights.neighbours * spoken, clicked, seen))
     weights = replace(weights, neighbours=louder * weights.neighbours)
-    known = np.flatnonzero(judged.events > 0).tolist()  # for the others popularity speaks when they are served
-    compared = {
-        _TOWERS: scores + added + weights.neighbours * spoken,
+    widths = (towers.shape.width, *short_widths(towers.shape.width))
+    added_by_neighbours = weights.neighbours * spoken
+    others = {
+        "popularity": np.broadcast_to(features[:, _ALL_CLICKS], scores.shape),
         "recent popularity": np.broadcast_to(features[:, _RECENT_CLICKS], scores.shape),
         "likeness of texts": _likeness(catalog, judged, rows),
     }
-    recalls = _beside({name: _recall_at_10(found, clicked, seen, known) for name, found in compared.items()})
+    known = np.flatnonzero(judged.events > 0).tolist()  # for the others popularity speaks when they are served
+
+    def recalls(of_all: npt.NDArray[np.float32]) -> dict[int, npt.NDArray[np.float64]]:
+        places = [places_of(of_all[user], clicked[user], seen[user]) for user in known]
+        return {k: recall_at(places, k) for k in CUT_OFFS}
+
+    compared = _compared(
+        {width: recalls(_scores(interests, vectors, width) + added_by_neighbours) for width in widths},
+        {name: recalls(of_all) for name, of_all in others.items()},
+        len(known),
+    )
     by_quota = {quota: _recall(interests, vectors, clicked, seen, quota) for quota in _QUOTAS}
     quota = max(by_quota, key=lambda one: by_quota[one]) if interests.shape[1] > 1 else 0.0
-    widths = (towers.shape.width, *short_widths(towers.shape.width))
     recall = {
         width: _recall(interests[..., : 1 + width], vectors[:, : 1 + width], clicked, seen, quota) for width in widths
     }
-    return Choice(weights, quota, recall, *recalls)
+    return Choice(weights, quota, recall, compared)
+
+
+def _scores(
+    interests: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], width: int
+) -> npt.NDArray[np.float32]:
+    """Of the nearest interest of each user, with vectors cut to a width, float32 [users, ads]."""
+    cut = np.ascontiguousarray(vectors[:, : 1 + width]).T
+    scores: npt.NDArray[np.float32] = np.max(
+        [interests[:, place, : 1 + width] @ cut for place in range(interests.shape[1])], axis=0
+    )
+    return scores
 
 
 def _likeness(catalog: Catalog, judged: HeldOut, rows: Tensor) -> npt.NDArray[np.float32]:
@@ -165,18 +185,28 @@ def _found(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[
     return float(recall_at(places, 10).mean() + recall_at(places, _K).mean()) / 2
 
 
-def _recall_at_10(
-    scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers], users: list[int]
-) -> npt.NDArray[np.float64]:
-    return recall_at([places_of(scores[user], clicked[user], seen[user]) for user in users], 10)
+def _compared(
+    towers: Mapping[int, Mapping[int, npt.NDArray[np.float64]]],
+    others: Mapping[str, Mapping[int, npt.NDArray[np.float64]]],
+    users: int,
+) -> TowerComparison:
+    """Of the recalls of each user, by width (or name) and k."""
+    if not users:
+        return TowerComparison(users=0, towers={}, others={}, lead={})
+    return TowerComparison(
+        users=users,
+        towers={width: {k: float(found.mean()) for k, found in of.items()} for width, of in towers.items()},
+        others={name: {k: float(found.mean()) for k, found in of.items()} for name, of in others.items()},
+        lead={
+            width: {name: {k: _lead(of[k] - other[k]) for k in CUT_OFFS} for name, other in others.items()}
+            for width, of in towers.items()
+        },
+    )
 
 
-def _beside(recall: dict[str, npt.NDArray[np.float64]]) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Mean recalls, none without users, and what is above the towers by an interval that excludes zero."""
-    if not len(recall[_TOWERS]):
-        return {}, ()
-    better = [name for name, values in recall.items() if with_interval(values - recall[_TOWERS]).low > 0]
-    return {name: float(values.mean()) for name, values in recall.items()}, tuple(better)
+def _lead(differences: npt.NDArray[np.float64]) -> Lead:
+    found = with_interval(differences)
+    return Lead(value=found.value, low=found.low, high=found.high)
 
 
 def _recall(
@@ -197,5 +227,5 @@ def _recall(
         scores = np.einsum("id,ind->in", interests[user], vectors[rows[user]])
         merged = merge(scores, rows[user], np.full(count, quota / count), _K, set(before.tolist()))
         place_of = {row: place for place, (row, _, _) in enumerate(merged)}
-        places.append(np.array([place_of.get(ad, _NOT_FOUND) for ad in ads.tolist()]))
+        places.append(Places.known([place_of.get(ad, NOT_FOUND) for ad in ads.tolist()]))
     return float(recall_at(places, _K).mean())

@@ -14,17 +14,21 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from index_builder.commands import Encoder
+from index_builder.commands import Encoder, VectorsFolder
 from index_builder.encoder import EMBEDDED
+from index_builder.errors import NotPublished
 from index_builder.log_display import show_log_read
 from index_builder.progress import build_progress
+from index_builder.tower_findings import CUT_OFFS
 from index_builder.training.options import TowerOptions
+from index_builder.vector_store import default_folder, remembering
 from records.clicks import REJECTED_FILE
 from records.joined import Joined
 from serving.flags import with_flags_of
 from serving.terminal import Console
 
 if TYPE_CHECKING:
+    from index_builder.tower_artifact import TowerSpec
     from index_builder.training.train import TowerReport, Watch
 
 Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
@@ -53,8 +57,12 @@ Rejected = Annotated[
     ),
 ]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that builds take.")]
+PublishAnyway = Annotated[
+    bool, typer.Option(help="Publish even what finds less than popularity, recent popularity or the likeness of texts.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
+_PURPOSE = {"choose": "to choose", "train": "on all rows"}
 _STAGES = {"choose": "Training to choose by later rows", "train": "Training on all of them"}
 
 
@@ -71,25 +79,28 @@ def train_retrieval_command(
     newest: Newest = None,
     rejected: Rejected = None,
     publish: Publish = True,
+    publish_anyway: PublishAnyway = False,
+    vectors: VectorsFolder = None,
     as_json: Json = False,
 ) -> None:
     """Train the two towers of retrieval on a click log: one puts ads, the other users, into one space.
 
     Then give them to a build: adcascade build --ads ADS --towers OUT --out INDEX. The towers are trained twice: first
     without the newest rows, which choose how much recent popularity counts and how a user's interests share the
-    candidates, then on all rows but those kept back for a test.
+    candidates, then on all rows but those kept back for a test. Towers that find less than popularity, recent
+    popularity or the likeness of texts are kept, but not published, and the exit code is 3.
     """
     from index_builder.bulk_encoder import load_bulk_encoder
     from index_builder.training.data import load_retrieval_data
     from index_builder.training.train import train_and_save
 
     text_encoder = load_bulk_encoder(encoder)
-    with build_progress() as progress:
+    with build_progress() as progress, remembering(text_encoder, vectors or default_folder(out)) as kept:
         data = load_retrieval_data(
             ads,
             clicks,
             users,
-            text_encoder,
+            kept,
             split=split,
             seed=options.seed,
             max_rejected=max_rejected,
@@ -98,13 +109,21 @@ def train_retrieval_command(
             progress=progress,
             on_read=lambda read: show_joined(read, users, rejected or out / REJECTED_FILE),
         )
+    Console(stderr=True).print(kept.said, highlight=False, soft_wrap=True)
     with training_progress() as watch:
-        report = train_and_save(data, text_encoder, out, options, publish=publish, watch=watch)
+        report = train_and_save(
+            data, text_encoder, out, options, publish=publish, publish_anyway=publish_anyway, watch=watch
+        )
     if as_json:
         print(json.dumps(report_as_dict(report), indent=2))  # noqa: T201
     else:
         Console().print(report_table(report))
-    Console(stderr=True).print(warning_of_weak(report.spec.better), style="yellow", end="")
+    warn_of(report)
+    if publish and not report.published:
+        raise NotPublished(
+            f"{what_finds_more(report.spec.better_than())}, so version {report.version} was kept, but not published: "
+            f"train longer, or on more rows; or `adcascade towers publish {out} {report.version}`, or --publish-anyway"
+        )
 
 
 def show_joined(read: Joined, users: Path | None, rejected_file: Path | None) -> None:
@@ -112,14 +131,46 @@ def show_joined(read: Joined, users: Path | None, rejected_file: Path | None) ->
     show_log_read(read.log, read.report, None if users is None else read.users.keys(), rejected_file)
 
 
-def warning_of_weak(better: Sequence[str]) -> str:
-    """What to say of towers that find less than what needs no training."""
-    if not better:
-        return ""
-    return (
-        f"Warning: on the rows that chose, {' and '.join(better)} found more than these towers. The log may be too "
-        "small for them, or the training too short (--epochs, --max-minutes); see `adcascade evaluate-retrieval`.\n"
-    )
+def what_finds_more(better: Sequence[str], width: int | None = None) -> str:
+    """Half a sentence about towers that find less than what needs no training."""
+    of_width = "" if width is None else f", cut to {width} numbers,"
+    return f"{' and '.join(better)} found more than these towers{of_width} on the rows that chose"
+
+
+def warn_of(report: "TowerReport") -> None:
+    """Says on standard error what an owner should know before these towers serve."""
+    console = Console(stderr=True)
+    for line in warnings_of(report.spec):
+        console.print(f"Warning: {line}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def warnings_of(spec: "TowerSpec") -> list[str]:
+    """A training that was cut short, towers that find less than what needs none, users who all get the same."""
+    lines = []
+    for stage, passes in spec.passes.items():
+        if passes.cut_short:
+            minutes = passes.minutes_of_all
+            pace = "" if minutes is None else f"; at this pace all of them take {minutes:,.1f} minutes"
+            lines.append(f"{_STAGES[stage][0].lower()}{_STAGES[stage][1:]} {passes}{pace}.")
+    if better := spec.better_than():
+        lines.append(
+            f"{what_finds_more(better)}. The log may be too small for them, or the training too short (--epochs, "
+            "--max-minutes); see `adcascade evaluate-retrieval`."
+        )
+    narrow = [width for width in spec.recall if width != spec.shape.width]
+    for width in narrow:
+        if set(spec.better_than(width)) - set(better):
+            lines.append(
+                f"{what_finds_more(spec.better_than(width), width)}: build with all numbers, or more than these."
+            )
+    spread = spec.spread
+    if spread is not None and spread.is_collapsed:
+        lines.append(
+            f"these towers put the ad {spread.first_ad} first for {spread.first_of} of {spread.users} users, and show "
+            f"{spread.shown:,} of {spread.ads:,} ads among anybody's first ten: they hardly tell users apart. Train "
+            "longer (--epochs, --max-minutes)."
+        )
+    return lines
 
 
 @contextmanager
@@ -143,17 +194,32 @@ def report_as_dict(report: "TowerReport") -> dict[str, object]:
     return {**asdict(report), "spec": report.spec.model_dump(mode="json")}
 
 
+def compared_lines(spec: "TowerSpec") -> list[tuple[int, str]]:
+    """For each k, the recall of the towers by width and of what needs no training, as they would be served."""
+    found = spec.compared
+    if found is None or not found.users:
+        return [(k, "unknown: nobody on the rows that chose has a past") for k in CUT_OFFS]
+    lines = []
+    for k in CUT_OFFS:
+        ours = ", ".join(f"{recall[k]:.3f} with {width} numbers" for width, recall in found.towers.items())
+        others = ", ".join(f"{recall[k]:.3f} of {name}" for name, recall in found.others.items())
+        lines.append((k, f"{ours}; {others} ({found.users:,} users with a past, of the rows that chose)"))
+    return lines
+
+
 def report_table(report: "TowerReport") -> Table:
     """What a training made, for people."""
     spec = report.spec
-    table = Table(title=f"Tower version {report.version}", show_header=False)
+    kept = "" if report.published else " (not published)"
+    table = Table(title=f"Tower version {report.version}{kept}", show_header=False)
     recall = ", ".join(f"{value:.3f} with {width}" for width, value in spec.recall.items())
-    beside = ", ".join(f"{value:.3f} of {name}" for name, value in spec.recall_beside.items())
+    passes = {stage: str(found) for stage, found in spec.passes.items()}
     rows = {
         "learned from": f"{report.events:,} events of {report.users:,} users, {report.ads_clicked:,} ads clicked",
+        "trained": "; ".join(f"{_PURPOSE[stage]}: {said}" for stage, said in passes.items()),
         "vectors": f"{spec.shape.interests} of {spec.shape.width} numbers per user, and a bias",
-        "recall@10": f"{beside or 'unknown'} (users with a past, of the rows that chose)",
-        "recall@100": f"{recall} numbers of the vectors alone (all users of these rows)",
+        **{f"recall@{k}": line for k, line in compared_lines(spec)},
+        "vectors alone": f"recall@100 {recall} numbers (all users of the rows that chose)",
         "encoder": spec.encoder_name,
         "seconds": f"{report.seconds:.1f}",
     }

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from index_builder.errors import BuildError
+from index_builder.tower_findings import Passes
 from index_builder.towers import EVENT_TYPES, Towers, TowerShape
 from index_builder.training.batches import AdSample, AdSampler, Catalog, Step, steps, targets_of, user_events
 from index_builder.training.loss import softmax_loss
@@ -48,6 +50,14 @@ def short_widths(width: int) -> tuple[int, ...]:
     return tuple(widths)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Trained towers, and how far the training came."""
+
+    towers: Towers
+    passes: Passes
+
+
 def fit_towers(
     sequences: Sequences,
     catalog: Catalog,
@@ -55,7 +65,7 @@ def fit_towers(
     shape: TowerShape,
     options: TowerOptions,
     watch: Watch = lambda *_: None,
-) -> Towers:
+) -> Fitted:
     """Trains both towers from nothing.
 
     Args:
@@ -91,13 +101,15 @@ def fit_towers(
             share = made / (options.epochs * steps_of_pass)
             done = _done(share, time.monotonic() - started, options.max_minutes)
             watch(done, float(loss.detach()))
-            if done >= 1:
+            if share < 1 <= done:
                 break
-        passes += 1
+        else:
+            passes += 1
     if not made:
         raise BuildError("no click of the training part came after anything that it could be foretold from")
     _adopt_unseen_types(towers, sequences)
-    return towers.eval()
+    seconds = time.monotonic() - started
+    return Fitted(towers.eval(), Passes(made=passes, planned=options.epochs, steps=made, seconds=seconds))
 
 
 def _done(share: float, seconds: float, max_minutes: float | None) -> float:

@@ -1,4 +1,9 @@
-"""Where the ads that users clicked next stand among all, and what that is worth. Plain functions of arrays."""
+"""Where the ads that users clicked next stand among all, and what that is worth. Plain functions of arrays.
+
+Ads of equal score stand in no order: each metric is its expectation over all orders of these, drawn anew for each user
+(McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied scores",
+ECIR 2008). Whoever scores all ads alike gets what chance gives, whatever the order of the catalog.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,37 +14,137 @@ import numpy.typing as npt
 from records.clicks import Integers
 
 Floats = npt.NDArray[np.float64]
+# The place of an ad that a list does not hold.
+NOT_FOUND = int(np.iinfo(np.int32).max)
 
 
-def recall_at(places: Sequence[Integers], k: int) -> Floats:
-    """Share of each user's clicked ads in the first `k`, of as many as fit there: hits / min(k, clicked).
+@dataclass(frozen=True)
+class Places:
+    """Where the clicked ads of one user stand.
+
+    Attributes:
+        first: how many ads have a higher score than each, int64 [clicked]: the first place it can have, from 0.
+        tied: how many ads have the same score, itself among them, int64 [clicked]; 1 where the order is known.
+    """
+
+    first: Integers
+    tied: Integers
+
+    @classmethod
+    def known(cls, places: npt.ArrayLike) -> "Places":
+        """Places of a list that has an order, from 0; `NOT_FOUND` for an ad that is not in it."""
+        first = np.asarray(places, np.int64)
+        return cls(first, np.ones_like(first))
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, which: npt.NDArray[np.bool_]) -> "Places":
+        """Of some of the clicked ads, bool [clicked]."""
+        return Places(self.first[which], self.tied[which])
+
+    def within(self, k: int) -> Floats:
+        """The chance of each ad to be among the first `k`, float64 [clicked]."""
+        return np.clip((k - self.first) / self.tied, 0.0, 1.0)
+
+    def leading(self) -> tuple[int, int, int]:
+        """Of the ads that share the best score of a clicked one: their first place, how many, how many clicked."""
+        first = int(self.first.min())
+        leaders = self.first == first
+        return first, int(self.tied[leaders][0]), int(leaders.sum())
+
+
+def places_of(scores: npt.NDArray[np.float32], clicked: Integers, seen: Integers) -> Places:
+    """Places of the clicked ads when all ads but the seen ones stand by their scores, best first.
 
     Args:
-        places: of each user, the places of the clicked ads from 0; a large one where an ad was not found at all.
+        scores: [ads]; one that is not a number stands last.
+        clicked, seen: numbers of ads.
     """
-    return np.array([np.count_nonzero(of_user < k) / min(k, len(of_user)) for of_user in places])
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    rising = np.sort(np.delete(scores, seen))
+    below, up_to = (np.searchsorted(rising, scores[clicked], side=side) for side in ("left", "right"))
+    return Places((len(rising) - up_to).astype(np.int64), np.maximum(up_to - below, 1).astype(np.int64))
 
 
-def ndcg_at(places: Sequence[Integers], k: int) -> Floats:
+def recall_at(places: Sequence[Places], k: int) -> Floats:
+    """Share of each user's clicked ads in the first `k`, of as many as fit there: hits / min(k, clicked)."""
+    return np.array([of_user.within(k).sum() / min(k, len(of_user)) for of_user in places])
+
+
+def ndcg_at(places: Sequence[Places], k: int) -> Floats:
     """Normalised discounted cumulative gain of each user's first `k` (Järvelin and Kekäläinen 2002)."""
     discounts = 1 / np.log2(np.arange(k) + 2)
-    return np.array(
-        [discounts[of_user[of_user < k]].sum() / discounts[: min(k, len(of_user))].sum() for of_user in places]
-    )
+    total = np.r_[0.0, np.cumsum(discounts)]  # of the first places
+
+    def gain(of_user: Places) -> float:
+        ends = np.minimum(of_user.first + of_user.tied, k)
+        starts = np.minimum(of_user.first, k)
+        return float(((total[ends] - total[starts]) / of_user.tied).sum() / total[min(k, len(of_user))])
+
+    return np.array([gain(of_user) for of_user in places])
 
 
-def reciprocal_rank(places: Sequence[Integers]) -> Floats:
+def reciprocal_rank(places: Sequence[Places]) -> Floats:
     """1 / place (from 1) of each user's first clicked ad; their mean is the MRR."""
-    return np.array([1 / (1 + of_user.min()) for of_user in places])
+    return np.array([expected_reciprocal_rank(*of_user.leading()) for of_user in places])
 
 
-def places_of(scores: npt.NDArray[np.float32], clicked: Integers, seen: Integers) -> Integers:
-    """Places of the clicked ads when all ads but the seen ones stand by their scores, best first; equals by number."""
-    scores = scores.copy()
-    scores[seen] = -np.inf
-    place_of = np.empty(len(scores), np.int64)
-    place_of[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
-    return place_of[clicked]
+def hit_at(places: Sequence[Places], k: int) -> Floats:
+    """Whether any of each user's clicked ads is among the first `k`: 0, 1, or the chance of it."""
+
+    def chance(of_user: Places) -> float:
+        first, tied, clicked = of_user.leading()
+        if k <= first:
+            return 0.0
+        return 1.0 - float(none_before(tied, clicked)[min(k - first, tied)])
+
+    return np.array([chance(of_user) for of_user in places])
+
+
+def expected_reciprocal_rank(first: int, tied: int, clicked: int) -> float:
+    """1 / place (from 1) of the first clicked one of `tied` ads in random order, the best of them at place `first`."""
+    if tied == 1:
+        return 1 / (1 + first)
+    missed = none_before(tied, clicked)
+    return float(((missed[:-1] - missed[1:]) / (1 + first + np.arange(tied))).sum())
+
+
+def none_before(tied: int, clicked: int) -> Floats:
+    """The chance that none of `clicked` of `tied` ads is among the first 0, 1, ... `tied`, float64 [tied + 1].
+
+    C(tied - n, clicked) / C(tied, clicked) for the first n: hypergeometric, without a factorial.
+    """
+    left = np.arange(tied, 0, -1, dtype=np.float64)  # ads left before each draw
+    return np.r_[1.0, np.cumprod(np.clip((left - clicked) / left, 0.0, 1.0))]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The chance of ads to be among the first of one user; those that are not named have none.
+
+    Attributes:
+        ads: numbers of ads, int64 [shown].
+        chance: float64 [shown]; 1 where the order is known.
+    """
+
+    ads: Integers
+    chance: Floats
+
+
+def shown_first(scores: npt.NDArray[np.float32], seen: Integers, k: int) -> Shown:
+    """Who is among the first `k` when all ads but the seen ones stand by their scores."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    left = np.delete(np.arange(len(scores)), seen)
+    k = min(k, len(left))
+    if not k:
+        return Shown(left, np.zeros(len(left)))
+    of_left = scores[left]
+    last = np.partition(of_left, len(left) - k)[len(left) - k]  # the k-th best score
+    above, level = of_left > last, of_left == last
+    chance = np.where(above, 1.0, (k - above.sum()) / level.sum())
+    named = above | level
+    return Shown(left[named], chance[named])
 
 
 @dataclass(frozen=True)

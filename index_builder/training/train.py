@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.tower_artifact import TowerSpec, TrainedTowers, novelty, save_towers
+from index_builder.tower_findings import FIRST, Passes, Spread
 from index_builder.tower_store import open_store
 from index_builder.towers import Towers, TowerShape
 from index_builder.training.batches import Catalog, attributes_of, catalog_of
@@ -30,13 +31,19 @@ from records.users import Context
 Watch = Callable[[str, float, float], None]
 
 _QUERIES = 500
+_SPREAD_USERS = 100
 
 
 @dataclass(frozen=True)
 class TowerReport:
-    """What a training made; see `TowerSpec` for what was chosen."""
+    """What a training made; see `TowerSpec` for what was chosen.
+
+    Attributes:
+        published: False if that was not wanted, or refused, see `train_and_save`.
+    """
 
     version: str
+    published: bool
     spec: TowerSpec
     events: int
     users: int
@@ -55,29 +62,30 @@ def train_towers(
     """
     _check(options)
     half = replace(options, max_minutes=None if options.max_minutes is None else options.max_minutes / 2)
-    choice = _chosen(data, half, watch)
-    towers, catalog, sequences = _fitted(data, data.parts.training, half, lambda *at: watch("train", *at))
-    neighbours = fit_neighbours(sequences, data.ad_ids, options)
-    queries = _queries(towers, catalog, sequences, data, options.seed)
+    choice, chosen_in = _chosen(data, half, watch)
+    fitted = _fitted(data, data.parts.training, half, lambda *at: watch("train", *at))
+    neighbours = fit_neighbours(fitted.sequences, data.ad_ids, options)
+    queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
     spec = TowerSpec(
-        shape=towers.shape,
+        shape=fitted.towers.shape,
         encoder_name=encoder.name,
         encoder_sha256=encoder.sha256,
-        space_sha256=towers.sha256,
+        space_sha256=fitted.towers.sha256,
         features=FEATURES,
         popularity_weights=tuple(choice.weights.popularity.tolist()),
         exploration=options.exploration,
         neighbour_weight=choice.weights.neighbours,
         interest_quota=choice.interest_quota,
         recall=choice.recall,
-        recall_beside=choice.recall_beside,
-        better=choice.better,
         training=asdict(options),
         training_sha256=data.training_sha256,
+        compared=choice.compared,
+        passes={"choose": chosen_in, "train": fitted.passes},
     )
     rows = data.log.take(data.parts.training)
     known = frozenset(rows.ad_id.tolist())
-    return TrainedTowers(spec, towers, known, PopularitySnapshot.of(rows), queries, neighbours)
+    trained = TrainedTowers(spec, fitted.towers, known, PopularitySnapshot.of(rows), queries, neighbours)
+    return replace(trained, spec=spec.model_copy(update={"spread": _spread(trained, fitted, data, options.seed)}))
 
 
 def train_and_save(
@@ -87,21 +95,30 @@ def train_and_save(
     options: TowerOptions,
     *,
     publish: bool = True,
+    publish_anyway: bool = False,
     watch: Watch = lambda *_: None,
 ) -> TowerReport:
-    """Trains towers and keeps them as a version under `root`. Raises what `train_towers` does, and ArtifactError."""
+    """Trains towers and keeps them as a version under `root`. Raises what `train_towers` does, and ArtifactError.
+
+    Args:
+        publish: Make the version the one that builds take, unless something that needs no training finds more (see
+            `TowerComparison.better_than`).
+        publish_anyway: Also then.
+    """
     started = time.perf_counter()
     store = open_store(root)
     with store.begin() as draft:
         trained = train_towers(data, encoder, options, watch)
         save_towers(draft.path, trained)
         store.commit(draft, trained.spec.model_dump(mode="json"))
-    if publish:
+    published = publish and (publish_anyway or not trained.spec.better_than())
+    if published:
         store.publish(draft.version)
     sequences = sequences_of(data.log, data.parts.training, data.number_of)
     clicked = data.parts.training[data.log.clicks[data.parts.training] > 0]
     return TowerReport(
         draft.version,
+        published,
         trained.spec,
         len(sequences.ads),
         len(sequences.users),
@@ -117,7 +134,17 @@ def _check(options: TowerOptions) -> None:
         raise BuildError(f"a user has 1 to 4 interests, not {options.interests}")
 
 
-def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> Choice:
+@dataclass(frozen=True)
+class _Fitted:
+    """Towers with what they learned from, and how far they came."""
+
+    towers: Towers
+    catalog: Catalog
+    sequences: Sequences
+    passes: Passes
+
+
+def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[Choice, Passes]:
     parts = data.parts
     judged = held_out(data.log, parts.first, parts.chosen_by, data.number_of)
     if not len(judged):
@@ -126,19 +153,20 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> Choice:
         raise InputError(
             "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
         )
-    towers, catalog, sequences = _fitted(data, parts.first, options, lambda *at: watch("choose", *at))
+    fitted = _fitted(data, parts.first, options, lambda *at: watch("choose", *at))
+    sequences = fitted.sequences
     popularity = PopularitySnapshot.of(data.log.take(parts.first))
     novel = options.exploration * novelty(popularity.impressions(data.ad_ids))
     neighbours = fit_neighbours(sequences, data.ad_ids, options)
     shape = (len(sequences.users) + 1, len(data.ads))
     spoken = csr_matrix(shape) if neighbours is None else neighbour_scores(neighbours, sequences, data.ad_ids)
     beside = Beside(popularity.features(data.ad_ids), novel, spoken)
-    return choose(towers, catalog, judged, data.users, beside, options.seed)
+    return choose(fitted.towers, fitted.catalog, judged, data.users, beside, options.seed), fitted.passes
 
 
 def _fitted(
     data: RetrievalData, rows: Integers, options: TowerOptions, watch: Callable[[float, float], None]
-) -> tuple[Towers, Catalog, Sequences]:
+) -> _Fitted:
     sequences = sequences_of(data.log, rows, data.number_of)
     if not (data.log.clicks[rows] > 0).any() or not len(sequences.users):
         raise InputError("the training part of the log has no clicks of known users to learn from")
@@ -153,7 +181,8 @@ def _fitted(
     )
     catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].tolist()), data.texts, shape)
     attributes = attributes_of(data.users, list(sequences.users))
-    return fit_towers(sequences, catalog, attributes, shape, options, watch), catalog, sequences
+    fitted = fit_towers(sequences, catalog, attributes, shape, options, watch)
+    return _Fitted(fitted.towers, catalog, sequences, fitted.passes)
 
 
 def _id_buckets(ads: int) -> int:
@@ -161,12 +190,41 @@ def _id_buckets(ads: int) -> int:
     return int(2 ** np.clip(np.ceil(np.log2(4 * ads)), 8, 22))
 
 
-def _queries(towers: Towers, catalog: Catalog, sequences: Sequences, data: RetrievalData, seed: int) -> Vectors:
-    """Interest vectors of some users as they are now, float32 [queries, dimension]."""
-    places = np.sort(np.random.default_rng(seed).permutation(len(sequences.users))[:_QUERIES])
-    users = [sequences.users[place] for place in places.tolist()]
+def _drawn(sequences: Sequences, seed: int) -> Integers:
+    """Places of some users, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(len(sequences.users))[:_QUERIES])
+
+
+def _interests(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vectors:
+    """Interest vectors of users as they are now, float32 [users, interests, dimension]."""
+    users = [fitted.sequences.users[place] for place in places.tolist()]
     nothing = [np.empty(0, np.int64)] * len(users)
     nowhere = [Context()] * len(users)
-    judged = HeldOut(users, nothing, nothing, nowhere, sequences, places)
-    vectors = interests_of(towers, catalog, judged, data.users)
+    return interests_of(
+        fitted.towers, fitted.catalog, HeldOut(users, nothing, nothing, nowhere, fitted.sequences, places), data.users
+    )
+
+
+def _queries(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vectors:
+    """Interest vectors of some users, float32 [queries, dimension]."""
+    vectors = _interests(fitted, places, data)
     return np.ascontiguousarray(vectors.reshape(-1, vectors.shape[2])[:_QUERIES])
+
+
+def _spread(trained: TrainedTowers, fitted: _Fitted, data: RetrievalData, seed: int) -> Spread:
+    """Of what users of the log would get now, with all that is added when it is served."""
+    places = _drawn(fitted.sequences, seed)[:_SPREAD_USERS]
+    interests, vectors = _interests(fitted, places, data), trained.ad_vectors(data.ad_ids, data.texts)
+    scores = np.max([interests[:, one] @ vectors.T for one in range(interests.shape[1])], axis=0)
+    if trained.neighbours is not None:
+        spoken = neighbour_scores(trained.neighbours, fitted.sequences, data.ad_ids)[places].toarray()
+        scores += trained.spec.neighbour_weight * spoken
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :FIRST]
+    ads, counts = np.unique(first[:, 0], return_counts=True)
+    return Spread(
+        users=len(places),
+        ads=len(data.ads),
+        first_ad=data.ad_ids[int(ads[counts.argmax()])],
+        first_of=int(counts.max()),
+        shown=len(np.unique(first)),
+    )

@@ -15,10 +15,12 @@ from ranking.store import open_store
 from ranking.training.options import TrainOptions
 from ranking.training.report import (
     calibration_line,
+    cut_short_line,
     evaluation_as_dict,
     evaluation_table,
     exports_table,
     log_lines,
+    stages_line,
     text_fit_line,
     train_report_as_dict,
 )
@@ -106,8 +108,10 @@ def train_command(
         return
     console = Console()
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}, split by {report.split}"))
-    for line in (text_fit_line(report.text_fit), calibration_line(report.calibration)):
+    for line in (stages_line(report.stages), text_fit_line(report.text_fit), calibration_line(report.calibration)):
         console.print(line, highlight=False)
+    if warning := cut_short_line(report):
+        Console(stderr=True).print(warning, style="yellow", highlight=False, soft_wrap=True)
     page = open_store(out).path(report.version) / REPORT_FILE
     if page.exists():
         console.print(f"Report with plots: {page}", highlight=False, soft_wrap=True)
@@ -123,8 +127,14 @@ def evaluate_command(
     seed: Seed = 0,
     peers: Peers = "fast",
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="p_click from which precision and recall call a click.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="p_click from which precision and recall call a click; default: such that the share of impressions "
+            "called is the CTR of the training part.",
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write a page with plots to this file.")] = None,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,

@@ -1,7 +1,7 @@
 """A click log joined with its catalog and users, and split. Knows no tensors and no models."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +66,17 @@ class Dataset:
 
     @cached_property
     def training_sha256(self) -> str:
-        """Hash of the log and its texts, and of which rows train and validate."""
+        """Hash of the log and the texts of its ads, and of which rows train and validate."""
+        return self._sha256_with(sorted(set(self.log.ad_id.tolist())))
+
+    def is_training_of(self, sha256: str) -> bool:
+        """Whether a model with this `training_sha256` learned from exactly these rows.
+
+        Earlier releases hashed the texts of the whole catalog, whether the log had the ads or not.
+        """
+        return sha256 == self.training_sha256 or sha256 == self._sha256_with(sorted(self.ads))
+
+    def _sha256_with(self, ad_ids: Sequence[str]) -> str:
         digest = hashlib.sha256()
         for part in self.parts[:2]:
             digest.update(f"{len(part)} ".encode() + part.tobytes())
@@ -74,7 +84,7 @@ class Dataset:
             digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
         for numbers in (self.log.time, self.log.clicks, self.log.impressions, self.log.conversions):
             digest.update(numbers.tobytes())
-        for ad_id in sorted(self.ads):
+        for ad_id in ad_ids:
             digest.update(f"{ad_id}\0{render_ad(self.ads[ad_id])}\0".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 

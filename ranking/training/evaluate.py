@@ -17,6 +17,7 @@ from ranking.training.metrics import (
     calibration_noise,
     log_loss,
     reliability,
+    top_share,
     unrolled,
 )
 from ranking.training.peers import peers
@@ -40,7 +41,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     which_peers: str = "fast",
-    threshold: float = 0.5,
+    threshold: float | None = None,
     teacher: ModelVersion | None = None,
 ) -> Evaluation:
     """Scores the test part request by request, as serving would, and compares with the peers.
@@ -49,7 +50,9 @@ def evaluate(
 
     Args:
         which_peers: See `ranking.training.peers.peers`.
-        threshold: From which p_click on precision, recall and accuracy call a click.
+        threshold: From which p_click on precision, recall and accuracy call a click; None for that from which on as
+            large a share of the impressions is called as was clicked in the training part: of a log with a CTR of 2 %,
+            a threshold of a half would call none.
         teacher: Compared, too, and how fast both are.
 
     Raises:
@@ -70,19 +73,33 @@ def evaluate(
     predictions |= peers(data, predicted.features, rows, which=which_peers)
     samples = {name: _sample(data, rows, values) for name, values in predictions.items()}
     intervals, ranker = with_intervals(samples), samples[RANKER]
+    if threshold is None:
+        threshold, note = top_share(ranker, data.prior_ctr), f"the highest {data.prior_ctr:.2%}, the CTR of training"
+    else:
+        note = "as asked for"
     return Evaluation(
         metrics=intervals.metrics,
         differences=intervals.differences,
         impressions=int(ranker.impressions.sum()),
         clicks=int(ranker.clicks.sum()),
         threshold=threshold,
+        threshold_note=note,
         at_threshold=at_threshold(ranker, threshold),
+        units=_units(data, rows),
         calibration_noise=calibration_noise(ranker),
         slices=tuple(_slices(data, rows, samples)),
         curves={name: _curves(sample) for name, sample in samples.items()},
         surprises=tuple(_surprises(data, rows, ranker)),
         milliseconds=milliseconds,
     )
+
+
+def _units(data: Dataset, rows: Integers) -> str:
+    """What `Sample.units` are."""
+    named = data.log.user_id[rows] != ""
+    if named.all():
+        return "users"
+    return "users, and requests of nobody" if named.any() else "requests"
 
 
 def _sample(data: Dataset, rows: Integers, p_click: np.ndarray) -> Sample:
@@ -124,13 +141,19 @@ def _slices(data: Dataset, rows: Integers, samples: Mapping[str, Sample]) -> lis
 
 def _curves(sample: Sample) -> Curves:
     predicted, actual, _ = reliability(sample, np.ones(len(sample.p_click)))
-    order = np.argsort(-sample.p_click, kind="stable")
-    impressions, clicks = (np.r_[0, np.cumsum(column[order])] for column in (sample.impressions, sample.clicks))
+    impressions, clicks = _cumulative(sample)
     return Curves(
         roc=_roc(sample),
         reliability=_points(predicted, actual),
         gain=_thinned(impressions / max(1, impressions[-1]), clicks / max(1, clicks[-1])),
     )
+
+
+def _cumulative(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Impressions and clicks of the rows from each score on, highest first; a straight line runs through equal ones."""
+    level = np.unique(-sample.p_click, return_inverse=True)[1]
+    impressions, clicks = (np.bincount(level, column) for column in (sample.impressions, sample.clicks))
+    return np.r_[0, np.cumsum(impressions)], np.r_[0, np.cumsum(clicks)]
 
 
 def _roc(sample: Sample) -> tuple[tuple[float, float], ...]:

@@ -88,7 +88,10 @@ class Loop(Generic[Batch]):
             else:
                 self._epoch, self._in_epoch = self._epoch + 1, 0
         self._put(self._best)
-        return Fit(self._step, self._kept, self._before, self._best_loss, self._seconds)
+        by_clock = self._step < self._plan.steps and self._stale < self._plan.patience
+        return Fit(
+            self._step, self._kept, self._before, self._best_loss, self._seconds, self._plan.steps, by_clock=by_clock
+        )
 
     def _grouped(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """This process's share of the batches of each step."""

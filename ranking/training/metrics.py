@@ -2,6 +2,9 @@
 
 Rows are aggregated: each has a number of impressions and of clicks among them (1 and 0 or 1 in a row-level log). Every
 metric takes the weight of each row, so that a bootstrap draw is nothing but other weights.
+
+Rows of equal score stand in no order: metrics of an order are their expectation over all orders of these (McSherry and
+Najork, ECIR 2008), so that a constant model gets what chance gives, whatever the order of the log.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +17,7 @@ import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+from index_builder.training.ranks import expected_reciprocal_rank
 from records.clicks import Integers
 
 Probabilities = npt.NDArray[np.float64]
@@ -89,17 +93,28 @@ class RequestMetrics:
 
 def _order_metrics(ctr: Probabilities, scores: Probabilities) -> tuple[float, float, float, float, float]:
     """nDCG@5, nDCG@10, reciprocal rank, concordant pairs and pairs of one request."""
-    ranked, ideal = ctr[np.argsort(-scores, kind="stable")], np.sort(ctr)[::-1]
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])) + 1, len(ctr))  # of the rows of each score, best first
+    ideal = np.sort(ctr)[::-1]
     ndcg_5 = ndcg_10 = mrr = np.nan
     if ideal[0] > 0 and len(ctr) > 1:
         discount = 1 / np.log2(np.arange(2, len(ctr) + 2))
-        ndcg_5, ndcg_10 = (float((ranked[:k] @ discount[:k]) / (ideal[:k] @ discount[:k])) for k in (5, 10))
-        mrr = 1 / (1 + float(np.argmax(ranked > 0)))
+        sizes = np.diff(ends, prepend=0)
+        expected = np.repeat(np.add.reduceat(ctr[order], ends - sizes) / sizes, sizes)
+        ndcg_5, ndcg_10 = (float((expected[:k] @ discount[:k]) / (ideal[:k] @ discount[:k])) for k in (5, 10))
+        mrr = _expected_mrr(ctr[order] > 0, ends)
     first, second = np.triu_indices(len(ctr), 1)
     truth, said = np.sign(ctr[first] - ctr[second]), np.sign(scores[first] - scores[second])
     differ = truth != 0
     concordant = ((truth == said) + 0.5 * (said == 0))[differ].sum()
     return ndcg_5, ndcg_10, mrr, float(concordant), float(differ.sum())
+
+
+def _expected_mrr(clicked: npt.NDArray[np.bool_], ends: Integers) -> float:
+    """1 / rank of the first clicked row; `ends` are those of the rows of each score, best first."""
+    best = int(np.searchsorted(ends, np.argmax(clicked), side="right"))
+    start, end = int(ends[best - 1]) if best else 0, int(ends[best])
+    return expected_reciprocal_rank(start, end - start, int(clicked[start:end].sum()))
 
 
 def _members(codes: Integers) -> list[Integers]:
@@ -153,9 +168,15 @@ def expected_calibration_error(sample: Sample, weights: Weights) -> float:
 def reliability(
     sample: Sample, weights: Weights, bins: int = BINS
 ) -> tuple[Probabilities, Probabilities, Probabilities]:
-    """Predicted CTR, actual CTR and share of impressions of bins of equal mass, lowest first; empty ones left out."""
-    order = np.argsort(sample.p_click, kind="stable")
-    counts = (weights * sample.impressions)[order]
+    """Predicted CTR, actual CTR and share of impressions of bins of equal mass, lowest first; empty ones left out.
+
+    Where rows of one p_click lie in several bins, each of these has their common CTR.
+    """
+    order = np.lexsort((weights * sample.impressions, sample.p_click))
+    counts, clicks = (weights * sample.impressions)[order], (weights * sample.clicks)[order]
+    level = np.cumsum(np.diff(sample.p_click[order], prepend=sample.p_click[order][0]) > 0)
+    mass_of, clicks_of = np.bincount(level, counts), np.bincount(level, clicks)
+    clicks = counts * (clicks_of / np.where(mass_of > 0, mass_of, 1.0))[level]
     place = (np.cumsum(counts) - counts / 2) / counts.sum()
     bin_of = np.minimum((place * bins).astype(int), bins - 1)
 
@@ -165,7 +186,7 @@ def reliability(
     mass = total(counts)
     kept = mass > 0
     predicted = total(counts * sample.p_click[order])[kept] / mass[kept]
-    actual = total((weights * sample.clicks)[order])[kept] / mass[kept]
+    actual = total(clicks)[kept] / mass[kept]
     return predicted, actual, mass[kept] / mass.sum()
 
 
@@ -199,6 +220,14 @@ def _pr_auc(sample: Sample, weights: Weights) -> float:
 def _predicted_over_actual(sample: Sample, weights: Weights) -> float:
     clicks = float((weights * sample.clicks).sum())
     return float((weights * sample.p_click * sample.impressions).sum()) / clicks if clicks else float("nan")
+
+
+def top_share(sample: Sample, share: float) -> float:
+    """The highest threshold from which on at least that share of the impressions is called a click."""
+    order = np.argsort(-sample.p_click, kind="stable")
+    called = np.cumsum(sample.impressions[order])
+    place = min(int(np.searchsorted(called, share * called[-1])), len(order) - 1)
+    return float(sample.p_click[order[place]])
 
 
 def at_threshold(sample: Sample, threshold: float) -> dict[str, float]:

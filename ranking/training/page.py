@@ -4,7 +4,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ranking.errors import ModelError
-from ranking.training.report import calibration_line, text_fit_line
+from ranking.training.report import calibration_line, cut_short_line, stages_line, text_fit_line
 from ranking.training.results import RANKER, Evaluation, TrainReport
 from reports.page import render
 
@@ -47,7 +47,12 @@ def write_page(path: Path, evaluation: Evaluation, title: str, trained: TrainRep
             lift=plots.lift_plot(evaluation.curves),
             losses={stage: plots.loss_plot(trained.losses, stage) for stage in stages} if trained else {},
             slices=[(name, group, plots.slices_plot(name, group)) for name, group in parts],
-            notes=[text_fit_line(trained.text_fit), calibration_line(trained.calibration)] if trained else [],
+            notes=_notes(trained) if trained else [],
         ),
         encoding="utf-8",
     )
+
+
+def _notes(trained: TrainReport) -> list[str]:
+    lines = [cut_short_line(trained), stages_line(trained.stages), text_fit_line(trained.text_fit)]
+    return [line for line in (*lines, calibration_line(trained.calibration)) if line]

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from ranking.training.results import RANKER, CurvePoint, Curves, Slice
 from reports.figures import COLOURS, cycle, figure, lines_plot, plain, svg
 
+# A line through so few points says nothing of how a loss fell.
+_FEW_POINTS = 2
+
 
 def roc_plot(curves: Mapping[str, Curves]) -> str:
     """ROC curve of each model."""
@@ -62,6 +65,8 @@ def loss_plot(losses: Sequence[CurvePoint], stage: str) -> str:
         label="training, all losses",
     )
     axes.plot([p.step for p in points], [p.validation_loss for p in points], "o-", color=COLOURS[0], label="validation")
+    if len(points) <= _FEW_POINTS:
+        axes.set_title(f"validated {len(points)} times only: no course to be seen", fontsize=8)
     axes.legend(fontsize=8)
     return svg(drawn)
 
@@ -76,7 +81,10 @@ def slices_plot(name: str, parts: Sequence[Slice]) -> str:
     )
     axes.set_yticks(list(places), [f"{plain(part.label)}  ({part.impressions:,})" for part in parts], fontsize=7)
     known = [value for part in parts for value in (part.auc, part.best_peer_auc) if value == value]
-    axes.set_xlim(min(0.5, *known) if known else 0.5, min(1.0, max(known) + 0.02) if known else 1.0)
+    # A bar that ends where the axis begins would not be seen.
+    low, high = (min(0.5, *known), max(known)) if known else (0.5, 1.0)
+    axes.set_xlim(max(0.0, low - 0.02) if low < 0.5 else low, min(1.0, high + 0.02))
+    axes.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axes.invert_yaxis()
     axes.set_title(plain(name), fontsize=9)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

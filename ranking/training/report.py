@@ -57,8 +57,8 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
 def _caption(evaluation: Evaluation) -> str:
     caption = (
         f"Tested on {evaluation.impressions:,} impressions, {evaluation.clicks:,} clicks. Brackets: 95 % bootstrap "
-        f"intervals over users. Ranker: predicted / actual clicks {evaluation.predicted_over_actual:.3f}; chance alone "
-        f"gives an ECE of {evaluation.calibration_noise:.4f}."
+        f"intervals over {evaluation.units}. Ranker: predicted / actual clicks {evaluation.predicted_over_actual:.3f}; "
+        f"chance alone gives an ECE of {evaluation.calibration_noise:.4f}."
     )
     peers = [name for name in evaluation.differences if name != TEACHER]
     best = max(peers, key=lambda name: evaluation.metrics[name]["auc"].value, default="")
@@ -77,18 +77,40 @@ def text_fit_line(fit: TextFit) -> str:
     """What fine-tuning the text brought, in a sentence or two."""
     if fit.reads_text and fit.kept_step == 0:
         return f"No step of {fit.steps} improved the text layers: they are as the earlier version had them."
+    rows = f"on {fit.validation_rows:,} rows"
+    if fit.kept_step == 0 and fit.by_clock:
+        return (
+            f"The text was trained for {fit.steps:,} of {fit.planned:,} steps, then --max-minutes ended it: too few to "
+            f"tell whether it helps (validation loss {fit.loss_before:.4f} {rows}, hardly lower by then). The model "
+            "predicts from counters, past events and interests, and leaves its text layers out. Give it more time."
+        )
     if fit.steps == 0:
         return "The text layers were not fine-tuned: the model predicts from counters, past events and interests."
-    rows = f"on {fit.validation_rows:,} rows"
     if fit.kept_step == 0:
         return (
-            f"Fine-tuning the text for {fit.steps} steps hardly lowered the validation loss ({fit.loss_before:.4f} "
-            f"{rows}): the model predicts from counters, past events and interests, and leaves its text layers out. "
-            "A larger log or more time (--max-minutes, --epochs) may change that."
+            f"The text added nothing: {fit.steps:,} steps of fine-tuning hardly lowered the validation loss "
+            f"({fit.loss_before:.4f} {rows}): the model predicts from counters, past events and interests, and leaves "
+            "its text layers out. A larger log or more passes (--epochs) may change that."
         )
     return (
         f"Fine-tuning the text lowered the validation loss {rows} from {fit.loss_before:.4f} to {fit.loss_kept:.4f} "
         f"(step {fit.kept_step} of {fit.steps})."
+    )
+
+
+def stages_line(stages: dict[str, str]) -> str:
+    """How far each stage of a training came."""
+    said = "; ".join(f"{stage}: {how}" for stage, how in stages.items())
+    return f"Trained ({said})." if said else "Nothing was trained."
+
+
+def cut_short_line(report: TrainReport) -> str:
+    """A warning of stages that the clock ended; empty without one."""
+    if not report.cut_short:
+        return ""
+    said = "; ".join(f"{stage} {report.stages[stage]}" for stage in report.cut_short if stage in report.stages)
+    return (
+        f"Warning: {said}. How many steps fit depends on how busy the machine is; with more minutes it may learn more."
     )
 
 
@@ -159,6 +181,8 @@ def evaluation_as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "metrics": _metrics_as_dict(evaluation.metrics),
         "ranker_minus": _metrics_as_dict(evaluation.differences),
         "threshold": evaluation.threshold,
+        "threshold_note": evaluation.threshold_note,
+        "units": evaluation.units,
         "at_threshold": evaluation.at_threshold,
         "calibration_noise": evaluation.calibration_noise,
         "milliseconds": evaluation.milliseconds,

@@ -62,7 +62,9 @@ class Evaluation:
         differences: peer -> metric -> the ranker's value minus the peer's, with the interval of the difference.
         impressions, clicks: of the rows evaluated.
         threshold: what `at_threshold` calls a click from.
+        threshold_note: how it was chosen.
         at_threshold: precision, recall, F1 and accuracy of the ranker there.
+        units: what a bootstrap draws: "users", "requests" where no row names a user, or both.
         calibration_noise: the calibration error (ECE) that chance alone would give a ranker that is exactly right.
         curves: of each model.
         milliseconds: in which the ranker and its teacher read a request (see `ranking.training.speed`); empty without
@@ -74,7 +76,9 @@ class Evaluation:
     impressions: int
     clicks: int
     threshold: float
+    threshold_note: str
     at_threshold: dict[str, float]
+    units: str
     calibration_noise: float
     slices: tuple[Slice, ...]
     curves: dict[str, Curves]
@@ -93,6 +97,8 @@ class TextFit:
 
     Attributes:
         reads_text: whether the model reads text at all; after a warm start it may without a step that was kept.
+        planned: steps that were to be made at most.
+        by_clock: whether --max-minutes ended it before.
     """
 
     reads_text: bool
@@ -101,6 +107,8 @@ class TextFit:
     validation_rows: int
     loss_before: float
     loss_kept: float
+    planned: int
+    by_clock: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,13 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training made; `minutes` is all of it, without the evaluation."""
+    """What a training made.
+
+    Attributes:
+        minutes: all of it took, without the evaluation.
+        stages: stage -> how far it came, in words.
+        cut_short: stages that --max-minutes ended.
+    """
 
     version: str
     split: str
@@ -123,6 +137,8 @@ class TrainReport:
     rows: int
     rejected: dict[str, int]
     minutes: float
+    stages: dict[str, str]
+    cut_short: tuple[str, ...]
     text_fit: TextFit
     losses: tuple[CurvePoint, ...]
     calibration: dict[str, float]

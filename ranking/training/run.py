@@ -108,6 +108,8 @@ def _report(
         rows=len(data.log),
         rejected=dict(data.report.rejected),
         minutes=minutes,
+        stages=dict(trained.spec.stages),
+        cut_short=tuple(stage for stage, fit in trained.stages.items() if fit.by_clock),
         text_fit=trained.text_fit,
         losses=tuple(curves.points),
         calibration=trained.spec.calibration.log_loss,
@@ -132,7 +134,7 @@ def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
 
 def _fingerprint(data: Dataset, options: TrainOptions) -> str:
     """Of everything that the weights depend on."""
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {data.training_sha256}".encode())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {data.training_sha256} {len(data.ads)}".encode())
     for numbers in (data.log.position, data.log.utc_offset):
         digest.update(numbers.tobytes())
     for what in (sorted(data.keys.items()), sorted(data.log.context.items()), sorted(data.users.items())):

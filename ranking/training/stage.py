@@ -80,6 +80,8 @@ class Fit:
 
     Attributes:
         seconds: that it took, with those before it was killed and taken up again.
+        planned: steps that it was to make at most.
+        by_clock: whether --max-minutes ended it before these, and before its loss stopped falling.
     """
 
     steps: int
@@ -87,3 +89,12 @@ class Fit:
     loss_before: float
     loss_kept: float
     seconds: float = field(compare=False)
+    planned: int
+    by_clock: bool
+
+    def __str__(self) -> str:
+        if self.by_clock:
+            return f"stopped after step {self.steps:,} of {self.planned:,}, by --max-minutes"
+        if self.steps < self.planned:
+            return f"ended after step {self.steps:,} of {self.planned:,}, since its loss no longer fell"
+        return f"all {self.planned:,} steps"

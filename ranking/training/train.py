@@ -43,12 +43,13 @@ Logits = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model with everything a version needs but its test metrics, and the teacher it had, if any."""
+    """A trained model with all that a version needs but its test metrics; its stages, and its teacher, if any."""
 
     model: RankerModel
     tokenizer: PreTrainedTokenizerBase
     spec: CtrSpec
     text_fit: TextFit
+    stages: dict[str, Fit]
     teacher: ModelVersion | None = None
 
 
@@ -105,7 +106,9 @@ def train(
     predicted, logits = predict_logits(scorer, model, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
-    return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options), teacher)
+    stages = {"behaviour": learned, "text": fit}
+    spec = spec.model_copy(update={"stages": {stage: str(one) for stage, one in stages.items() if one.planned}})
+    return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
 
 
 def _first_part(whole: Conditions, options: TrainOptions, checkpoints: Path | None) -> Conditions:
@@ -146,7 +149,16 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
 
 def _text_fit(model: RankerModel, fit: Fit, data: Dataset, options: TrainOptions) -> TextFit:
     rows = sum(map(len, validation_blocks(data, options, options.validation_rows)))
-    return TextFit(not model.adds_nothing, fit.steps, fit.kept_step, rows, fit.loss_before, fit.loss_kept)
+    return TextFit(
+        not model.adds_nothing,
+        fit.steps,
+        fit.kept_step,
+        rows,
+        fit.loss_before,
+        fit.loss_kept,
+        fit.planned,
+        fit.by_clock,
+    )
 
 
 def _check(options: TrainOptions) -> None:

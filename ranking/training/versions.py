@@ -42,7 +42,7 @@ def load_from(store: VersionStore, version: str) -> ModelVersion:
 
 def warn_of_rows_it_knows(version: ModelVersion, data: Dataset) -> None:
     """Logs a warning unless the version learned from exactly the rows that this data sets apart to learn from."""
-    if version.spec.training_sha256 != data.training_sha256:
+    if not data.is_training_of(version.spec.training_sha256):
         log.warning(
             "version %s did not learn from exactly the rows that this log, split and seed set apart for it: "
             "rows that it knows may be tested",

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from index_builder.commands import VectorsFolder
 from index_builder.progress import build_progress
 from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Rejected, Split, Users, show_joined
+from index_builder.vector_store import default_folder, remembering
 from serving.terminal import Console
 
 
@@ -23,6 +25,7 @@ def evaluate_retrieval_command(
     newest: Newest = None,
     rejected: Rejected = None,
     report: Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")] = None,
+    vectors: VectorsFolder = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well retrieval finds the ads that users clicked next, beside simple and strong peers.
@@ -30,6 +33,7 @@ def evaluate_retrieval_command(
     With the files, --newest, --split and --seed that the towers were trained with, the test rows are those that no
     training saw.
     """
+    from index_builder.bulk_encoder import in_bulk
     from index_builder.training.data import load_retrieval_data
     from retrieval.evaluation.evaluate import evaluate_retrieval
     from retrieval.evaluation.report import evaluation_tables
@@ -44,19 +48,21 @@ def evaluate_retrieval_command(
     with console.status("Loading"):
         retriever, encoder = load_published(index)
     with build_progress() as progress:
-        data = load_retrieval_data(
-            ads,
-            clicks,
-            users,
-            encoder,
-            split=split,
-            seed=seed,
-            max_rejected=max_rejected,
-            newest=newest,
-            rejected_file=rejected,
-            progress=progress,
-            on_read=lambda read: show_joined(read, users, rejected),
-        )
+        with remembering(in_bulk(encoder), vectors or default_folder(index)) as kept:
+            data = load_retrieval_data(
+                ads,
+                clicks,
+                users,
+                kept,
+                split=split,
+                seed=seed,
+                max_rejected=max_rejected,
+                newest=newest,
+                rejected_file=rejected,
+                progress=progress,
+                on_read=lambda read: show_joined(read, users, rejected),
+            )
+        console.print(kept.said, highlight=False, soft_wrap=True)
         found = evaluate_retrieval(
             data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)
         )

@@ -16,7 +16,7 @@ from index_builder.schedule import Schedule
 from index_builder.towers import EVENT_TYPES
 from index_builder.training.data import RetrievalData
 from index_builder.training.held_out import HeldOut, held_out
-from index_builder.training.ranks import recall_at, with_interval
+from index_builder.training.ranks import Places, recall_at, with_interval
 from records.clicks import Integers
 from records.errors import InputError
 from records.history import Histories
@@ -215,7 +215,7 @@ def _as_if(
     return _slice(str(events), {RETRIEVAL: places_in([one.ads for one in found], judge.judged), **others}, k)
 
 
-def _slice(name: str, places: Mapping[str, Sequence[Integers]], k: int) -> Slice:
+def _slice(name: str, places: Mapping[str, Sequence[Places]], k: int) -> Slice:
     some = next(iter(places.values()))
     recall = {method: recall_at(found, k) for method, found in places.items()}
     return Slice(
@@ -252,7 +252,7 @@ def _by_ads(judge: Judge, data: RetrievalData, k: int) -> list[Slice]:
         of_users = [(clicks[ads] >= low) & (clicks[ads] <= high) for ads in judge.judged.clicked]
         if any(of_user.any() for of_user in of_users):
             some = {
-                method: [of[which] for of, which in zip(places, of_users, strict=True) if which.any()]
+                method: [of.take(which) for of, which in zip(places, of_users, strict=True) if which.any()]
                 for method, places in judge.places.items()
             }
             found.append(_slice(name, some, k))

@@ -7,16 +7,28 @@ import numpy.typing as npt
 
 from index_builder.schedule import Schedule
 from index_builder.training.held_out import HeldOut
-from index_builder.training.ranks import ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
+from index_builder.training.ranks import (
+    NOT_FOUND,
+    Places,
+    Shown,
+    hit_at,
+    ndcg_at,
+    places_of,
+    recall_at,
+    reciprocal_rank,
+    shown_first,
+    with_interval,
+)
 from records.clicks import Integers
 from retrieval.evaluation.results import RECALLS, Comparison
 
 _FIRST = 100
-_NOT_FOUND = np.iinfo(np.int32).max
 
 
 class Judge:
     """Keeps what each method finds.
+
+    Scores that are equal stand in no order (see `index_builder.training.ranks`); a list is judged as it is served.
 
     Args:
         judged: The users.
@@ -34,22 +46,19 @@ class Judge:
         self.judged = judged
         self._schedule = schedule
         self.clicks_of_ads = clicks_of_ads
-        self.places: dict[str, list[Integers]] = {}
+        self.places: dict[str, list[Places]] = {}
         self._coverage: dict[str, float] = {}
         self._lift: dict[str, float] = {}
         self._asked: dict[str, int] = {}
 
     def add_scores(self, name: str, scores: Callable[[int], npt.NDArray[np.float32]]) -> None:
         """A method that scores all ads for the user at a place."""
-        places, shown = [], []
+        places, exposure = [], _Exposure(self.clicks_of_ads)
         for user in range(len(self.judged)):
-            of_user = self._of_eligible(scores(user), user)
-            places.append(places_of(of_user, self.judged.clicked[user], self.judged.seen[user]))
-            left = of_user.copy()
-            left[self.judged.seen[user]] = -np.inf
-            first = min(_FIRST, len(left))
-            shown.append(np.argpartition(-left, first - 1)[:first])
-        self._add(name, places, shown)
+            of_user, seen = self._of_eligible(scores(user), user), self.judged.seen[user]
+            places.append(places_of(of_user, self.judged.clicked[user], seen))
+            exposure.add(shown_first(of_user, seen, _FIRST))
+        self._add(name, places, exposure)
 
     def _of_eligible(self, scores: npt.NDArray[np.float32], user: int) -> npt.NDArray[np.float32]:
         """The scores, minus infinity for ads that may not be shown when the user is asked for."""
@@ -62,14 +71,16 @@ class Judge:
     def add_lists(self, name: str, lists: Sequence[Integers], asked: int) -> None:
         """A method that answers with the numbers of at most `asked` ads, best first; what needs more is not judged."""
         self._asked[name] = asked
-        self._add(name, places_in(lists, self.judged), [found[:_FIRST] for found in lists])
+        exposure = _Exposure(self.clicks_of_ads)
+        for found in lists:
+            first = found[:_FIRST]
+            exposure.add(Shown(first, np.ones(len(first))))
+        self._add(name, places_in(lists, self.judged), exposure)
 
-    def _add(self, name: str, places: list[Integers], shown: Sequence[Integers]) -> None:
+    def _add(self, name: str, places: list[Places], exposure: "_Exposure") -> None:
         self.places[name] = places
-        together = np.concatenate(shown) if len(shown) else np.empty(0, np.int64)
-        self._coverage[name] = len(np.unique(together)) / len(self.clicks_of_ads)
-        mean = self.clicks_of_ads[together].mean() if len(together) else 0.0
-        self._lift[name] = float(mean / max(self.clicks_of_ads.mean(), 1e-9))
+        self._coverage[name] = exposure.coverage
+        self._lift[name] = exposure.lift
 
     def comparison(self, ours: Sequence[str]) -> Comparison:
         """All methods; the lead of each of `ours` over every other method."""
@@ -99,17 +110,42 @@ class Judge:
         )
 
 
-def places_in(lists: Sequence[Integers], judged: HeldOut) -> list[Integers]:
+class _Exposure:
+    """Which ads are among the first of how many users, ties by expectation."""
+
+    def __init__(self, clicks_of_ads: npt.NDArray[np.float64]) -> None:
+        self._clicks = clicks_of_ads
+        self._never = np.ones(len(clicks_of_ads))  # the chance that nobody is shown the ad
+        self._shown = self._clicks_shown = 0.0
+
+    def add(self, shown: Shown) -> None:
+        """What one more user is shown."""
+        self._never[shown.ads] *= 1 - shown.chance
+        self._shown += float(shown.chance.sum())
+        self._clicks_shown += float(shown.chance @ self._clicks[shown.ads])
+
+    @property
+    def coverage(self) -> float:
+        """Share of the ads that somebody is shown."""
+        return float(1 - self._never.mean())
+
+    @property
+    def lift(self) -> float:
+        """Mean clicks of the ads that are shown, over that of all ads."""
+        mean = self._clicks_shown / self._shown if self._shown else 0.0
+        return float(mean / max(self._clicks.mean(), 1e-9))
+
+
+def places_in(lists: Sequence[Integers], judged: HeldOut) -> list[Places]:
     """Places of each user's clicked ads in the list that they got."""
     places = []
     for found, clicked in zip(lists, judged.clicked, strict=True):
         place_of = {ad: place for place, ad in enumerate(found.tolist())}
-        places.append(np.array([place_of.get(ad, _NOT_FOUND) for ad in clicked.tolist()]))
+        places.append(Places.known([place_of.get(ad, NOT_FOUND) for ad in clicked.tolist()]))
     return places
 
 
-def _per_user(places: Sequence[Integers], asked: int) -> dict[str, npt.NDArray[np.float64]]:
+def _per_user(places: Sequence[Places], asked: int) -> dict[str, npt.NDArray[np.float64]]:
     """Each of `results.METRICS`, one value a user; no recall@k of more than were asked for."""
     found = {f"recall@{k}": recall_at(places, k) for k in RECALLS if k <= max(asked, min(RECALLS))}
-    hit = np.array([float((of_user < 10).any()) for of_user in places])
-    return {**found, "ndcg@10": ndcg_at(places, 10), "mrr": reciprocal_rank(places), "hit@10": hit}
+    return {**found, "ndcg@10": ndcg_at(places, 10), "mrr": reciprocal_rank(places), "hit@10": hit_at(places, 10)}
