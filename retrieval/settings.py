@@ -33,7 +33,9 @@ class RetrievalSettings(ServerSettings):
     )
     fresh_below: int = Field(10, ge=1, description="Impressions below which an ad is fresh.")
     source_timeout_ms: float = Field(50.0, gt=0, description="How long to wait for sources beside the interests.")
-    text_cache: int = Field(10_000, ge=0, description="Encoded texts of interests and events to keep.")
+    text_cache_mib: int = Field(
+        32, ge=0, description="Memory for the vectors of texts that were encoded lately, in MiB; 0 keeps none."
+    )
     poll_seconds: float = Field(1.0, gt=0, description="How often to look for a new version.")
 
     def sources(self) -> SourceSettings:

@@ -33,6 +33,8 @@ _RECENT_DAYS = 14.0
 # Ads that popularity can bring, and fresh ads that are looked through.
 _MOST_POPULAR, _FRESHEST = 5000, 20_000
 _SEARCHES = 3
+# Characters of searches and interests in which words are looked for.
+_SEARCHED_CHARS = 8192
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class LexicalSource:
     def find(self, asked: Asked) -> Sequence[int]:
         """See `Source`."""
         searches = [event.text for event in asked.user.history if event.type is EventType.SEARCH and event.text]
-        text = " ".join([*searches[: -_SEARCHES - 1 : -1], asked.user.interests])
+        text = " ".join([*searches[: -_SEARCHES - 1 : -1], asked.user.interests])[:_SEARCHED_CHARS]
         found: list[int] = self._index.search(text, asked.wanted).tolist() if text.strip() else []
         return found
 
