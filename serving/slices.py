@@ -1,6 +1,6 @@
 """Computations that can be left off: generators that yield wherever they may be paused or ended.
 
-A slice is what runs between two yields; whoever runs it decides whether there is a next one. Knows not what is computed.
+A slice is what runs between two yields; who runs it decides whether there is another. Knows not what is computed.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.speed.display import machine_line
 from benchmarks.speed.results import BenchResult
 
-BENCHES = ("rank", "build", "retrieve", "load", "soak")
+BENCHES = ("rank", "build", "retrieve", "load", "soak", "attack")
 
 
 def kept_results(folder: Path) -> list[BenchResult]:
