@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from records.errors import InputError
+from records.parquet_limits import bounded_batches
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv")
-_BATCH_ROWS = 4096
 _MAX_CSV_FIELD = 16 * 1024 * 1024
 
 
@@ -95,17 +94,16 @@ def _has_bad_bytes(text: str) -> bool:
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
-    with pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(_BATCH_ROWS):
-            for place, column in enumerate(batch.schema):
-                if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-                    micros = batch.column(place).cast(pa.timestamp("us", column.type.tz), safe=False)
-                    batch = batch.set_column(place, column.name, micros)
-            try:
-                yield from batch.to_pylist(maps_as_pydicts="lossy")
-            except (ValueError, OverflowError):
-                for index in range(batch.num_rows):
-                    yield _parquet_row(batch.slice(index, 1))
+    for batch in bounded_batches(file):
+        for place, column in enumerate(batch.schema):
+            if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+                micros = batch.column(place).cast(pa.timestamp("us", column.type.tz), safe=False)
+                batch = batch.set_column(place, column.name, micros)
+        try:
+            yield from batch.to_pylist(maps_as_pydicts="lossy")
+        except (ValueError, OverflowError):
+            for index in range(batch.num_rows):
+                yield _parquet_row(batch.slice(index, 1))
 
 
 def _parquet_row(batch: pa.RecordBatch) -> Row:
