@@ -45,9 +45,9 @@ _DEEPER = 100
 _WARM_UP_EVENTS = 100
 # What a call costs at most is told in vectors to be searched with; reading so many tokens, or merging so many
 # candidates of a vector, takes about as long as one.
-_TOKENS_A_VECTOR, _CANDIDATES_A_VECTOR = 32, 256
-# A call that costs more waits behind the others.
-LIGHT_COST = 24
+_TOKENS_A_VECTOR, _CANDIDATES_A_VECTOR = 8, 256
+# A call that costs more waits behind the others: one that brings more new text than one slice reads.
+LIGHT_COST = 36
 # Tokens that are read in one slice: the time of one long text, some tens of milliseconds on two cores.
 _SLICE_TOKENS = 256
 
@@ -169,10 +169,13 @@ class Retriever:
         return replace(user, interests=user.interests.strip()[:most], history=history)
 
     def cost_of(self, query: Query) -> int:
-        """What a query costs at most, if no text of it has been encoded before; the unit is one vector searched."""
+        """About what a query costs; the unit is one vector searched.
+
+        May be called in any thread: texts that are kept by now are looked up, and nothing is changed.
+        """
         user = query.user
         texts = self._model.texts_of(user) if user is not None else []
-        tokens = sum(estimated_tokens(text, self._max_tokens) for text in texts)
+        tokens = sum(estimated_tokens(text, self._max_tokens) for text in set(texts) if text not in self._encoded)
         vectors = len(query.vectors) if query.vectors is not None else 1
         return vectors * (1 + (query.k + len(query.exclude)) // _CANDIDATES_A_VECTOR) + tokens // _TOKENS_A_VECTOR
 

@@ -36,6 +36,10 @@ class ByteBudgetCache(Generic[Value]):
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, key: str | bytes) -> bool:
+        """Whether the value is kept, which does not count as a use; may be asked in any thread."""
+        return digest_of(key) in self._kept
+
     @property
     def used_bytes(self) -> int:
         """What the cache takes now."""
