@@ -23,6 +23,7 @@ BOMBS = {
     "lists of objects": ({"history": [[{"type": "click", "text": LONG}]] * ROWS}, {}),
     "maps": ({"attributes": pa.array([[("a", LONG)]] * ROWS, pa.map_(pa.string(), pa.string()))}, {}),
     "names in maps": ({"attributes": pa.array([[(LONG, "a")]] * ROWS, pa.map_(pa.string(), pa.string()))}, {}),
+    "lists of one text, most of them empty": ({"keywords": [[LONG] * 1000, *[[]] * (ROWS - 1)]}, {}),
     "many columns": ({f"c{number}": ["y" * 20_000] * ROWS for number in range(9)}, {}),
     "differences to the value before": (
         {"title": [LONG + name for name in IDS]},
@@ -64,6 +65,14 @@ def test_small_files_of_long_texts_take_little_memory(tmp_path):
         rows, mib = line.split()
         assert int(rows) == 400
         assert float(mib) < 250, kind  # 700 and more without a bound
+
+
+def test_a_row_that_is_too_large_by_itself_is_refused(tmp_path):
+    lists = [[LONG] * 4000, *[[]] * (ROWS - 1)]
+    deep = [[{"text": LONG, "type": "a"}] * 4000, *[[]] * (ROWS - 1)]
+    for columns in ({"keywords": lists}, {"history": deep}, {"keywords": [lists[0]]}):
+        with pytest.raises(InputError, match=r"a row of (keywords|history)\.list.* would take 720,000,000 bytes"):
+            next(read_rows(write(tmp_path, columns)))
 
 
 def test_a_file_of_more_rows_than_it_can_hold_is_refused(tmp_path):

@@ -144,7 +144,12 @@ def main() -> None:
     """See the module."""
     name, address, calls_at_once = sys.argv[1:]
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def stop_at_end_of_input() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=stop_at_end_of_input, daemon=True).start()
     attack(name, address, int(calls_at_once), stop)
 
 
