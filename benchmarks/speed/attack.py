@@ -180,7 +180,7 @@ def _of_neighbour(method: str, alone: Answered, beside: Answered) -> Verdict:
 def _of_deadlines(method: str, channel: grpc.Channel, start: Start) -> Verdict:
     """Of heavy calls whose deadline passed: how much longer the next call takes than without one."""
     usual = one_by_one(start, _AFTER_DEADLINES)
-    taken = []
+    taken: list[float] = []
     for number in range(_AFTER_DEADLINES):
         heavy = method_of(method, channel).future(
             COSTLY[method](f"late {os.getpid()} {number}"), timeout=_DEADLINE_SECONDS

@@ -21,8 +21,8 @@ TIMEOUT_SECONDS = 10.0
 _TEXT_CHARS, _TEXTS, _ADS, _K = 32_000, 250, 1000, 1000
 _WORDS = "running shoes espresso grinder garden spade marathon compost "
 
-# Makes a call, or starts it: takes the request and the seconds it may take.
-Method = Callable[..., Any]
+# A method of a stub: called with a request, or started with `future`.
+Method = Any
 
 
 def text_of(number: str, chars: int = _TEXT_CHARS) -> str:
@@ -55,7 +55,7 @@ def costly_recommend(number: str) -> recommend_pb2.RecommendRequest:
 
 def method_of(name: str, channel: grpc.Channel) -> Method:
     """`Retrieve`, `Rank` or `Recommend` of whoever answers at the channel."""
-    found: dict[str, Method] = {
+    found = {
         "Retrieve": RetrievalServiceStub(channel).Retrieve,
         "Rank": RankingServiceStub(channel).Rank,
         "Recommend": RecommendServiceStub(channel).Recommend,
