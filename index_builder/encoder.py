@@ -22,6 +22,13 @@ _HASHING = "hashing:"
 _CPU_BATCH, _GPU_BATCH = 64, 1024
 _BY_CALL = ("padding", "truncation")
 
+# Characters that are read of a text for each token that a model takes. A token of running text stands for one to six;
+# what stands behind so many is never reached, and would be split into tokens in vain.
+CHARS_PER_TOKEN = 16
+# Tokens that are reckoned with where a model names no limit.
+_USUAL_TOKENS = 512
+_HASHED_CHARS = 8192
+
 
 class TextEncoder(Protocol):
     """Anything that turns texts into unit vectors."""
@@ -42,8 +49,17 @@ class TextEncoder(Protocol):
     def dimension(self) -> int:
         """Numbers per vector."""
 
+    @property
+    def max_chars(self) -> int:
+        """Characters of a text that are read; what stands behind them changes nothing."""
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors, float32, shape [texts, dimension], in the order given."""
+
+
+def estimated_tokens(text: str, max_tokens: int) -> int:
+    """About how many tokens a model reads of a text, without splitting it: one for each four bytes, and two marks."""
+    return min(max_tokens, 2 + len(text.encode("utf-8", "replace")) // 4)
 
 
 def embedded_model_path() -> Path:
@@ -105,6 +121,7 @@ class SentenceTransformerEncoder:
             ) from error
         self.name = name
         self.dimension = int(self.model.get_embedding_dimension() or 0)
+        self.max_chars = CHARS_PER_TOKEN * int(self.model.max_seq_length or _USUAL_TOKENS)
         self.sha256 = self._fingerprint()
 
     def _fingerprint(self) -> str:
@@ -139,11 +156,12 @@ class SentenceTransformerEncoder:
             return np.zeros((0, self.dimension), np.float32)
         import torch
 
+        read = [text[: self.max_chars] for text in texts]
         on_gpu = self.model.device.type == "cuda"
         # Products in bfloat16, everything else in float32; a GPU wants many texts at once.
         with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
             vectors = self.model.encode(
-                list(texts),
+                read,
                 batch_size=_GPU_BATCH if on_gpu else _CPU_BATCH,
                 normalize_embeddings=True,
                 show_progress_bar=False,
@@ -158,13 +176,14 @@ class HashingEncoder:
         self.name = f"{_HASHING}{dimension}"
         self.variant = ""
         self.dimension = dimension
-        self.sha256 = hashlib.sha256(f"{self.name} words+trigrams v1".encode()).hexdigest()
+        self.max_chars = _HASHED_CHARS
+        self.sha256 = hashlib.sha256(f"{self.name} words+trigrams v2".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """See `TextEncoder`."""
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
-            for feature in _features(text):
+            for feature in _features(text[: self.max_chars]):
                 bits = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
                 vectors[row, (bits >> 1) % self.dimension] += 1.0 if bits & 1 else -1.0
         vectors[~vectors.any(axis=1), 0] = 1.0  # a text without words still needs a direction

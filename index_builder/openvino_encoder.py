@@ -71,6 +71,7 @@ class OpenVinoEncoder:
             raise BuildError("--engine openvino needs OpenVINO: pip install 'adcascade[fast]'") from missing
         self.name, self.sha256, self.dimension = source.name, source.sha256, source.dimension
         self.variant = f"{source.settings_sha256} openvino"
+        self.max_chars = source.max_chars
         self._tokenizer = source.model.tokenizer
         self._max_tokens = source.model.max_seq_length
         has_segments = "token_type_ids" in self._tokenizer.model_input_names
@@ -103,7 +104,8 @@ class OpenVinoEncoder:
         """Places in `texts`, token ids and mask of texts of like length."""
         if not texts:
             return
-        rows = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        read = [text[: self.max_chars] for text in texts]
+        rows = self._tokenizer(read, truncation=True, max_length=self._max_tokens)["input_ids"]
         lengths = np.array([len(row) for row in rows])
         order = np.argsort(lengths, kind="stable")
         pad = int(self._tokenizer.pad_token_id or 0)

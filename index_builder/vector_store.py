@@ -224,6 +224,7 @@ class RememberingEncoder:
             source.variant,
             source.dimension,
         )
+        self.max_chars = source.max_chars
         self._source, self._store = source, store
         self.embedded = self.reused = 0
 

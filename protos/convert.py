@@ -20,6 +20,9 @@ from records.users import Context, Event, EventType, UserProfile, check_context,
 
 MAX_VECTORS = 16
 MAX_IMPRESSIONS = 2**53
+# Beyond these the squares of a vector's numbers, and so its inner products, overflow or vanish in 32 bits.
+MAX_NORM, MIN_NORM = 1e18, 1e-18
+_NANOS = 10**9
 
 _EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
     types_pb2.EVENT_TYPE_IMPRESSION: EventType.IMPRESSION,
@@ -143,12 +146,15 @@ def vectors_from_wire(
     """Ready interest vectors, made unit vectors if so asked, float32 [vectors, dimension].
 
     Raises InputError for another dimension, a number of values that is no multiple of it, NaN or infinity, a vector of
-    zeros, or more than 16 vectors.
+    zeros, one that is too long or too short to reckon with in 32 bits, or more than 16 vectors.
     """
     if message.dimension != dimension:
         raise InputError(f"vectors have dimension {message.dimension}; this index has {dimension}")
     if bool(message.values) == bool(message.raw):
         raise InputError("give the vectors in exactly one of values and raw")
+    numbers = len(message.raw) // 4 or len(message.values)
+    if numbers > MAX_VECTORS * dimension:  # before millions of them are converted in vain
+        raise InputError(f"{-(-numbers // dimension)} vectors; the limit is {MAX_VECTORS}")
     if message.raw:
         if len(message.raw) % (4 * dimension):
             raise InputError(f"raw has {len(message.raw)} bytes, not a multiple of 4 x {dimension}")
@@ -158,11 +164,11 @@ def vectors_from_wire(
     if len(flat) % dimension:
         raise InputError(f"values has {len(flat)} numbers, not a multiple of {dimension}")
     vectors = flat.reshape(-1, dimension)
-    if len(vectors) > MAX_VECTORS:
-        raise InputError(f"{len(vectors)} vectors; the limit is {MAX_VECTORS}")
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():
         raise InputError("a vector has NaN, infinity, or only zeros")
+    if (norms > MAX_NORM).any() or (norms < MIN_NORM).any():
+        raise InputError(f"a vector's length is not between {MIN_NORM:g} and {MAX_NORM:g}: it overflows in 32 bits")
     return (vectors / norms).astype(np.float32) if unit else vectors
 
 
@@ -209,6 +215,8 @@ def _time(message: Message, name: str, value: Timestamp) -> datetime | None:
     if not message.HasField(name):
         return None
     try:
+        if not 0 <= value.nanos < _NANOS:
+            raise ValueError(f"{value.nanos} nanoseconds")
         return value.ToDatetime(UTC)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{name} is not a time between the years 1 and 9999") from error

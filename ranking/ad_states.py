@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from serving.byte_cache import ENTRY_BYTES, digest_of
+
 # What fills the cache: takes places in the asked-for list, returns how many rows each has, int64 [places], and these,
 # [places, rows, width].
 Compute = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
@@ -22,7 +24,7 @@ _NO_PAGE = 0
 
 
 class AdStateCache:
-    """Least recently used ad states, by ad text.
+    """Least recently used ad states, by ad text, of which a digest is kept.
 
     Args:
         max_ads: How many ads of the longest kind fit; of shorter ones more do.
@@ -51,21 +53,25 @@ class AdStateCache:
         self._slab[_NO_PAGE] = 0
         self._tables = np.full((pages, pages_each), _NO_PAGE, np.int64)
         self._lengths = np.ones(pages, np.int64)
-        self._slots: OrderedDict[str, int] = OrderedDict()
+        self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._free_slots = list(range(pages - 1, -1, -1))
         self._free_pages = list(range(pages, 0, -1))
         self.max_ads = max_ads
 
     @staticmethod
     def bytes_per_ad(max_rows: int, width: int, dtype: torch.dtype = torch.float32, page_rows: int = 8) -> int:
-        """Memory that an ad of so many rows takes, in bytes."""
-        return -(-max_rows // page_rows) * page_rows * width * dtype.itemsize
+        """Memory that an ad of so many rows takes, in bytes, with what finds it again: a slot for each page."""
+        return -(-max_rows // page_rows) * (page_rows * width * dtype.itemsize + ENTRY_BYTES)
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def __contains__(self, text: str) -> bool:
-        return text in self._slots
+        return digest_of(text) in self._slots
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Those that are not kept, each once."""
+        return [text for text in dict.fromkeys(texts) if text not in self]
 
     def has_room(self, ads: int) -> bool:
         """Whether so many more ads fit, whatever their length, without another one giving way."""
@@ -82,16 +88,17 @@ class AdStateCache:
             States [texts, rows, width] with as many rows as the longest has, in whole pages; a mask of those that an ad
             has, bool [texts, rows]; and how many texts were found.
         """
-        found = sum(text in self._slots for text in texts)
-        missing: dict[str, int] = {}
-        for place, text in enumerate(texts):
-            if text in self._slots:
-                self._slots.move_to_end(text)
+        keys = [digest_of(text) for text in texts]
+        found = sum(key in self._slots for key in keys)
+        missing: dict[bytes, int] = {}
+        for place, key in enumerate(keys):
+            if key in self._slots:
+                self._slots.move_to_end(key)
             else:
-                missing.setdefault(text, place)
+                missing.setdefault(key, place)
         if missing:
             self._fill(list(missing), *compute(list(missing.values())))
-        slots = [self._slots[text] for text in texts]
+        slots = [self._slots[key] for key in keys]
         lengths = self._lengths[slots]
         pages = torch.from_numpy(self._tables[slots, : self._pages(int(lengths.max()))]).to(self._slab.device)
         # Whole pages at a time: several times faster than to index by a table.
@@ -102,9 +109,9 @@ class AdStateCache:
     def _pages(self, rows: int) -> int:
         return -(-rows // self._slab.shape[1])
 
-    def _fill(self, texts: Sequence[str], lengths: Tensor, states: Tensor) -> None:
+    def _fill(self, keys: Sequence[bytes], lengths: Tensor, states: Tensor) -> None:
         page_rows = self._slab.shape[1]
-        slots = [self._take_slot(text, rows) for text, rows in zip(texts, lengths.tolist(), strict=True)]
+        slots = [self._take_slot(key, rows) for key, rows in zip(keys, lengths.tolist(), strict=True)]
         tables = torch.from_numpy(self._tables[slots, : self._pages(states.shape[1])]).to(states.device)
         small = states.to(self._slab.dtype)
         padded = F.pad(small, (0, 0, 0, tables.shape[1] * page_rows - states.shape[1]))
@@ -112,14 +119,14 @@ class AdStateCache:
         taken = torch.nonzero(pages != _NO_PAGE)[:, 0]
         self._slab.index_copy_(0, pages[taken], padded.view(-1, *self._slab.shape[1:]).index_select(0, taken))
 
-    def _take_slot(self, text: str, rows: int) -> int:
+    def _take_slot(self, key: bytes, rows: int) -> int:
         pages = self._pages(rows)
         while len(self._free_pages) < pages:
             self._drop(self._slots.popitem(last=False)[1])
         slot = self._free_slots.pop()
         self._tables[slot, :pages] = [self._free_pages.pop() for _ in range(pages)]
         self._lengths[slot] = rows
-        self._slots[text] = slot
+        self._slots[key] = slot
         return slot
 
     def _drop(self, slot: int) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from index_builder.encoder import CHARS_PER_TOKEN
+
 TokenIds = list[int]
 
 
@@ -57,9 +59,10 @@ def pad(rows: Sequence[TokenIds], pad_id: int, least: int = 1) -> TokenRows:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[TokenIds]:
-    """Each text as [CLS] ... [SEP], cut at `max_tokens`."""
+    """Each text as [CLS] ... [SEP], cut at `max_tokens`; what is never reached is cut off before it is split."""
     if not texts:
         return []
     only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, **only_ids)
+    read = [text[: CHARS_PER_TOKEN * max_tokens] for text in texts]
+    encoded = tokenizer(read, truncation=True, max_length=max_tokens, **only_ids)
     return [list(ids) for ids in encoded["input_ids"]]

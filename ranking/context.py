@@ -7,7 +7,6 @@ trick, arXiv 0902.2206). Numbers are put into classes first: whether someone is 
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 
 from ranking.features import hashed
 from records.users import Context, UserProfile
@@ -37,7 +36,7 @@ def context_buckets(
 
 def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iterator[str]:
     if moment is not None:
-        local = moment.astimezone(UTC) + timedelta(minutes=context.utc_offset_minutes)
+        local = _ahead(moment.astimezone(UTC), context.utc_offset_minutes)
         yield f"hour={local.hour}"
         yield f"weekday={local.weekday()}"
     for name, value in sorted(context.values.items()):
@@ -46,7 +45,14 @@ def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iter
         yield f"user {name}={_classed(value)}"
 
 
-@lru_cache(maxsize=100_000)
+def _ahead(moment: datetime, minutes: int) -> datetime:
+    """`moment` on a clock that is ahead; the first and the last one that there are have none before and after them."""
+    try:
+        return moment + timedelta(minutes=minutes)
+    except OverflowError:
+        return moment
+
+
 def _bucket(word: str) -> int:
     return 1 + hashed(word) % (CONTEXT_BUCKETS - 1)
 

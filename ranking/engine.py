@@ -6,13 +6,14 @@ Picks device, precision and what runs the text layers. Belongs to one thread at 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from index_builder.encoder import estimated_tokens
 from ranking.ad_states import AdStateCache
 from ranking.artifact import ModelVersion
 from ranking.backends import TextBackend, choose_backend
@@ -24,13 +25,21 @@ from ranking.hardware import choose_device, choose_precision
 from ranking.model import SharedUserCrossEncoder
 from ranking.passes import AdPass
 from ranking.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
-from ranking.text_layers import JointText, NoText, Reader, SharedText, TextLayers
+from ranking.text_layers import JointText, NoText, Reader, SharedText, TextLayers, read_ahead
+from serving.slices import Slices, run_through
 
 log = logging.getLogger(__name__)
 
 # Of candidates and past ads; to read one again costs little.
 _CACHED_VECTORS = 20_000
 _GPU_BUDGETS = 8
+# What a call costs at most is told in candidates that have been read before; reading a token in the text layers takes
+# as long as half of one, splitting a text into tokens and looking up its words an eighth a token.
+_READ_TOKENS, _LOOKED_UP_TOKENS = 2, 8
+# A call that costs more waits behind the others.
+LIGHT_COST = 512
+# Characters that are split into tokens in one slice: some tens of milliseconds where each is a token of its own.
+_SLICE_CHARS = 8192
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -111,23 +120,54 @@ class RankingEngine:
         """Reads ads before anybody asks for them; False if there is no room left, or nothing that could be kept."""
         return isinstance(self._text, SharedText) and self._text.keep(ad_texts)
 
+    def readable(self, query: RankQuery) -> RankQuery:
+        """The query with texts that are cut to what the model reads of them."""
+        most = self._reader.max_ad_chars
+        return replace(
+            query,
+            user_text=query.user_text[: self._reader.max_user_chars],
+            interests=query.interests[:most],
+            past=[replace(event, text=event.text[:most]) for event in query.past],
+            ad_texts=[text[:most] for text in query.ad_texts],
+        )
+
+    def cost_of(self, query: RankQuery) -> int:
+        """About what a query costs; the unit is one candidate that has been read before.
+
+        May be called in any thread: what is kept by now is looked up, and nothing is changed.
+        """
+        looked_up = self._vectors.missing([*query.ad_texts, *(event.text for event in query.past)])
+        user_tokens = estimated_tokens(query.user_text, self._reader.max_user_tokens)
+        read = user_tokens + self._text.cost_of(query.ad_texts, user_tokens)
+        tokens = sum(map(self._reader.tokens_of_ad, looked_up))
+        return len(query.ad_texts) + read // _READ_TOKENS + tokens // _LOOKED_UP_TOKENS
+
     def rank(self, queries: Sequence[RankQuery]) -> list[RankAnswer]:
         """Scores each query's candidates; users are read together, and each once.
 
         Raises:
             ModelError: The model made a score that is not a number.
         """
+        return run_through(self.rank_in_slices(queries))
+
+    @torch.inference_mode()
+    def rank_in_slices(self, queries: Sequence[RankQuery]) -> Slices[list[RankAnswer]]:
+        """The same as `rank`."""
         started = time.perf_counter()
         users = self._reader.users([query.user_text for query in queries])
         tokenized = time.perf_counter()
-        with torch.inference_mode():
-            dense = [self._dense(query) for query in queries]
-            behaviour = [self._behaviour(query, features) for query, features in zip(queries, dense, strict=True)]
-            text = self._text.added(users, [query.ad_texts for query in queries], dense)
-            scored = [
-                ((known.click + added).cpu().numpy(), known.conversion.cpu().numpy(), cached)
-                for known, (added, cached) in zip(behaviour, text, strict=True)
-            ]
+        yield
+        dense, behaviour = [], []
+        for query in queries:
+            yield from read_ahead(self._vectors.missing(_texts_of(query)), len, _SLICE_CHARS, self._text_vectors)
+            dense.append(self._dense(query))
+            behaviour.append(self._behaviour(query, dense[-1]))
+            yield
+        text = yield from self._text.added(users, [query.ad_texts for query in queries], dense)
+        scored = [
+            ((known.click + added).cpu().numpy(), known.conversion.cpu().numpy(), cached)
+            for known, (added, cached) in zip(behaviour, text, strict=True)
+        ]
         compute_ms = 1000 * (time.perf_counter() - tokenized)
         return [
             RankAnswer(*self._finish(*logits), cached, 1000 * (tokenized - started), compute_ms, self.loaded.version)
@@ -136,9 +176,8 @@ class RankingEngine:
 
     def _behaviour(self, query: RankQuery, dense: Tensor) -> Behaviour:
         """Logits from counters and the user's past events; what they are about is read once an ad, and kept."""
-        interests = [query.interests] if query.interests else []
-        texts = self._text_vectors([*query.ad_texts, *interests, *(event.text for event in query.past)])
-        count = len(query.ad_texts)
+        texts = self._text_vectors(_texts_of(query))
+        count, interests = len(query.ad_texts), [query.interests] if query.interests else []
         stated, past = texts[count : count + len(interests)], texts[count + len(interests) :]
         gaps = self._integers(gap_classes(np.array([event.seconds for event in query.past])))
         history = History(
@@ -179,3 +218,9 @@ class RankingEngine:
         if not np.isfinite(p_click).all():
             raise ModelError(f"model version {self.loaded.version} made a score that is not a number")
         return p_click, spec.conversion.probability(conversion) if spec.conversion is not None else None
+
+
+def _texts_of(query: RankQuery) -> list[str]:
+    """Candidates, interests if there are any, and what past events are about."""
+    interests = [query.interests] if query.interests else []
+    return [*query.ad_texts, *interests, *(event.text for event in query.past)]

@@ -27,6 +27,9 @@ PRIOR_IMPRESSIONS = 10.0
 # Counters that were brought up to date longer ago than this, in seconds, are read as if it were this long.
 _LONGEST_LAG = 86_400.0
 
+# Texts whose hashes are kept, and how long they may be: of four bytes a character, and some 200 that keep them.
+_SHORT_TEXTS, _SHORT_CHARS = 2**15, 64
+
 # Upper ends, in seconds, of the classes into which the time between an event and an impression falls.
 _GAP_ENDS = (1, 10, 60, 300, 1800, 6 * 3600, 86_400, 7 * 86_400, 60 * 86_400)
 UNKNOWN_GAP = 0
@@ -114,7 +117,6 @@ def _ctr_logit(counts: Counts, ctr: float) -> npt.NDArray[np.float64]:
     return np.log(clicks / others)
 
 
-@lru_cache(maxsize=100_000)
 def id_bucket(ad_id: str, buckets: int) -> int:
     """Where the learned vector of an id stands, 1 to buckets - 1; 0, which is never learned, for no id.
 
@@ -126,7 +128,19 @@ def id_bucket(ad_id: str, buckets: int) -> int:
 
 
 def hashed(text: str) -> int:
-    """A number of 64 bits that is the same for a text on every machine and for ever."""
+    """A number of 64 bits that is the same for a text on every machine and for ever.
+
+    Those of short texts, which come again, are kept: some 15 MiB at most, whatever is sent.
+    """
+    return _hashed_short(text) if len(text) <= _SHORT_CHARS else _hashed(text)
+
+
+@lru_cache(maxsize=_SHORT_TEXTS)
+def _hashed_short(text: str) -> int:
+    return _hashed(text)
+
+
+def _hashed(text: str) -> int:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -32,6 +32,7 @@ class RankQuery:
         context: see `ranking.context.context_buckets`; as many words as any model reads, or more.
         moment: when the ads would be shown, seconds since 1970.
         fresher: totals of some keys that go before those of the model version, by what is counted.
+        cost: see `engine.RankingEngine.cost_of`.
     """
 
     user_text: str
@@ -43,6 +44,7 @@ class RankQuery:
     context: Sequence[int]
     moment: float
     fresher: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
+    cost: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """RankingService: validate, call, convert. Knows nothing else."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,15 +18,16 @@ from protos.convert import (
 )
 from ranking.ad_keeper import AdKeeper
 from ranking.candidates import Candidates, CatalogVersion, prepare
-from ranking.engine import RankingEngine
+from ranking.engine import LIGHT_COST, RankingEngine
 from ranking.features import counter_id
 from ranking.model import SHARED_USER
 from ranking.query import MAX_CANDIDATES, RankAnswer, RankQuery
 from records.ads import Ad
 from records.counters import Total
 from records.errors import InputError
-from serving.batcher import Batched, Caller, MicroBatcher
+from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
+from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RankingService"
 MAX_COUNTERS = 4000
@@ -47,9 +49,11 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self._batcher: MicroBatcher[RankQuery, RankAnswer] = MicroBatcher(
             "ranking",
             self._score,
-            cost=lambda query: len(query.ad_texts),
+            cost=lambda query: query.cost,
             budget=batch_candidates,
-            max_waiting=1024,
+            light=LIGHT_COST,
+            max_waiting=MAX_WAITING,
+            max_heavy=MAX_HEAVY,
             meanwhile=AdKeeper(engines, catalogs).step if keep_ads and catalogs is not None else None,
         )
 
@@ -63,7 +67,10 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         candidates, index_version = self._prepare(request)
         if not candidates.query.ad_ids:
             return self._nothing_to_rank(candidates, index_version)
-        answer = self._batcher.submit(candidates.query, context)
+        with self._engines.lease() as engine:
+            query = engine.readable(candidates.query)
+            query = replace(query, cost=engine.cost_of(query))
+        answer = self._batcher.submit(query, context)
         return _response(request, candidates, answer, index_version)
 
     def GetModel(self, request: ranking_pb2.GetModelRequest, context: Caller) -> ranking_pb2.GetModelResponse:
@@ -114,9 +121,9 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 ineligible_ad_ids=candidates.ineligible,
             )
 
-    def _score(self, queries: Sequence[RankQuery]) -> list[RankAnswer]:
+    def _score(self, queries: Sequence[RankQuery]) -> Slices[list[RankAnswer]]:
         with self._engines.lease() as engine:
-            return engine.rank(queries)
+            return (yield from engine.rank_in_slices(queries))
 
 
 def _candidates(request: ranking_pb2.RankRequest) -> list[str | Ad]:

@@ -33,7 +33,12 @@ class RankingSettings(ServerSettings):
     token_budget: int = Field(
         8192, ge=64, description="Ad tokens in one pass, eight times as many on a GPU; bounds memory, not the request."
     )
-    batch_candidates: int = Field(2000, ge=1, description="Candidates of waiting calls that make up one batch.")
+    batch_candidates: int = Field(
+        2000,
+        ge=1,
+        description="What waiting calls that make up one batch may cost, in candidates; two tokens of an ad that "
+        "nobody has met count as one.",
+    )
     nice: int = Field(
         5, ge=0, le=19, description="How much it gives way to the other processes of this machine, as `nice` counts."
     )

@@ -6,20 +6,22 @@ tokens, not by the size of a request, and belong to the thread of the engine.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-from cachetools import LRUCache
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from index_builder.encoder import CHARS_PER_TOKEN, estimated_tokens
 from ranking.ad_states import AdStateCache
 from ranking.backends import TextBackend, UserKept
 from ranking.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
 from ranking.joint import JointCrossEncoder
 from ranking.passes import AdPass
 from ranking.user_states import UserStateCache
+from serving.byte_cache import ByteBudgetCache
+from serving.slices import Slices, by_cost
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,10 @@ log = logging.getLogger(__name__)
 _ADS_A_PART = 16
 # Numbers of ads and of tokens are rounded up to multiples: OpenVINO compiles anew for each shape that it meets.
 _ADS_STEP, _AD_TOKENS_STEP, _USER_TOKENS_STEP = 4, 4, 16
-# Ads whose tokens are remembered: a new one is read more than once in the request that brings it.
-_TOKENIZED_ADS = 4096
+# Memory for the tokens of ads: a new one is read more than once in the request that brings it.
+_TOKENS_BYTES, _BYTES_A_TOKEN = 16 * 2**20, 40
+# Tokens that are read in one slice, and pairs of user and ad, in tokens: some tens of milliseconds on two cores.
+_SLICE_TOKENS, _SLICE_PAIR_TOKENS = 1024, 2048
 
 
 class Reader:
@@ -44,9 +48,23 @@ class Reader:
         self._tokenizer = tokenizer
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._device = device
-        self._ads: LRUCache[str, TokenIds] = LRUCache(_TOKENIZED_ADS)
+        self._ads: ByteBudgetCache[TokenIds] = ByteBudgetCache(_TOKENS_BYTES, lambda ids: _BYTES_A_TOKEN * len(ids))
         self.max_user_tokens = max_user_tokens
         self.max_ad_tokens = max_ad_tokens
+
+    @property
+    def max_user_chars(self) -> int:
+        """Characters of a user text that are read."""
+        return CHARS_PER_TOKEN * self.max_user_tokens
+
+    @property
+    def max_ad_chars(self) -> int:
+        """Characters of an ad text that are read."""
+        return CHARS_PER_TOKEN * self.max_ad_tokens
+
+    def tokens_of_ad(self, text: str) -> int:
+        """About how many tokens are read of an ad text."""
+        return estimated_tokens(text, self.max_ad_tokens)
 
     def users(self, texts: Sequence[str]) -> TokenRows:
         """User texts, cut where the model cuts them."""
@@ -55,10 +73,12 @@ class Reader:
 
     def ads(self, texts: Sequence[str]) -> TokenRows:
         """Ad texts, cut where the model cuts them."""
-        found = {text: self._ads[text] for text in texts if text in self._ads}
-        new = [text for text in dict.fromkeys(texts) if text not in found]
-        found.update(zip(new, tokenize(self._tokenizer, new, self.max_ad_tokens), strict=True))
-        self._ads.update(found)
+        kept = {text: self._ads.get(text) for text in texts}
+        found = {text: ids for text, ids in kept.items() if ids is not None}
+        new = [text for text in kept if text not in found]
+        for text, ids in zip(new, tokenize(self._tokenizer, new, self.max_ad_tokens), strict=True):
+            self._ads.put(text, ids)
+            found[text] = ids
         return self._rows([found[text] for text in texts], _AD_TOKENS_STEP, self.max_ad_tokens)
 
     def _rows(self, tokens: Sequence[TokenIds], step: int, most: int) -> TokenRows:
@@ -69,9 +89,12 @@ class Reader:
 class TextLayers(Protocol):
     """What the text adds to logits."""
 
+    def cost_of(self, ad_texts: Sequence[str], user_tokens: int) -> int:
+        """About how many tokens must be read of a user's candidates, and of the user for each of them."""
+
     def added(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
-    ) -> list[tuple[Tensor, int]]:
+    ) -> Slices[list[tuple[Tensor, int]]]:
         """For each user, what the text adds to the logits of their ads, float32 [ads], and how many ads were known.
 
         Args:
@@ -84,10 +107,15 @@ class TextLayers(Protocol):
 class NoText:
     """Text layers that were not trained for clicks: they add nothing, and are not read."""
 
+    def cost_of(self, ad_texts: Sequence[str], user_tokens: int) -> int:
+        """See `TextLayers`."""
+        return 0
+
     def added(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
-    ) -> list[tuple[Tensor, int]]:
+    ) -> Slices[list[tuple[Tensor, int]]]:
         """See `TextLayers`."""
+        yield
         return [(torch.zeros(len(features), device=features.device), 0) for features in dense]
 
 
@@ -122,12 +150,20 @@ class SharedText:
         self._cache = AdStateCache(max(fitting, most_candidates), rows, passes.width, device, dtype)
         self._users = UserStateCache(user_cache_bytes)
 
+    def cost_of(self, ad_texts: Sequence[str], user_tokens: int) -> int:
+        """See `TextLayers`; ads whose states are kept cost nothing."""
+        return sum(map(self._reader.tokens_of_ad, self._cache.missing(ad_texts)))
+
     def added(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
-    ) -> list[tuple[Tensor, int]]:
+    ) -> Slices[list[tuple[Tensor, int]]]:
         """See `TextLayers`."""
         kept = self._users.read(users, self._backend.users)
-        return [self._of_user(*one) for one in zip(kept, ad_texts, dense, strict=True)]
+        yield
+        found = []
+        for one in zip(kept, ad_texts, dense, strict=True):
+            found.append((yield from self._of_user(*one)))
+        return found
 
     def keep(self, texts: Sequence[str]) -> bool:
         """Reads these ads before anybody asks; False, and nothing done, if others would have to give way."""
@@ -138,19 +174,22 @@ class SharedText:
             self._kept(missing)
         return True
 
-    def _of_user(self, user: UserKept, texts: Sequence[str], dense: Tensor) -> tuple[Tensor, int]:
-        logits, cached = [], 0
+    def _of_user(self, user: UserKept, texts: Sequence[str], dense: Tensor) -> Slices[tuple[Tensor, int]]:
+        logits = []
+        cached = sum(text in self._cache for text in texts)
         for chunk in _chunks(len(texts), self._ads_a_chunk):
-            kept, mask, found = self._kept(texts[chunk])
-            cached += found
+            part = texts[chunk]
+            yield from read_ahead(self._cache.missing(part), self._reader.tokens_of_ad, _SLICE_TOKENS, self._kept)
+            kept, mask = self._kept(part)
             logits.append(self._backend.join(user, kept, mask, dense[chunk]))
+            yield
         return torch.cat(logits), cached
 
-    def _kept(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+    def _kept(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
             return kept_by_length(self._backend, self._reader.ads([texts[place] for place in places]))
 
-        return self._cache.gather(texts, compute)
+        return self._cache.gather(texts, compute)[:2]
 
 
 class JointText:
@@ -166,22 +205,38 @@ class JointText:
         self._token_budget = token_budget
         self._bfloat16 = bfloat16
 
+    def cost_of(self, ad_texts: Sequence[str], user_tokens: int) -> int:
+        """See `TextLayers`; the user is read anew for each ad."""
+        return sum(user_tokens + self._reader.tokens_of_ad(text) for text in ad_texts)
+
     def added(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
-    ) -> list[tuple[Tensor, int]]:
+    ) -> Slices[list[tuple[Tensor, int]]]:
         """See `TextLayers`."""
-        return [
-            (self._of_user(users.take([row]), *one), 0) for row, one in enumerate(zip(ad_texts, dense, strict=True))
-        ]
+        found = []
+        for row, one in enumerate(zip(ad_texts, dense, strict=True)):
+            logits = yield from self._of_user(users.take([row]), *one)
+            found.append((logits, 0))
+        return found
 
-    def _of_user(self, user: TokenRows, texts: Sequence[str], dense: Tensor) -> Tensor:
+    def _of_user(self, user: TokenRows, texts: Sequence[str], dense: Tensor) -> Slices[Tensor]:
         logits = []
         tokens_each = self._reader.max_ad_tokens + int(user.lengths[0])
-        for chunk in _chunks(len(texts), max(1, self._token_budget // tokens_each)):
+        for chunk in _chunks(len(texts), max(1, min(self._token_budget, _SLICE_PAIR_TOKENS) // tokens_each)):
             ads = self._reader.ads(texts[chunk])
             with torch.autocast(ads.ids.device.type, torch.bfloat16, enabled=self._bfloat16):
                 logits.append(self._model(PairBatch(user, ads, (len(ads.ids),), dense[chunk])).float())
+            yield
         return torch.cat(logits)
+
+
+def read_ahead(
+    missing: Sequence[str], cost: Callable[[str], int], budget: int, read: Callable[[list[str]], object]
+) -> Slices[None]:
+    """Reads texts that a cache misses, in slices of at most `budget`, but for the last: who asks for all reads that."""
+    for part in list(by_cost(missing, cost, budget))[:-1]:
+        read(part)
+        yield
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:

@@ -5,21 +5,20 @@ Between two clicks a user sees several pages; until the history changes, nothing
 
 from collections.abc import Callable
 
-from cachetools import LRUCache
-
 from ranking.backends import UserKept
 from ranking.batch import TokenRows
+from serving.byte_cache import ByteBudgetCache
 
 
 class UserStateCache:
     """Least recently used user states, by the tokens that were read. Belongs to the thread that owns the model.
 
     Args:
-        max_bytes: of all states together; 0 keeps none.
+        max_bytes: of all states together, with what finds them again; 0 keeps none.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._kept: LRUCache[bytes, UserKept] = LRUCache(max_bytes, getsizeof=_bytes_of)
+        self._kept: ByteBudgetCache[UserKept] = ByteBudgetCache(max_bytes, _bytes_of)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -28,7 +27,8 @@ class UserStateCache:
         """States of each user; those that are not kept are computed together, each once."""
         ids = users.ids.cpu().numpy()
         keys = [ids[row, :length].tobytes() for row, length in enumerate(users.lengths.tolist())]
-        found = {key: self._kept[key] for key in keys if key in self._kept}
+        kept = {key: self._kept.get(key) for key in keys}
+        found = {key: states for key, states in kept.items() if states is not None}
         missing = {key: row for row, key in enumerate(keys) if key not in found}
         if missing:
             for key, states in zip(missing, compute(users.take(list(missing.values()))), strict=True):
@@ -36,11 +36,10 @@ class UserStateCache:
         return [found[key] for key in keys]
 
     def _keep(self, key: bytes, states: UserKept) -> UserKept:
-        if _bytes_of(states) > self._kept.maxsize:
-            return states
         # A copy: what was made for several users at once would otherwise stay as a whole.
-        self._kept[key] = UserKept(states.keys.clone(), states.values.clone())
-        return self._kept[key]
+        own = UserKept(states.keys.clone(), states.values.clone())
+        self._kept.put(key, own)
+        return own
 
 
 def _bytes_of(states: UserKept) -> int:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
 from records.errors import InputError
 from records.folders import SourceFile, list_files
+from records.parquet_limits import bounded_batches
 from records.values import RoundedFloat
 
 log = logging.getLogger(__name__)
@@ -245,15 +246,14 @@ def _has_bad_bytes(text: str) -> bool:
 
 def _parquet_batches(file: SourceFile) -> Iterator[Batch]:
     number = 0
-    with pq.ParquetFile(file.path) as parquet:
-        names = parquet.schema_arrow.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(f"{file.path} names the column {twice[0]!r} twice; give each column a name of its own")
-        for batch in parquet.iter_batches(_BATCH_ROWS):
-            rows = range(number + 1, number + 1 + batch.num_rows)
-            number += batch.num_rows
-            yield _parquet_batch(file.name, rows, batch)
+    names = pq.read_schema(file.path).names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{file.path} names the column {twice[0]!r} twice; give each column a name of its own")
+    for batch in bounded_batches(file.path):
+        rows = range(number + 1, number + 1 + batch.num_rows)
+        number += batch.num_rows
+        yield _parquet_batch(file.name, rows, batch)
 
 
 def _parquet_batch(source: str, rows: Sequence[int], batch: pa.RecordBatch) -> Batch:

@@ -22,6 +22,7 @@ from serving.errors import ServiceError
 from serving.exits import clean_exit
 from serving.logs import set_up_logging
 from serving.server import Server
+from serving.settings import MEBIBYTE
 from serving.telemetry import switch_off_telemetry
 
 
@@ -49,7 +50,7 @@ class RetrieverLoader:
         index = AdIndex(loaded, self._settings.device)
         settings = self._settings
         retriever = Retriever(
-            index, self._encoder, settings.interests(), settings.text_cache, self._sources, self._on_skip
+            index, self._encoder, settings.interests(), settings.text_cache_mib * MEBIBYTE, self._sources, self._on_skip
         )
         retriever.warm_up()
         return retriever

@@ -29,6 +29,10 @@ _TEXT_SHARE = 0.5
 _PUSH = 0.3
 _SECONDS_PER_DAY = 86_400.0
 _CLUSTERED_EVENTS = 200
+# Texts of events that are read, at most; older ones count next to nothing, and each costs as much as the newest.
+_TEXT_EVENTS = 200
+# Half-lives after which an event's weight falls no more, so that it stays a number.
+_MOST_HALF_LIVES = 60.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class TextInterests:
 
     def texts_of(self, user: UserProfile) -> list[str]:
         """See `InterestModel`."""
-        return texts_of(user)
+        with_texts = [event for event in user.history if event.text]
+        return texts_of(user, with_texts[-_TEXT_EVENTS:])
 
     def of(
         self, users: Sequence[UserProfile], contexts: Sequence[Context], texts: Mapping[str, Vectors]
@@ -99,9 +104,9 @@ class TextInterests:
         return places, np.asarray(self._vectors[[self._row_of[ad_ids[place]] for place in places]])
 
 
-def texts_of(user: UserProfile, newest: int | None = None) -> list[str]:
-    """The texts of a user: those of the events (or of the `newest` ones) and the interests."""
-    texts = [event.text for event in user.history[-newest if newest else None :] if event.text]
+def texts_of(user: UserProfile, events: Sequence[Event] | None = None) -> list[str]:
+    """The texts of a user: those of the events (or of `events`, which are some of them) and the interests."""
+    texts = [event.text for event in (user.history if events is None else events) if event.text]
     return [*texts, user.interests.strip()] if user.interests.strip() else texts
 
 
@@ -116,7 +121,8 @@ def compute_interests(
     Args:
         user: The profile; its history is oldest first.
         ad_vectors: Takes ad ids; returns the places of those it knows, and their vectors [known, dimension].
-        text_vectors: Vector of each of `texts_of(user)`, float32 [dimension].
+        text_vectors: Vector of each of the texts that are read (see `texts_of`), float32 [dimension]; an event whose
+            text has none is passed over.
 
     Raises:
         InputError: Nothing is known of the user that could be searched with.
@@ -150,7 +156,7 @@ def _event_vectors(
     about_ads = [event for event in history if event.ad_id]
     places, vectors = ad_vectors([event.ad_id for event in about_ads])
     by_event = {id(about_ads[place]): vector for place, vector in zip(places, vectors, strict=True)}
-    by_event.update({id(event): text_vectors[event.text] for event in history if event.text})
+    by_event.update({id(event): text_vectors[event.text] for event in history if event.text in text_vectors})
     events = [event for event in history if id(event) in by_event]
     known = [by_event[id(event)] for event in events]
     stacked = np.stack(known) if known else np.zeros((0, vectors.shape[1]), np.float32)
@@ -167,7 +173,7 @@ def _weights(events: list[Event], half_life_days: float) -> Weights:
         else (len(events) - 1 - place) / _HALF_LIFE_EVENTS
         for place, event in enumerate(events)
     ]
-    weights: Weights = strength * 0.5 ** np.array(ages)
+    weights: Weights = strength * 0.5 ** np.minimum(ages, _MOST_HALF_LIVES)
     return weights
 
 

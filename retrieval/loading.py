@@ -8,8 +8,9 @@ from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
 from retrieval.sources import SourceSettings
+from serving.settings import MEBIBYTE
 
-_CACHED_TEXTS = 10_000
+_TEXT_CACHE_BYTES = 32 * MEBIBYTE
 # Nobody waits, so that what is found does not depend on how busy the machine is.
 _SOURCES = SourceSettings(timeout_seconds=60.0)
 
@@ -26,4 +27,4 @@ def load_published(root: Path) -> tuple[Retriever, TextEncoder]:
     store.verify(name)
     loaded = load_version(store, name)
     encoder = load_encoder(loaded.manifest.encoder_name)
-    return Retriever(AdIndex(loaded), encoder, InterestSettings(), _CACHED_TEXTS, _SOURCES), encoder
+    return Retriever(AdIndex(loaded), encoder, InterestSettings(), _TEXT_CACHE_BYTES, _SOURCES), encoder

@@ -7,14 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from cachetools import LRUCache
 
 from index_builder.artifact import IndexVersion
-from index_builder.encoder import TextEncoder, Vectors
+from index_builder.encoder import CHARS_PER_TOKEN, TextEncoder, Vectors, estimated_tokens
 from index_builder.faiss_index import Rows
 from index_builder.interest_merge import merge
 from index_builder.schedule import Eligibility
@@ -36,6 +35,8 @@ from retrieval.sources import (
     SourceSettings,
     sources_of,
 )
+from serving.byte_cache import ByteBudgetCache
+from serving.slices import Slices, by_cost, run_through
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,13 @@ MAX_K = 1000
 # How many more than asked for are looked at by similarity and by neighbours, before the sums of both are compared.
 _DEEPER = 100
 _WARM_UP_EVENTS = 100
+# What a call costs at most is told in vectors to be searched with; reading so many tokens, or looking at so many
+# candidates, takes about as long as one. A batch is searched as wide as its widest call.
+_TOKENS_A_VECTOR, _CANDIDATES_A_VECTOR = 8, 32
+# A call that costs more waits behind the others: one that brings more new text than one slice reads.
+LIGHT_COST = 36
+# Tokens that are read in one slice: the time of one long text, some tens of milliseconds on two cores.
+_SLICE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Query:
         context: Where and when the ads would be shown: ads are looked for that may be shown then, or now if it says no
             time.
         at_any_time: Look for all ads, whenever they may be shown.
+        cost: See `Retriever.cost_of`.
     """
 
     user: UserProfile | None
@@ -69,6 +78,7 @@ class Query:
     shares: Mapping[str, float] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
     at_any_time: bool = False
+    cost: int = 1
 
 
 class Candidate(NamedTuple):
@@ -120,7 +130,7 @@ class Retriever:
     """An index version together with the encoder that spans its space, and its candidate sources.
 
     Args:
-        text_cache: Encoded texts to keep.
+        text_cache_bytes: For vectors of texts that were encoded lately; 0 keeps none.
         sources: How sources share the candidates.
         on_skip: Told of a source that was left out, and why.
     """
@@ -130,7 +140,7 @@ class Retriever:
         index: AdIndex,
         encoder: TextEncoder,
         settings: InterestSettings,
-        text_cache: int,
+        text_cache_bytes: int,
         sources: SourceSettings = SourceSettings(),  # noqa: B008 (a frozen value)
         on_skip: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
@@ -142,7 +152,8 @@ class Retriever:
         self._newcomers_popularity = sources.newcomers_popularity
         self._on_skip = on_skip
         self._pool = SourcePool(sources_of(index.loaded, sources), sources.timeout_seconds, on_skip)
-        self._encoded: LRUCache[str, Vectors] = LRUCache(text_cache)
+        self._encoded: ByteBudgetCache[Vectors] = ByteBudgetCache(text_cache_bytes, lambda vector: vector.nbytes)
+        self._max_tokens = encoder.max_chars // CHARS_PER_TOKEN
 
     def close(self) -> None:
         """Ends the threads of the sources."""
@@ -153,16 +164,40 @@ class Retriever:
         events = tuple(Event(EventType.CLICK, ad_id) for ad_id in self.index.loaded.catalog.ids[:_WARM_UP_EVENTS])
         self.answer([Query(UserProfile(interests="warm up", history=events), None, 1)])
 
+    def readable(self, user: UserProfile) -> UserProfile:
+        """The user with texts that are cut to what the encoder reads of them."""
+        most = self.encoder.max_chars
+        history = tuple(
+            event if len(event.text) <= most else replace(event, text=event.text[:most]) for event in user.history
+        )
+        return replace(user, interests=user.interests.strip()[:most], history=history)
+
+    def cost_of(self, query: Query) -> int:
+        """About what a query costs; the unit is one vector searched.
+
+        May be called in any thread: texts that are kept by now are looked up, and nothing is changed.
+        """
+        user = query.user
+        texts = self._model.texts_of(user) if user is not None else []
+        tokens = sum(estimated_tokens(text, self._max_tokens) for text in set(texts) if text not in self._encoded)
+        vectors = len(query.vectors) if query.vectors is not None else 1
+        candidates = query.k + len(query.exclude)
+        return vectors + candidates // _CANDIDATES_A_VECTOR + tokens // _TOKENS_A_VECTOR
+
     def answer(self, queries: Sequence[Query]) -> list[Retrieved | InputError]:
-        """Answers a batch with one encoder call and one FAISS call for all with the same eligible ads.
+        """Answers a batch with one FAISS call for all with the same eligible ads.
 
         A query that cannot be answered gets its error.
         """
+        return run_through(self.answer_in_slices(queries))
+
+    def answer_in_slices(self, queries: Sequence[Query]) -> Slices[list[Retrieved | InputError]]:
+        """The same as `answer`."""
         started = time.perf_counter()
-        interests = self._interests(queries)
+        interests = yield from self._interests(queries)
         encoded = time.perf_counter()
         good = [(query, found) for query, found in zip(queries, interests, strict=True) if isinstance(found, Interests)]
-        merged = iter(self._search(good))
+        merged = iter((yield from self._search(good)))
         encode_ms, search_ms = 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded)
         version = self.index.loaded.version
         return [
@@ -170,24 +205,28 @@ class Retriever:
             for found in interests
         ]
 
-    def _encode(self, texts: list[str]) -> dict[str, Vectors]:
+    def _encode(self, texts: list[str]) -> Slices[dict[str, Vectors]]:
         """Vector of each text, remembering the last ones used."""
-        found = {text: self._encoded[text] for text in texts if text in self._encoded}
-        fresh = [text for text in dict.fromkeys(texts) if text not in found]
-        found.update(zip(fresh, self.encoder.encode(fresh), strict=True))
-        if self._encoded.maxsize:  # 0 keeps none
-            self._encoded.update(found)
+        kept = {text: self._encoded.get(text) for text in texts}
+        found = {text: vector for text, vector in kept.items() if vector is not None}
+        fresh = sorted((text for text in kept if text not in found), key=len)  # so that few tokens are padding
+        for part in by_cost(fresh, lambda text: estimated_tokens(text, self._max_tokens), _SLICE_TOKENS):
+            for text, vector in zip(part, self.encoder.encode(part), strict=True):
+                found[text] = vector.copy()  # a row of the part would keep all of it
+                self._encoded.put(text, found[text])
+            yield
         return found
 
-    def _interests(self, queries: Sequence[Query]) -> list[Interests | InputError]:
+    def _interests(self, queries: Sequence[Query]) -> Slices[list[Interests | InputError]]:
         """Of each query, those that it brings or those of its user."""
         users = [query.user for query in queries if query.user is not None]
-        texts = self._encode([text for user in users for text in self._model.texts_of(user)])
+        texts = yield from self._encode([text for user in users for text in self._model.texts_of(user)])
         contexts = [query.context for query in queries if query.user is not None]
         of_users = iter(self._model.of(users, contexts, texts) if users else [])
+        yield
         return [next(of_users) if query.vectors is None else _ready(query.vectors) for query in queries]
 
-    def _search(self, queries: Sequence[tuple[Query, Interests]]) -> list[tuple[list[Candidate], list[str]]]:
+    def _search(self, queries: Sequence[tuple[Query, Interests]]) -> Slices[list[tuple[list[Candidate], list[str]]]]:
         """Candidates of each query and the sources that were left out: a FAISS call for those with the same ads."""
         if not any(query.k for query, _ in queries):
             return [([], []) for _ in queries]
@@ -200,10 +239,11 @@ class Retriever:
         ]
         nearest = self._nearest([found for _, found in queries], wanted, eligible)
         deadline = self._pool.deadline()
-        return [
-            self._candidates(query, found, own, answers, deadline)
-            for (query, found), own, answers in zip(queries, nearest, asked, strict=True)
-        ]
+        merged = []
+        for (query, found), own, answers in zip(queries, nearest, asked, strict=True):
+            merged.append(self._candidates(query, found, own, answers, deadline))
+            yield
+        return merged
 
     def _eligible(self, query: Query) -> Eligibility:
         """The ads that may be shown at the query's time."""

@@ -1,6 +1,7 @@
 """RetrievalService: validate, call, convert. Knows nothing else."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from artifacts.hotswap import HotSwap
 from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
@@ -13,10 +14,11 @@ from protos.convert import (
     vectors_to_wire,
 )
 from records.errors import InputError
-from retrieval.retriever import MAX_K, Query, Retrieved, Retriever
+from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
-from serving.batcher import Batched, Caller, MicroBatcher
+from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
+from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RetrievalService"
 
@@ -29,9 +31,11 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         self._batcher: MicroBatcher[Query, Retrieved | InputError] = MicroBatcher(
             "retrieval",
             self._answer,
-            cost=lambda query: 1 if query.vectors is None else len(query.vectors),
+            cost=lambda query: query.cost,
             budget=batch_vectors,
-            max_waiting=1024,
+            light=LIGHT_COST,
+            max_waiting=MAX_WAITING,
+            max_heavy=MAX_HEAVY,
         )
 
     def close(self) -> None:
@@ -111,6 +115,10 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
     def _ask(self, query: Query, context: Caller) -> "_Answered":
         self._check_loaded()
+        with self._retrievers.lease() as retriever:
+            if query.user is not None:
+                query = replace(query, user=retriever.readable(query.user))
+            query = replace(query, cost=retriever.cost_of(query))
         answer = self._batcher.submit(query, context)
         if isinstance(answer.value, InputError):
             raise answer.value
@@ -120,9 +128,9 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         if not self._retrievers.is_loaded:
             raise Unavailable("the index is not loaded yet")
 
-    def _answer(self, queries: Sequence[Query]) -> list[Retrieved | InputError]:
+    def _answer(self, queries: Sequence[Query]) -> Slices[list[Retrieved | InputError]]:
         with self._retrievers.lease() as retriever:
-            return retriever.answer(queries)
+            return (yield from retriever.answer_in_slices(queries))
 
 
 _Answered = Batched[Retrieved]

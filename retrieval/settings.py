@@ -20,7 +20,12 @@ class RetrievalSettings(ServerSettings):
     index: Path = Field(description="Root of the index versions, as `adcascade build --out` writes it.")
     encoder: str = Field("", description="Text encoder; by default the one that the index version names.")
     device: str = Field("auto", description="Where to search: auto, cpu or cuda.")
-    batch_vectors: int = Field(256, ge=1, description="Interest vectors of waiting calls searched in one FAISS call.")
+    batch_vectors: int = Field(
+        256,
+        ge=1,
+        description="What waiting calls that are answered together may cost, in vectors searched; eight tokens of new "
+        "text count as one.",
+    )
     half_life_days: float = Field(14.0, gt=0, description="Age at which an event counts half.")
     max_interests: int = Field(4, ge=1, le=16, description="Interest vectors of a user with a long history, at most.")
     events_per_interest: int = Field(8, ge=1, description="Liked events that justify one more interest vector.")
@@ -33,7 +38,9 @@ class RetrievalSettings(ServerSettings):
     )
     fresh_below: int = Field(10, ge=1, description="Impressions below which an ad is fresh.")
     source_timeout_ms: float = Field(50.0, gt=0, description="How long to wait for sources beside the interests.")
-    text_cache: int = Field(10_000, ge=0, description="Encoded texts of interests and events to keep.")
+    text_cache_mib: int = Field(
+        32, ge=0, description="Memory for the vectors of texts that were encoded lately, in MiB; 0 keeps none."
+    )
     poll_seconds: float = Field(1.0, gt=0, description="How often to look for a new version.")
 
     def sources(self) -> SourceSettings:

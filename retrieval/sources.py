@@ -37,6 +37,8 @@ _MOST_POPULAR, _FRESHEST = 5000, 20_000
 # Rows that are looked at together for those that may be shown.
 _LOOKED_AT = 65_536
 _SEARCHES = 3
+# Characters of searches and interests in which words are looked for.
+_SEARCHED_CHARS = 8192
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class LexicalSource:
     def find(self, asked: Asked) -> Sequence[int]:
         """See `Source`."""
         searches = [event.text for event in asked.user.history if event.type is EventType.SEARCH and event.text]
-        text = " ".join([*searches[: -_SEARCHES - 1 : -1], asked.user.interests])
+        text = " ".join([*searches[: -_SEARCHES - 1 : -1], asked.user.interests])[:_SEARCHED_CHARS]
         found: list[int] = self._index.search(text, asked.wanted, asked.eligible).tolist() if text.strip() else []
         return found
 

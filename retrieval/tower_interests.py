@@ -32,7 +32,7 @@ class TowerInterests:
 
     def texts_of(self, user: UserProfile) -> list[str]:
         """The texts that `of` needs vectors of: those of the events that are read, and the interests."""
-        return texts_of(user, self._trained.spec.shape.history)
+        return texts_of(user, self._known(user)[0])
 
     @torch.inference_mode()
     def of(

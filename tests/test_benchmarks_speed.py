@@ -15,10 +15,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.speed.arrivals import arrive, one_by_one
+from benchmarks.speed.attack import PARTS, AttackSettings, attack_of, bench_attack
 from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
+from benchmarks.speed.hostile import COSTLY, floods
 from benchmarks.speed.load import LoadSettings, load_of
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.memory import own_mib, peak_mib
@@ -334,3 +336,31 @@ def test_load_and_soak_of_real_servers(world, tmp_path):
     write_page(tmp_path / "load.html", load)
     write_plot(tmp_path / "soak.png", soak)
     assert "<svg" in (tmp_path / "load.html").read_text()
+
+
+def test_the_heaviest_calls_fit_a_message_and_no_two_floods_send_the_same_value():
+    for make in COSTLY.values():
+        assert 6 * 2**20 < len(make("first").SerializeToString()) < 8 * 2**20
+        assert make("first") != make("second")
+    for _, make in floods().values():
+        assert make("first") != make("second")
+
+
+def test_an_attack_that_there_is_not_is_refused_before_anything_is_built(tmp_path):
+    with pytest.raises(InputError, match="there is no attack 'nothing'; choose of heaviest-calls, cache-floods"):
+        bench_attack(AttackSettings(parts=("nothing",)), tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+def test_attacks_on_real_servers(world, tmp_path):
+    ids = load_version(open_store(world.index), open_store(world.index).current()).catalog.ids
+    settings = AttackSettings(ads=len(ids), seconds=1, calls_at_once=1, flood_calls=3)
+    with serving_at(world.index, world.model, made_users(ids, ["running", "tea"]), tmp_path / "logs") as servers:
+        found = attack_of(servers, settings)
+    assert found.settings["parts"] == ", ".join(PARTS)
+    assert {f"normal {method}, 5 a second" for method in COSTLY} <= {entry.case for entry in found.entries}
+    assert {f"flood: {what}" for what in floods()} <= {entry.case for entry in found.entries}
+    assert len(found.verdicts) == 2 * len(COSTLY) + len(floods())
+    assert all(entry.milliseconds.median > 0 for entry in found.entries)
+    alone = found.entry("normal Retrieve, 5 a second", "AdCascade")
+    assert alone.figures["refused %"] == 0

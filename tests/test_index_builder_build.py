@@ -30,6 +30,7 @@ class CountingEncoder:
     def __init__(self, dimension=64):
         inner = load_encoder(f"hashing:{dimension}")
         self.name, self.sha256, self.dimension, self._inner = inner.name, inner.sha256, dimension, inner
+        self.max_chars = inner.max_chars
         self.texts = []
 
     def encode(self, texts):

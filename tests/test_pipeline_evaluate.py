@@ -31,7 +31,7 @@ def data(world):
 def retriever(world):
     store = open_index_store(world.index)
     loaded = load_version(store, store.current())
-    return Retriever(AdIndex(loaded, "cpu"), load_encoder("hashing:64"), InterestSettings(), text_cache=100)
+    return Retriever(AdIndex(loaded, "cpu"), load_encoder("hashing:64"), InterestSettings(), text_cache_bytes=2**20)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from protos import convert, types_pb2
+from protos import convert, ranking_pb2, types_pb2
 from records.ads import Ad
 from records.errors import InputError
 from records.users import Context, Event, EventType, UserProfile
@@ -63,7 +64,7 @@ CONTEXTS = st.builds(
 )
 VECTORS = st.integers(1, convert.MAX_VECTORS).flatmap(
     lambda rows: arrays(
-        np.float32, (rows, DIMENSION), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+        np.float32, (rows, DIMENSION), elements=st.floats(-(2.0**58), 2.0**58, width=32, allow_subnormal=False)
     )
 )
 
@@ -125,6 +126,7 @@ def many(count: int) -> dict[str, str]:
 
 
 AD, USER, CONTEXT = convert.ad_from_wire, convert.user_from_wire, convert.context_from_wire
+COUNTER = partial(convert.counter_from_wire, name="counters[0]")
 FAR = Timestamp(seconds=10**12)
 LIMITS = [
     (AD, make_ad(ad_id=""), "ad_id is empty"),
@@ -171,6 +173,17 @@ LIMITS = [
     (CONTEXT, types_pb2.Context(utc_offset_minutes=1441), "context.utc_offset_minutes is 1441"),
     (CONTEXT, types_pb2.Context(utc_offset_minutes=-1441), "context.utc_offset_minutes is -1441"),
     (CONTEXT, types_pb2.Context(timestamp=Timestamp(nanos=-1)), "timestamp is not a time"),
+    (CONTEXT, types_pb2.Context(timestamp=Timestamp(nanos=10**9)), "timestamp is not a time"),
+    (CONTEXT, types_pb2.Context(timestamp=Timestamp(seconds=2**63 - 1)), "timestamp is not a time"),
+    (CONTEXT, types_pb2.Context(timestamp=Timestamp(seconds=-(2**63))), "timestamp is not a time"),
+    (CONTEXT, types_pb2.Context(timestamp=Timestamp(seconds=253402300799, nanos=2**31 - 1)), "timestamp is not a time"),
+    (CONTEXT, types_pb2.Context(utc_offset_minutes=-(2**31)), "context.utc_offset_minutes is -2147483648"),
+    (AD, make_ad(bid_micros=-(2**63)), "bid_micros"),
+    (AD, make_ad(start_time=Timestamp(nanos=-(2**31))), "start_time is not a time"),
+    (USER, make_user(click(ad_id="a", timestamp=Timestamp(seconds=2**62))), "timestamp is not a time"),
+    (COUNTER, ranking_pb2.Counter(kind=1, id="a", impressions=2**53 + 1), "0 clicks on 9007199254740993 impressions"),
+    (COUNTER, ranking_pb2.Counter(kind=1, id="a", impressions=1, clicks=2**64 - 1), "18446744073709551615 clicks"),
+    (COUNTER, ranking_pb2.Counter(kind=1, id="a", last=Timestamp(seconds=2**62)), "last is not a time"),
 ]
 
 
@@ -203,8 +216,8 @@ def test_the_limits_themselves_are_allowed():
 @quickly
 @given(VECTORS)
 def test_vectors_arrive_as_unit_vectors_from_packed_floats_and_raw_bytes_alike(vectors):
-    assume((vectors != 0).any(axis=1).all())
     exact = vectors.astype(np.float64)
+    assume((np.linalg.norm(exact, axis=1) >= convert.MIN_NORM).all())
     want = exact / np.linalg.norm(exact, axis=1, keepdims=True)
     for raw in (False, True):
         message = convert.vectors_to_wire(vectors, raw=raw)
@@ -236,6 +249,10 @@ def test_raw_bytes_are_little_endian_float32_row_after_row():
         ((1.0, 0.0, float("inf"), 1.0), "NaN, infinity, or only zeros"),
         ((float("-inf"), 1.0), "NaN, infinity, or only zeros"),
         ((1.0, 0.0, 0.0, 0.0), "NaN, infinity, or only zeros"),
+        ((3e38, 3e38), "overflows in 32 bits"),
+        ((1.0, 0.0, 2e18, 0.0), "overflows in 32 bits"),
+        ((1e-45, 0.0), "overflows in 32 bits"),
+        ((1e-30, -1e-30), "overflows in 32 bits"),
         ((1.0, 2.0, 3.0), "not a multiple of"),
         ((1.0,) * 34, "17 vectors; the limit is 16"),
         ((), "exactly one of values and raw"),

@@ -24,6 +24,7 @@ from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
 from retrieval.service import SERVICE_NAME, RetrievalServicer
 from retrieval.settings import RetrievalSettings
+from serving.slices import run_through
 
 
 @pytest.fixture
@@ -230,8 +231,14 @@ def test_an_encoder_that_did_not_make_the_index_is_refused_by_name(index_root):
 def test_the_text_cache_is_bounded(index_root):
     store = open_store(index_root)
     retriever = Retriever(
-        AdIndex(load_version(store, store.current())), load_encoder("hashing:64"), InterestSettings(), text_cache=3
+        AdIndex(load_version(store, store.current())),
+        load_encoder("hashing:64"),
+        InterestSettings(),
+        text_cache_bytes=3000,
     )
     for number in range(10):
-        retriever._encode([f"text {number}", "always"])
-    assert set(retriever._encoded) == {"text 8", "text 9", "always"}
+        run_through(retriever._encode([f"text {number} {'x' * 5000}", "always"]))
+    assert retriever._encoded.used_bytes <= 3000
+    assert retriever._encoded.get("always") is not None
+    assert retriever._encoded.get(f"text 9 {'x' * 5000}") is not None
+    assert retriever._encoded.get(f"text 0 {'x' * 5000}") is None

@@ -149,7 +149,8 @@ def test_the_budget_limits_a_batch_and_a_query_above_it_runs_alone(work, pool):
         answers = [submit(pool, batcher, query) for query in (4, 6, 4, 12, 1, 9, 1)]
         work.release.set()
         assert values(answers) == [40, 60, 40, 120, 10, 90, 10]
-        assert work.batches == [[HOLD], [4, 6], [4], [12], [1, 9], [1]]
+        assert [12] in work.batches
+        assert [batch for batch in work.batches if batch != [12]] == [[HOLD], [4, 6], [4, 1], [9, 1]]
 
 
 def test_one_bad_query_in_a_batch_does_not_fail_its_neighbours(work, pool):

@@ -19,6 +19,7 @@ class KeptVectors:
     def __init__(self, encoder: TextEncoder, vectors: Vectors) -> None:
         self.name, self.sha256, self.dimension = encoder.name, encoder.sha256, encoder.dimension
         self.variant = encoder.variant
+        self.max_chars = encoder.max_chars
         self._vectors = vectors
         self._given = 0
 

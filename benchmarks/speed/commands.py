@@ -145,6 +145,36 @@ def soak_command(
     _run("soak", lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)
 
 
+@app.command("attack")
+def attack_command(
+    ads: Annotated[int, typer.Option(min=1000, help="Ads to search.")] = 20_000,
+    part: Annotated[list[str] | None, typer.Option(help="One or more ways to attack; default: all.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long normal calls are measured, each time.")] = 30.0,
+    calls_at_once: Annotated[int, typer.Option(min=1, help="Heavy calls that the attacker keeps under way.")] = 4,
+    flood_calls: Annotated[int, typer.Option(min=3, help="Calls of each flood.")] = 2000,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """What a hostile client costs the others: the heaviest calls that are allowed, floods of values never sent before.
+
+    Normal calls of one client are timed without the attack and with it. Vectors, index and ranker are kept in OUT/kept
+    for the next run.
+    """
+    with _explained():
+        from benchmarks.speed.attack import AttackSettings, bench_attack
+
+    parts = tuple(part or ())
+    settings = AttackSettings(ads, seconds, calls_at_once=calls_at_once, flood_calls=flood_calls, parts=parts)
+    _run(
+        "attack",
+        lambda folder, progress: bench_attack(settings, folder, out / "kept", progress),
+        out,
+        compare,
+        as_json,
+    )
+
+
 @app.command("gpu")
 def gpu_command(
     part: Annotated[str, typer.Option(help="search, embed, rank or train.")],
@@ -244,6 +274,7 @@ def all_command(
     retrieve_command(ads=ads, out=out)
     load_command(ads=ads, out=out)
     soak_command(ads=ads, out=out)
+    attack_command(out=out)
     targets_command(document=document, out=out)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from benchmarks.speed.display import machine_line
 from benchmarks.speed.results import BenchResult
 
-BENCHES = ("rank", "build", "retrieve", "load", "soak", "gpu-search", "gpu-embed", "gpu-rank", "gpu-train", "fuzz")
+_GPU = ("gpu-search", "gpu-embed", "gpu-rank", "gpu-train")
+BENCHES = ("rank", "build", "retrieve", "load", "soak", "attack", "fuzz", *_GPU)
 
 
 def kept_results(folder: Path) -> list[BenchResult]:

@@ -1,0 +1,143 @@
+"""The ad cache: what was computed of an ad comes back whole, whoever had to give way for it, on whatever pages."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ranking.ad_states import AdStateCache
+from serving.byte_cache import ENTRY_BYTES
+
+WIDTH, MAX_ROWS, PAGE_ROWS = 3, 10, 4
+
+
+def rows_of(text: str) -> int:
+    """1 to 10 rows, by the text alone."""
+    return 1 + int(text) * 7 % MAX_ROWS
+
+
+def states_of(text: str) -> torch.Tensor:
+    """Numbers that no other text has."""
+    rows = torch.arange(rows_of(text), dtype=torch.float32)[:, None]
+    return 1000.0 * int(text) + 10 * rows + torch.arange(WIDTH)
+
+
+class Computed:
+    """Makes states, and notes of which texts."""
+
+    def __init__(self, texts):
+        self.texts, self.made = texts, []
+
+    def __call__(self, places):
+        made = [self.texts[place] for place in places]
+        self.made += made
+        lengths = torch.tensor([rows_of(text) for text in made])
+        states = torch.full((len(made), int(lengths.max()), WIDTH), float("nan"))  # padding must not be read
+        for row, text in enumerate(made):
+            states[row, : rows_of(text)] = states_of(text)
+        return lengths, states
+
+
+def make_cache(max_ads=4):
+    return AdStateCache(max_ads, MAX_ROWS, WIDTH, torch.device("cpu"), page_rows=PAGE_ROWS)
+
+
+def gather(cache, texts):
+    """The texts that had to be computed; checks that all of them came back as they are."""
+    compute = Computed(texts)
+    states, mask, found = cache.gather(texts, compute)
+    assert found == sum(text not in compute.made for text in texts)
+    assert len(set(compute.made)) == len(compute.made)
+    assert mask.sum(dim=1).tolist() == [rows_of(text) for text in texts]
+    for row, text in enumerate(texts):
+        np.testing.assert_array_equal(states[row, : rows_of(text)].numpy(), states_of(text).numpy())
+    assert torch.isfinite(states[mask]).all()
+    return compute.made
+
+
+def check_pages(cache):
+    """Every page is free, or of exactly one ad that is kept."""
+    taken = [page for slot in cache._slots.values() for page in cache._tables[slot].tolist() if page]
+    assert sorted([*taken, *cache._free_pages]) == list(range(1, len(cache._slab)))
+    assert sorted([*cache._slots.values(), *cache._free_slots]) == list(range(len(cache._tables)))
+    assert not cache._slab[0].any()  # the page that stands for none
+    for slot in cache._slots.values():
+        assert np.count_nonzero(cache._tables[slot]) == -(-cache._lengths[slot] // PAGE_ROWS)
+
+
+def test_the_ad_that_was_not_asked_for_longest_gives_way():
+    cache = make_cache(max_ads=3)
+    large = ["7", "17", "27"]  # of ten rows each: three fill the cache
+    assert [rows_of(text) for text in large] == [10, 10, 10]
+    gather(cache, large)
+    assert gather(cache, ["7"]) == []  # asked for again, so that 17 is now the oldest
+    assert gather(cache, ["37"]) == ["37"]
+    assert gather(cache, ["7", "27", "37"]) == []
+    assert gather(cache, ["17"]) == ["17"]
+    check_pages(cache)
+
+
+def test_a_long_ad_takes_the_pages_of_as_many_short_ones_as_it_needs():
+    cache = make_cache(max_ads=1)  # three pages
+    short = ["0", "10", "20"]
+    assert [rows_of(text) for text in short] == [1, 1, 1]
+    gather(cache, short)
+    assert len(cache) == 3
+    assert gather(cache, ["7"]) == ["7"]
+    assert len(cache) == 1
+    assert gather(cache, short) == short
+    check_pages(cache)
+
+
+def test_pages_of_an_ad_that_gave_way_are_used_again_without_what_stood_on_them():
+    cache = make_cache(max_ads=2)
+    for number in range(40):
+        texts = [str(number), str(number + 1)]
+        gather(cache, texts)
+        check_pages(cache)
+    states, mask, _ = cache.gather(["40", "7"], Computed(["40", "7"]))
+    assert not states[~mask][..., 0].isnan().any()
+
+
+def test_what_stands_behind_a_short_ad_on_its_last_page_is_masked():
+    cache = make_cache(max_ads=2)
+    gather(cache, ["7"])  # fills all its rows
+    gather(cache, ["17", "27"])  # 7 gives way
+    _, mask, _ = cache.gather(["0"], Computed(["0"]))
+    assert mask.tolist() == [[True, False, False, False]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_asked_for_comes_back_and_no_page_is_lost(seed):
+    cache, choice = make_cache(max_ads=6), random.Random(seed)
+    for _ in range(150):
+        texts = [str(choice.randrange(25)) for _ in range(choice.randint(1, 6))]
+        gather(cache, texts)
+        check_pages(cache)
+    assert len(cache) >= 6
+
+
+def test_ads_of_the_request_itself_do_not_give_way_for_each_other():
+    cache = make_cache(max_ads=3)
+    gather(cache, ["7", "17", "27"])
+    assert gather(cache, ["7", "37", "17"]) == ["37"]  # 27 gave way, which was asked for later than 7 before
+    check_pages(cache)
+
+
+def test_there_is_room_until_the_pages_are_taken():
+    cache = make_cache(max_ads=3)
+    assert cache.has_room(3)
+    gather(cache, ["7", "0"])
+    assert cache.has_room(1)
+    assert not cache.has_room(2)
+
+
+def test_long_texts_are_not_kept_as_keys_and_each_slot_is_paid_for():
+    cache = make_cache()
+    text = "1" + "0" * 4000
+    lengths, states = torch.tensor([2]), torch.zeros(1, 2, WIDTH)
+    cache.gather([text], lambda _: (lengths, states))
+    assert text in cache
+    assert all(len(key) == 16 for key in cache._slots)
+    assert AdStateCache.bytes_per_ad(MAX_ROWS, WIDTH, page_rows=PAGE_ROWS) == 3 * (PAGE_ROWS * WIDTH * 4 + ENTRY_BYTES)
