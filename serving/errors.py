@@ -10,7 +10,8 @@ Knows nothing of who raises them. One interceptor turns them into a status and a
     ├── Unavailable          not loaded yet, or shutting down; try another replica
     ├── DeadlineExceeded     the caller's time ran out
     ├── Cancelled            the caller left
-    └── StartupError         the server cannot start (never on the wire; exit code 2)
+    ├── StartupError         the server cannot start (never on the wire; exit code 2)
+    └── ServersKeepFailing   servers were started again too often (never on the wire; exit code 69)
 """
 
 import grpc
@@ -66,3 +67,9 @@ class Cancelled(ServiceError):
 
 class StartupError(ServiceError):
     """The server cannot start with these settings."""
+
+
+class ServersKeepFailing(ServiceError):
+    """A server that is kept running fell too often."""
+
+    exit_code = 69  # EX_UNAVAILABLE of sysexits.h
