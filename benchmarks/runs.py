@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from index_builder.progress import working
 from ranking.hardware import choose_device
 from ranking.training.dataset import Dataset
 from ranking.training.predict import Predicted, predict
@@ -34,7 +35,7 @@ class Run:
         found, minutes = [], []
         for number in range(count):
             started = time.monotonic()
-            with self.console.status(f"{what} {number}"):
+            with working(f"{what} {number}", self.console):
                 found.append(measure(number))
             minutes.append((time.monotonic() - started) / 60)
             self.console.print(f"{what} {number}: {minutes[-1]:.1f} minutes", highlight=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from index_builder.progress import working
 from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Users
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
@@ -131,7 +132,7 @@ def evaluate_command(
     data = load_dataset(ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest)
     show_log(data)
     warn_of_rows_it_knows(loaded, data)
-    with Console(stderr=True).status("Evaluating"):
+    with working("Evaluating"):
         evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
     title = f"Model version {loaded.version}, split by {data.split}"
     if report is not None:
@@ -165,7 +166,7 @@ def calibrate_command(
 
     data = load_dataset(ads, clicks, users, split="none", max_rejected=max_rejected, newest=newest)
     show_log(data)
-    with Console(stderr=True).status("Predicting and calibrating"):
+    with working("Predicting and calibrating"):
         found = recalibrate(open_store(model), version, data, publish=publish)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
@@ -205,7 +206,7 @@ def export_command(
     if (ads is None) != (clicks is None):
         raise InputError("a log is --ads and --clicks together")
     data = load_dataset(ads, clicks, users) if ads is not None and clicks is not None else None
-    with Console(stderr=True).status("Exporting"):
+    with working("Exporting"):
         made, exports = export_version(open_store(model), version, data, int8=int8, publish=publish)
     if as_json:
         plain = {name: parity.model_dump(mode="json") for name, parity in exports.items()}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from index_builder.progress import build_progress
+from index_builder.progress import build_progress, working
 from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Split, Users
 
 
@@ -40,7 +40,7 @@ def evaluate_retrieval_command(
 
         make_room(report)
     console = Console(stderr=True)
-    with console.status("Loading"):
+    with working("Loading", console):
         retriever, encoder = load_published(index)
     with build_progress() as progress:
         data = load_retrieval_data(
