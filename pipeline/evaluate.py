@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from index_builder.artifact import AdCatalog
+from index_builder.progress import tracked
 from index_builder.training.data import RetrievalData
 from index_builder.training.parts import Parts
 from pipeline.order import order_of
@@ -81,10 +80,8 @@ def evaluate_pipeline(
         found = retrieved(retriever, profiles, judge.judged, judged_by, count)
         ranked = [
             _ranked(engine, user, context, one, judged_by, catalog, retrieval_weight)
-            for user, context, one in track(
-                list(zip(profiles, judge.judged.contexts, found, strict=True)),
-                f"Ranking {count}",
-                console=Console(stderr=True),
+            for user, context, one in tracked(
+                list(zip(profiles, judge.judged.contexts, found, strict=True)), f"Ranking {count}"
             )
         ]
         judge.add_lists(ranking_of(count), ranked, count)
