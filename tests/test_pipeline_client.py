@@ -209,9 +209,9 @@ def test_impossible_sizes_are_refused(k, candidates):
 
 
 @contextmanager
-def gateway(retrieval, ranking):
+def gateway(retrieval, ranking, **settings):
     with AdPipeline(retrieval, ranking) as pipeline:
-        servicer = RecommendServicer(pipeline, GatewaySettings(candidates=30))
+        servicer = RecommendServicer(pipeline, GatewaySettings(candidates=30, **settings))
         with serving_server(SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, servicer)) as (_, channel):
             yield RecommendServiceStub(channel)
 
@@ -269,13 +269,13 @@ def test_texts_of_thirty_thousand_characters_are_ranked_within_the_default_limit
     with (
         retrieval_on(long_texts) as retrieval,
         ranking_on(world.model, ranking_index) as ranking,
-        gateway(retrieval, ranking) as stub,
+        gateway(retrieval, ranking, timeout_seconds=120) as stub,
     ):
         reply = stub.Recommend(request, timeout=120)
         with pytest.raises(grpc.RpcError) as caught:
             stub.Recommend(recommend_pb2.RecommendRequest(user=user, k=290, candidates=290), timeout=120)
     assert len(reply.recommendations) == 10
-    assert not reply.degraded
+    assert reply.degraded_reason == ""
     assert all(len(item.ad.body) > 29_000 and item.HasField("p_click") for item in reply.recommendations)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "ask for fewer, or raise max_message_mib" in caught.value.details()
