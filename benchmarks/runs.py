@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from index_builder.progress import working
 from ranking.hardware import choose_device
 from ranking.training.dataset import Dataset
 from ranking.training.predict import Predicted, predict
@@ -33,7 +34,7 @@ class Run:
         found, minutes = [], []
         for number in range(count):
             started = time.monotonic()
-            with self.console.status(f"{what} {number}"):
+            with working(f"{what} {number}", self.console):
                 found.append(measure(number))
             minutes.append((time.monotonic() - started) / 60)
             self.console.print(f"{what} {number}: {minutes[-1]:.1f} minutes", highlight=False)

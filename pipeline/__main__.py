@@ -1,13 +1,16 @@
 """``python -m pipeline --retrieval HOST:PORT --ranking HOST:PORT --port N``: the gateway."""
 
+import time
 from functools import partial
 
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from pydantic_settings import CliApp
 
+from pipeline.breaker import State
 from pipeline.client import AdPipeline
 from pipeline.service import SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
+from pipeline.stage import Stage
 from protos.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
 from records.errors import InputError
 from serving.errors import ServiceError
@@ -16,9 +19,12 @@ from serving.logs import set_up_logging
 from serving.server import Server
 from serving.telemetry import switch_off_telemetry
 
+# How often to look whether retrieval serves yet.
+_LOOK_EVERY_SECONDS = 0.2
+
 
 def serve(settings: GatewaySettings) -> None:
-    """Runs the gateway until it is told to stop. It serves even while a stage is down: ranking may be missing."""
+    """Runs the gateway until it is told to stop. It serves while ranking is down, and says so while retrieval is."""
     server = Server(settings, caller_errors=(InputError,))
     degraded = Counter(
         "adcascade_recommend_degraded_total",
@@ -31,9 +37,42 @@ def serve(settings: GatewaySettings) -> None:
         settings.ranking,
         ca_certificate=settings.ca_certificate,
         on_degraded=lambda reason: degraded.labels(reason).inc(),
+        max_message_mib=settings.max_message_mib,
+        retrieval_timeout_seconds=settings.retrieval_timeout_ms / 1000,
+        ranking_timeout_seconds=settings.ranking_timeout_ms / 1000,
     )
+    _show_stages(server.registry, pipeline)
     server.add(SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, RecommendServicer(pipeline, settings)))
-    server.run(load=lambda: None, close=pipeline.close)
+    server.run(load=partial(_follow, pipeline, server), close=pipeline.close)
+
+
+def _follow(pipeline: AdPipeline, server: Server) -> None:
+    """Returns once retrieval serves; from then on the gateway is as healthy as retrieval, with or without ranking."""
+    pipeline.ranking.watch()
+    while not pipeline.retrieval.look():
+        time.sleep(_LOOK_EVERY_SECONDS)
+    pipeline.retrieval.watch(server.set_serving)
+
+
+def _show_stages(registry: CollectorRegistry, pipeline: AdPipeline) -> None:
+    up = Gauge("adcascade_stage_up", "1 if the stage's health check is good, else 0.", ["stage"], registry=registry)
+    open_ = Gauge(
+        "adcascade_stage_breaker_open",
+        "1 while the stage is not asked because it failed several calls in a row, else 0.",
+        ["stage"],
+        registry=registry,
+    )
+    for stage in (pipeline.retrieval, pipeline.ranking):
+        up.labels(stage.name).set_function(partial(_is_up, stage))
+        open_.labels(stage.name).set_function(partial(_is_open, stage))
+
+
+def _is_up(stage: Stage) -> float:
+    return float(stage.answers)
+
+
+def _is_open(stage: Stage) -> float:
+    return float(stage.breaker.state is not State.CLOSED)
 
 
 if __name__ == "__main__":

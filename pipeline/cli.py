@@ -3,8 +3,7 @@
 import json
 import signal
 import sys
-import time
-from contextlib import ExitStack
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,13 +16,15 @@ from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import VectorsFolder, build_command, refresh_command
 from index_builder.errors import BuildError
 from index_builder.log_display import show_log_read
+from index_builder.progress import working
 from index_builder.tower_store import open_store as open_tower_store
 from index_builder.training.commands import Json, MaxRejected, Newest, Rejected, train_retrieval_command
 from index_builder.vector_store import default_folder
 from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_notes, pipeline_table, recommendations_table, user_panel
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
-from pipeline.processes import ServerProcess, own_folder, running
+from pipeline.processes import own_folder
+from pipeline.supervisor import RestartLimits, ServerSpec, Supervisor, supervised
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
 from ranking.training.commands import (
@@ -110,45 +111,47 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65533, help="Gateway's /metrics; retrieval and ranking take the next two.")
     ] = None,
-    logs: Annotated[Path, typer.Option(help="Folder for the servers' logs.")] = Path("adcascade-logs"),
+    logs: Annotated[Path, typer.Option(help="Folder for the servers' logs, which are appended to and rotated.")] = Path(
+        "adcascade-logs"
+    ),
+    log_mib: Annotated[int, typer.Option(min=1, help="Size of a log at which the next part begins; 4 are kept.")] = 16,
+    max_message_mib: Annotated[int, typer.Option(min=1, max=512, help="Largest message of all three servers.")] = 8,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often a server is started again within ten minutes before all end.")
+    ] = 5,
+    hang_seconds: Annotated[
+        float, typer.Option(min=1, help="A server that answers no health check for so long is started again.")
+    ] = 15.0,
     as_json: Json = False,
 ) -> None:
     """Run the retrieval server, the ranking server and the gateway until Ctrl-C or SIGTERM.
 
-    Each is a process of its own and swaps to newly published versions by itself. To run them on different machines,
-    start `python -m retrieval`, `python -m ranking` and `python -m pipeline`; their --help lists all settings.
+    Each is a process of its own and swaps to newly published versions by itself. One that ends, or answers no more, is
+    started again on the same port; exit code 69 says that this did not help. To run them on different machines, start
+    `python -m retrieval`, `python -m ranking` and `python -m pipeline`; their --help lists all settings.
     """
 
-    def flags(own_port: int, offset: int) -> list[str]:
+    def flags(offset: int) -> list[str]:
         metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port + offset)]
-        return ["--host", host, "--port", str(own_port), *metrics]
+        return ["--host", host, "--max-message-mib", str(max_message_mib), *metrics]
 
     stages = [
-        ("retrieval", ["--index", str(index), *flags(retrieval_port, 1)]),
-        ("ranking", ["--model", str(model), "--index", str(index), *flags(ranking_port, 2)]),
+        ServerSpec("retrieval", ["--index", str(index), *flags(1)], retrieval_port),
+        ServerSpec("ranking", ["--model", str(model), "--index", str(index), *flags(2)], ranking_port),
     ]
-    console = Console(stderr=True)
-    with ExitStack() as servers:
-        with console.status("Loading"):
-            servers.enter_context(own_folder(logs))
-            started = servers.enter_context(running(stages, logs))
-            retrieval, ranking = (server.wait_until_serving() for server in started)
-            gateway = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking, *flags(port, 0)])
-            front = servers.enter_context(running([gateway], logs))
-            addresses = {"gateway": front[0].wait_until_serving(), "retrieval": retrieval, "ranking": ranking}
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    limits = RestartLimits(max_restarts=max_restarts, hang_seconds=hang_seconds)
+    with own_folder(logs), supervised(Supervisor(logs, console.print, limits, log_mib)) as servers:
+        with working("Loading", console):
+            retrieval, ranking = servers.start(stages)
+            gateway_flags = ["--retrieval", retrieval, "--ranking", ranking, *flags(0)]
+            (gateway,) = servers.start([ServerSpec("pipeline", gateway_flags, port, may_wait=True)])
+        addresses = {"gateway": gateway, "retrieval": retrieval, "ranking": ranking}
         if as_json:
             print(json.dumps(addresses), flush=True)  # noqa: T201
-        console.print(", ".join(f"{name} on {address}" for name, address in addresses.items()), highlight=False)
+        console.print(", ".join(f"{name} on {address}" for name, address in addresses.items()))
         console.print(f"Serving; logs are in {logs}. Ctrl-C stops.")
-        _wait_for_an_end([*started, *front])
-
-
-def _wait_for_an_end(servers: list[ServerProcess]) -> None:
-    while True:
-        for server in servers:
-            if server.process.poll() is not None:
-                raise ServiceError(f"the {server.name} server ended; see {server.log_file}")
-        time.sleep(0.2)
+        servers.keep_running()
 
 
 @app.command()
@@ -170,19 +173,28 @@ def recommend(
     retrieval: Annotated[str, typer.Option(help="host:port of the retrieval server.")] = "127.0.0.1:50051",
     ranking: Annotated[str, typer.Option(help="host:port of the ranking server.")] = "127.0.0.1:50052",
     retrieval_weight: RetrievalWeight = DEFAULT_RETRIEVAL_WEIGHT,
+    include_history: Annotated[bool, typer.Option(help="Also recommend ads that the user has met.")] = False,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="lexical=0.3: share of the candidates that a source brings; give it again for another."),
+    ] = None,
     timeout_seconds: Annotated[float, typer.Option(min=0.001, help="For both stages together.")] = 5.0,
+    max_message_mib: Annotated[int, typer.Option(min=1, max=512, help="Largest message to and from the servers.")] = 8,
     as_json: Json = False,
 ) -> None:
     """Ask running servers (see `adcascade serve`) for the ads that a user is most likely to click."""
     user = _user(user_id, interests, users, clicks)
     context = Context(country=country, language=language, device=device, placement=placement)
-    with AdPipeline(retrieval, ranking) as pipeline:
+    shares = _shares(share or [])
+    with AdPipeline(retrieval, ranking, max_message_mib=max_message_mib) as pipeline:
         answer = pipeline.recommend(
             user,
             context,
             k,
             candidates=max(DEFAULT_CANDIDATES, k) if candidates is None else candidates,
+            include_history=include_history,
             retrieval_weight=retrieval_weight,
+            shares=shares,
             timeout_seconds=timeout_seconds,
         )
     if as_json:
@@ -230,7 +242,7 @@ def evaluate_pipeline_command(
         from retrieval.evaluation.page import write_comparison_page  # before the work: it says what is missing to draw
 
         make_room(report)
-    with Console(stderr=True).status("Loading"):
+    with working("Loading"):
         retriever, ranker = load_stages(index, model)
     data = load_dataset(
         ads, clicks, users, split=split, max_rejected=max_rejected, newest=newest, rejected_file=rejected
@@ -256,6 +268,19 @@ def evaluate_pipeline_command(
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
     else:
         Console().print(pipeline_table(found), highlight=False)
+
+
+def _shares(given: Sequence[str]) -> dict[str, float]:
+    shares = {}
+    for one in given:
+        source, _, share = one.partition("=")
+        if source in shares:
+            raise InputError(f"--share names {source!r} twice")
+        try:
+            shares[source] = float(share)
+        except ValueError:
+            raise InputError(f"--share {one!r} is not of the form source=number, such as lexical=0.3") from None
+    return shares
 
 
 def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:

@@ -1,97 +1,85 @@
-"""Both stages as one call: retrieve, rank, keep to the deadline, fall back to the retrieval order.
+"""Both stages as one call: retrieve ids, rank them, fetch the ads that are shown. Keeps to the deadline, and falls back
+to the retrieval order.
 
-Knows the wire, not the servers' insides.
+Texts travel once, and only those of the ads that are shown: ranking looks ads up in its own index version, and is sent
+the texts of those alone that it does not have.
 """
 
 import math
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-import grpc
-
-from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT, order_of
+from pipeline.answers import Placed, Recommendation, Recommendations, in_order, recommendation
+from pipeline.errors import StageFailed
+from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
+from pipeline.scores import Score, check_answer, check_candidates, scores_of
+from pipeline.stage import Calls, Metadata, Stage
 from protos import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
-from protos.convert import ad_from_wire, context_to_wire, user_to_wire
-from records.ads import Ad
+from protos.convert import context_to_wire, user_to_wire
 from records.errors import InputError
 from records.users import Context, UserProfile
-from serving.channel import open_channel
-from serving.errors import (
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-    ServiceError,
-    Unavailable,
-)
+from serving.batcher import Caller
+from serving.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from serving.interceptors import REQUEST_ID_KEY
+from serving.settings import MEBIBYTE
 
 MAX_K = 1000
 DEFAULT_CANDIDATES = 100
 
 # Share of the time left that retrieval may take, so that some is left to rank in.
 _RETRIEVAL_SHARE = 0.5
-# Answers of ranking that mean the request is wrong, which retrieval order would only hide.
-_NOBODY_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED)
-_CALLER_FAULTS = (grpc.StatusCode.INVALID_ARGUMENT,)
-_ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
-    error.status: error
-    for error in (InvalidArgument, NotFound, FailedPrecondition, ResourceExhausted, Unavailable, DeadlineExceeded)
-}
+# What ranking leaves to fetch the ads in: this share of the whole time, at most so many seconds.
+_FETCH_SHARE, _FETCH_SECONDS = 0.1, 0.2
+# Left of a message for what is not texts of ads: a user is at most as large as a request.
+_TEXT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Recommendation:
-    """An ad, where it came from, and its probabilities: of a click, and of a conversion given the click.
+class _Asked:
+    """One call, as both stages read it; `ends` is on the monotonic clock."""
 
-    `similarity` and `retrieval_score` are those of `retrieval.retriever.Candidate`. Both probabilities are None if it
-    was not ranked; `p_conversion` also if the model has learned no conversions.
-    """
-
-    ad: Ad
-    similarity: float
-    retrieval_score: float
-    retrieval_position: int
-    p_click: float | None
-    source: str
-    p_conversion: float | None = None
+    user: types_pb2.UserProfile
+    context: types_pb2.Context
+    counters: Sequence[ranking_pb2.Counter]
+    timeout_seconds: float
+    ends: float
+    metadata: Metadata
+    calls: Calls
+    max_ads_bytes: int | None
 
 
-@dataclass(frozen=True)
-class Recommendations:
-    """The answer of both stages; times in milliseconds.
+@dataclass
+class _Ranked:
+    """What ranking said so far."""
 
-    Attributes:
-        degraded_reason: gRPC status name of ranking's failure; "" if it answered.
-        retrieval_weight: that the order was made with.
-        retrieval_ms, ranking_ms, total_ms: wall time as seen here.
-        retrieval, ranking: where the servers spent theirs.
-    """
+    scores: dict[str, Score] = field(default_factory=dict)
+    model_version: str = ""
+    timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
 
-    items: list[Recommendation]
-    index_version: str
-    model_version: str
-    degraded_reason: str
-    retrieval_ms: float
-    ranking_ms: float
-    total_ms: float
-    request_id: str
-    retrieval_weight: float
-    retrieval: types_pb2.Timing
-    ranking: types_pb2.Timing = field(default_factory=types_pb2.Timing)
+    def add(self, reply: ranking_pb2.RankResponse) -> None:
+        self.scores |= scores_of(reply)
+        self.model_version = reply.model_version
+        for name in ("queue_ms", "tokenize_ms", "compute_ms"):
+            setattr(self.timing, name, getattr(self.timing, name) + getattr(reply.timing, name))
 
 
 class AdPipeline:
     """A client of a retrieval and a ranking server. Thread-safe; close it when done, or use it in a ``with``.
 
+    A server that fails several calls in a row is not asked until its health check is good again: retrieval's calls fail
+    at once, and without ranking the retrieval order goes out at once.
+
     Args:
         retrieval, ranking: ``host:port`` of the two servers.
         ca_certificate: PEM file; if given, both connections are TLS.
-        on_degraded: Told the status name each time the retrieval order is returned instead.
+        on_degraded: Told the reason each time the retrieval order is returned instead.
+        max_message_mib: Largest message to and from the servers.
+        retrieval_timeout_seconds, ranking_timeout_seconds: Longest that each may take, whatever time a call has.
     """
 
     def __init__(
@@ -101,11 +89,16 @@ class AdPipeline:
         *,
         ca_certificate: Path | None = None,
         on_degraded: Callable[[str], None] = lambda _: None,
+        max_message_mib: int = 8,
+        retrieval_timeout_seconds: float | None = None,
+        ranking_timeout_seconds: float | None = None,
     ) -> None:
-        self._channels = [open_channel(address, ca_certificate=ca_certificate) for address in (retrieval, ranking)]
-        self._retrieval = retrieval_pb2_grpc.RetrievalServiceStub(self._channels[0])
-        self._ranking = ranking_pb2_grpc.RankingServiceStub(self._channels[1])
+        self.retrieval = Stage("retrieval", retrieval, retrieval_timeout_seconds, ca_certificate, max_message_mib)
+        self.ranking = Stage("ranking", ranking, ranking_timeout_seconds, ca_certificate, max_message_mib)
+        self._retrieval = retrieval_pb2_grpc.RetrievalServiceStub(self.retrieval.channel)
+        self._ranking = ranking_pb2_grpc.RankingServiceStub(self.ranking.channel)
         self._on_degraded = on_degraded
+        self._texts_bytes = int(_TEXT_SHARE * max_message_mib * MEBIBYTE)
 
     def __enter__(self) -> "AdPipeline":
         return self
@@ -115,8 +108,8 @@ class AdPipeline:
 
     def close(self) -> None:
         """Closes both connections."""
-        for channel in self._channels:
-            channel.close()
+        self.retrieval.close()
+        self.ranking.close()
 
     def recommend(
         self,
@@ -127,76 +120,159 @@ class AdPipeline:
         candidates: int = DEFAULT_CANDIDATES,
         include_history: bool = False,
         retrieval_weight: float = DEFAULT_RETRIEVAL_WEIGHT,
+        shares: Mapping[str, float] = MappingProxyType({}),
+        counters: Sequence[ranking_pb2.Counter] = (),
         timeout_seconds: float = 5.0,
         request_id: str = "",
+        caller: Caller | None = None,
+        max_ads_bytes: int | None = None,
     ) -> Recommendations:
-        """The `k` ads that the user is most likely to want next, see `order.order_of`.
+        """The `k` ads that the user is most likely to want next, see `order.order_of`; fewer if no more are left.
 
         Args:
             candidates: How many ads retrieval brings and ranking scores; at least `k`.
             include_history: Also recommend ads the user has in the history.
             retrieval_weight: What retrieval's score counts in the order beside the log-odds of the click; with 0, or
                 an index without towers, ads stand by the probability of the click alone.
+            shares: Candidate source to its share of the candidates, in place of retrieval's settings.
+            counters: Fresher totals than the model version's, see `RankRequest.counters`.
             timeout_seconds: For both stages together. If ranking fails or is late, the retrieval order is returned.
             request_id: Seen in both servers' logs; made up if empty.
+            caller: Whoever waits; when they leave, the calls to both stages are cancelled.
+            max_ads_bytes: How large the ads of the answer may be on the wire, together.
 
         Raises:
             InputError: `k`, `candidates` or `retrieval_weight` is out of range.
-            ServiceError: Retrieval failed, or a server found the request wrong; the class carries the status.
+            ServiceError: Retrieval failed, or a server found the request wrong, or the ads are larger than
+                `max_ads_bytes`, or the caller left; the class carries the status.
         """
         _check_range(k, candidates, retrieval_weight)
         started = time.perf_counter()
         request_id = request_id or uuid.uuid4().hex[:16]
-        wire_user, wire_context = user_to_wire(user), context_to_wire(context or Context())
-        retrieve = retrieval_pb2.RetrieveRequest(
-            user=wire_user, k=candidates, include_history=include_history, include_ads=True, context=wire_context
+        asked = _Asked(
+            user_to_wire(user),
+            context_to_wire(context or Context()),
+            counters,
+            timeout_seconds,
+            time.monotonic() + timeout_seconds,
+            ((REQUEST_ID_KEY, request_id),),
+            Calls(caller),
+            max_ads_bytes,
         )
-        metadata = ((REQUEST_ID_KEY, request_id),)
-        try:
-            found = self._retrieval.Retrieve(retrieve, timeout=timeout_seconds * _RETRIEVAL_SHARE, metadata=metadata)
-        except grpc.RpcError as error:
-            raise _as_service_error("retrieval", error) from error
+        found = self._retrieve(asked, candidates, include_history=include_history, shares=shares)
         retrieved = time.perf_counter()
-        ranked, reason = self._rank(
-            wire_user, wire_context, found.candidates, timeout_seconds - (retrieved - started), metadata
-        )
+        ranked, reason = self._rank([one.ad_id for one in found.candidates], asked)
         finished = time.perf_counter()
+        order = in_order(found.candidates, ranked.scores if ranked else None, retrieval_weight)
+        try:
+            items = self._shown(order, k, asked)
+        except StageFailed as failed:
+            raise failed.error from failed
         return Recommendations(
-            items=_merge(found.candidates, ranked, k, retrieval_weight),
+            items=items,
             index_version=found.index_version,
             model_version=ranked.model_version if ranked else "",
             degraded_reason=reason,
             retrieval_ms=1000 * (retrieved - started),
             ranking_ms=1000 * (finished - retrieved),
-            total_ms=1000 * (finished - started),
+            total_ms=1000 * (time.perf_counter() - started),
             request_id=request_id,
             retrieval_weight=retrieval_weight,
             retrieval=found.timing,
             ranking=ranked.timing if ranked else types_pb2.Timing(),
         )
 
-    def _rank(
-        self,
-        user: types_pb2.UserProfile,
-        context: types_pb2.Context,
-        candidates: Sequence[retrieval_pb2.Candidate],
-        timeout_seconds: float,
-        metadata: tuple[tuple[str, str], ...],
-    ) -> tuple[ranking_pb2.RankResponse | None, str]:
-        """The ranking, or None and why there is none."""
-        request = ranking_pb2.RankRequest(
-            user=user,
-            context=context,
-            candidates=[ranking_pb2.RankCandidate(ad=candidate.ad) for candidate in candidates],
+    def _retrieve(
+        self, asked: _Asked, candidates: int, *, include_history: bool, shares: Mapping[str, float]
+    ) -> retrieval_pb2.RetrieveResponse:
+        request = retrieval_pb2.RetrieveRequest(
+            user=asked.user,
+            k=candidates,
+            include_history=include_history,
+            context=asked.context,
+            shares=[retrieval_pb2.SourceShare(source=source, share=share) for source, share in shares.items()],
         )
+        seconds = asked.timeout_seconds * _RETRIEVAL_SHARE
+        check = partial(check_candidates, k=candidates)
         try:
-            return self._ranking.Rank(request, timeout=max(0.0, timeout_seconds), metadata=metadata), ""
-        except grpc.RpcError as error:
-            status = _status(error)
-            if status in _CALLER_FAULTS:
-                raise _as_service_error("ranking", error) from error
-            self._on_degraded(status.name)
-            return None, status.name
+            found: retrieval_pb2.RetrieveResponse = self.retrieval.call(
+                self._retrieval.Retrieve, request, seconds, asked.metadata, asked.calls, check
+            )
+        except StageFailed as failed:
+            raise failed.error from failed
+        return found
+
+    def _rank(self, ad_ids: Sequence[str], asked: _Asked) -> tuple[_Ranked | None, str]:
+        """What ranking says of these ads, or None and why there is nothing; nobody is asked about no ads."""
+        if not ad_ids:
+            return None, ""
+        ends = asked.ends - min(_FETCH_SECONDS, _FETCH_SHARE * asked.timeout_seconds)
+        try:
+            return self._scores(ad_ids, asked, ends), ""
+        except StageFailed as failed:
+            if isinstance(failed.error, InvalidArgument):  # which the retrieval order would only hide
+                raise failed.error from failed
+            self._on_degraded(failed.reason)
+            return None, failed.reason
+
+    def _scores(self, ad_ids: Sequence[str], asked: _Asked, ends: float) -> _Ranked:
+        ranked = _Ranked()
+        missing: Sequence[str]
+        try:
+            by_id = [ranking_pb2.RankCandidate(ad_id=ad_id) for ad_id in ad_ids]
+            reply = self._ask_ranking(by_id, ad_ids, asked, ends)
+            ranked.add(reply)
+            missing = reply.unknown_ad_ids
+        except StageFailed as failed:
+            if not isinstance(failed.error, FailedPrecondition):
+                raise
+            missing = ad_ids  # the server reads no index version
+        for ads in self._ads(missing, asked, ends):
+            inline = [ranking_pb2.RankCandidate(ad=ad) for ad in ads]
+            ranked.add(self._ask_ranking(inline, [ad.ad_id for ad in ads], asked, ends))
+        return ranked
+
+    def _ask_ranking(
+        self, candidates: Sequence[ranking_pb2.RankCandidate], ad_ids: Sequence[str], asked: _Asked, ends: float
+    ) -> ranking_pb2.RankResponse:
+        request = ranking_pb2.RankRequest(
+            user=asked.user,
+            context=asked.context,
+            candidates=candidates,
+            skip_unknown=True,
+            counters=asked.counters,
+        )
+        seconds = ends - time.monotonic()
+        check = partial(check_answer, asked=ad_ids)
+        answer: ranking_pb2.RankResponse = self.ranking.call(
+            self._ranking.Rank, request, seconds, asked.metadata, asked.calls, check
+        )
+        return answer
+
+    def _ads(self, ad_ids: Sequence[str], asked: _Asked, ends: float) -> "Iterator[Sequence[types_pb2.Ad]]":
+        """The ads of these ids, as many at a time as fit into a message; without those that retrieval knows no more."""
+        left = list(ad_ids)
+        while left:
+            request = retrieval_pb2.GetAdsRequest(ad_ids=left, max_bytes=self._texts_bytes)
+            seconds = ends - time.monotonic()
+            reply = self.retrieval.call(self._retrieval.GetAds, request, seconds, asked.metadata, asked.calls)
+            yield reply.ads
+            left = left[max(1, len(reply.ads) + len(reply.unknown_ad_ids)) :]
+
+    def _shown(self, order: Sequence[Placed], k: int, asked: _Asked) -> list[Recommendation]:
+        """The first `k` of this order that retrieval still knows: it may have swapped to another version meanwhile."""
+        items: list[Recommendation] = []
+        first, size = 0, 0
+        while len(items) < k and first < len(order):
+            part = order[first : first + k - len(items)]
+            first += len(part)
+            ads: dict[str, types_pb2.Ad] = {}
+            for some in self._ads([one.candidate.ad_id for one in part], asked, asked.ends):
+                ads |= {ad.ad_id: ad for ad in some}
+                size += sum(ad.ByteSize() for ad in some)
+                _check_size(size, asked.max_ads_bytes)
+            items += [recommendation(one, ads[one.candidate.ad_id]) for one in part if one.candidate.ad_id in ads]
+        return items
 
 
 def _check_range(k: int, candidates: int, retrieval_weight: float) -> None:
@@ -208,40 +284,9 @@ def _check_range(k: int, candidates: int, retrieval_weight: float) -> None:
         raise InputError(f"retrieval_weight must be a number from 0 on, not {retrieval_weight}")
 
 
-def _merge(
-    candidates: Sequence[retrieval_pb2.Candidate],
-    ranked: ranking_pb2.RankResponse | None,
-    k: int,
-    retrieval_weight: float,
-) -> list[Recommendation]:
-    order: list[tuple[int, float | None, float | None]]
-    if ranked is None:
-        order = [(place, None, None) for place in range(min(k, len(candidates)))]
-    else:
-        scores = [candidates[ad.candidate].score for ad in ranked.ads]
-        best = order_of([ad.p_click for ad in ranked.ads], scores, retrieval_weight)[:k]
-        ads = [ranked.ads[place] for place in best.tolist()]
-        order = [(ad.candidate, ad.p_click, ad.p_conversion if ad.HasField("p_conversion") else None) for ad in ads]
-    return [
-        Recommendation(
-            ad=ad_from_wire(candidates[place].ad),
-            similarity=candidates[place].similarity,
-            retrieval_score=candidates[place].score,
-            retrieval_position=place,
-            p_click=p_click,
-            source=candidates[place].source,
-            p_conversion=p_conversion,
+def _check_size(size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise ResourceExhausted(
+            f"the ads of the answer are larger than {limit / MEBIBYTE:.1f} MiB: ask for fewer, or raise "
+            "max_message_mib of this server and of the caller"
         )
-        for place, p_click, p_conversion in order
-    ]
-
-
-def _status(error: grpc.RpcError) -> grpc.StatusCode:
-    return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
-
-
-def _as_service_error(stage: str, error: grpc.RpcError) -> ServiceError:
-    status = _status(error)
-    details = error.details() if isinstance(error, grpc.Call) else str(error)
-    hint = f" Is the {stage} server running at this address?" if status in _NOBODY_THERE else ""
-    return _ERRORS.get(status, ServiceError)(f"{stage} answered {status.name}: {details}.{hint}")

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.client import Recommendations
+from pipeline.answers import Recommendations
 from pipeline.results import PipelineEvaluation
 from protos import types_pb2
 from records.printable import printable
@@ -59,6 +59,8 @@ def recommendations_table(answer: Recommendations, width: int) -> Group:
 
 
 def _summary(answer: Recommendations) -> str:
+    if not answer.items:
+        return f"No ad is left for this user; --include-history counts those that they met, too. {_times(answer)}"
     if answer.degraded_reason:
         return f"Ranking did not answer ({answer.degraded_reason}): this is the retrieval order. {_times(answer)}"
     top = len(answer.items)

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
-from rich.text import Text
 
 from index_builder.artifact import AdCatalog
 from index_builder.bulk_encoder import in_bulk
 from index_builder.encoder import TextEncoder
+from index_builder.progress import tracked
 from index_builder.training.data import RetrievalData
 from index_builder.training.parts import Parts
 from index_builder.vector_store import remembering
@@ -87,10 +86,8 @@ def evaluate_pipeline(
         found = retrieved(retriever, profiles, judge.judged, judged_by, count)
         ranked = [
             _ranked(engine, user, context, one, judged_by, catalog, retrieval_weight)
-            for user, context, one in track(
-                list(zip(profiles, judge.judged.contexts, found, strict=True)),
-                f"Ranking {count}",
-                console=Console(stderr=True),
+            for user, context, one in tracked(
+                list(zip(profiles, judge.judged.contexts, found, strict=True)), f"Ranking {count}"
             )
         ]
         judge.add_lists(ranking_of(count), ranked, count)
@@ -106,7 +103,7 @@ def _embedded(data: Dataset, retriever: Retriever, vectors: Path | None) -> Retr
         return retrieval_data_of(data, encoder)
     with remembering(encoder, vectors) as kept:
         found = retrieval_data_of(data, kept)
-    Console(stderr=True).print(Text(kept.said), soft_wrap=True)
+    Console(stderr=True).print(kept.said, highlight=False, soft_wrap=True)
     return found
 
 

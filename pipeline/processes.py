@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipeline.child_log import ChildLog
 from serving.channel import is_serving, open_channel
 from serving.errors import StartupError
 
@@ -33,10 +34,11 @@ class ServerProcess:
     process: "subprocess.Popen[bytes]"
     address_file: Path
     log_file: Path
+    log: ChildLog | None = None
 
     @classmethod
-    def start(cls, module: str, flags: Sequence[str], folder: Path) -> "ServerProcess":
-        """Starts ``python -m module``; its log goes to ``folder/module.log``."""
+    def start(cls, module: str, flags: Sequence[str], folder: Path, log: ChildLog | None = None) -> "ServerProcess":
+        """Starts ``python -m module``; what it writes is appended to ``folder/module.log``, or to `log`."""
         folder.mkdir(parents=True, exist_ok=True)
         address_file, log_file = folder / f"{module}.address.json", folder / f"{module}.log"
         address_file.unlink(missing_ok=True)
@@ -50,38 +52,56 @@ class ServerProcess:
             "--exit-with-parent",
             "true",
         ]
-        with log_file.open("wb") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which then stops its children in order.
+        with ExitStack() as stack:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=subprocess.PIPE if log else stack.enter_context(log_file.open("ab")),
                 stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches this process alone, which then stops its children in order.
                 start_new_session=True,
                 # Ours says what went wrong; gRPC's own lines would bury it.
                 env={"GRPC_VERBOSITY": "NONE", **os.environ},
             )
-        return cls(module, process, address_file, log_file)
+        if log is not None and process.stdout is not None:
+            log.follow(process.stdout, f"{module} starts as process {process.pid}")
+        return cls(module, process, address_file, log_file, log)
+
+    @property
+    def address(self) -> str:
+        """``host:port`` once it listens, else ""."""
+        if not self.address_file.exists():
+            return ""
+        return str(json.loads(self.address_file.read_bytes())["address"])
 
     def wait_until_serving(self, timeout_seconds: float = _START_SECONDS) -> str:
         """The address, once the health check says SERVING. Raises StartupError if the server ends or takes too long."""
         end = time.monotonic() + timeout_seconds
-        while not self.address_file.exists():
+        while not self.address:
             self._check(end)
             time.sleep(0.05)
-        address = str(json.loads(self.address_file.read_bytes())["address"])
-        with open_channel(address) as channel:
+        with open_channel(self.address) as channel:
             while not is_serving(channel):
                 self._check(end)
                 time.sleep(0.05)
-        return address
+        return self.address
 
     def _check(self, end: float) -> None:
         if self.process.poll() is not None:
-            tail = "\n".join(self.log_file.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-            raise StartupError(f"the {self.name} server ended with exit code {self.process.returncode}:\n{tail}")
+            raise StartupError(f"the {self.name} server ended with exit code {self.process.returncode}:\n{self.tail()}")
         if time.monotonic() > end:
             raise StartupError(f"the {self.name} server is not healthy yet; see {self.log_file}")
+
+    def tail(self) -> str:
+        """The last lines of its log."""
+        if self.log is not None:
+            return self.log.tail()
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+
+    def kill(self) -> None:
+        """Ends it at once, also if it stands still."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """Drains the server; kills it if it does not end."""
@@ -90,8 +110,7 @@ class ServerProcess:
         try:
             self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
 
 
 @contextmanager

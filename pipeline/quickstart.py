@@ -10,7 +10,7 @@ import numpy as np
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.commands import report_as_dict, report_table
-from index_builder.progress import build_progress
+from index_builder.progress import build_progress, working
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.commands import report_as_dict as towers_as_dict
 from index_builder.training.commands import report_table as towers_table
@@ -20,7 +20,8 @@ from index_builder.training.options import TowerOptions
 from index_builder.training.train import TowerReport
 from index_builder.training.train import train_and_save as train_and_save_towers
 from index_builder.vector_store import remembering
-from pipeline.client import DEFAULT_CANDIDATES, AdPipeline, Recommendations
+from pipeline.answers import Recommendations
+from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
@@ -196,7 +197,7 @@ def _serve(console: Console, folder: QuickstartFolder, data: Dataset) -> list[tu
     titles = {ad_id: ad.title for ad_id, ad in data.ads.items()}
     answers = []
     with own_folder(folder.logs), running(servers, folder.logs) as started:
-        with console.status("Starting the servers"):
+        with working("Starting the servers", console):
             retrieval, ranking = (server.wait_until_serving() for server in started)
         console.print(f"retrieval on {retrieval}, ranking on {ranking}, both healthy\n", highlight=False)
         with AdPipeline(retrieval, ranking) as pipeline:

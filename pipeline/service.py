@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass
 
-from pipeline.client import AdPipeline, Recommendation, Recommendations
+from pipeline.answers import Recommendation, Recommendations
+from pipeline.client import AdPipeline
 from pipeline.settings import GatewaySettings
 from protos import recommend_pb2, recommend_pb2_grpc
-from protos.convert import ad_to_wire, context_from_wire, user_from_wire
+from protos.convert import ad_to_wire, context_from_wire, counters_from_wire, shares_from_wire, user_from_wire
 from serving.batcher import Caller
 from serving.interceptors import request_id
+from serving.messages import ReplyRoom
 
 SERVICE_NAME = "adcascade.v1.RecommendService"
 
 # Part of the caller's remaining time that is kept back to send the answer, in seconds.
 _REPLY_SECONDS = 0.02
+# Of a Recommendation beside its ad: five numbers and the name of a source.
+_ITEM_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
 
     def Recommend(self, request: recommend_pb2.RecommendRequest, context: Caller) -> recommend_pb2.RecommendResponse:
         """See the proto."""
+        counters_from_wire(request.counters)  # refused here, too: ranking may not be asked
         remaining = context.time_remaining()
         timeout = self.settings.timeout_seconds
         answer = self.pipeline.recommend(
@@ -34,7 +39,11 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
             include_history=request.include_history,
             retrieval_weight=self.settings.retrieval_weight,
             timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
+            shares=shares_from_wire(request.shares),
+            counters=request.counters,
             request_id=request_id.get(),
+            caller=context,
+            max_ads_bytes=ReplyRoom(self.settings.max_message_mib).max_bytes - _ITEM_BYTES * request.k,
         )
         return _response(answer)
 
@@ -51,7 +60,7 @@ def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
             ranking_ms=answer.ranking_ms,
             total_ms=answer.total_ms,
             retrieval=answer.retrieval,
-            ranking=None if answer.degraded_reason else answer.ranking,
+            ranking=answer.ranking if answer.model_version else None,
         ),
         request_id=answer.request_id,
     )

@@ -26,3 +26,7 @@ class GatewaySettings(ServerSettings):
         description="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone.",
     )
     timeout_seconds: float = Field(5.0, gt=0, description="For both stages together if a call has no deadline.")
+    retrieval_timeout_ms: float = Field(1000.0, gt=0, description="Longest that retrieval may take of a call's time.")
+    ranking_timeout_ms: float = Field(
+        1000.0, gt=0, description="Longest that ranking may take of a call's time; then the retrieval order goes out."
+    )

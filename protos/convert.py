@@ -3,7 +3,7 @@
 Knows limits of the wire contract; raises `records.errors.InputError` naming the field that breaks one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from protos import ranking_pb2, types_pb2
+from protos import ranking_pb2, retrieval_pb2, types_pb2
 from records.ads import Ad, problem_with
 from records.counters import Total
 from records.errors import InputError
@@ -23,6 +23,7 @@ MAX_IMPRESSIONS = 2**53
 # Beyond these the squares of a vector's numbers, and so its inner products, overflow or vanish in 32 bits.
 MAX_NORM, MIN_NORM = 1e18, 1e-18
 _NANOS = 10**9
+MAX_COUNTERS = 4000
 
 _EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
     types_pb2.EVENT_TYPE_IMPRESSION: EventType.IMPRESSION,
@@ -178,6 +179,21 @@ def vectors_to_wire(vectors: npt.NDArray[np.float32], *, raw: bool = False) -> t
     if raw:
         return types_pb2.InterestVectors(dimension=dimension, raw=vectors.astype("<f4").tobytes())
     return types_pb2.InterestVectors(dimension=dimension, values=vectors.ravel().tolist())
+
+
+def shares_from_wire(messages: Sequence[retrieval_pb2.SourceShare]) -> dict[str, float]:
+    """Share of each candidate source. Raises InputError if one stands twice."""
+    shares = {one.source: one.share for one in messages}
+    if len(shares) != len(messages):
+        raise InputError("shares name a candidate source twice")
+    return shares
+
+
+def counters_from_wire(messages: Sequence[ranking_pb2.Counter]) -> list[tuple[str, str, Total]]:
+    """See `counter_from_wire`. Raises InputError also for too many."""
+    if len(messages) > MAX_COUNTERS:
+        raise InputError(f"{len(messages)} counters; the limit is {MAX_COUNTERS}")
+    return [counter_from_wire(message, f"counters[{place}]") for place, message in enumerate(messages)]
 
 
 def counter_from_wire(message: ranking_pb2.Counter, name: str) -> tuple[str, str, Total]:

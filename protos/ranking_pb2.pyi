@@ -163,7 +163,7 @@ class RankRequest(_message.Message):
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankCandidate]:
-        """1 to 1,000, no id twice."""
+        """At most 1,000, no id twice; of none, none are returned."""
 
     @_builtins.property
     def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Counter]:

@@ -22,24 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos import ranking_pb2 as protos_dot_ranking__pb2
+from protos import retrieval_pb2 as protos_dot_retrieval__pb2
 from protos import types_pb2 as protos_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/recommend.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x12protos/types.proto\"\x9b\x01\n\x10RecommendRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfile\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.adcascade.v1.Context\x12\t\n\x01k\x18\x03 \x01(\r\x12\x12\n\ncandidates\x18\x04 \x01(\r\x12\x17\n\x0finclude_history\x18\x05 \x01(\x08\"\xd5\x01\n\x0eRecommendation\x12\x1c\n\x02\x61\x64\x18\x01 \x01(\x0b\x32\x10.adcascade.v1.Ad\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12\x1a\n\x12retrieval_position\x18\x03 \x01(\r\x12\x14\n\x07p_click\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x19\n\x0cp_conversion\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fretrieval_score\x18\x07 \x01(\x02\x42\n\n\x08_p_clickB\x0f\n\r_p_conversion\"\x9a\x01\n\x0cStageTimings\x12\x14\n\x0cretrieval_ms\x18\x01 \x01(\x01\x12\x12\n\nranking_ms\x18\x02 \x01(\x01\x12\x10\n\x08total_ms\x18\x03 \x01(\x01\x12\'\n\tretrieval\x18\x04 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12%\n\x07ranking\x18\x05 \x01(\x0b\x32\x14.adcascade.v1.Timing\"\xe4\x01\n\x11RecommendResponse\x12\x35\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1c.adcascade.v1.Recommendation\x12\x15\n\rindex_version\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\x12+\n\x07timings\x18\x06 \x01(\x0b\x32\x1a.adcascade.v1.StageTimings\x12\x12\n\nrequest_id\x18\x07 \x01(\t2`\n\x10RecommendService\x12L\n\tRecommend\x12\x1e.adcascade.v1.RecommendRequest\x1a\x1f.adcascade.v1.RecommendResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/recommend.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x14protos/ranking.proto\x1a\x16protos/retrieval.proto\x1a\x12protos/types.proto\"\xef\x01\n\x10RecommendRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfile\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.adcascade.v1.Context\x12\t\n\x01k\x18\x03 \x01(\r\x12\x12\n\ncandidates\x18\x04 \x01(\r\x12\x17\n\x0finclude_history\x18\x05 \x01(\x08\x12)\n\x06shares\x18\x06 \x03(\x0b\x32\x19.adcascade.v1.SourceShare\x12\'\n\x08\x63ounters\x18\x07 \x03(\x0b\x32\x15.adcascade.v1.Counter\"\xd5\x01\n\x0eRecommendation\x12\x1c\n\x02\x61\x64\x18\x01 \x01(\x0b\x32\x10.adcascade.v1.Ad\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12\x1a\n\x12retrieval_position\x18\x03 \x01(\r\x12\x14\n\x07p_click\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x19\n\x0cp_conversion\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fretrieval_score\x18\x07 \x01(\x02\x42\n\n\x08_p_clickB\x0f\n\r_p_conversion\"\x9a\x01\n\x0cStageTimings\x12\x14\n\x0cretrieval_ms\x18\x01 \x01(\x01\x12\x12\n\nranking_ms\x18\x02 \x01(\x01\x12\x10\n\x08total_ms\x18\x03 \x01(\x01\x12\'\n\tretrieval\x18\x04 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12%\n\x07ranking\x18\x05 \x01(\x0b\x32\x14.adcascade.v1.Timing\"\xe4\x01\n\x11RecommendResponse\x12\x35\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1c.adcascade.v1.Recommendation\x12\x15\n\rindex_version\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\x12+\n\x07timings\x18\x06 \x01(\x0b\x32\x1a.adcascade.v1.StageTimings\x12\x12\n\nrequest_id\x18\x07 \x01(\t2`\n\x10RecommendService\x12L\n\tRecommend\x12\x1e.adcascade.v1.RecommendRequest\x1a\x1f.adcascade.v1.RecommendResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.recommend_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECOMMENDREQUEST']._serialized_start=61
-  _globals['_RECOMMENDREQUEST']._serialized_end=216
-  _globals['_RECOMMENDATION']._serialized_start=219
-  _globals['_RECOMMENDATION']._serialized_end=432
-  _globals['_STAGETIMINGS']._serialized_start=435
-  _globals['_STAGETIMINGS']._serialized_end=589
-  _globals['_RECOMMENDRESPONSE']._serialized_start=592
-  _globals['_RECOMMENDRESPONSE']._serialized_end=820
-  _globals['_RECOMMENDSERVICE']._serialized_start=822
-  _globals['_RECOMMENDSERVICE']._serialized_end=918
+  _globals['_RECOMMENDREQUEST']._serialized_start=107
+  _globals['_RECOMMENDREQUEST']._serialized_end=346
+  _globals['_RECOMMENDATION']._serialized_start=349
+  _globals['_RECOMMENDATION']._serialized_end=562
+  _globals['_STAGETIMINGS']._serialized_start=565
+  _globals['_STAGETIMINGS']._serialized_end=719
+  _globals['_RECOMMENDRESPONSE']._serialized_start=722
+  _globals['_RECOMMENDRESPONSE']._serialized_end=950
+  _globals['_RECOMMENDSERVICE']._serialized_start=952
+  _globals['_RECOMMENDSERVICE']._serialized_end=1048
 # @@protoc_insertion_point(module_scope)

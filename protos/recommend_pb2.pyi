@@ -7,6 +7,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from protos import ranking_pb2 as _ranking_pb2
+from protos import retrieval_pb2 as _retrieval_pb2
 from protos import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -28,6 +30,8 @@ class RecommendRequest(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     INCLUDE_HISTORY_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
     k: _builtins.int
     """How many ads are wanted: 1 to 1,000, at most `candidates`."""
     candidates: _builtins.int
@@ -42,6 +46,14 @@ class RecommendRequest(_message.Message):
     def context(self) -> _types_pb2.Context:
         """Optional."""
 
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[_retrieval_pb2.SourceShare]:
+        """For these candidate sources, in place of retrieval's settings; see RetrieveRequest."""
+
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[_ranking_pb2.Counter]:
+        """Fresher totals than the model version's, at most 4,000; see RankRequest."""
+
     def __init__(
         self,
         *,
@@ -50,10 +62,12 @@ class RecommendRequest(_message.Message):
         k: _builtins.int = ...,
         candidates: _builtins.int = ...,
         include_history: _builtins.bool = ...,
+        shares: _abc.Iterable[_retrieval_pb2.SourceShare] | None = ...,
+        counters: _abc.Iterable[_ranking_pb2.Counter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "context", b"context", "include_history", b"include_history", "k", b"k", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "context", b"context", "counters", b"counters", "include_history", b"include_history", "k", b"k", "shares", b"shares", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,7 +184,7 @@ class RecommendResponse(_message.Message):
     degraded: _builtins.bool
     """True: the retrieval order, because ranking did not answer."""
     degraded_reason: _builtins.str
-    """Why, as a gRPC status name such as "UNAVAILABLE"; empty otherwise."""
+    """Why: a gRPC status name such as "UNAVAILABLE"; "CIRCUIT_OPEN" if ranking failed lately and was not asked; "INVALID_ANSWER" if it answered what cannot be; empty otherwise."""
     request_id: _builtins.str
     """The id in both servers' logs."""
     @_builtins.property

@@ -45,8 +45,8 @@ class RecommendServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Recommend(self, request, context):
-        """Retrieves candidates, ranks them, and returns the best k. If ranking is down or late, the retrieval order is
-        returned and marked as degraded.
+        """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
+        If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

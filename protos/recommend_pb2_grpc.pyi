@@ -32,16 +32,16 @@ class RecommendServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RecommendServiceAsyncStub: ...
     Recommend: _grpc.UnaryUnaryMultiCallable[_recommend_pb2.RecommendRequest, _recommend_pb2.RecommendResponse]
-    """Retrieves candidates, ranks them, and returns the best k. If ranking is down or late, the retrieval order is
-    returned and marked as degraded.
+    """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
+    If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
     """
 
 @_typing.type_check_only
 class RecommendServiceAsyncStub(RecommendServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Recommend: _aio.UnaryUnaryMultiCallable[_recommend_pb2.RecommendRequest, _recommend_pb2.RecommendResponse]  # type: ignore[assignment]
-    """Retrieves candidates, ranks them, and returns the best k. If ranking is down or late, the retrieval order is
-    returned and marked as degraded.
+    """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
+    If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
     """
 
 class RecommendServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -51,8 +51,8 @@ class RecommendServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _recommend_pb2.RecommendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_recommend_pb2.RecommendResponse, _abc.Awaitable[_recommend_pb2.RecommendResponse]]:
-        """Retrieves candidates, ranks them, and returns the best k. If ranking is down or late, the retrieval order is
-        returned and marked as degraded.
+        """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
+        If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
         """
 
 def add_RecommendServiceServicer_to_server(servicer: RecommendServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -157,7 +157,7 @@ class RetrieveResponse(_message.Message):
     """Events whose ad_id is not in this index version; they were skipped."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """Best first; fewer than k only if the catalog holds fewer that may be shown and were not met."""
+        """Best first; fewer than k, or none, only if no more of the catalog may be shown for this request."""
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:
@@ -253,6 +253,68 @@ class EmbedUserResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedUserResponse: _TypeAlias = EmbedUserResponse  # noqa: Y015
+
+@_typing.final
+class GetAdsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AD_IDS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    max_bytes: _builtins.int
+    """How large the answer may be; 0 means as large as the server sends."""
+    @_builtins.property
+    def ad_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1,000 ids."""
+
+    def __init__(
+        self,
+        *,
+        ad_ids: _abc.Iterable[_builtins.str] | None = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_ids", b"ad_ids", "max_bytes", b"max_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAdsRequest: _TypeAlias = GetAdsRequest  # noqa: Y015
+
+@_typing.final
+class GetAdsResponse(_message.Message):
+    """Of the first ids of the request, as many as fit and at least one; as many as both lists hold together. Ask again for
+    the rest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_AD_IDS_FIELD_NUMBER: _builtins.int
+    INDEX_VERSION_FIELD_NUMBER: _builtins.int
+    index_version: _builtins.str
+    """The index version that answered."""
+    @_builtins.property
+    def ads(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Ad]:
+        """In the order of ad_ids."""
+
+    @_builtins.property
+    def unknown_ad_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids that are not in the index version."""
+
+    def __init__(
+        self,
+        *,
+        ads: _abc.Iterable[_types_pb2.Ad] | None = ...,
+        unknown_ad_ids: _abc.Iterable[_builtins.str] | None = ...,
+        index_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "index_version", b"index_version", "unknown_ad_ids", b"unknown_ad_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAdsResponse: _TypeAlias = GetAdsResponse  # noqa: Y015
 
 @_typing.final
 class GetIndexRequest(_message.Message):

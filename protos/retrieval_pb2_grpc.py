@@ -44,6 +44,11 @@ class RetrievalServiceStub(object):
                 request_serializer=protos_dot_retrieval__pb2.EmbedUserRequest.SerializeToString,
                 response_deserializer=protos_dot_retrieval__pb2.EmbedUserResponse.FromString,
                 _registered_method=True)
+        self.GetAds = channel.unary_unary(
+                '/adcascade.v1.RetrievalService/GetAds',
+                request_serializer=protos_dot_retrieval__pb2.GetAdsRequest.SerializeToString,
+                response_deserializer=protos_dot_retrieval__pb2.GetAdsResponse.FromString,
+                _registered_method=True)
         self.GetIndex = channel.unary_unary(
                 '/adcascade.v1.RetrievalService/GetIndex',
                 request_serializer=protos_dot_retrieval__pb2.GetIndexRequest.SerializeToString,
@@ -68,6 +73,13 @@ class RetrievalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAds(self, request, context):
+        """The ads themselves, by id: those of an answer that are shown, whose texts the others need not carry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetIndex(self, request, context):
         """Describes the index version that answers now.
         """
@@ -87,6 +99,11 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     servicer.EmbedUser,
                     request_deserializer=protos_dot_retrieval__pb2.EmbedUserRequest.FromString,
                     response_serializer=protos_dot_retrieval__pb2.EmbedUserResponse.SerializeToString,
+            ),
+            'GetAds': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAds,
+                    request_deserializer=protos_dot_retrieval__pb2.GetAdsRequest.FromString,
+                    response_serializer=protos_dot_retrieval__pb2.GetAdsResponse.SerializeToString,
             ),
             'GetIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIndex,
@@ -148,6 +165,33 @@ class RetrievalService(object):
             '/adcascade.v1.RetrievalService/EmbedUser',
             protos_dot_retrieval__pb2.EmbedUserRequest.SerializeToString,
             protos_dot_retrieval__pb2.EmbedUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adcascade.v1.RetrievalService/GetAds',
+            protos_dot_retrieval__pb2.GetAdsRequest.SerializeToString,
+            protos_dot_retrieval__pb2.GetAdsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class RetrievalServiceStub:
     """Finds the ads nearest to the interests of a user, best first."""
     EmbedUser: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.EmbedUserRequest, _retrieval_pb2.EmbedUserResponse]
     """Turns a user into the interest vectors that Retrieve would search with."""
+    GetAds: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.GetAdsRequest, _retrieval_pb2.GetAdsResponse]
+    """The ads themselves, by id: those of an answer that are shown, whose texts the others need not carry."""
     GetIndex: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.GetIndexRequest, _retrieval_pb2.GetIndexResponse]
     """Describes the index version that answers now."""
 
@@ -45,6 +47,8 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     """Finds the ads nearest to the interests of a user, best first."""
     EmbedUser: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.EmbedUserRequest, _retrieval_pb2.EmbedUserResponse]  # type: ignore[assignment]
     """Turns a user into the interest vectors that Retrieve would search with."""
+    GetAds: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.GetAdsRequest, _retrieval_pb2.GetAdsResponse]  # type: ignore[assignment]
+    """The ads themselves, by id: those of an answer that are shown, whose texts the others need not carry."""
     GetIndex: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.GetIndexRequest, _retrieval_pb2.GetIndexResponse]  # type: ignore[assignment]
     """Describes the index version that answers now."""
 
@@ -64,6 +68,14 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_retrieval_pb2.EmbedUserResponse, _abc.Awaitable[_retrieval_pb2.EmbedUserResponse]]:
         """Turns a user into the interest vectors that Retrieve would search with."""
+
+    @_abc_1.abstractmethod
+    def GetAds(
+        self,
+        request: _retrieval_pb2.GetAdsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.GetAdsResponse, _abc.Awaitable[_retrieval_pb2.GetAdsResponse]]:
+        """The ads themselves, by id: those of an answer that are shown, whose texts the others need not carry."""
 
     @_abc_1.abstractmethod
     def GetIndex(

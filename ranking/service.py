@@ -11,7 +11,7 @@ from protos import ranking_pb2, ranking_pb2_grpc, types_pb2
 from protos.convert import (
     ad_from_wire,
     context_from_wire,
-    counter_from_wire,
+    counters_from_wire,
     moment_to_wire,
     timestamp_to_wire,
     user_from_wire,
@@ -30,7 +30,6 @@ from serving.errors import Unavailable
 from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RankingService"
-MAX_COUNTERS = 4000
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
@@ -128,9 +127,9 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
 def _candidates(request: ranking_pb2.RankRequest) -> list[str | Ad]:
     count = len(request.candidates)
-    if not 1 <= count <= MAX_CANDIDATES:
+    if count > MAX_CANDIDATES:
         raise InputError(
-            f"{count} candidates; a request ranks 1 to {MAX_CANDIDATES}. Retrieve fewer, or split the call"
+            f"{count} candidates; a request ranks at most {MAX_CANDIDATES}. Retrieve fewer, or split the call"
         )
     return [
         ad_from_wire(candidate.ad) if candidate.HasField("ad") else candidate.ad_id for candidate in request.candidates
@@ -139,11 +138,8 @@ def _candidates(request: ranking_pb2.RankRequest) -> list[str | Ad]:
 
 def _fresher(request: ranking_pb2.RankRequest) -> dict[str, dict[str, Total]]:
     """Totals of the request by what is counted and id."""
-    if len(request.counters) > MAX_COUNTERS:
-        raise InputError(f"{len(request.counters)} counters; the limit is {MAX_COUNTERS}")
     totals: dict[str, dict[str, Total]] = {}
-    for place, message in enumerate(request.counters):
-        key, name, total = counter_from_wire(message, f"counters[{place}]")
+    for key, name, total in counters_from_wire(request.counters):
         totals.setdefault(key, {})[counter_id(key, name, request.user.user_id)] = total
     return totals
 

@@ -76,7 +76,7 @@ def serve(settings: RetrievalSettings) -> None:
         poll_seconds=settings.poll_seconds,
         on_event=lambda event: swaps.labels("index", event).inc(),
     )
-    servicer = RetrievalServicer(retrievers, settings.batch_vectors)
+    servicer = RetrievalServicer(retrievers, settings.batch_vectors, max_message_mib=settings.max_message_mib)
     server.add(SERVICE_NAME, partial(add_RetrievalServiceServicer_to_server, servicer))
 
     def close() -> None:

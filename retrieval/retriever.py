@@ -196,12 +196,18 @@ class Retriever:
         started = time.perf_counter()
         interests = yield from self._interests(queries)
         encoded = time.perf_counter()
-        good = [(query, found) for query, found in zip(queries, interests, strict=True) if isinstance(found, Interests)]
+        good = [
+            (query, found)
+            for query, found in zip(queries, interests, strict=True)
+            if isinstance(found, Interests) and len(found.vectors)
+        ]
         merged = iter((yield from self._search(good)))
         encode_ms, search_ms = 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded)
         version = self.index.loaded.version
         return [
-            Retrieved(*next(merged), found, version, encode_ms, search_ms) if isinstance(found, Interests) else found
+            found
+            if isinstance(found, InputError)
+            else Retrieved(*(next(merged) if len(found.vectors) else ([], [])), found, version, encode_ms, search_ms)
             for found in interests
         ]
 
@@ -218,13 +224,23 @@ class Retriever:
         return found
 
     def _interests(self, queries: Sequence[Query]) -> Slices[list[Interests | InputError]]:
-        """Of each query, those that it brings or those of its user."""
+        """Of each query, those that it brings or those of its user; none where no ad is left to be found by them."""
         users = [query.user for query in queries if query.user is not None]
         texts = yield from self._encode([text for user in users for text in self._model.texts_of(user)])
         contexts = [query.context for query in queries if query.user is not None]
         of_users = iter(self._model.of(users, contexts, texts) if users else [])
         yield
-        return [next(of_users) if query.vectors is None else _ready(query.vectors) for query in queries]
+        found = [next(of_users) if query.vectors is None else _ready(query.vectors) for query in queries]
+        none = Interests(np.empty((0, self.index.dimension), np.float32), np.empty(0), 0)
+        return [
+            none if isinstance(one, InputError) and self._nothing_left(query) else one
+            for query, one in zip(queries, found, strict=True)
+        ]
+
+    def _nothing_left(self, query: Query) -> bool:
+        """Whether the query excludes every ad, so that its answer is empty whoever asks."""
+        ids = self.index.loaded.catalog.row_of
+        return query.k > 0 and len(query.exclude) >= len(ids) and query.exclude >= ids.keys()
 
     def _search(self, queries: Sequence[tuple[Query, Interests]]) -> Slices[list[tuple[list[Candidate], list[str]]]]:
         """Candidates of each query and the sources that were left out: a FAISS call for those with the same ads."""

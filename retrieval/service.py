@@ -1,33 +1,42 @@
 """RetrievalService: validate, call, convert. Knows nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from artifacts.hotswap import HotSwap
+from index_builder.artifact import AdCatalog
 from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from protos.convert import (
     ad_to_wire,
     context_from_wire,
+    shares_from_wire,
     timestamp_to_wire,
     user_from_wire,
     vectors_from_wire,
     vectors_to_wire,
 )
+from records.ads import Ad
 from records.errors import InputError
+from records.limits import MAX_ID_CHARS, check_text
 from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
 from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
+from serving.messages import ReplyRoom
 from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RetrievalService"
+
+# Ads that GetAds reads at a time; each may hold 32,768 characters.
+_ADS_AT_ONCE = 32
 
 
 class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
     """Answers from the index version that is loaded now."""
 
-    def __init__(self, retrievers: HotSwap[Retriever], batch_vectors: int) -> None:
+    def __init__(self, retrievers: HotSwap[Retriever], batch_vectors: int, *, max_message_mib: int = 8) -> None:
         self._retrievers = retrievers
+        self._room = ReplyRoom(max_message_mib)
         self._batcher: MicroBatcher[Query, Retrieved | InputError] = MicroBatcher(
             "retrieval",
             self._answer,
@@ -51,8 +60,9 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             unknown_history=answer.value.interests.unknown_history,
             skipped_sources=answer.value.skipped,
         )
+        size = 0
         for candidate in answer.value.candidates:  # made in their place: a list of them would be copied
-            response.candidates.add(
+            made = response.candidates.add(
                 ad_id=candidate.ad_id,
                 similarity=candidate.similarity,
                 score=candidate.score,
@@ -60,6 +70,11 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
                 source=candidate.source,
                 ad=ad_to_wire(candidate.ad) if candidate.ad is not None else None,
             )
+            if candidate.ad is not None:  # texts are what grows; ids alone are a megabyte at most
+                size += self._room.taken_by(made)
+                self._room.check(
+                    size, "ask for fewer candidates, or for ids alone and for the ads you need with GetAds"
+                )
         return response
 
     def EmbedUser(self, request: retrieval_pb2.EmbedUserRequest, context: Caller) -> retrieval_pb2.EmbedUserResponse:
@@ -74,6 +89,25 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             timing=_timing(answer),
             unknown_history=interests.unknown_history,
         )
+
+    def GetAds(self, request: retrieval_pb2.GetAdsRequest, context: Caller) -> retrieval_pb2.GetAdsResponse:
+        """See the proto."""
+        ids = _ad_ids(request)
+        self._check_loaded()
+        limit = min(request.max_bytes or self._room.max_bytes, self._room.max_bytes)
+        with self._retrievers.lease() as retriever:
+            response = retrieval_pb2.GetAdsResponse(index_version=retriever.index.loaded.version)
+            size = 0
+            for ad_id, ad in _looked_up(retriever.index.loaded.catalog, ids):
+                found = ad_id if ad is None else ad_to_wire(ad)
+                size += self._room.taken_by(found)
+                if size > limit and (response.ads or response.unknown_ad_ids):
+                    break
+                if isinstance(found, str):
+                    response.unknown_ad_ids.append(found)
+                else:
+                    response.ads.append(found)
+            return response
 
     def GetIndex(self, request: retrieval_pb2.GetIndexRequest, context: Caller) -> retrieval_pb2.GetIndexResponse:
         """See the proto."""
@@ -137,11 +171,25 @@ _Answered = Batched[Retrieved]
 
 
 def _shares(request: retrieval_pb2.RetrieveRequest) -> dict[str, float]:
-    shares = {one.source: one.share for one in request.shares}
-    if len(shares) != len(request.shares):
-        raise InputError("shares name a candidate source twice")
+    shares = shares_from_wire(request.shares)
     check_shares(shares)
     return shares
+
+
+def _ad_ids(request: retrieval_pb2.GetAdsRequest) -> Sequence[str]:
+    if not 1 <= len(request.ad_ids) <= MAX_K:
+        raise InputError(f"{len(request.ad_ids)} ad_ids; a request names 1 to {MAX_K}")
+    for place, ad_id in enumerate(request.ad_ids):
+        check_text(f"ad_ids[{place}]", ad_id, MAX_ID_CHARS)
+    return request.ad_ids
+
+
+def _looked_up(catalog: AdCatalog, ids: Sequence[str]) -> Iterator[tuple[str, Ad | None]]:
+    """Each id with its ad, few ads in memory at a time."""
+    for begin in range(0, len(ids), _ADS_AT_ONCE):
+        part = ids[begin : begin + _ADS_AT_ONCE]
+        found = catalog.find(part)
+        yield from ((ad_id, found.get(ad_id)) for ad_id in part)
 
 
 def _timing(answer: _Answered) -> types_pb2.Timing:

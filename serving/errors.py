@@ -13,7 +13,8 @@ Knows nothing of who raises them. One interceptor turns them into a status and a
     ├── Unimplemented        there is no such method
     ├── DeadlineExceeded     the caller's time ran out
     ├── Cancelled            the caller left
-    └── StartupError         the server cannot start (never on the wire; exit code 2)
+    ├── StartupError         the server cannot start (never on the wire; exit code 2)
+    └── ServersKeepFailing   servers were started again too often (never on the wire; exit code 69)
 """
 
 import grpc
@@ -87,3 +88,9 @@ class Cancelled(ServiceError):
 
 class StartupError(ServiceError):
     """The server cannot start with these settings."""
+
+
+class ServersKeepFailing(ServiceError):
+    """A server that is kept running fell too often."""
+
+    exit_code = 69  # EX_UNAVAILABLE of sysexits.h

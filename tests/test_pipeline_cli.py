@@ -11,8 +11,11 @@ import psutil
 import pytest
 
 from pipeline.processes import own_folder
+from serving.channel import is_serving, open_channel
 
-ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
+# Nothing that runs on one machine goes through a proxy; nobody listens at this one.
+NO_PROXY_ANSWERS = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"), "http://127.0.0.1:9")
+ENVIRONMENT = {**os.environ, **NO_PROXY_ANSWERS, "no_proxy": "", "no_grpc_proxy": "", "COLUMNS": "120"}
 
 
 def adcascade(*arguments, timeout=300):
@@ -84,6 +87,35 @@ def test_build_train_evaluate_recommend_with_the_users_own_files(world, platform
     assert "interests: espresso beans" in shown
 
 
+def test_who_has_met_every_ad_is_told_that_none_is_left(world, platform, tmp_path):
+    _, addresses = platform
+    where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"]]
+    ids = [json.loads(line)["ad_id"] for line in world.ads.read_text().splitlines()]
+    user = {"user_id": "all", "history": [{"type": "impression", "ad_id": ad_id} for ad_id in ids]}
+    (tmp_path / "users.jsonl").write_text(json.dumps(user) + "\n")
+    who = ["--user-id", "all", "--users", tmp_path / "users.jsonl"]
+    told = adcascade("recommend", *where, *who)
+    assert (told.returncode, "No ad is left for this user" in " ".join(told.stdout.split())) == (0, True), told.stderr
+    answer = json.loads(adcascade("recommend", *where, *who, "--json").stdout)
+    assert (answer["recommendations"], answer["degraded"]) == ([], False)
+
+
+def test_shares_of_the_command_line_reach_retrieval(platform):
+    _, addresses = platform
+    where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"]]
+    sources = []
+    for share in ("lexical=0", "lexical=1"):
+        answer = json.loads(
+            adcascade("recommend", *where, "--interests", "espresso", "--share", share, "--json").stdout
+        )
+        sources.append({item["source"] for item in answer["recommendations"]})
+    assert "lexical" not in sources[0]
+    assert "lexical" in sources[1]
+    wrong = adcascade("recommend", *where, "--interests", "espresso", "--share", "moon=1")
+    assert wrong.returncode == 2
+    assert "there is no candidate source 'moon'" in wrong.stderr
+
+
 def test_versions_are_managed_from_the_command_line(world):
     listed = json.loads(adcascade("model", "list", world.model, "--json").stdout)
     assert [version["published"] for version in listed] == [True]
@@ -122,6 +154,8 @@ LOG = ("--ads", "{ads}", "--clicks", "{clicks}", "--out", "{tmp}/model")
         (["train", *LOG, "--split", "moon"], "there is no split 'moon'"),
         (["index", "list", "{tmp}/none"], "there is no folder"),
         (["recommend", "--interests", "x", "--k", "0"], "k must be 1 to 1000"),
+        (["recommend", "--interests", "x", "--share", "lexical"], "'lexical' is not of the form source=number"),
+        (["recommend", "--interests", "x", "--share", "fresh=1", "--share", "fresh=0"], "names 'fresh' twice"),
         (
             ["serve", "--index", "{tmp}/none", "--model", "{model}", "--logs", "{tmp}/logs"],
             "nothing is published under",
@@ -186,6 +220,37 @@ def test_stopping_serve_leaves_no_process_behind(world, tmp_path):
         process.wait(60)
         _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive, f"left behind after {number.name}"
+
+
+def test_serve_starts_a_dead_server_again_and_says_with_its_exit_code_when_that_does_not_help(world, tmp_path):
+    roots = ["--index", str(world.index), "--model", str(world.model)]
+    ports = ["--port", "0", "--retrieval-port", "0", "--ranking-port", "0"]
+    command = [sys.executable, "-m", "pipeline.cli", "serve", *roots, *ports, "--logs", str(tmp_path), "--json"]
+    errors = (tmp_path / "errors").open("wb")
+    process = subprocess.Popen(
+        [*command, "--max-restarts", "1"], stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT
+    )
+    assert process.stdout is not None
+    address = json.loads(process.stdout.readline())["gateway"]
+    own = psutil.Process(process.pid)
+
+    def kill_the_gateway():
+        (gateway,) = (child for child in own.children() if child.cmdline()[2] == "pipeline")
+        gateway.kill()
+
+    kill_the_gateway()
+    end = time.monotonic() + 60
+    while f"The pipeline server is serving again on {address}." not in (tmp_path / "errors").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    with open_channel(address) as channel:
+        assert is_serving(channel, timeout_seconds=10)
+    children = own.children()
+    kill_the_gateway()
+    assert process.wait(60) == 69
+    assert "was killed by signal 9, after 1 restarts" in (tmp_path / "errors").read_text()
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert (tmp_path / "pipeline.log").read_text().count("pipeline starts as process") == 2
 
 
 def test_an_interrupted_quickstart_leaves_no_process_and_no_half_published_version(tmp_path):

@@ -1,5 +1,6 @@
 """Both stages as one call, over real servers: the ranked answer, the deadline, and the fallback."""
 
+import json
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -11,13 +12,16 @@ from conftest import serving_server
 
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
+from index_builder.build import BuildOptions, build
+from index_builder.encoder import load_encoder
 from pipeline.client import AdPipeline
 from pipeline.service import SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from protos import ranking_pb2, recommend_pb2, types_pb2
 from protos.ranking_pb2_grpc import RankingServiceServicer, add_RankingServiceServicer_to_server
 from protos.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
-from protos.retrieval_pb2_grpc import add_RetrievalServiceServicer_to_server
+from protos.retrieval_pb2 import RetrieveRequest, SourceShare
+from protos.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
 from ranking.__main__ import _load_catalog, _load_engine
 from ranking.engine import EngineSettings
 from ranking.service import SERVICE_NAME as RANKING
@@ -29,6 +33,7 @@ from retrieval.__main__ import RetrieverLoader
 from retrieval.service import SERVICE_NAME as RETRIEVAL
 from retrieval.service import RetrievalServicer
 from retrieval.settings import RetrievalSettings
+from serving.channel import open_channel
 from serving.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 
 USER = UserProfile("u0", history=tuple(Event(EventType.CLICK, ad_id=f"running-{number}") for number in range(8)))
@@ -54,17 +59,8 @@ def retrieval_on(root):
 
 @pytest.fixture(scope="module")
 def ranking_address(world):
-    model, index = open_model_store(world.model), open_index_store(world.index)
-    engines = HotSwap(model, partial(_load_engine, model, EngineSettings("cpu")))
-    catalogs = HotSwap(index, partial(_load_catalog, index))
-    engines.start()
-    catalogs.start()
-    servicer = RankingServicer(engines, catalogs, batch_candidates=500)
-    with serving_server(RANKING, partial(add_RankingServiceServicer_to_server, servicer)) as (server, _):
-        yield server.address
-    servicer.close()
-    engines.close()
-    catalogs.close()
+    with ranking_on(world.model, world.index) as address:
+        yield address
 
 
 class TroubledRanking(RankingServiceServicer):
@@ -93,6 +89,25 @@ def troubled_ranking(**trouble):
 def nobody_listens_on() -> str:
     with serving_server("none", lambda _: None) as (server, _):
         return server.address
+
+
+@contextmanager
+def ranking_on(model_root, index_root=None):
+    model = open_model_store(model_root)
+    engines = HotSwap(model, partial(_load_engine, model, EngineSettings("cpu")))
+    engines.start()
+    catalogs = None
+    if index_root is not None:
+        index = open_index_store(index_root)
+        catalogs = HotSwap(index, partial(_load_catalog, index))
+        catalogs.start()
+    servicer = RankingServicer(engines, catalogs, batch_candidates=500)
+    with serving_server(RANKING, partial(add_RankingServiceServicer_to_server, servicer)) as (server, _):
+        yield server.address
+    servicer.close()
+    engines.close()
+    if catalogs is not None:
+        catalogs.close()
 
 
 def test_recommendations_are_ranked_by_p_click(retrieval_address, ranking_address):
@@ -194,9 +209,9 @@ def test_impossible_sizes_are_refused(k, candidates):
 
 
 @contextmanager
-def gateway(retrieval, ranking):
+def gateway(retrieval, ranking, **settings):
     with AdPipeline(retrieval, ranking) as pipeline:
-        servicer = RecommendServicer(pipeline, GatewaySettings(candidates=30))
+        servicer = RecommendServicer(pipeline, GatewaySettings(candidates=30, **settings))
         with serving_server(SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, servicer)) as (_, channel):
             yield RecommendServiceStub(channel)
 
@@ -234,3 +249,89 @@ def test_the_gateway_passes_on_what_is_wrong_with_a_request(retrieval_address, r
                 stub.Recommend(request)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert message in caught.value.details()
+
+
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory):
+    """Root of an index version of ads whose texts do not fit into a message together."""
+    folder = tmp_path_factory.mktemp("long-texts")
+    ads = [{"ad_id": f"long-{n}", "title": f"{n} beans", "body": f"{n} roast " + "x" * 29_900} for n in range(290)]
+    (folder / "ads.jsonl").write_text("".join(json.dumps(ad) + "\n" for ad in ads))
+    build(folder / "ads.jsonl", folder / "index", load_encoder("hashing:64"), BuildOptions())
+    return folder / "index"
+
+
+@pytest.mark.parametrize("index", ["ranking reads the index", "ranking has no index", "ranking has another index"])
+def test_texts_of_thirty_thousand_characters_are_ranked_within_the_default_limits(long_texts, world, index):
+    ranking_index = {"ranking reads the index": long_texts, "ranking has another index": world.index}.get(index)
+    user = types_pb2.UserProfile(interests="beans roast")
+    request = recommend_pb2.RecommendRequest(user=user, k=10, candidates=290)
+    with (
+        retrieval_on(long_texts) as retrieval,
+        ranking_on(world.model, ranking_index) as ranking,
+        gateway(retrieval, ranking, timeout_seconds=120) as stub,
+    ):
+        reply = stub.Recommend(request, timeout=120)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Recommend(recommend_pb2.RecommendRequest(user=user, k=290, candidates=290), timeout=120)
+    assert len(reply.recommendations) == 10
+    assert reply.degraded_reason == ""
+    assert all(len(item.ad.body) > 29_000 and item.HasField("p_click") for item in reply.recommendations)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "ask for fewer, or raise max_message_mib" in caught.value.details()
+
+
+def test_a_retrieval_whose_texts_do_not_fit_says_what_to_do(long_texts):
+    with retrieval_on(long_texts) as address, open_channel(address, max_message_mib=512) as channel:
+        stub = RetrievalServiceStub(channel)
+        request = RetrieveRequest(user=types_pb2.UserProfile(interests="beans"), k=290, include_ads=True)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Retrieve(request, timeout=60)
+        request.include_ads = False
+        assert len(stub.Retrieve(request, timeout=60).candidates) == 290
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than 8 MiB: ask for fewer candidates, or for ids alone" in caught.value.details()
+
+
+def test_counters_of_a_request_move_its_scores(retrieval_address, ranking_address):
+    user, counter = types_pb2.UserProfile(user_id="u0", interests="trail stride"), ranking_pb2.COUNTER_KIND_AD
+    fresher = [ranking_pb2.Counter(kind=counter, id="running-1", impressions=100_000, clicks=99_000)]
+    with gateway(retrieval_address, ranking_address) as stub:
+        asked = [
+            recommend_pb2.RecommendRequest(user=user, k=60, candidates=60, counters=counters)
+            for counters in ([], fresher)
+        ]
+        before, after = (
+            {item.ad.ad_id: item.p_click for item in stub.Recommend(request, timeout=60).recommendations}
+            for request in asked
+        )
+    assert after["running-1"] > before["running-1"]
+    assert after["running-2"] == pytest.approx(before["running-2"], abs=1e-6)
+
+
+def test_shares_of_a_request_choose_its_sources(retrieval_address, ranking_address):
+    user = types_pb2.UserProfile(interests="espresso beans")
+    with gateway(retrieval_address, ranking_address) as stub:
+        without, words = (
+            stub.Recommend(recommend_pb2.RecommendRequest(user=user, k=10, candidates=10, shares=[share]), timeout=60)
+            for share in (SourceShare(source="lexical", share=0), SourceShare(source="lexical", share=1))
+        )
+        wrong = recommend_pb2.RecommendRequest(user=user, k=5, shares=[SourceShare(source="moon", share=1)])
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Recommend(wrong)
+    assert "lexical" not in {item.source for item in without.recommendations}
+    assert "lexical" in {item.source for item in words.recommendations}
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "there is no candidate source 'moon'" in caught.value.details()
+
+
+def test_who_has_met_every_ad_gets_an_empty_answer(retrieval_address, ranking_address, world):
+    ids = [json.loads(line)["ad_id"] for line in world.ads.read_text().splitlines()]
+    with gateway(retrieval_address, ranking_address) as stub:
+        for kind in (types_pb2.EVENT_TYPE_IMPRESSION, types_pb2.EVENT_TYPE_CLICK):
+            user = types_pb2.UserProfile(history=[types_pb2.Event(type=kind, ad_id=ad_id) for ad_id in ids])
+            reply = stub.Recommend(recommend_pb2.RecommendRequest(user=user, k=10))
+            assert (list(reply.recommendations), reply.degraded) == ([], False)
+            assert reply.index_version
+            everything = stub.Recommend(recommend_pb2.RecommendRequest(user=user, k=1000, include_history=True))
+            assert len(everything.recommendations) == 60

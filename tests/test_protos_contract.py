@@ -107,7 +107,7 @@ def test_every_proto_is_among_the_modules_tested_here():
 def test_the_services_and_their_methods():
     services = [service for module in MODULES for service in module.DESCRIPTOR.services_by_name.values()]
     assert {service.full_name: [method.name for method in service.methods] for service in services} == {
-        "adcascade.v1.RetrievalService": ["Retrieve", "EmbedUser", "GetIndex"],
+        "adcascade.v1.RetrievalService": ["Retrieve", "EmbedUser", "GetAds", "GetIndex"],
         "adcascade.v1.RankingService": ["Rank", "GetModel"],
         "adcascade.v1.RecommendService": ["Recommend"],
     }

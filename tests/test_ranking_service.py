@@ -122,9 +122,14 @@ def test_unknown_ids_fail_unless_they_may_be_skipped(stub):
     assert (list(only_unknown.ads), list(only_unknown.unknown_ad_ids)) == ([], ["nobody"])
 
 
+def test_of_no_candidates_none_are_returned(stub):
+    reply = stub.Rank(pb.RankRequest(user=USER))
+    assert (list(reply.ads), list(reply.unknown_ad_ids)) == ([], [])
+    assert reply.model_version
+
+
 LONG_AD = types_pb2.Ad(ad_id="long", title="x" * 1_000_000)
 BAD_REQUESTS = {
-    "no candidates": (pb.RankRequest(user=USER), "0 candidates; a request ranks 1 to 1000"),
     "5,000 candidates": (pb.RankRequest(user=USER, candidates=by_id(*map(str, range(5000)))), "5000 candidates"),
     "an id twice": (pb.RankRequest(user=USER, candidates=by_id("coffee-1", "coffee-1")), "'coffee-1' stands twice"),
     "an empty id": (pb.RankRequest(user=USER, candidates=by_id("")), "has no ad_id"),

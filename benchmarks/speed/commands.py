@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
+from index_builder.progress import LongWork
 from records.errors import InputError
 from serving.terminal import Console
 
@@ -348,12 +348,11 @@ def _run(
     return found
 
 
-def _progress() -> Bars:
-    return Bars(
+def _progress() -> LongWork:
+    return LongWork(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed} of {task.total}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
     )

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from index_builder.commands import Encoder, VectorsFolder
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import NotPublished
 from index_builder.log_display import show_log_read
-from index_builder.progress import build_progress
+from index_builder.progress import LongWork, build_progress
 from index_builder.tower_findings import CUT_OFFS
 from index_builder.training.options import TowerOptions
 from index_builder.vector_store import default_folder, remembering
@@ -178,7 +178,7 @@ def training_progress() -> Iterator["Watch"]:
     """A bar for each of the two trainings, on standard error."""
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     columns_of_time = (TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *columns_of_time, console=Console(stderr=True)) as bars:
+    with LongWork(*columns, *columns_of_time) as bars:
         tasks = {}
 
         def show(stage: str, done: float, loss: float) -> None:

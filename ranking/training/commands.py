@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from index_builder.log_display import show_log_read
+from index_builder.progress import working
 from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Rejected, Users
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
@@ -161,7 +162,7 @@ def evaluate_command(
     show_log(data, users, rejected)
     show_unread(data)
     warn_of_rows_it_knows(loaded, data)
-    with Console(stderr=True).status("Evaluating"):
+    with working("Evaluating"):
         evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
     title = f"Model version {loaded.version}, split by {data.split}"
     if as_json:
@@ -200,7 +201,7 @@ def calibrate_command(
         ads, clicks, users, split="none", max_rejected=max_rejected, newest=newest, rejected_file=rejected_file
     )
     show_log(data, users, rejected_file)
-    with Console(stderr=True).status("Predicting and calibrating"):
+    with working("Predicting and calibrating"):
         found = recalibrate(open_store(model), version, data, publish=publish)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
@@ -242,7 +243,7 @@ def export_command(
     data = load_dataset(ads, clicks, users) if ads is not None and clicks is not None else None
     if data is not None:
         show_log(data, users)
-    with Console(stderr=True).status("Exporting"):
+    with working("Exporting"):
         made, exports = export_version(open_store(model), version, data, int8=int8, publish=publish)
     if as_json:
         plain = {name: parity.model_dump(mode="json") for name, parity in exports.items()}

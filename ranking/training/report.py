@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from index_builder.progress import LongWork
 from ranking.training.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
-from serving.terminal import Console
 
 if TYPE_CHECKING:
     from ranking.artifact import ExportParity, Metric
@@ -27,7 +27,7 @@ _SHOWN = {"auc": "AUC", "log_loss": "log loss", "gauc": "GAUC", "ece": "ECE"}
 def train_progress() -> "Iterator[Watch]":
     """A progress bar for each stage on standard error, with the best validation loss so far."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    with LongWork(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bars:
         tasks = {}
 
         def show(step: "Step") -> None:

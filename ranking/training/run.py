@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.store import Draft
+from index_builder.progress import working
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.store import FORMAT_VERSION, open_store
 from ranking.training.curves import LossCurves
@@ -26,7 +27,6 @@ from ranking.training.train import Trained, train
 from ranking.training.versions import exact_name
 from records.counters import CounterSnapshot
 from reports.page import never_at_the_cost_of
-from serving.terminal import Console
 
 REPORT_FILE, REPORT_JSON_FILE = "report.html", "report.json"
 
@@ -49,7 +49,7 @@ def train_and_save(
         with train_progress() as show, LossCurves(show, options.tensorboard) as curves:
             trained = train(data, options, curves.watch, checkpoints=unfinished)
         minutes = (time.monotonic() - started) / 60
-        with Console(stderr=True).status("Evaluating on the test part"):
+        with working("Evaluating on the test part"):
             report = _report(data, trained, options, curves, draft.version, minutes, which_peers)
         (draft.path / REPORT_JSON_FILE).write_text(json.dumps(train_report_as_dict(report), indent=2))
         _draw(draft, report)
@@ -78,7 +78,7 @@ def _exported(data: Dataset, trained: Trained, draft: Draft) -> Exports:
     """Of the version that `draft` will be, into its folder."""
     counters = CounterSnapshot.of(data.log, data.keys)
     version = ModelVersion(draft.version, datetime.now(UTC), trained.spec, trained.model, trained.tokenizer, counters)
-    with Console(stderr=True).status("Exporting for OpenVINO"):
+    with working("Exporting for OpenVINO"):
         return export_after_training(version, draft.path / EXPORT_FOLDER, data)
 
 

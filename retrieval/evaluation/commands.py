@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from index_builder.commands import VectorsFolder
-from index_builder.progress import build_progress
+from index_builder.progress import build_progress, working
 from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Rejected, Split, Users, show_joined
 from index_builder.vector_store import default_folder, remembering
 from serving.terminal import Console
@@ -45,7 +45,7 @@ def evaluate_retrieval_command(
 
         make_room(report)
     console = Console(stderr=True)
-    with console.status("Loading"):
+    with working("Loading", console):
         retriever, encoder = load_published(index)
     with build_progress() as progress:
         with remembering(in_bulk(encoder), vectors or default_folder(index)) as kept:
