@@ -148,16 +148,16 @@ class ConnectionGuard:
         while True:
             hurry = time.monotonic() < pressed + _PRESSURE_SECONDS
             await asyncio.sleep(_LOOK_SECONDS_UNDER_PRESSURE if hurry else _LOOK_SECONDS)
-            if len(os.listdir(_DESCRIPTORS)) - self._others > self._most:
-                try:
-                    closed = await asyncio.to_thread(self._close_idlest, dict(self._uses))
-                except OSError as error:
-                    log.warning("cannot look at the open connections: %s", error)
-                    continue
-                if closed:
-                    pressed = time.monotonic()
-                    log.warning("the port is full: closed the %d connections that were longest without a call", closed)
-                    self._on_closed(closed)
+            try:
+                full = len(os.listdir(_DESCRIPTORS)) - self._others > self._most
+                closed = await asyncio.to_thread(self._close_idlest, dict(self._uses)) if full else 0
+            except OSError as error:  # looking takes a descriptor, too
+                log.warning("cannot look at the open connections: %s", error)
+                continue
+            if closed:
+                pressed = time.monotonic()
+                log.warning("the port is full: closed the %d connections that were longest without a call", closed)
+                self._on_closed(closed)
 
     def close(self, peers: set[str]) -> None:
         """Closes the connections of `peers`, as gRPC names them, in a thread; on Linux alone."""

@@ -46,6 +46,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 # All that do not exist have one name, or everybody could make up metrics and lines of the log.
 UNKNOWN_METHOD = "unknown-method"
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
+# How health checks, and streams that watch, end when nothing is wrong.
+_USUAL_ENDS = (grpc.StatusCode.OK, Cancelled.status, Unavailable.status)
 _INTERNAL_MESSAGE = "internal error; the server's log has the details under this request id"
 
 
@@ -65,14 +67,10 @@ class Exchange:
         self._has_id = False
 
     async def send_request_id(self) -> None:
-        """Sends the initial metadata, once. Raises Cancelled if the caller is gone."""
-        if self._has_id:
-            return
-        self._has_id = True
-        try:
+        """Sends the initial metadata, once. Raises grpc.aio.InternalError if the caller is gone."""
+        if not self._has_id:
+            self._has_id = True
             await self.context.send_initial_metadata(((REQUEST_ID_KEY, self.call.request_id),))
-        except grpc.aio.BaseError as error:
-            raise Cancelled("the caller left before its answer was ready") from error
 
 
 # What a handler does once its call is let in; returns the reply.
@@ -183,6 +181,8 @@ class CallInterceptor:
             except asyncio.CancelledError:
                 status = DeadlineExceeded.status if exchange.call.time_remaining() == 0 else Cancelled.status
                 raise
+            except grpc.aio.InternalError:  # what was sent reached nobody
+                status, message = Cancelled.status, "the caller left before its answer was ready"
             except Exception as error:  # noqa: BLE001 - the one place that answers for bugs
                 status, message = ServiceError.status, str(_reported(error, method))
             finally:
@@ -199,15 +199,16 @@ class CallInterceptor:
             message = await self._arrivals.message(exchange.context)
             _check_deadline(exchange.call)
             caller = CallContext(exchange.call, exchange.identity)
-            try:
-                with self._connections.using(exchange.call.peer):
-                    answer = asyncio.wrap_future(self._start(handler, message, caller))
+            with self._connections.using(exchange.call.peer):
+                answer = asyncio.wrap_future(self._start(handler, message, caller))
+                try:
                     await exchange.send_request_id()  # while the thread works
                     return await answer
-            finally:
-                caller.end()
-                if caller.trailing_metadata():
-                    exchange.context.set_trailing_metadata(caller.trailing_metadata())
+                finally:
+                    answer.cancel()  # without effect on one that has ended
+                    caller.end()
+                    if caller.trailing_metadata():
+                        exchange.context.set_trailing_metadata(caller.trailing_metadata())
 
         return work
 
@@ -282,7 +283,7 @@ class CallInterceptor:
 
     def _record(self, exchange: Exchange, status: grpc.StatusCode, seconds: float) -> None:
         call = exchange.call
-        if call.method.startswith(_INFRASTRUCTURE) and status is grpc.StatusCode.OK:
+        if call.method.startswith(_INFRASTRUCTURE) and status in _USUAL_ENDS:
             return  # probes would drown the calls
         self._metrics.calls.labels(call.method, status.name).inc()
         self._metrics.seconds.labels(call.method).observe(seconds)
@@ -318,6 +319,6 @@ def _reported(error: Exception, method: str) -> ServiceError:
 
 
 async def _refuse(exchange: Exchange, status: grpc.StatusCode, message: str) -> None:
-    with contextlib.suppress(Cancelled):  # nobody is there to be refused
+    with contextlib.suppress(grpc.aio.InternalError):  # nobody is there to be refused
         await exchange.send_request_id()
     await exchange.context.abort(status, status_message(message))

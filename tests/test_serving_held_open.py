@@ -89,8 +89,8 @@ def test_beyond_max_unsent_those_that_waited_longest_give_way_and_who_sends_is_a
     with serve(max_unsent=3) as server, calls_without_a_message(server.address, METHOD, 3) as older:
         time.sleep(0.3)
         with calls_without_a_message(server.address, METHOD, 2) as newer:
-            wait_until(lambda: calls(server, "RESOURCE_EXHAUSTED") == 2)
-            assert sum(call.done() for call in older) == 2
+            wait_until(lambda: sum(call.done() for call in older) == 2)
+            assert calls(server, "RESOURCE_EXHAUSTED") == 2
             assert seconds_to_answer(server.address) < 5
             assert not any(call.done() for call in newer[1:])
 
