@@ -12,10 +12,15 @@ log = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 
 
-def load_newest(store: VersionStore, load: Callable[[str], Loaded]) -> tuple[str, Loaded]:
+def load_newest(
+    store: VersionStore, load: Callable[[str], Loaded], on_refused: Callable[[str], None] = lambda _: None
+) -> tuple[str, Loaded]:
     """Verifies and loads the published version, or the newest published before it that is whole; what is not is logged.
 
     Only versions that were published are tried: what was rolled back, or never released, is not.
+
+    Args:
+        on_refused: Told the name of the published version, if that cannot be used.
 
     Returns:
         The version's name, and what `load` made of it.
@@ -29,7 +34,7 @@ def load_newest(store: VersionStore, load: Callable[[str], Loaded]) -> tuple[str
         published = store.published()
         if not published:
             raise VersionNotFound(f"nothing is published under {store.root}: no CURRENT file there")
-        found = _first_whole(store, published, load)
+        found = _first_whole(store, published, load, on_refused)
         if isinstance(found, tuple):
             return found
         # A version that was pruned while it was being read is no damage: another one is published by now.
@@ -38,7 +43,7 @@ def load_newest(store: VersionStore, load: Callable[[str], Loaded]) -> tuple[str
 
 
 def _first_whole(
-    store: VersionStore, published: list[str], load: Callable[[str], Loaded]
+    store: VersionStore, published: list[str], load: Callable[[str], Loaded], on_refused: Callable[[str], None]
 ) -> tuple[str, Loaded] | Exception:
     first: Exception | None = None
     for version in published:
@@ -48,6 +53,7 @@ def _first_whole(
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a version, an earlier one may answer
             if first is None:
                 first = error
+                on_refused(version)
                 log.error("the published %s version %s cannot be used: %s", store.kind, version, error)
             elif not isinstance(error, VersionNotFound):
                 log.error("the earlier %s version %s cannot be used either: %s", store.kind, version, error)

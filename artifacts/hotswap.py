@@ -68,11 +68,10 @@ class HotSwap(Generic[Loaded]):
 
         Raises ArtifactError, or what `load` raises, if there is none.
         """
-        version, value = load_newest(self._store, self._load)
-        self._put(_Generation(version, value))
-        published = self._store.current()
-        if version != published:
-            self._refuse(published)
+        refused: list[str] = []
+        self._put(_Generation(*load_newest(self._store, self._load, refused.append)))
+        for version in refused[-1:]:
+            self._refuse(version)
         self._watcher.start()
 
     @property

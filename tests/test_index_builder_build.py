@@ -426,3 +426,14 @@ def test_hashed_texts_are_unit_vectors_and_similar_texts_are_near():
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     assert vectors[0] @ vectors[1] > 0.7 > vectors[0] @ vectors[2]
     assert ENCODER.encode([]).shape == (0, 64)
+
+
+def test_vectors_are_taken_over_from_the_whole_version_before_a_damaged_one(catalog, root, caplog):
+    store = open_store(root)
+    build(catalog(make_rows(30)), root, ENCODER, BuildOptions())
+    damaged = build(catalog(make_rows(40)), root, ENCODER, BuildOptions()).version
+    writable(store.path(damaged) / "vectors.npy").write_bytes(b"damaged")
+    again = build(catalog(make_rows(40)), root, ENCODER, BuildOptions())
+    assert (again.manifest.reused, again.manifest.embedded) == (30, 10)
+    assert f"the published index version {damaged} cannot be used" in caplog.text
+    store.verify(again.version)
