@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from index_builder.build import BuildOptions
 from index_builder.encoder import load_encoder
 from index_builder.refresh import refresh
+from index_builder.schedule import Schedule
 from index_builder.training.data import load_retrieval_data
 from pipeline.cli import app
 from records.errors import InputError
@@ -89,6 +90,23 @@ def test_retrieval_is_judged_beside_its_peers(found, tower_data):
         values = [value for _, value in points]
         assert [k for k, _ in points] == [1, 2, 5, 10, 20, 50]
         assert 0 <= min(values) <= max(values) <= 1
+
+
+def test_a_peer_is_asked_for_the_ads_of_the_moment_alone(tower_data):
+    """The ad that a user clicked is first by its score; it was over before anybody was asked for."""
+    judge, _ = judge_of(tower_data)
+    ads, clicked = len(tower_data.ads), int(judge.judged.clicked[0][0])
+    over = min(context.timestamp for context in judge.judged.contexts)
+    scores = (np.arange(ads) == clicked).astype(np.float32)
+    place = {}
+    for name, end in (("over", over), ("running", None)):
+        one = Judge(
+            judge.judged, np.ones(ads), Schedule.of([(None, end if ad == clicked else None) for ad in range(ads)])
+        )
+        one.add_scores(name, lambda _: scores)
+        place[name] = int(one.places[name][0][0])
+    assert place["running"] == 0
+    assert place["over"] >= ads - 1 - len(judge.judged.seen[0]) > 0
 
 
 def test_the_judge_counts_by_hand(tower_data):
