@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
 from records.errors import InputError
 from records.folders import SourceFile, list_files
-from records.values import RoundedFloat
+from records.rounded import RoundedFloat
 
 log = logging.getLogger(__name__)
 
