@@ -7,6 +7,7 @@ to say why it was refused.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,8 @@ class BatchChecker:
         self._known_ads = known_ads
         self._why_rejected = why_rejected
         self._now = now
-        self._ids = {name: _Converted(lambda value, name=name: as_id({name: value}, name)) for name in TEXTS}
-        self._counts = {name: _Converted(lambda value, name=name: _count(value, name)) for name in _COUNTS}
+        self._ids = {name: _Converted(partial(_id, name)) for name in TEXTS}
+        self._counts = {name: _Converted(partial(_count, name)) for name in _COUNTS}
         self._time = _Converted(lambda value: read_moment(value, "timestamp"))
         self._offset = _Converted(lambda value: minutes_ahead(value, "utc_offset_minutes"))
         self._attributes = _Converted(as_attributes)
@@ -244,7 +245,11 @@ def _word(value: Any) -> Any:
     return _NOT_PLAIN if word is None else (word or None)
 
 
-def _count(value: Any, name: str) -> int | None:
+def _id(name: str, value: Any) -> str:
+    return as_id({name: value}, name)
+
+
+def _count(name: str, value: Any) -> int | None:
     return None if is_missing(value) else as_int({name: value}, name)
 
 

@@ -1,11 +1,8 @@
 """The click log: who was shown what, when, and whether they clicked; read and checked. Knows no models."""
 
-import json
-import os
 from array import array
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,19 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
+from records.click_report import REJECTED_FILE, FoundRows, LogReport, check_share, write_rejected
 from records.errors import InputError
-from records.files import DamagedRow, read_batches
+from records.files import read_batches
 from records.limits import MAX_ATTRIBUTES
 from records.users import Context
 
-__all__ = ["NO_TIME", "REQUIRED", "ClickLog", "Integers", "LogReport", "RejectedRow", "Texts", "read_clicks"]
+__all__ = ["NO_TIME", "REJECTED_FILE", "REQUIRED", "ClickLog", "Integers", "LogReport", "Texts", "read_clicks"]
 
 Texts = npt.NDArray[np.object_]
 
-REJECTED_FILE = "rejected-clicks.jsonl"
 _FIELDS = ("country", "language", "device", "placement", "page_text")
-# Of rejected rows, so many are kept with their reasons; all are counted.
-_MOST_REJECTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -110,49 +105,6 @@ class ClickLog:
             self.position[rows],
             {name: column[rows] for name, column in self.context.items()},
         )
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedRow:
-    """A row that cannot be used: where it stands (file and row, from 1) and why."""
-
-    source: str
-    row: int
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class LogReport:
-    """What reading found: rows read, rows kept, and how many were rejected for each reason, with a first example.
-
-    Usable rows that are neither kept nor rejected were older than the newest that were asked for.
-
-    Attributes:
-        rejected_rows: those rejected, the first 100,000 of them.
-        notes: what the owner should know of how the log was read, each a sentence.
-    """
-
-    rows: int
-    kept: int
-    rejected: Mapping[str, int]
-    examples: Mapping[str, str]
-    rejected_rows: Sequence[RejectedRow] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def older(self) -> int:
-        """Usable rows that were left out because so many newer ones were found."""
-        return self.rows - self.kept - sum(self.rejected.values())
-
-    @property
-    def rejected_share(self) -> float:
-        """Rejected rows over all rows."""
-        return sum(self.rejected.values()) / max(1, self.rows)
-
-    def noted(self, *notes: str) -> "LogReport":
-        """The same with further notes."""
-        return replace(self, notes=(*self.notes, *notes))
 
 
 class _Columns:
@@ -269,7 +221,7 @@ def read_clicks(
     if newest is not None and newest < 1:
         raise InputError(f"the number of newest rows must be 1 or more, not {newest}")
     check = BatchChecker(known_ads, why_rejected or {}, datetime.now(UTC))
-    columns, found = _Columns(), _Found()
+    columns, found = _Columns(), FoundRows()
     for batch in read_batches(path):
         good, refused = check(batch)
         found.add(batch.source, len(batch.numbers) + len(batch.damaged), {**batch.damaged, **refused})
@@ -280,55 +232,13 @@ def read_clicks(
     if newest is not None:
         columns.keep_newest(newest)
     log = columns.log()
-    if timed:
-        log = found.reject_untimed(log, max_rejected)
+    if timed and found.reject_untimed(log.untimed, len(log), max_rejected):
+        log = log.take(log.time != NO_TIME)
     report = found.report(len(log), _notes(columns, check))
     if rejected_file is not None:
-        _write_rejected(rejected_file, report.rejected_rows)
-    _check_share(path, report, max_rejected, rejected_file)
+        write_rejected(rejected_file, report.rejected_rows)
+    check_share(path, report, max_rejected, rejected_file)
     return log, report
-
-
-class _Found:
-    """What is counted while a log is read."""
-
-    def __init__(self) -> None:
-        self._rows = 0
-        self._rejected: Counter[str] = Counter()
-        self._examples: dict[str, str] = {}
-        self._rejected_rows: list[RejectedRow] = []
-        self._untimed: list[RejectedRow] = []
-
-    def add(self, source: str, rows: int, refused: Mapping[int, DamagedRow]) -> None:
-        """Counts the rows of a batch."""
-        self._rows += rows
-        for number, problem in sorted(refused.items()):
-            self._reject(RejectedRow(source, number, problem.reason, problem.detail))
-
-    def _reject(self, row: RejectedRow) -> None:
-        self._rejected[row.reason] += 1
-        self._examples.setdefault(row.reason, f"{row.source}, row {row.row}: {row.detail}")
-        if len(self._rejected_rows) < _MOST_REJECTED:
-            self._rejected_rows.append(row)
-
-    def add_untimed(self, good: GoodRows) -> None:
-        """Remembers rows without a time."""
-        for row in good.rows[good.numbers["time"] == NO_TIME].tolist()[: _MOST_REJECTED - len(self._untimed)]:
-            self._untimed.append(RejectedRow(good.source, row, "missing_time", "there is no timestamp"))
-
-    def reject_untimed(self, log: ClickLog, max_rejected: float) -> ClickLog:
-        """The log without rows that have no time, unless these are all or too many."""
-        count = log.untimed
-        if not 0 < count < len(log) or count > max_rejected * self._rows:
-            return log
-        for row in self._untimed[:count]:
-            self._reject(row)
-        self._rejected["missing_time"] = count
-        return log.take(log.time != NO_TIME)
-
-    def report(self, kept: int, notes: tuple[str, ...]) -> LogReport:
-        """What was counted."""
-        return LogReport(self._rows, kept, dict(self._rejected), self._examples, tuple(self._rejected_rows), notes)
 
 
 def _notes(columns: _Columns, check: BatchChecker) -> tuple[str, ...]:
@@ -346,30 +256,3 @@ def _notes(columns: _Columns, check: BatchChecker) -> tuple[str, ...]:
             f"{', '.join(beyond)[:1000]}."
         )
     return tuple(notes)
-
-
-def _write_rejected(file: Path, rows: Sequence[RejectedRow]) -> None:
-    if not rows:
-        file.unlink(missing_ok=True)
-        return
-    beside = file.with_suffix(".tmp")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with beside.open("w", encoding="utf-8", errors="replace") as lines:
-            lines.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        os.replace(beside, file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise InputError(f"cannot write the rejected rows to {file}: {error.strerror}") from error
-
-
-def _check_share(path: Path, report: LogReport, max_rejected: float, rejected_file: Path | None) -> None:
-    reasons = "; ".join(f"{count} {reason} ({report.examples[reason]})" for reason, count in report.rejected.items())
-    see = f". All are in {rejected_file}" if rejected_file is not None and report.rejected else ""
-    if report.rejected_share > max_rejected:
-        raise InputError(
-            f"{path}: {report.rejected_share:.1%} of {report.rows} rows cannot be used, more than the "
-            f"{max_rejected:.1%} allowed: {reasons}{see}"
-        )
-    if report.kept == 0:
-        raise InputError(f"{path} has no usable row{': ' + reasons if reasons else ''}{see}")

@@ -21,7 +21,7 @@ from records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
 from records.errors import InputError
 from records.folders import SourceFile, list_files
 from records.parquet_limits import bounded_batches
-from records.values import RoundedFloat
+from records.rounded import RoundedFloat
 
 log = logging.getLogger(__name__)
 

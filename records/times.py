@@ -13,6 +13,7 @@ from typing import Any
 
 from records.errors import InputError
 from records.missing import is_missing
+from records.rounded import RoundedFloat
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 # How far the clock of whoever wrote a log may be ahead of ours.
@@ -58,6 +59,10 @@ def read_moment(value: Any, name: str) -> Moment | None:
             return _of_clock(value)
         if isinstance(value, date):
             return Moment(datetime.combine(value, time(), UTC), None)
+        if isinstance(value, RoundedFloat):
+            raise InputError(
+                f"{name} {value:.0f} is a float of 32 bits or fewer, which holds no time: write it as {_HELP}"
+            )
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
             return _of_number(Decimal(value), name)
     except InputError:
@@ -110,7 +115,8 @@ def _of_number(number: Decimal, name: str) -> Moment:
     if number == number.to_integral_value() and (found := _DIGITS.fullmatch(str(int(number)))):
         if found[4] and not found[5]:
             raise InputError(f"{name} {number} may be a date with an hour or seconds: write it as {_HELP}")
-        return Moment(datetime(*(int(part) for part in found.groups("0")), tzinfo=UTC), None)
+        year, month, day, hour, minute, second = (int(part) for part in found.groups("0"))
+        return Moment(datetime(year, month, day, hour, minute, second, tzinfo=UTC), None)
     for unit in _UNITS:
         if EARLIEST.timestamp() * unit <= number < _LAST_NUMBER.timestamp() * unit:
             return Moment(_EPOCH + timedelta(microseconds=round(number * 1_000_000 / unit)), 0)

@@ -10,10 +10,11 @@ import unicodedata
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 from records.errors import InputError
 from records.missing import is_missing
+from records.rounded import RoundedFloat
 from records.times import read_moment
 
 # Whole numbers below this are exact in a float of 64 bits.
@@ -27,10 +28,6 @@ _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 # A list as Python or NumPy print it: ['a', 'b'] or ['a' 'b'].
 _PRINTED_LIST = re.compile(rf"\[\s*(?:(?:{_QUOTED})\s*(?:,\s*|(?=['\"\]])))*\]", re.DOTALL)
-
-
-class RoundedFloat(float):
-    """A number of a column with fewer than 64 bits, so large that its last digits are lost."""
 
 
 def as_id(row: Mapping[str, Any], name: str) -> str:
@@ -157,7 +154,7 @@ def as_objects(row: Mapping[str, Any], name: str) -> list[Any]:
 
 def as_int(row: Mapping[str, Any], name: str) -> int:
     """A whole number; 0 if missing."""
-    value = row.get(name)
+    value: Any = row.get(name)
     if is_missing(value):
         return 0
     try:
@@ -203,7 +200,7 @@ def as_time(row: Mapping[str, Any], name: str) -> datetime | None:
     return None if moment is None else moment.time
 
 
-def _is_blank(value: Any) -> bool:
+def _is_blank(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and not value.strip()
 
 

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from records.errors import InputError
+from records.rounded import RoundedFloat
 from records.times import AHEAD, check_happened, minutes_ahead, read_moment
 
 MOMENT = datetime(2026, 1, 1, 10, 15, tzinfo=UTC)
@@ -72,6 +73,7 @@ REFUSED = (
     *("yesterday", "10:15", "Thu, 01 Jan 2026 10:15:00 GMT", "1.767225600e9", "1_767_225_600", "0", "-1", "1", "46023"),
     *("20454", "29453775", "2026-01-01x10:15", "2026-01-01Z", "99999999999999999999999", "0x69", "inf", "\u0662\u0660"),
     *("1" * 5000, "2026-01-01T25:00", "946684799"),
+    RoundedFloat(1_767_262_500.0),
     *(0, -1, 1, 5, 46023, 946_684_799, True, float("inf"), 10**30, 10**400, [2026], {"a": 1}),
 )
 

@@ -5,7 +5,8 @@ from decimal import Decimal
 import pytest
 
 from records.errors import InputError
-from records.values import RoundedFloat, as_attributes, as_id, as_int, as_objects, as_text, as_texts, as_word
+from records.rounded import RoundedFloat
+from records.values import as_attributes, as_id, as_int, as_objects, as_text, as_texts, as_word
 
 NOTHING = (None, "", " ", "NULL", "null", "nan", "NaN", "None", "<NA>", "NaT", "\\N", float("nan"), Decimal("NaN"))
 
