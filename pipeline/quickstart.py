@@ -168,7 +168,7 @@ def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, min
     )
     report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
-    for line in (stages_line(report.stages), text_fit_line(report.text_fit), cut_short_line(report)):
+    for line in filter(None, (stages_line(report.stages), text_fit_line(report.text_fit), cut_short_line(report))):
         console.print(line, highlight=False)
     page = open_store(folder.model).path(report.version) / REPORT_FILE
     if page.exists():

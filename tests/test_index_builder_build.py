@@ -14,9 +14,10 @@ from conftest import writable
 from artifacts.errors import CorruptVersion, StoreBusy
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store, read_manifest
-from index_builder.build import BuildOptions, build, text_key
+from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from index_builder.errors import BuildError
+from index_builder.vector_store import text_key
 from records.ads import Ad, RejectedAd, read_ads
 from records.errors import InputError
 

@@ -116,7 +116,8 @@ def none_before(tied: int, clicked: int) -> Floats:
     C(tied - n, clicked) / C(tied, clicked) for the first n: hypergeometric, without a factorial.
     """
     left = np.arange(tied, 0, -1, dtype=np.float64)  # ads left before each draw
-    return np.r_[1.0, np.cumprod(np.clip((left - clicked) / left, 0.0, 1.0))]
+    none: Floats = np.r_[1.0, np.cumprod(np.clip((left - clicked) / left, 0.0, 1.0))]
+    return none
 
 
 @dataclass(frozen=True)
