@@ -19,12 +19,12 @@ from records.errors import InputError
 
 BATCH_ROWS = 4096
 # For the rows that are decoded at once, in bytes.
-BATCH_BYTES = 64 * 2**20
+BATCH_BYTES = 16 * 2**20
 # A file of more bytes or rows for each byte of it holds nothing that is worth reading, unless it is small all the same.
 _MOST_DENSE, _MOST_ROWS_A_BYTE = 1000, 100
 _SMALL_BYTES, _SMALL_ROWS, _SMALL_VALUES = 64 * 2**20, 1_000_000, 4_000_000
 # A single row may not be larger than this.
-_ROW_BYTES = 4 * BATCH_BYTES
+_ROW_BYTES = 256 * 2**20
 _LISTS_AT_ONCE = 1024
 # Of each row, in lists and strings that hold nothing.
 _BYTES_A_ROW = 64
