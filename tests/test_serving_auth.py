@@ -408,8 +408,8 @@ def test_what_is_revoked_is_refused_while_its_connection_stands(tmp_path, issuer
     assert "is revoked" in refused(authenticator, bearer(issuer.token(jti="j-2")))
     revoked.write_text(f"serial {serial}\n")
     assert "is revoked" in refused(authenticator, proofs_of(shop, f"Bearer {issuer.token()}"))
+    revoked.write_text("sub a\nserial\n")
     with pytest.raises(StartupError, match="line 2"):
-        revoked.write_text("sub a\nserial\n")
         Revocations(revoked)
 
 

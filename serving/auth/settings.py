@@ -102,8 +102,8 @@ def _refuse_open_doors(settings: AuthSettings, host: str) -> None:
         )
     if not settings.tls_certificate:
         raise StartupError(
-            f"{beyond}, and tokens would travel in the clear: set --tls-certificate and --tls-key (`adcascade certs dev` "
-            "makes some to try), listen on 127.0.0.1, or accept it with --insecure"
+            f"{beyond}, and tokens would travel in the clear: set --tls-certificate and --tls-key (`adcascade certs "
+            "dev` makes some to try), listen on 127.0.0.1, or accept it with --insecure"
         )
 
 
