@@ -39,6 +39,7 @@ from records.errors import InputError
 from records.history import Histories, with_history
 from records.users import Context, UserProfile, read_users
 from retrieval.evaluation.commands import evaluate_retrieval_command
+from serving.auth.commands import certs_app, tokens_app
 from serving.errors import ServiceError
 from serving.exits import clean_exit
 
@@ -66,6 +67,8 @@ add_version_commands(model_app, open_model_store)
 app.add_typer(index_app, name="index")
 app.add_typer(towers_app, name="towers")
 app.add_typer(model_app, name="model")
+app.add_typer(tokens_app, name="tokens")
+app.add_typer(certs_app, name="certs")
 
 PipelineSplit = Literal["time", "user"]
 RetrievalWeight = Annotated[

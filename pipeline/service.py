@@ -6,10 +6,13 @@ from pipeline.client import AdPipeline, Recommendation, Recommendations
 from pipeline.settings import GatewaySettings
 from protos import recommend_pb2, recommend_pb2_grpc
 from protos.convert import ad_to_wire, context_from_wire, user_from_wire
+from serving.auth import scopes
+from serving.auth.identity import current_identity
 from serving.batcher import Caller
 from serving.interceptors import request_id
 
 SERVICE_NAME = "adcascade.v1.RecommendService"
+SCOPES = {"Recommend": scopes.RECOMMEND}
 
 # Part of the caller's remaining time that is kept back to send the answer, in seconds.
 _REPLY_SECONDS = 0.02
@@ -40,8 +43,9 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
 
 
 def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
+    with_bids = current_identity.get().may(scopes.BIDS_READ)
     return recommend_pb2.RecommendResponse(
-        recommendations=[_item(item) for item in answer.items],
+        recommendations=[_item(item, with_bids) for item in answer.items],
         index_version=answer.index_version,
         model_version=answer.model_version,
         degraded=bool(answer.degraded_reason),
@@ -57,9 +61,9 @@ def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
     )
 
 
-def _item(item: Recommendation) -> recommend_pb2.Recommendation:
+def _item(item: Recommendation, with_bid: bool) -> recommend_pb2.Recommendation:
     return recommend_pb2.Recommendation(
-        ad=ad_to_wire(item.ad),
+        ad=ad_to_wire(item.ad, with_bid=with_bid),
         similarity=item.similarity,
         retrieval_score=item.retrieval_score,
         retrieval_position=item.retrieval_position,

@@ -24,10 +24,12 @@ from ranking.query import MAX_CANDIDATES, RankAnswer, RankQuery
 from records.ads import Ad
 from records.counters import Total
 from records.errors import InputError
+from serving.auth import scopes
 from serving.batcher import Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
 
 SERVICE_NAME = "adcascade.v1.RankingService"
+SCOPES = {"Rank": scopes.RANK, "GetModel": scopes.MODELS_READ}
 MAX_COUNTERS = 4000
 
 

@@ -15,10 +15,13 @@ from protos.convert import (
 from records.errors import InputError
 from retrieval.retriever import MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
+from serving.auth import scopes
+from serving.auth.identity import current_identity
 from serving.batcher import Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
 
 SERVICE_NAME = "adcascade.v1.RetrievalService"
+SCOPES = {"Retrieve": scopes.RETRIEVE, "EmbedUser": scopes.RETRIEVE, "GetIndex": scopes.MODELS_READ}
 
 
 class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
@@ -47,6 +50,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             unknown_history=answer.value.interests.unknown_history,
             skipped_sources=answer.value.skipped,
         )
+        with_bids = current_identity.get().may(scopes.BIDS_READ)
         for candidate in answer.value.candidates:  # made in their place: a list of them would be copied
             response.candidates.add(
                 ad_id=candidate.ad_id,
@@ -54,7 +58,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
                 score=candidate.score,
                 interest=candidate.interest,
                 source=candidate.source,
-                ad=ad_to_wire(candidate.ad) if candidate.ad is not None else None,
+                ad=ad_to_wire(candidate.ad, with_bid=with_bids) if candidate.ad is not None else None,
             )
         return response
 

@@ -47,7 +47,7 @@ def read_certificate(pem: bytes) -> PeerCertificate:
         alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        names = [f"cn:{one.value}" for one in common] if len(common) == 1 else []
+        names = [f"cn:{one.value}" for one in common if isinstance(one.value, str)] if len(common) == 1 else []
     else:
         names += [f"uri:{name}" for name in alternative.get_values_for_type(x509.UniformResourceIdentifier)]
         names += [f"dns:{name}" for name in alternative.get_values_for_type(x509.DNSName)]

@@ -117,7 +117,7 @@ class SecureChannel(grpc.Channel):
         """Implements `grpc.Channel`."""
         return _Callable(self, lambda channel: channel.stream_stream(method, *args, **options))
 
-    def subscribe(self, callback: Any, try_to_connect: bool | None = False) -> None:
+    def subscribe(self, callback: Any, try_to_connect: bool = False) -> None:
         """Implements `grpc.Channel`, for the connection that is current now."""
         self._current.subscribe(callback, try_to_connect)
 

@@ -58,7 +58,9 @@ def grpc_credentials(files: WatchedFiles[TlsFiles]) -> grpc.ServerCredentials:
         return _configuration(current)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(first), fetch, require_client_authentication=bool(first.client_ca)
+        _configuration(first),
+        fetch,  # type: ignore[arg-type]  # None is allowed, which the stubs do not say
+        require_client_authentication=bool(first.client_ca),
     )
 
 
