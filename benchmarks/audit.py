@@ -10,8 +10,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,7 @@ from serving.exits import clean_exit
 
 HASHES = Path(__file__).parent.parent / "index_builder" / "embedded_encoder.sha256"
 PASSED, FAILED, UNFINISHED = 0, 1, 3
-# Ours is in no index.
-_NOT_PUBLISHED = frozenset({"adcascade"})
+_OURS = "adcascade"
 _SHOWN = 5
 
 
@@ -63,7 +63,7 @@ def check_encoder(folder: Path, hashes: Path = HASHES) -> Part:
 
 def read_vulnerabilities(document: Mapping[str, Any]) -> Part:
     """What pip-audit wrote as JSON. Its exit code says nothing of what it skipped, so that is counted here."""
-    packages = [one for one in document["dependencies"] if one["name"] not in _NOT_PUBLISHED]
+    packages = document["dependencies"]
     unseen = [one["name"] for one in packages if "skip_reason" in one]
     bad = [
         f"{one['name']} {one['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'no version'}"
@@ -73,20 +73,23 @@ def read_vulnerabilities(document: Mapping[str, Any]) -> Part:
     return Part("vulnerabilities", f"{len(packages) - len(unseen)} of {len(packages)} packages looked up", bad, unseen)
 
 
-def find_vulnerabilities(tools: Path, python: Path) -> Part:
-    """Asks pip-audit of all packages that `python` has."""
-    where = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+def installed_packages() -> list[str]:
+    """All packages of this environment but AdCascade itself, as ``name==version``.
+
+    Without the local part of a version (torch's "+cpu"), which no service knows.
+    """
+    found = {one.name.lower(): one.version.partition("+")[0] for one in distributions()}
+    return [f"{name}=={version}" for name, version in sorted(found.items()) if name != _OURS]
+
+
+def find_vulnerabilities(tools: Path, packages: Sequence[str]) -> Part:
+    """Asks pip-audit of packages, given as ``name==version``."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "found.json"
+        wanted, out = Path(folder) / "packages.txt", Path(folder) / "found.json"
+        wanted.write_text("\n".join(packages) + "\n")
+        options = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off"]
         done = subprocess.run(
-            [tools / "pip-audit", "--path", where, "--format", "json", "--output", out, "--progress-spinner", "off"],
-            capture_output=True,
-            text=True,
+            [tools / "pip-audit", "-r", wanted, *options, "--output", out], capture_output=True, text=True
         )
         if not out.is_file():
             last = (done.stderr.strip().splitlines() or ["pip-audit said nothing"])[-1]
@@ -118,7 +121,7 @@ def main(
     parts = [
         check_encoder(embedded_model_path()),
         write_bill_of_materials(tools, python, out),
-        find_vulnerabilities(tools, python),
+        find_vulnerabilities(tools, installed_packages()),
     ]
     for part in parts:
         word = {PASSED: "ok", FAILED: "BAD", UNFINISHED: "NOT ALL LOOKED AT"}[part.verdict]
