@@ -6,7 +6,7 @@ from prometheus_client import Counter
 from pydantic_settings import CliApp
 
 from pipeline.client import AdPipeline
-from pipeline.service import SERVICE_NAME, RecommendServicer
+from pipeline.service import SCOPES, SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from protos.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
 from records.errors import InputError
@@ -31,7 +31,9 @@ def serve(settings: GatewaySettings) -> None:
         ca_certificate=settings.ca_certificate,
         on_degraded=lambda reason: degraded.labels(reason).inc(),
     )
-    server.add(SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, RecommendServicer(pipeline, settings)))
+    server.add(
+        SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, RecommendServicer(pipeline, settings)), SCOPES
+    )
     server.run(load=lambda: None, close=pipeline.close)
 
 

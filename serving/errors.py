@@ -6,8 +6,6 @@ Knows nothing of who raises them. One interceptor turns them into a status and a
     ├── InvalidArgument      the request itself is wrong; repeating it will not help
     ├── NotFound             the request names something that does not exist
     ├── FailedPrecondition   the server's state does not allow it; somebody must change that first
-    ├── Unauthenticated      no identity, or none that is still good; present another
-    ├── PermissionDenied     the identity may not do this; its owner must be given the scope
     ├── ResourceExhausted    the server is full; try again later, with back-off
     ├── Unavailable          not loaded yet, or shutting down; try another replica
     ├── Unauthenticated      nobody knows who calls
@@ -43,26 +41,6 @@ class FailedPrecondition(ServiceError):
     """The server is not in a state that allows the request."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
-
-
-class Unauthenticated(ServiceError):
-    """The caller has not proven who it is.
-
-    The message is the same whatever was wrong: what is wrong with a proof is told to the log (`reason`), not to whoever
-    is trying proofs.
-    """
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-
-    def __init__(self, reason: str) -> None:
-        super().__init__("who calls is not proven: present a client certificate or a bearer token that is good here")
-        self.reason = reason
-
-
-class PermissionDenied(ServiceError):
-    """The caller is known, and may not do this."""
-
-    status = grpc.StatusCode.PERMISSION_DENIED
 
 
 class ResourceExhausted(ServiceError):

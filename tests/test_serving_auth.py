@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from serving.auth.access import AccessControl
-from serving.auth.authenticator import Authenticator, Proofs
+from serving.auth.authenticator import Authenticator, NotProven, Proofs
 from serving.auth.authority import DevAuthority, write_dev_certificates
 from serving.auth.certificates import CertificateNames
 from serving.auth.identity import EVERYBODY, NOBODY, Identity, Quota, current_identity
@@ -26,7 +26,7 @@ from serving.auth.quotas import Quotas
 from serving.auth.revocations import Revocations
 from serving.auth.scopes import SCOPES
 from serving.auth.tokens import PREFIX, StaticTokens, TokensFile
-from serving.errors import NotFound, PermissionDenied, ResourceExhausted, StartupError, Unauthenticated
+from serving.errors import NotFound, PermissionDenied, ResourceExhausted, StartupError
 from tests.auth_files import AUDIENCE, ISSUER, Issuer
 
 RULES = JwtRules(ISSUER, AUDIENCE, leeway_seconds=5)
@@ -39,7 +39,7 @@ def bearer(token):
 
 def refused(authenticator, proofs):
     """Why, as the log hears it; the caller hears the same of every wrong proof."""
-    with pytest.raises(Unauthenticated) as caught:
+    with pytest.raises(NotProven) as caught:
         authenticator.identify(proofs)
     assert str(caught.value) == UNKNOWN
     return caught.value.reason
@@ -454,10 +454,10 @@ def test_a_method_is_open_to_its_scope_alone_and_one_without_a_scope_to_nobody(t
     ):
         with pytest.raises(PermissionDenied):
             access.admit(method, bearer(token))
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(NotProven):
             access.admit(method, Proofs([]))
     assert access.admit("/grpc.health.v1.Health/Check", bearer(token)).identity.name == "shop"
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(NotProven):
         access.admit("/grpc.health.v1.Health/Check", Proofs([]))
     with pytest.raises(StartupError, match="no scope 'fly'"):
         access.add("b.Service", {"Fly": "fly"})
@@ -467,9 +467,9 @@ def test_health_without_an_identity_is_answered_where_it_is_allowed_but_not_with
     TokensFile(tokens_file).create("shop", ["rank"])
     access = AccessControl(static(tokens_file), anonymous_health=True)
     assert access.admit("/grpc.health.v1.Health/Check", Proofs([])).identity == NOBODY
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(NotProven):
         access.admit("/grpc.health.v1.Health/Check", bearer("adct_garbage"))
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(NotProven):
         access.admit("/grpc.health.v1.Healthy/Check", Proofs([]))
 
 

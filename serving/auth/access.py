@@ -20,12 +20,16 @@ _REFLECTION = {
 }
 
 
+def _nothing() -> None:
+    """A call that no quota counts has nothing to give back."""
+
+
 @dataclass(frozen=True)
 class Admission:
     """A call that may be made; `end` is called once when it is over."""
 
     identity: Identity
-    end: Callable[[], None]
+    end: Callable[[], None] = _nothing
 
 
 class AccessControl:
@@ -70,25 +74,25 @@ class AccessControl:
             proofs: What came with the call.
 
         Raises:
-            Unauthenticated: It is not proven who calls.
+            NotProven: As it says.
             PermissionDenied: The identity lacks the scope, or the method has none that could be given.
             ResourceExhausted: The identity has used its quota.
         """
         is_health = method.startswith(f"/{HEALTH_SERVICE}/")
         if is_health and self._anonymous_health and not proofs.authorization:
-            return Admission(NOBODY, _nothing)
+            return Admission(NOBODY)
         identity = self.identify(proofs)
         if self.asks:
             self._check_scope(method, identity)
         # Whoever watches over this server must hear from it also when its quota is used.
-        return Admission(identity, _nothing if is_health else self._quotas.begin(identity))
+        return Admission(identity) if is_health else Admission(identity, self._quotas.begin(identity))
 
     def identify(self, proofs: Proofs) -> Identity:
-        """Who calls. Raises Unauthenticated."""
+        """Who calls. Raises NotProven."""
         return EVERYBODY if self._authenticator is None else self._authenticator.identify(proofs)
 
     def check(self, scope: str, proofs: Proofs) -> Identity:
-        """Who calls, where something else than a method needs a scope. Raises Unauthenticated, PermissionDenied."""
+        """Who calls, where something else than a method needs a scope. Raises NotProven, PermissionDenied."""
         identity = self.identify(proofs)
         if not identity.may(scope):
             raise PermissionDenied(f"this identity needs the scope {scope!r}")
@@ -100,7 +104,3 @@ class AccessControl:
             raise PermissionDenied("no identity may call this method here")
         if scope != ANY_IDENTITY and not identity.may(scope):
             raise PermissionDenied(f"this identity needs the scope {scope!r} to call {method}")
-
-
-def _nothing() -> None:
-    """A health check has nothing to give back."""

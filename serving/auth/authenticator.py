@@ -16,6 +16,18 @@ from serving.errors import Unauthenticated
 _MAX_TOKEN_CHARS = 8192
 
 
+class NotProven(Unauthenticated):
+    """The caller has not proven who it is.
+
+    The message is the same whatever was wrong: what is wrong with a proof is told to the log (`reason`), not to whoever
+    is trying proofs.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("who calls is not proven: present a client certificate or a bearer token that is good here")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Proofs:
     """What came with a call.
@@ -53,11 +65,11 @@ class Authenticator:
         self._lock = threading.Lock()
 
     def identify(self, proofs: Proofs) -> Identity:
-        """The caller's identity. Raises Unauthenticated; its `reason` is for the log alone."""
+        """The caller's identity. Raises NotProven; its `reason` is for the log alone."""
         with self._lock:  # what is remembered in there is not made for threads
             found, reason = self._identify(proofs, self._now())
         if found is None:
-            raise Unauthenticated(reason)
+            raise NotProven(reason)
         return found
 
     def _identify(self, proofs: Proofs, now: datetime) -> tuple[Identity | None, str]:

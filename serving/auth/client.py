@@ -79,10 +79,8 @@ class SecureChannel(grpc.Channel):
 
     def current(self) -> grpc.Channel:
         """The channel to call on now."""
-        if self._files is not None:
-            self._files.get()
-            if self._files.generation != self._used:
-                self._renew(self._files)
+        if self._files is not None and self._files.generation != self._used:
+            self._renew(self._files)
         return self._current
 
     def _renew(self, files: WatchedFiles[_Opened]) -> None:

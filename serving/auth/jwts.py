@@ -109,8 +109,8 @@ class JwtTokens:
 
     def verify(self, token: str, now: datetime) -> tuple[VerifiedJwt | None, str]:
         """The token as verified; None with why not, which is for the log alone."""
-        keys = self._keys.get()
-        place = self._keys.generation, hashlib.sha256(token.encode()).digest()
+        keys, generation = self._keys.value_and_generation()
+        place = generation, hashlib.sha256(token.encode()).digest()
         verified = self._remembered.get(place)
         if verified is None:
             verified, reason = self._decode(token, keys)

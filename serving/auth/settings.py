@@ -42,6 +42,11 @@ class AuthSettings(BaseSettings):
     anonymous_health: bool | None = Field(
         None, description="Whether health may be asked without an identity; by default on loopback alone."
     )
+    connection_age_seconds: float = Field(
+        3600.0,
+        ge=1,
+        description="A connection ends after so long, when its calls have, so that none outlives an authority.",
+    )
     insecure: CliImplicitFlag[bool] = Field(
         False, description="Listen beyond this machine without TLS or without asking who calls."
     )

@@ -1,7 +1,9 @@
 """TLS of a server's ports, with files that are read again when they change. Knows nothing of who calls."""
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 from cryptography import x509
@@ -10,6 +12,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from serving.auth.settings import AuthSettings
 from serving.auth.watched import WatchedFiles
 from serving.errors import StartupError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,75 @@ class TlsFiles:
     client_ca: bytes = b""
 
 
-def watch_tls_files(settings: AuthSettings) -> WatchedFiles[TlsFiles] | None:
-    """The files of the settings; None without TLS. Raises StartupError if they cannot be used together."""
+def grpc_credentials(settings: AuthSettings) -> grpc.ServerCredentials | None:
+    """Credentials of a gRPC port, None without TLS. Each handshake takes the files as they are then.
+
+    Raises:
+        StartupError: The files cannot be used together.
+    """
+    files = _watch(settings, _checked)
+    if files is None:
+        return None
+    first, used = files.value_and_generation()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
+        current, generation = files.value_and_generation()
+        if generation == used:
+            return None  # as before
+        used = generation
+        return _configuration(current)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(first),
+        fetch,  # type: ignore[arg-type]  # None is allowed, which the stubs do not say
+        require_client_authentication=bool(first.client_ca),
+    )
+
+
+def http_context(settings: AuthSettings) -> ssl.SSLContext | None:
+    """The same for an HTTP port. There a client certificate may be missing: a token may stand for it.
+
+    Raises:
+        StartupError: The files cannot be used together.
+    """
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None or key is None:
+        return None
+
+    def made_of(*contents: bytes) -> ssl.SSLContext:
+        files = _checked(*contents)
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            made.load_cert_chain(certificate, key)  # which reads files alone
+            if files.client_ca:
+                made.load_verify_locations(cadata=files.client_ca.decode("ascii"))
+                made.verify_mode = ssl.CERT_OPTIONAL
+        except (OSError, ValueError) as error:
+            raise StartupError("the TLS certificate, key or authority cannot be used") from error
+        return made
+
+    contexts = _watch(settings, made_of)
+    if contexts is None:
+        return None
+    first = contexts.get()
+
+    def use_current(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called in each handshake, with or without a server name."""
+        connection.context = contexts.get()
+
+    first.sni_callback = use_current
+    return first
+
+
+def _watch(settings: AuthSettings, parse: Callable[..., T]) -> WatchedFiles[T] | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     paths = [settings.tls_certificate, settings.tls_key]
     if settings.client_ca_certificate is not None:
         paths.append(settings.client_ca_certificate)
-    return WatchedFiles(tuple(paths), _checked, "TLS certificate, key or authority")
+    return WatchedFiles(tuple(paths), parse, "TLS certificate, key or authority")
 
 
 def _checked(certificate: bytes, key: bytes, client_ca: bytes = b"") -> TlsFiles:
@@ -45,49 +110,7 @@ def _checked(certificate: bytes, key: bytes, client_ca: bytes = b"") -> TlsFiles
     return TlsFiles(certificate, key, client_ca)
 
 
-def grpc_credentials(files: WatchedFiles[TlsFiles]) -> grpc.ServerCredentials:
-    """Credentials of a gRPC port. Each handshake asks whether the files have changed."""
-    used = [files.generation]
-    first = files.get()
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        current = files.get()
-        if files.generation == used[0]:
-            return None  # as before
-        used[0] = files.generation
-        return _configuration(current)
-
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(first),
-        fetch,  # type: ignore[arg-type]  # None is allowed, which the stubs do not say
-        require_client_authentication=bool(first.client_ca),
-    )
-
-
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(files.key, files.certificate)], root_certificates=files.client_ca or None
     )
-
-
-def watch_http_context(settings: AuthSettings) -> WatchedFiles[ssl.SSLContext] | None:
-    """The same for an HTTP port, None without TLS. A client certificate may be missing: a token may stand for it."""
-    certificate, key = settings.tls_certificate, settings.tls_key
-    if certificate is None or key is None:
-        return None
-
-    def context(*contents: bytes) -> ssl.SSLContext:
-        files = _checked(*contents)
-        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        made.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            made.load_cert_chain(certificate, key)  # which reads files alone
-            if files.client_ca:
-                made.load_verify_locations(cadata=files.client_ca.decode("ascii"))
-                made.verify_mode = ssl.CERT_OPTIONAL
-        except (OSError, ValueError) as error:
-            raise StartupError("the TLS certificate, key or authority cannot be used") from error
-        return made
-
-    paths = [certificate, key, *([settings.client_ca_certificate] if settings.client_ca_certificate else [])]
-    return WatchedFiles(tuple(paths), context, "TLS certificate, key or authority")

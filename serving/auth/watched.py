@@ -1,18 +1,19 @@
-"""A file that is read again when it changes, so that certificates, tokens and keys are renewed without a restart."""
+"""Files that are read again when they change, so that certificates, tokens and keys are renewed without a restart."""
 
 import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from serving.errors import StartupError
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 _MAX_BYTES = 4 * 1024 * 1024
 
 T = TypeVar("T")
@@ -20,46 +21,56 @@ _Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 class WatchedFiles(Generic[T]):
-    """What `parse` makes of files, made anew when one of them changes. Thread-safe; needs no thread of its own.
+    """What `parse` makes of files, made anew when one of them changes. Thread-safe.
 
-    Files are looked at when the value is asked for, at most every `poll_seconds`. If a new content cannot be used, the
-    last good value stays and the log says why: half of a certificate must not end a server, nor open it.
+    One thread of the process looks at all such files, so whoever asks for a value never waits for a disk. If a new
+    content cannot be used, the last good value stays and the log says why: half of a certificate must not end a server,
+    nor open it.
 
     Args:
         paths: Read together; a certificate and its key change together.
         parse: From the contents, in the order of `paths`. Its StartupError says what is wrong.
         what: Names the files in messages, such as "TLS certificate and key".
+        poll_seconds: How often to look; 0 looks whenever the value is asked for, in the thread that asks.
 
     Raises:
         StartupError: They cannot be read or used the first time.
     """
 
     def __init__(
-        self, paths: tuple[Path, ...], parse: Callable[..., T], what: str, *, poll_seconds: float = _POLL_SECONDS
+        self, paths: tuple[Path, ...], parse: Callable[..., T], what: str, *, poll_seconds: float = POLL_SECONDS
     ) -> None:
         self._paths, self._parse, self._what = paths, parse, what
         self._poll_seconds = poll_seconds
-        self._lock = threading.Lock()
-        self._stamp = self._look()
-        self._value = self._read()
-        self._generation = 0
-        self._complaint = ""
         self._next_look = time.monotonic() + poll_seconds
+        self._lock = threading.Lock()
+        self._complaint = ""
+        self._stamp = self._look()
+        self._current = self._read(), 0
+        if poll_seconds:
+            _watch(self)
 
     @property
     def generation(self) -> int:
         """Counts changes, so that what was derived from an earlier value can be told from the current."""
-        return self._generation
+        return self._current[1]
 
     def get(self) -> T:
         """The value of the files as they are now, or as they last were good."""
-        if time.monotonic() >= self._next_look and self._lock.acquire(blocking=False):
-            try:
-                self._reload()
-            finally:
+        return self.value_and_generation()[0]
+
+    def value_and_generation(self) -> tuple[T, int]:
+        """Both, of one moment."""
+        if not self._poll_seconds:
+            self.look_if_due()
+        return self._current
+
+    def look_if_due(self) -> None:
+        """Reads the files anew if they have changed, and it is time to look."""
+        with self._lock:
+            if time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + self._poll_seconds
-                self._lock.release()
-        return self._value
+                self._reload()
 
     def _reload(self) -> None:
         try:
@@ -74,8 +85,8 @@ class WatchedFiles(Generic[T]):
                 self._complaint = str(error)
                 log.error("keeping the %s read before: %s", self._what, error)
             return
-        self._stamp, self._value, self._complaint = stamp, value, ""
-        self._generation += 1
+        self._stamp, self._complaint = stamp, ""
+        self._current = value, self._current[1] + 1
         log.info("read the %s anew", self._what)
 
     def _look(self) -> _Stamp:
@@ -88,6 +99,34 @@ class WatchedFiles(Generic[T]):
     def _read(self) -> T:
         contents = [_bytes_of(path, self._what) for path in self._paths]
         return self._parse(*contents)
+
+
+_watched: "weakref.WeakSet[WatchedFiles[Any]]" = weakref.WeakSet()
+_watched_lock = threading.Lock()
+_watcher: threading.Thread | None = None
+
+
+def _watch(files: WatchedFiles[Any]) -> None:
+    """Has the one thread look at `files` for as long as somebody holds them."""
+    global _watcher
+    with _watched_lock:
+        _watched.add(files)
+        if _watcher is None or not _watcher.is_alive():  # also in a process that was forked off
+            _watcher = threading.Thread(target=_keep_looking, name="watched-files", daemon=True)
+            _watcher.start()
+
+
+def _keep_looking() -> None:
+    while True:
+        time.sleep(POLL_SECONDS / 4)
+        with _watched_lock:
+            files = list(_watched)
+        for one in files:
+            try:
+                one.look_if_due()
+            except Exception:  # one file that breaks its parser must not keep the others from being renewed
+                log.exception("a changed file could not be read")
+        del files
 
 
 def _bytes_of(path: Path, what: str) -> bytes:
