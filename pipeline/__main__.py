@@ -28,7 +28,7 @@ def serve(settings: GatewaySettings) -> None:
     pipeline = AdPipeline(
         settings.retrieval,
         settings.ranking,
-        ca_certificate=settings.ca_certificate,
+        security=settings.security(),
         on_degraded=lambda reason: degraded.labels(reason).inc(),
     )
     server.add(

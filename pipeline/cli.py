@@ -24,6 +24,7 @@ from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.processes import ServerProcess, own_folder, running
+from pipeline.security import ServeSecurity
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
 from ranking.training.commands import (
@@ -39,9 +40,11 @@ from records.errors import InputError
 from records.history import Histories, with_history
 from records.users import Context, UserProfile, read_users
 from retrieval.evaluation.commands import evaluate_retrieval_command
+from serving.auth.client import ClientSecurity
 from serving.auth.commands import certs_app, tokens_app
 from serving.errors import ServiceError
 from serving.exits import clean_exit
+from serving.flags import with_flags_of
 
 app = typer.Typer(
     add_completion=False,
@@ -96,7 +99,9 @@ def quickstart_command(
 
 
 @app.command()
+@with_flags_of(ServeSecurity)
 def serve(
+    options: ServeSecurity,
     index: Annotated[Path, typer.Option(help="Root of the index versions.")],
     model: Annotated[Path, typer.Option(help="Root of the model versions.")],
     port: Annotated[
@@ -119,7 +124,9 @@ def serve(
 
     def flags(own_port: int, offset: int) -> list[str]:
         metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port + offset)]
-        return ["--host", host, "--port", str(own_port), *metrics]
+        return ["--host", host, "--port", str(own_port), *metrics, *options.server_flags()]
+
+    options.check_servers(host)
 
     stages = [
         ("retrieval", ["--index", str(index), *flags(retrieval_port, 1)]),
@@ -129,10 +136,13 @@ def serve(
     with ExitStack() as servers:
         with console.status("Loading"):
             servers.enter_context(own_folder(logs))
-            started = servers.enter_context(running(stages, logs))
+            started = servers.enter_context(running(stages, logs, options.client()))
             retrieval, ranking = (server.wait_until_serving() for server in started)
-            gateway = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking, *flags(port, 0)])
-            front = servers.enter_context(running([gateway], logs))
+            gateway = (
+                "pipeline",
+                ["--retrieval", retrieval, "--ranking", ranking, *flags(port, 0), *options.gateway_flags()],
+            )
+            front = servers.enter_context(running([gateway], logs, options.client()))
             addresses = {"gateway": front[0].wait_until_serving(), "retrieval": retrieval, "ranking": ranking}
         if as_json:
             print(json.dumps(addresses), flush=True)  # noqa: T201
@@ -150,7 +160,9 @@ def _wait_for_an_end(servers: list[ServerProcess]) -> None:
 
 
 @app.command()
+@with_flags_of(ClientSecurity)
 def recommend(
+    options: ClientSecurity,
     k: Annotated[int, typer.Option(help="How many ads, 1 to 1,000.")] = 10,
     interests: Annotated[str, typer.Option(help='Free text, such as "trail running, home espresso".')] = "",
     user_id: Annotated[str, typer.Option(help="A user of --users; the history comes from --clicks.")] = "",
@@ -174,7 +186,7 @@ def recommend(
     """Ask running servers (see `adcascade serve`) for the ads that a user is most likely to click."""
     user = _user(user_id, interests, users, clicks)
     context = Context(country=country, language=language, device=device, placement=placement)
-    with AdPipeline(retrieval, ranking) as pipeline:
+    with AdPipeline(retrieval, ranking, security=options) as pipeline:
         answer = pipeline.recommend(
             user,
             context,

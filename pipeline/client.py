@@ -18,14 +18,17 @@ from protos.convert import ad_from_wire, context_to_wire, user_to_wire
 from records.ads import Ad
 from records.errors import InputError
 from records.users import Context, UserProfile
+from serving.auth.client import ClientSecurity
 from serving.channel import open_channel
 from serving.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     ServiceError,
+    Unauthenticated,
     Unavailable,
 )
 from serving.interceptors import REQUEST_ID_KEY
@@ -40,7 +43,16 @@ _NOBODY_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED)
 _CALLER_FAULTS = (grpc.StatusCode.INVALID_ARGUMENT,)
 _ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
     error.status: error
-    for error in (InvalidArgument, NotFound, FailedPrecondition, ResourceExhausted, Unavailable, DeadlineExceeded)
+    for error in (
+        InvalidArgument,
+        NotFound,
+        FailedPrecondition,
+        Unauthenticated,
+        PermissionDenied,
+        ResourceExhausted,
+        Unavailable,
+        DeadlineExceeded,
+    )
 }
 
 
@@ -90,7 +102,8 @@ class AdPipeline:
 
     Args:
         retrieval, ranking: ``host:port`` of the two servers.
-        ca_certificate: PEM file; if given, both connections are TLS.
+        ca_certificate: PEM file; if given, both connections are TLS. Short for `security`.
+        security: What both servers are shown, and whom to believe.
         on_degraded: Told the status name each time the retrieval order is returned instead.
     """
 
@@ -100,9 +113,11 @@ class AdPipeline:
         ranking: str,
         *,
         ca_certificate: Path | None = None,
+        security: ClientSecurity | None = None,
         on_degraded: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._channels = [open_channel(address, ca_certificate=ca_certificate) for address in (retrieval, ranking)]
+        security = security or ClientSecurity(ca_certificate=ca_certificate)
+        self._channels = [open_channel(address, security=security) for address in (retrieval, ranking)]
         self._retrieval = retrieval_pb2_grpc.RetrievalServiceStub(self._channels[0])
         self._ranking = ranking_pb2_grpc.RankingServiceStub(self._channels[1])
         self._on_degraded = on_degraded

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipeline.security import reachable
+from serving.auth.client import ClientSecurity
 from serving.channel import is_serving, open_channel
 from serving.errors import StartupError
 
@@ -33,10 +35,13 @@ class ServerProcess:
     process: "subprocess.Popen[bytes]"
     address_file: Path
     log_file: Path
+    security: ClientSecurity = ClientSecurity()
 
     @classmethod
-    def start(cls, module: str, flags: Sequence[str], folder: Path) -> "ServerProcess":
-        """Starts ``python -m module``; its log goes to ``folder/module.log``."""
+    def start(
+        cls, module: str, flags: Sequence[str], folder: Path, security: ClientSecurity = ClientSecurity()
+    ) -> "ServerProcess":
+        """Starts ``python -m module``; its log goes to ``folder/module.log``. `security` is what it is asked with."""
         folder.mkdir(parents=True, exist_ok=True)
         address_file, log_file = folder / f"{module}.address.json", folder / f"{module}.log"
         address_file.unlink(missing_ok=True)
@@ -61,7 +66,7 @@ class ServerProcess:
                 # Ours says what went wrong; gRPC's own lines would bury it.
                 env={"GRPC_VERBOSITY": "NONE", **os.environ},
             )
-        return cls(module, process, address_file, log_file)
+        return cls(module, process, address_file, log_file, security)
 
     def wait_until_serving(self, timeout_seconds: float = _START_SECONDS) -> str:
         """The address, once the health check says SERVING. Raises StartupError if the server ends or takes too long."""
@@ -69,8 +74,8 @@ class ServerProcess:
         while not self.address_file.exists():
             self._check(end)
             time.sleep(0.05)
-        address = str(json.loads(self.address_file.read_bytes())["address"])
-        with open_channel(address) as channel:
+        address = reachable(str(json.loads(self.address_file.read_bytes())["address"]))
+        with open_channel(address, security=self.security) as channel:
             while not is_serving(channel):
                 self._check(end)
                 time.sleep(0.05)
@@ -110,12 +115,14 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def running(servers: Sequence[tuple[str, Sequence[str]]], folder: Path) -> Iterator[list[ServerProcess]]:
+def running(
+    servers: Sequence[tuple[str, Sequence[str]]], folder: Path, security: ClientSecurity = ClientSecurity()
+) -> Iterator[list[ServerProcess]]:
     """Runs servers, given as (module, flags), side by side until the block ends; yields them once all are healthy."""
     with ExitStack() as stack:
         started = []
         for module, flags in servers:
-            server = ServerProcess.start(module, flags, folder)
+            server = ServerProcess.start(module, flags, folder, security)
             stack.callback(server.stop)
             started.append(server)
         for server in started:

@@ -1,5 +1,7 @@
 """RecommendService: both stages as one RPC. Validate, call, convert."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.client import AdPipeline, Recommendation, Recommendations
@@ -9,6 +11,7 @@ from protos.convert import ad_to_wire, context_from_wire, user_from_wire
 from serving.auth import scopes
 from serving.auth.identity import current_identity
 from serving.batcher import Caller
+from serving.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 from serving.interceptors import request_id
 
 SERVICE_NAME = "adcascade.v1.RecommendService"
@@ -29,17 +32,29 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
         """See the proto."""
         remaining = context.time_remaining()
         timeout = self.settings.timeout_seconds
-        answer = self.pipeline.recommend(
-            user_from_wire(request.user),
-            context_from_wire(request.context),
-            request.k,
-            candidates=request.candidates or max(self.settings.candidates, request.k),
-            include_history=request.include_history,
-            retrieval_weight=self.settings.retrieval_weight,
-            timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
-            request_id=request_id.get(),
-        )
+        with _own_identity():
+            answer = self.pipeline.recommend(
+                user_from_wire(request.user),
+                context_from_wire(request.context),
+                request.k,
+                candidates=request.candidates or max(self.settings.candidates, request.k),
+                include_history=request.include_history,
+                retrieval_weight=self.settings.retrieval_weight,
+                timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
+                request_id=request_id.get(),
+            )
         return _response(answer)
+
+
+@contextmanager
+def _own_identity() -> Iterator[None]:
+    """What a server behind says of the gateway's identity is not said of the caller's."""
+    try:
+        yield
+    except (Unauthenticated, PermissionDenied) as error:
+        raise FailedPrecondition(
+            f"a server behind does not let the gateway in, whose owner must act: {error}"
+        ) from error
 
 
 def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:

@@ -6,6 +6,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.auth.client import ClientSecurity, SecureChannel
 from serving.settings import MEBIBYTE
 
 # All calls are pure reads, so a call that no server took may be sent again.
@@ -27,8 +28,24 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def open_channel(address: str, *, ca_certificate: Path | None = None, max_message_mib: int = 8) -> grpc.Channel:
-    """A channel to ``host:port``. With `ca_certificate` (PEM) the connection is TLS and the server is verified."""
+def open_channel(
+    address: str,
+    *,
+    ca_certificate: Path | None = None,
+    max_message_mib: int = 8,
+    security: ClientSecurity | None = None,
+) -> grpc.Channel:
+    """A channel to ``host:port``.
+
+    Args:
+        ca_certificate: PEM; with it the connection is TLS and the server is verified. Short for `security`.
+        security: What is presented to the server, and whom the client believes.
+
+    Raises:
+        StartupError: A file of `security` cannot be used, or a token would travel in the clear.
+    """
+    security = security or ClientSecurity(ca_certificate=ca_certificate)
+    security.check(address)
     options = [
         ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.max_receive_message_length", max_message_mib * MEBIBYTE),
@@ -36,9 +53,15 @@ def open_channel(address: str, *, ca_certificate: Path | None = None, max_messag
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
-    if ca_certificate is None:
-        return grpc.insecure_channel(address, options=options)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca_certificate.read_bytes()), options=options)
+    if security.server_name:
+        options.append(("grpc.ssl_target_name_override", security.server_name))
+
+    def open_with(credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, credentials, options=options)
+
+    return open_with(None) if security == ClientSecurity() else SecureChannel(security, open_with)
 
 
 def is_serving(channel: grpc.Channel, service: str = "", timeout_seconds: float = 1.0) -> bool:

@@ -6,7 +6,7 @@ Needs grpcio alone. Files are read again when they change, so a client outlives 
 import ssl
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,22 @@ _Metadata = Iterable[tuple[str, str | bytes]] | None
 _Opened = tuple[bytes, bytes | None, bytes | None]
 
 
+def _file(help_text: str) -> Path | None:
+    """A field of `ClientSecurity` that commands have as a flag (`serving.flags`)."""
+    return field(default=None, metadata={"help": help_text})
+
+
 @dataclass(frozen=True)
 class ClientSecurity:
-    """Files by which a client and a server know each other. Paths, so that no secret is an argument or a setting.
+    """Files by which a client and a server know each other. Paths, so that no secret is an argument or a setting."""
 
-    Attributes:
-        ca_certificate: PEM of the authorities whose servers are believed; with it, connections are TLS.
-        certificate, key: PEM of the client's own certificate, for servers that ask for one (mTLS).
-        token_file: A file that holds a bearer token and nothing else.
-        server_name: The name that the server's certificate must have, where it is not the host's.
-    """
-
-    ca_certificate: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    token_file: Path | None = None
-    server_name: str = ""
+    ca_certificate: Path | None = _file("PEM of the authorities whose servers are believed; connections are then TLS.")
+    certificate: Path | None = _file("PEM of the own certificate, for servers that ask for one (mTLS).")
+    key: Path | None = _file("PEM private key of it.")
+    token_file: Path | None = _file("File that holds a bearer token and nothing else.")
+    server_name: str = field(
+        default="", metadata={"help": "Name that the servers' certificates have, where it is not that of the address."}
+    )
 
     def check(self, address: str) -> None:
         """Raises StartupError if these cannot be used together, or would send a token in the clear to `address`."""
