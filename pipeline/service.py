@@ -53,7 +53,7 @@ def _own_identity() -> Iterator[None]:
         yield
     except (Unauthenticated, PermissionDenied) as error:
         raise FailedPrecondition(
-            f"a server behind does not let the gateway in, whose owner must act: {error}"
+            f"a server behind the gateway does not let it in; its owner must give it another identity: {error}"
         ) from error
 
 
