@@ -140,9 +140,7 @@ class TokensFile:
         """Revokes a token by id, or all of a name. Raises NotFound if there is none that is still good."""
         chosen = [one for one in self.tokens() if which in (one.token_id, one.name) and one.grant.revoked is None]
         if not chosen:
-            raise NotFound(
-                f"{self._path} has no token {which!r} that is not revoked; `adcascade tokens list` shows all"
-            )
+            raise NotFound(f"{self._path} has no good token {which!r}; `adcascade tokens list` shows all")
         ids = {one.token_id for one in chosen}
         with self._changing() as lines:
             for number, line in enumerate(lines):
