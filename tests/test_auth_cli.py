@@ -4,6 +4,7 @@ import json
 import stat
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from serving.auth.commands import certs_app, tokens_app
@@ -11,10 +12,16 @@ from serving.auth.tokens import PREFIX, StaticTokens, TokensFile
 from serving.errors import NotFound, StartupError
 
 run = CliRunner()
+app = typer.Typer()
+app.add_typer(certs_app, name="certs")
 
 
 def tokens(*words):
     return run.invoke(tokens_app, [str(word) for word in words], catch_exceptions=False)
+
+
+def certs(*words):
+    return run.invoke(app, ["certs", *(str(word) for word in words)], catch_exceptions=False)
 
 
 def test_a_token_is_printed_once_and_shown_by_no_other_command(tmp_path):
@@ -66,7 +73,7 @@ def test_what_is_wrong_leaves_nothing_behind(tmp_path):
 
 
 def test_development_certificates_come_with_the_commands_that_use_them(tmp_path):
-    made = run.invoke(certs_app, ["dev", str(tmp_path / "certs"), "--host", "ads.example"], catch_exceptions=False)
+    made = certs("dev", tmp_path / "certs", "--host", "ads.example")
     assert made.exit_code == 0
     assert "PRIVATE KEY" not in made.output
     for file in ("server.pem", "server.key", "ca.pem", "certificates.txt", "gateway.pem", "client.pem"):

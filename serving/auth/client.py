@@ -125,6 +125,9 @@ class SecureChannel(grpc.Channel):
 
     def close(self) -> None:
         """Closes this connection and those before it."""
+        for files in (self._files, self._token):
+            if files is not None:
+                files.close()
         with self._lock:
             self._closed = True
             for timer, channel in self._retiring:

@@ -65,6 +65,11 @@ class WatchedFiles(Generic[T]):
             self.look_if_due()
         return self._current
 
+    def close(self) -> None:
+        """Looks no more; the value stays."""
+        with _watched_lock:
+            _watched.discard(self)
+
     def look_if_due(self) -> None:
         """Reads the files anew if they have changed, and it is time to look."""
         with self._lock:
