@@ -10,7 +10,7 @@ FAISS  ?= cpu
 # What the speed benchmarks compare with, each in an environment of its own.
 PEERS  := hnswlib usearch milvus infinity
 
-.PHONY: help install quickstart test lint format pytest smoke protos bench bench-peers bench-quality clean
+.PHONY: help install quickstart test lint format pytest smoke protos bench bench-peers bench-quality audit clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -69,5 +69,14 @@ protos: $(STAMP) ## Regenerate the Python code of the wire contract
 	    --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	    protos/types.proto protos/retrieval.proto protos/ranking.proto protos/recommend.proto
 
+audit: $(STAMP) .audit/.installed ## Hashes of the encoder, bill of materials, known vulnerabilities (asks the network)
+	$(BIN)/python -m benchmarks.audit --tools .audit/bin --out dist/sbom.cdx.json
+
+# In an environment of its own, so that what looks is not among what is looked at.
+.audit/.installed: pyproject.toml constraints.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt cyclonedx-bom pip-audit
+	touch $@
+
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .smoke-data
+	rm -rf $(VENV) .peers .audit .mypy_cache .ruff_cache .pytest_cache .hypothesis .smoke-data

@@ -8,7 +8,7 @@ from pydantic_settings import CliApp
 
 from pipeline.breaker import State
 from pipeline.client import AdPipeline
-from pipeline.service import SERVICE_NAME, RecommendServicer
+from pipeline.service import SCOPES, SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from pipeline.stage import Stage
 from protos.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
@@ -35,14 +35,16 @@ def serve(settings: GatewaySettings) -> None:
     pipeline = AdPipeline(
         settings.retrieval,
         settings.ranking,
-        ca_certificate=settings.ca_certificate,
+        security=settings.security(),
         on_degraded=lambda reason: degraded.labels(reason).inc(),
         max_message_mib=settings.max_message_mib,
         retrieval_timeout_seconds=settings.retrieval_timeout_ms / 1000,
         ranking_timeout_seconds=settings.ranking_timeout_ms / 1000,
     )
     _show_stages(server.registry, pipeline)
-    server.add(SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, RecommendServicer(pipeline, settings)))
+    server.add(
+        SERVICE_NAME, partial(add_RecommendServiceServicer_to_server, RecommendServicer(pipeline, settings)), SCOPES
+    )
     server.run(load=partial(_follow, pipeline, server), close=pipeline.close)
 
 

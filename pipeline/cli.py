@@ -24,6 +24,7 @@ from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_notes, pipeline_table, recommendations_table, user_panel
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.processes import own_folder
+from pipeline.security import ServeSecurity
 from pipeline.supervisor import RestartLimits, ServerSpec, Supervisor, supervised
 from ranking.errors import ModelError
 from ranking.store import open_store as open_model_store
@@ -42,8 +43,11 @@ from records.printable import printable_json
 from records.users import Context, UserProfile, load_users
 from records.values import as_id
 from retrieval.evaluation.commands import evaluate_retrieval_command
+from serving.auth.client import ClientSecurity
+from serving.auth.commands import certs_app, tokens_app
 from serving.errors import ServiceError
 from serving.exits import clean_exit
+from serving.flags import with_flags_of
 from serving.logs import set_up_command_logging
 from serving.telemetry import switch_off_telemetry
 from serving.terminal import Console, show_whatever_the_encoding
@@ -72,6 +76,8 @@ add_version_commands(model_app, open_model_store)
 app.add_typer(index_app, name="index")
 app.add_typer(towers_app, name="towers")
 app.add_typer(model_app, name="model")
+app.add_typer(tokens_app, name="tokens")
+app.add_typer(certs_app, name="certs")
 
 PipelineSplit = Literal["time", "user"]
 RetrievalWeight = Annotated[
@@ -99,7 +105,9 @@ def quickstart_command(
 
 
 @app.command()
+@with_flags_of(ServeSecurity)
 def serve(
+    options: ServeSecurity,
     index: Annotated[Path, typer.Option(help="Root of the index versions.")],
     model: Annotated[Path, typer.Option(help="Root of the model versions.")],
     port: Annotated[
@@ -133,7 +141,9 @@ def serve(
 
     def flags(offset: int) -> list[str]:
         metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port + offset)]
-        return ["--host", host, "--max-message-mib", str(max_message_mib), *metrics]
+        return ["--host", host, "--max-message-mib", str(max_message_mib), *metrics, *options.server_flags()]
+
+    options.check_servers(host)
 
     stages = [
         ServerSpec("retrieval", ["--index", str(index), *flags(1)], retrieval_port),
@@ -141,10 +151,10 @@ def serve(
     ]
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     limits = RestartLimits(max_restarts=max_restarts, hang_seconds=hang_seconds)
-    with own_folder(logs), supervised(Supervisor(logs, console.print, limits, log_mib)) as servers:
+    with own_folder(logs), supervised(Supervisor(logs, console.print, limits, log_mib, options.client())) as servers:
         with working("Loading", console):
             retrieval, ranking = servers.start(stages)
-            gateway_flags = ["--retrieval", retrieval, "--ranking", ranking, *flags(0)]
+            gateway_flags = ["--retrieval", retrieval, "--ranking", ranking, *flags(0), *options.gateway_flags()]
             (gateway,) = servers.start([ServerSpec("pipeline", gateway_flags, port, may_wait=True)])
         addresses = {"gateway": gateway, "retrieval": retrieval, "ranking": ranking}
         if as_json:
@@ -155,7 +165,9 @@ def serve(
 
 
 @app.command()
+@with_flags_of(ClientSecurity)
 def recommend(
+    options: ClientSecurity,
     k: Annotated[int, typer.Option(help="How many ads, 1 to 1,000.")] = 10,
     interests: Annotated[str, typer.Option(help='Free text, such as "trail running, home espresso".')] = "",
     user_id: Annotated[str, typer.Option(help="A user of --users; the history comes from --clicks.")] = "",
@@ -186,7 +198,7 @@ def recommend(
     user = _user(user_id, interests, users, clicks)
     context = Context(country=country, language=language, device=device, placement=placement)
     shares = _shares(share or [])
-    with AdPipeline(retrieval, ranking, max_message_mib=max_message_mib) as pipeline:
+    with AdPipeline(retrieval, ranking, security=options, max_message_mib=max_message_mib) as pipeline:
         answer = pipeline.recommend(
             user,
             context,

@@ -23,6 +23,7 @@ from protos import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_g
 from protos.convert import context_to_wire, user_to_wire
 from records.errors import InputError
 from records.users import Context, UserProfile
+from serving.auth.client import ClientSecurity
 from serving.batcher import Caller
 from serving.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from serving.interceptors import REQUEST_ID_KEY
@@ -76,7 +77,8 @@ class AdPipeline:
 
     Args:
         retrieval, ranking: ``host:port`` of the two servers.
-        ca_certificate: PEM file; if given, both connections are TLS.
+        ca_certificate: PEM file; if given, both connections are TLS. Short for `security`.
+        security: What both servers are shown, and whom to believe.
         on_degraded: Told the reason each time the retrieval order is returned instead.
         max_message_mib: Largest message to and from the servers.
         retrieval_timeout_seconds, ranking_timeout_seconds: Longest that each may take, whatever time a call has.
@@ -88,13 +90,15 @@ class AdPipeline:
         ranking: str,
         *,
         ca_certificate: Path | None = None,
+        security: ClientSecurity | None = None,
         on_degraded: Callable[[str], None] = lambda _: None,
         max_message_mib: int = 8,
         retrieval_timeout_seconds: float | None = None,
         ranking_timeout_seconds: float | None = None,
     ) -> None:
-        self.retrieval = Stage("retrieval", retrieval, retrieval_timeout_seconds, ca_certificate, max_message_mib)
-        self.ranking = Stage("ranking", ranking, ranking_timeout_seconds, ca_certificate, max_message_mib)
+        security = security or ClientSecurity(ca_certificate=ca_certificate)
+        self.retrieval = Stage("retrieval", retrieval, retrieval_timeout_seconds, security, max_message_mib)
+        self.ranking = Stage("ranking", ranking, ranking_timeout_seconds, security, max_message_mib)
         self._retrieval = retrieval_pb2_grpc.RetrievalServiceStub(self.retrieval.channel)
         self._ranking = ranking_pb2_grpc.RankingServiceStub(self.ranking.channel)
         self._on_degraded = on_degraded

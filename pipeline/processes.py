@@ -17,6 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.child_log import ChildLog
+from pipeline.security import reachable
+from serving.auth.client import ClientSecurity
 from serving.channel import is_serving, open_channel
 from serving.errors import StartupError
 
@@ -35,10 +37,21 @@ class ServerProcess:
     address_file: Path
     log_file: Path
     log: ChildLog | None = None
+    security: ClientSecurity = ClientSecurity()
 
     @classmethod
-    def start(cls, module: str, flags: Sequence[str], folder: Path, log: ChildLog | None = None) -> "ServerProcess":
-        """Starts ``python -m module``; what it writes is appended to ``folder/module.log``, or to `log`."""
+    def start(
+        cls,
+        module: str,
+        flags: Sequence[str],
+        folder: Path,
+        log: ChildLog | None = None,
+        security: ClientSecurity = ClientSecurity(),
+    ) -> "ServerProcess":
+        """Starts ``python -m module``; what it writes is appended to ``folder/module.log``, or to `log`.
+
+        `security` is what it is asked with.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         address_file, log_file = folder / f"{module}.address.json", folder / f"{module}.log"
         address_file.unlink(missing_ok=True)
@@ -65,14 +78,14 @@ class ServerProcess:
             )
         if log is not None and process.stdout is not None:
             log.follow(process.stdout, f"{module} starts as process {process.pid}")
-        return cls(module, process, address_file, log_file, log)
+        return cls(module, process, address_file, log_file, log, security)
 
     @property
     def address(self) -> str:
-        """``host:port`` once it listens, else ""."""
+        """``host:port`` by which this machine finds it, once it listens; else ""."""
         if not self.address_file.exists():
             return ""
-        return str(json.loads(self.address_file.read_bytes())["address"])
+        return reachable(str(json.loads(self.address_file.read_bytes())["address"]))
 
     def wait_until_serving(self, timeout_seconds: float = _START_SECONDS) -> str:
         """The address, once the health check says SERVING. Raises StartupError if the server ends or takes too long."""
@@ -80,7 +93,7 @@ class ServerProcess:
         while not self.address:
             self._check(end)
             time.sleep(0.05)
-        with open_channel(self.address) as channel:
+        with open_channel(self.address, security=self.security) as channel:
             while not is_serving(channel):
                 self._check(end)
                 time.sleep(0.05)
@@ -129,12 +142,14 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def running(servers: Sequence[tuple[str, Sequence[str]]], folder: Path) -> Iterator[list[ServerProcess]]:
+def running(
+    servers: Sequence[tuple[str, Sequence[str]]], folder: Path, security: ClientSecurity = ClientSecurity()
+) -> Iterator[list[ServerProcess]]:
     """Runs servers, given as (module, flags), side by side until the block ends; yields them once all are healthy."""
     with ExitStack() as stack:
         started = []
         for module, flags in servers:
-            server = ServerProcess.start(module, flags, folder)
+            server = ServerProcess.start(module, flags, folder, security=security)
             stack.callback(server.stop)
             started.append(server)
         for server in started:

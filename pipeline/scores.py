@@ -25,7 +25,7 @@ def check_candidates(reply: retrieval_pb2.RetrieveResponse, k: int) -> None:
 
 
 def check_answer(reply: ranking_pb2.RankResponse, asked: Sequence[str]) -> None:
-    """Raises InvalidAnswer unless each id that was asked for is scored, or unknown, exactly once."""
+    """Raises InvalidAnswer unless each id that was asked for is scored, unknown or outside its time, exactly once."""
     left = dict.fromkeys(asked)
     for ad in reply.ads:
         if ad.candidate >= len(asked) or asked[ad.candidate] != ad.ad_id:
@@ -35,7 +35,7 @@ def check_answer(reply: ranking_pb2.RankResponse, asked: Sequence[str]) -> None:
         if ad.HasField("p_conversion") and not _is_probability(ad.p_conversion):
             raise InvalidAnswer(f"a conversion probability of {ad.p_conversion}")
         _take(left, ad.ad_id)
-    for ad_id in reply.unknown_ad_ids:
+    for ad_id in (*reply.unknown_ad_ids, *reply.ineligible_ad_ids):
         _take(left, ad_id)
     if left:
         raise InvalidAnswer(f"{len(left)} of {len(asked)} candidates are missing")

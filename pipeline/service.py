@@ -1,5 +1,7 @@
 """RecommendService: both stages as one RPC. Validate, call, convert."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.answers import Recommendation, Recommendations
@@ -7,11 +9,15 @@ from pipeline.client import AdPipeline
 from pipeline.settings import GatewaySettings
 from protos import recommend_pb2, recommend_pb2_grpc
 from protos.convert import ad_to_wire, context_from_wire, counters_from_wire, shares_from_wire, user_from_wire
+from serving.auth import scopes
+from serving.auth.identity import current_identity
 from serving.batcher import Caller
+from serving.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 from serving.interceptors import request_id
 from serving.messages import ReplyRoom
 
 SERVICE_NAME = "adcascade.v1.RecommendService"
+SCOPES = {"Recommend": scopes.RECOMMEND}
 
 # Part of the caller's remaining time that is kept back to send the answer, in seconds.
 _REPLY_SECONDS = 0.02
@@ -31,26 +37,39 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
         counters_from_wire(request.counters)  # refused here, too: ranking may not be asked
         remaining = context.time_remaining()
         timeout = self.settings.timeout_seconds
-        answer = self.pipeline.recommend(
-            user_from_wire(request.user),
-            context_from_wire(request.context),
-            request.k,
-            candidates=request.candidates or max(self.settings.candidates, request.k),
-            include_history=request.include_history,
-            retrieval_weight=self.settings.retrieval_weight,
-            timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
-            shares=shares_from_wire(request.shares),
-            counters=request.counters,
-            request_id=request_id.get(),
-            caller=context,
-            max_ads_bytes=ReplyRoom(self.settings.max_message_mib).max_bytes - _ITEM_BYTES * request.k,
-        )
+        with _own_identity():
+            answer = self.pipeline.recommend(
+                user_from_wire(request.user),
+                context_from_wire(request.context),
+                request.k,
+                candidates=request.candidates or max(self.settings.candidates, request.k),
+                include_history=request.include_history,
+                retrieval_weight=self.settings.retrieval_weight,
+                timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
+                shares=shares_from_wire(request.shares),
+                counters=request.counters,
+                request_id=request_id.get(),
+                caller=context,
+                max_ads_bytes=ReplyRoom(self.settings.max_message_mib).max_bytes - _ITEM_BYTES * request.k,
+            )
         return _response(answer)
 
 
+@contextmanager
+def _own_identity() -> Iterator[None]:
+    """What a server behind says of the gateway's identity is not said of the caller's."""
+    try:
+        yield
+    except (Unauthenticated, PermissionDenied) as error:
+        raise FailedPrecondition(
+            f"a server behind the gateway does not let it in; its owner must give it another identity: {error}"
+        ) from error
+
+
 def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
+    with_bids = current_identity.get().may(scopes.BIDS_READ)
     return recommend_pb2.RecommendResponse(
-        recommendations=[_item(item) for item in answer.items],
+        recommendations=[_item(item, with_bids) for item in answer.items],
         index_version=answer.index_version,
         model_version=answer.model_version,
         degraded=bool(answer.degraded_reason),
@@ -66,9 +85,9 @@ def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
     )
 
 
-def _item(item: Recommendation) -> recommend_pb2.Recommendation:
+def _item(item: Recommendation, with_bid: bool) -> recommend_pb2.Recommendation:
     return recommend_pb2.Recommendation(
-        ad=ad_to_wire(item.ad),
+        ad=ad_to_wire(item.ad, with_bid=with_bid),
         similarity=item.similarity,
         retrieval_score=item.retrieval_score,
         retrieval_position=item.retrieval_position,

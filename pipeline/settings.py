@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
+from serving.auth.client import ClientSecurity
 from serving.settings import ServerSettings
 
 
@@ -18,7 +19,13 @@ class GatewaySettings(ServerSettings):
 
     retrieval: str = Field("127.0.0.1:50051", description="host:port of the retrieval server.")
     ranking: str = Field("127.0.0.1:50052", description="host:port of the ranking server.")
-    ca_certificate: Path | None = Field(None, description="PEM certificate; with it, both connections are TLS.")
+    ca_certificate: Path | None = Field(
+        None, description="PEM of the authorities whose servers are believed; with it, both connections are TLS."
+    )
+    certificate: Path | None = Field(None, description="PEM of the gateway's own certificate, for both servers (mTLS).")
+    key: Path | None = Field(None, description="PEM private key of it.")
+    token_file: Path | None = Field(None, description="File with a bearer token for both servers.")
+    server_name: str = Field("", description="Name that the certificates of both servers have, if not the address's.")
     candidates: int = Field(100, ge=1, le=1000, description="Candidates to retrieve and rank if a call does not say.")
     retrieval_weight: float = Field(
         DEFAULT_RETRIEVAL_WEIGHT,
@@ -30,3 +37,7 @@ class GatewaySettings(ServerSettings):
     ranking_timeout_ms: float = Field(
         1000.0, gt=0, description="Longest that ranking may take of a call's time; then the retrieval order goes out."
     )
+
+    def security(self) -> ClientSecurity:
+        """What the gateway shows to both servers."""
+        return ClientSecurity(self.ca_certificate, self.certificate, self.key, self.token_file, self.server_name)

@@ -6,7 +6,6 @@ Knows how a call ends, not what it asks.
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -14,6 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from pipeline.breaker import CircuitBreaker, Outcome, State
 from pipeline.errors import InvalidAnswer, StageFailed
+from serving.auth.client import ClientSecurity
 from serving.batcher import Caller
 from serving.channel import health_of, open_channel
 from serving.errors import (
@@ -22,8 +22,10 @@ from serving.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     ServiceError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -61,6 +63,8 @@ _ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
         InvalidArgument,
         NotFound,
         FailedPrecondition,
+        Unauthenticated,
+        PermissionDenied,
         ResourceExhausted,
         Unavailable,
         DeadlineExceeded,
@@ -105,13 +109,14 @@ class Stage:
         name: Of the stage, as callers are told.
         address: ``host:port``.
         timeout_seconds: Longest a call may take, whatever time its caller has; None leaves it to the caller.
+        security: What the server is shown, and whom to believe.
     """
 
     def __init__(
-        self, name: str, address: str, timeout_seconds: float | None, ca_certificate: Path | None, max_message_mib: int
+        self, name: str, address: str, timeout_seconds: float | None, security: ClientSecurity, max_message_mib: int
     ) -> None:
         self.name = name
-        self.channel = open_channel(address, ca_certificate=ca_certificate, max_message_mib=max_message_mib)
+        self.channel = open_channel(address, security=security, max_message_mib=max_message_mib)
         self.breaker = CircuitBreaker(on_open=self._opened)
         self._timeout_seconds = timeout_seconds
         self._fair_seconds = min(_FAIR_SECONDS, 0.5 * (timeout_seconds or 1.0))

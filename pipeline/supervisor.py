@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 
 from pipeline.child_log import ChildLog
 from pipeline.processes import ServerProcess
+from serving.auth.client import ClientSecurity
 from serving.channel import health_of, open_channel
 from serving.errors import ServersKeepFailing
 
@@ -71,9 +72,15 @@ class Supervised:
     """A server that is started again when it falls; `say` is told what happens, a line at a time."""
 
     def __init__(
-        self, spec: ServerSpec, folder: Path, limits: RestartLimits, say: Callable[[str], None], log_mib: int
+        self,
+        spec: ServerSpec,
+        folder: Path,
+        limits: RestartLimits,
+        say: Callable[[str], None],
+        log_mib: int,
+        security: ClientSecurity,
     ) -> None:
-        self._spec, self._folder, self._limits, self._say = spec, folder, limits, say
+        self._spec, self._folder, self._limits, self._say, self._security = spec, folder, limits, say, security
         self._log = ChildLog(folder / f"{spec.module}.log", log_mib)
         self._port = spec.port
         self._falls: deque[float] = deque()
@@ -90,7 +97,7 @@ class Supervised:
     def start(self) -> None:
         """Starts a process, which is not waited for."""
         flags = [*self._spec.flags, "--port", str(self._port)]
-        server = ServerProcess.start(self._spec.module, flags, self._folder, self._log)
+        server = ServerProcess.start(self._spec.module, flags, self._folder, self._log, self._security)
         now = time.monotonic()
         self._run = _Run(server, now, now)
 
@@ -99,7 +106,7 @@ class Supervised:
         assert self._run is not None
         self.address = self._run.server.wait_until_serving(self._limits.start_seconds)
         self._port = int(self.address.rpartition(":")[2])
-        self._channel = open_channel(self.address)
+        self._channel = open_channel(self.address, security=self._security)
         self._run.served, self._run.heard = True, time.monotonic()
         return self.address
 
@@ -168,12 +175,16 @@ class Supervised:
 
 @dataclass
 class Supervisor:
-    """Servers that are kept running side by side, and stopped in the reverse order of their start."""
+    """Servers that are kept running side by side, and stopped in the reverse order of their start.
+
+    `security` is what they are shown when they are asked for their health.
+    """
 
     folder: Path
     say: Callable[[str], None]
     limits: RestartLimits = field(default_factory=RestartLimits)
     log_mib: int = 16
+    security: ClientSecurity = ClientSecurity()
     servers: list[Supervised] = field(default_factory=list)
 
     def start(self, specs: Sequence[ServerSpec]) -> list[str]:
@@ -184,7 +195,7 @@ class Supervisor:
         """
         started = []
         for spec in specs:
-            server = Supervised(spec, self.folder, self.limits, self.say, self.log_mib)
+            server = Supervised(spec, self.folder, self.limits, self.say, self.log_mib, self.security)
             self.servers.append(server)
             server.start()
             started.append(server)

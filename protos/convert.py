@@ -68,8 +68,8 @@ def ad_from_wire(message: types_pb2.Ad) -> Ad:
     return ad
 
 
-def ad_to_wire(ad: Ad) -> types_pb2.Ad:
-    """The wire form of an ad."""
+def ad_to_wire(ad: Ad, *, with_bid: bool = True) -> types_pb2.Ad:
+    """The wire form of an ad; without its bid for those who may not see it."""
     return types_pb2.Ad(
         ad_id=ad.ad_id,
         title=ad.title,
@@ -80,7 +80,7 @@ def ad_to_wire(ad: Ad) -> types_pb2.Ad:
         language=ad.language,
         landing_url=ad.landing_url,
         image_uri=ad.image_uri,
-        bid_micros=ad.bid_micros,
+        bid_micros=ad.bid_micros if with_bid else 0,
         attributes=dict(ad.attributes),
         start_time=_wire_time(ad.start_time),
         end_time=_wire_time(ad.end_time),

@@ -123,7 +123,7 @@ class Ad(_message.Message):
     image_uri: _builtins.str
     """Where the picture lies; not read by any model yet; at most 2,048 characters."""
     bid_micros: _builtins.int
-    """Bid in millionths of the account's currency; carried along, not read yet; 0 or more."""
+    """Bid in millionths of the account's currency; carried along, not read yet; 0 or more. In answers 0 to callers without the scope bids:read."""
     @_builtins.property
     def keywords(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 64 words or phrases, each at most 256 characters."""

@@ -20,7 +20,7 @@ from ranking.backends import OpenVinoBackend
 from ranking.candidates import CatalogVersion
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.errors import ModelError
-from ranking.service import SERVICE_NAME, RankingServicer
+from ranking.service import SCOPES, SERVICE_NAME, RankingServicer
 from ranking.settings import RankingSettings
 from ranking.store import open_store
 from records.errors import InputError
@@ -61,7 +61,7 @@ def serve(settings: RankingSettings) -> None:
     )
     counters_end.set_function(lambda: _counters_end(engines))
     servicer = RankingServicer(engines, catalogs, settings.batch_candidates, keep_ads=settings.keep_ads)
-    server.add(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer))
+    server.add(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer), SCOPES)
 
     def load() -> None:
         engines.start()

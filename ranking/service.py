@@ -25,11 +25,13 @@ from ranking.query import MAX_CANDIDATES, RankAnswer, RankQuery
 from records.ads import Ad
 from records.counters import Total
 from records.errors import InputError
+from serving.auth import scopes
 from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
 from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RankingService"
+SCOPES = {"Rank": scopes.RANK, "GetModel": scopes.MODELS_READ}
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):

@@ -16,7 +16,7 @@ from protos.retrieval_pb2_grpc import add_RetrievalServiceServicer_to_server
 from records.errors import InputError
 from retrieval.index import AdIndex
 from retrieval.retriever import Retriever
-from retrieval.service import SERVICE_NAME, RetrievalServicer
+from retrieval.service import SCOPES, SERVICE_NAME, RetrievalServicer
 from retrieval.settings import RetrievalSettings
 from serving.errors import ServiceError
 from serving.exits import clean_exit
@@ -77,7 +77,7 @@ def serve(settings: RetrievalSettings) -> None:
         on_event=lambda event: swaps.labels("index", event).inc(),
     )
     servicer = RetrievalServicer(retrievers, settings.batch_vectors, max_message_mib=settings.max_message_mib)
-    server.add(SERVICE_NAME, partial(add_RetrievalServiceServicer_to_server, servicer))
+    server.add(SERVICE_NAME, partial(add_RetrievalServiceServicer_to_server, servicer), SCOPES)
 
     def close() -> None:
         servicer.close()

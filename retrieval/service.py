@@ -20,12 +20,20 @@ from records.errors import InputError
 from records.limits import MAX_ID_CHARS, check_text
 from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
+from serving.auth import scopes
+from serving.auth.identity import current_identity
 from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
 from serving.errors import Unavailable
 from serving.messages import ReplyRoom
 from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RetrievalService"
+SCOPES = {
+    "Retrieve": scopes.RETRIEVE,
+    "EmbedUser": scopes.RETRIEVE,
+    "GetAds": scopes.RETRIEVE,
+    "GetIndex": scopes.MODELS_READ,
+}
 
 # Ads that GetAds reads at a time; each may hold 32,768 characters.
 _ADS_AT_ONCE = 32
@@ -60,6 +68,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             unknown_history=answer.value.interests.unknown_history,
             skipped_sources=answer.value.skipped,
         )
+        with_bids = current_identity.get().may(scopes.BIDS_READ)
         size = 0
         for candidate in answer.value.candidates:  # made in their place: a list of them would be copied
             made = response.candidates.add(
@@ -68,7 +77,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
                 score=candidate.score,
                 interest=candidate.interest,
                 source=candidate.source,
-                ad=ad_to_wire(candidate.ad) if candidate.ad is not None else None,
+                ad=ad_to_wire(candidate.ad, with_bid=with_bids) if candidate.ad is not None else None,
             )
             if candidate.ad is not None:  # texts are what grows; ids alone are a megabyte at most
                 size += self._room.taken_by(made)
@@ -95,11 +104,12 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         ids = _ad_ids(request)
         self._check_loaded()
         limit = min(request.max_bytes or self._room.max_bytes, self._room.max_bytes)
+        with_bids = current_identity.get().may(scopes.BIDS_READ)
         with self._retrievers.lease() as retriever:
             response = retrieval_pb2.GetAdsResponse(index_version=retriever.index.loaded.version)
             size = 0
             for ad_id, ad in _looked_up(retriever.index.loaded.catalog, ids):
-                found = ad_id if ad is None else ad_to_wire(ad)
+                found = ad_id if ad is None else ad_to_wire(ad, with_bid=with_bids)
                 size += self._room.taken_by(found)
                 if size > limit and (response.ads or response.unknown_ad_ids):
                     break

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.auth.client import ClientSecurity, SecureChannel
 from serving.settings import MEBIBYTE
 
 # All calls are pure reads, so a call that no server took may be sent again.
@@ -46,15 +47,27 @@ _SCHEMES = ("dns:", "ipv4:", "ipv6:")
 _LOCAL_SCHEMES = ("unix:", "unix-abstract:", "vsock:")
 
 
-def open_channel(address: str, *, ca_certificate: Path | None = None, max_message_mib: int = 8) -> grpc.Channel:
+def open_channel(
+    address: str,
+    *,
+    ca_certificate: Path | None = None,
+    max_message_mib: int = 8,
+    security: ClientSecurity | None = None,
+) -> grpc.Channel:
     """A channel to ``host:port``.
 
     Args:
         address: Without a proxy where it is this machine's, whatever ``http_proxy`` and the like say; other machines
             are reached through it, unless ``no_proxy`` names them.
-        ca_certificate: PEM; with it the connection is TLS and the server is verified.
+        ca_certificate: PEM; with it the connection is TLS and the server is verified. Short for `security`.
         max_message_mib: Largest message in either direction; the server has a limit of its own.
+        security: What is presented to the server, and whom the client believes.
+
+    Raises:
+        StartupError: A file of `security` cannot be used, or a token would travel in the clear.
     """
+    security = security or ClientSecurity(ca_certificate=ca_certificate)
+    security.check(address)
     options = [
         ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.max_receive_message_length", max_message_mib * MEBIBYTE),
@@ -63,9 +76,15 @@ def open_channel(address: str, *, ca_certificate: Path | None = None, max_messag
         *_RECONNECTING,
         *_KEEPALIVE,
     ]
-    if ca_certificate is None:
-        return grpc.insecure_channel(address, options=options)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca_certificate.read_bytes()), options=options)
+    if security.server_name:
+        options.append(("grpc.ssl_target_name_override", security.server_name))
+
+    def open_with(credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, credentials, options=options)
+
+    return open_with(None) if security == ClientSecurity() else SecureChannel(security, open_with)
 
 
 def is_this_machine(address: str) -> bool:

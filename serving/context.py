@@ -79,12 +79,10 @@ class CallContext(grpc.ServicerContext):
 
     Args:
         call: The call.
-        identity: Who calls, as the server's guard knows them.
     """
 
-    def __init__(self, call: IncomingCall, identity: str = "") -> None:
+    def __init__(self, call: IncomingCall) -> None:
         self.call = call
-        self.identity = identity
         self._lock = threading.Lock()
         self._ended = False
         self._callbacks: list[Callable[[], None]] = []

@@ -25,6 +25,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
+from serving.auth.access import Admission
+from serving.auth.identity import EVERYBODY, current_identity
 from serving.context import REQUEST_ID_KEY as REQUEST_ID_KEY
 from serving.context import CallContext, IncomingCall
 from serving.errors import (
@@ -57,14 +59,26 @@ class Exchange:
     Attributes:
         call: What is known of it.
         context: gRPC's own.
-        identity: Who calls, once the guard has said.
+        admission: Who calls, once the guard has let them in.
+        working: What a thread does for the call; it may go on after the caller has left.
     """
 
     def __init__(self, call: IncomingCall, context: Any) -> None:
         self.call = call
         self.context = context
-        self.identity = ""
+        self.admission: Admission | None = None
+        self.working: Future[bytes] | None = None
         self._has_id = False
+
+    def end_admission(self) -> None:
+        """Tells the guard that the call is over, or will once the thread is done."""
+        admission = self.admission
+        if admission is None:
+            return
+        if self.working is None:
+            admission.end()
+        else:
+            self.working.add_done_callback(lambda _: admission.end())
 
     async def send_request_id(self) -> None:
         """Sends the initial metadata, once. Raises grpc.aio.InternalError if the caller is gone."""
@@ -80,17 +94,17 @@ Work = Callable[[Exchange], Awaitable[bytes | None]]
 class Guard(Protocol):
     """Decides who may call. Asked for every call, of any method, before its message is read."""
 
-    def __call__(self, call: IncomingCall) -> str:
-        """The name of the caller, as `CallContext.identity` shows it and the access log names it.
+    def __call__(self, call: IncomingCall, *, exists: bool) -> Admission:
+        """Who calls, as `current_identity` is in the servicer and the access log names it; `exists`: the method does.
 
         Runs in the event loop, so it must not wait for anything. Raises ServiceError with the status that the caller
-        gets.
+        gets; a `reason` that it has is for the log alone.
         """
 
 
-def admit_everybody(call: IncomingCall) -> str:
-    """The guard of a server that knows no callers by name."""
-    return ""
+def admit_everybody(call: IncomingCall, *, exists: bool) -> Admission:
+    """The guard of a server that asks nobody who they are."""
+    return Admission(EVERYBODY)
 
 
 class Connections(Protocol):
@@ -172,12 +186,13 @@ class CallInterceptor:
             started = time.perf_counter()
             exchange = Exchange(IncomingCall.of(method, context), context)
             request_id.set(exchange.call.request_id)  # of this call's task alone
-            status, message, reply = grpc.StatusCode.OK, "", None
+            status, message, reason, reply = grpc.StatusCode.OK, "", "", None
             try:
-                exchange.identity = self._guard(exchange.call)
+                exchange.admission = self._guard(exchange.call, exists=method != UNKNOWN_METHOD)
+                current_identity.set(exchange.admission.identity)  # as well
                 reply = await work(exchange)
             except ServiceError as error:
-                status, message = error.status, str(error)
+                status, message, reason = error.status, str(error), getattr(error, "reason", "")
             except asyncio.CancelledError:
                 status = DeadlineExceeded.status if exchange.call.time_remaining() == 0 else Cancelled.status
                 raise
@@ -186,7 +201,8 @@ class CallInterceptor:
             except Exception as error:  # noqa: BLE001 - the one place that answers for bugs
                 status, message = ServiceError.status, str(_reported(error, method))
             finally:
-                self._record(exchange, status, time.perf_counter() - started)
+                exchange.end_admission()
+                self._record(exchange, status, time.perf_counter() - started, reason)
             self._replies.add(exchange.call.peer, len(reply or message), _current_task())
             if status is not grpc.StatusCode.OK:
                 await _refuse(exchange, status, message)
@@ -198,9 +214,10 @@ class CallInterceptor:
         async def work(exchange: Exchange) -> bytes:
             message = await self._arrivals.message(exchange.context)
             _check_deadline(exchange.call)
-            caller = CallContext(exchange.call, exchange.identity)
+            caller = CallContext(exchange.call)
             with self._connections.using(exchange.call.peer):
-                answer = asyncio.wrap_future(self._start(handler, message, caller))
+                exchange.working = self._start(handler, message, caller)
+                answer = asyncio.wrap_future(exchange.working)
                 try:
                     await exchange.send_request_id()  # while the thread works
                     return await answer
@@ -281,14 +298,15 @@ class CallInterceptor:
 
         return work
 
-    def _record(self, exchange: Exchange, status: grpc.StatusCode, seconds: float) -> None:
-        call = exchange.call
+    def _record(self, exchange: Exchange, status: grpc.StatusCode, seconds: float, reason: str) -> None:
+        call, admission = exchange.call, exchange.admission
         if call.method.startswith(_INFRASTRUCTURE) and status in _USUAL_ENDS:
             return  # probes would drown the calls
         self._metrics.calls.labels(call.method, status.name).inc()
         self._metrics.seconds.labels(call.method).observe(seconds)
-        who = f"{call.peer} {exchange.identity}".rstrip()
-        log.info("%s %s %.1f ms from %s", call.method, status.name, 1000 * seconds, who)
+        who = str(admission.identity) if admission is not None else "-"
+        why = f": {reason}" * bool(reason)
+        log.info("%s %s %.1f ms from %s as %s%s", call.method, status.name, 1000 * seconds, call.peer, who, why)
 
 
 def _parsed(handler: Any, message: bytes) -> Any:

@@ -30,8 +30,9 @@ class MetricsPage:
     Args:
         registry: What it shows.
         tls: With it, the page is HTTPS.
-        guard: Decides who may see the page, by the headers of the request (names in lower case) and the peer's
-            certificate; returns the status to answer with, OK to show it. Runs in the event loop.
+        guard: Decides who may see the page, by the headers of the request (names in lower case), the certificate that
+            the handshake verified (PEM; None without one) and the address; returns the status to answer with, OK to
+            show it. Runs in the event loop.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class MetricsPage:
         registry: CollectorRegistry,
         *,
         tls: ssl.SSLContext | None = None,
-        guard: "Callable[[Headers, Mapping[str, object]], HTTPStatus]" = lambda *_: HTTPStatus.OK,
+        guard: "Callable[[Headers, bytes | None, str], HTTPStatus]" = lambda *_: HTTPStatus.OK,
     ) -> None:
         self._registry = registry
         self._tls = tls
@@ -90,10 +91,12 @@ class MetricsPage:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         request, *lines = head.split("\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        status, kind, body = await self._page(request, headers, writer.get_extra_info("peercert") or {})
+        peer = str((writer.get_extra_info("peername") or ("?",))[0])
+        status, kind, body = await self._page(request, headers, _certificate(writer), peer)
+        how = "WWW-Authenticate: Bearer\r\n" * (status is HTTPStatus.UNAUTHORIZED)
         writer.write(
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-            "Connection: close\r\n\r\n".encode()
+            f"{how}Connection: close\r\n\r\n".encode()
         )
         if not request.startswith("HEAD "):
             writer.write(body)
@@ -102,18 +105,25 @@ class MetricsPage:
         await writer.wait_closed()
 
     async def _page(
-        self, request: str, headers: Headers, certificate: Mapping[str, object]
+        self, request: str, headers: Headers, certificate: bytes | None, peer: str
     ) -> tuple[HTTPStatus, str, bytes]:
         """Status, content type and body of the answer to the request line `request`."""
         plain = "text/plain; charset=utf-8"
         method, _, rest = request.partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
+        status = self._guard(headers, certificate, peer)
+        if status is not HTTPStatus.OK:
+            return status, plain, f"{status.phrase}\n".encode()
         if method not in ("GET", "HEAD"):
             return HTTPStatus.METHOD_NOT_ALLOWED, plain, b"GET /metrics\n"
         if path not in ("/metrics", "/"):
             return HTTPStatus.NOT_FOUND, plain, b"GET /metrics\n"
-        status = self._guard(headers, certificate)
-        if status is not HTTPStatus.OK:
-            return status, plain, f"{status.phrase}\n".encode()
         encode, kind = choose_encoder(headers.get("accept", ""))
         return HTTPStatus.OK, kind, await asyncio.to_thread(encode, self._registry)
+
+
+def _certificate(writer: asyncio.StreamWriter) -> bytes | None:
+    """The peer's certificate, PEM, if the connection is TLS and there is one."""
+    tls = writer.get_extra_info("ssl_object")
+    der = tls.getpeercert(binary_form=True) if tls is not None else None
+    return ssl.DER_cert_to_PEM_cert(der).encode() if der else None

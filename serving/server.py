@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -26,9 +27,13 @@ from prometheus_client import CollectorRegistry
 from serving import health
 from serving.aio_server import AioServer
 from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
+from serving.auth.access import AccessControl
+from serving.auth.guard import CallGuard, PageGuard
+from serving.auth.settings import access_control
+from serving.auth.tls import grpc_credentials, http_context
 from serving.connections import ConnectionGuard, connection_budget
 from serving.errors import StartupError
-from serving.interceptors import CallInterceptor, Guard, admit_everybody
+from serving.interceptors import CallInterceptor
 from serving.loop import run_in_loop
 from serving.metrics import CallMetrics, new_registry
 from serving.metrics_page import MetricsPage
@@ -68,7 +73,6 @@ class Server:
         caller_errors: Exception classes that mean the request is wrong and become INVALID_ARGUMENT.
         unready_errors: Those that mean that something a call needs is not loaded, and become UNAVAILABLE.
         registry: Prometheus registry that /metrics shows.
-        guard: Decides who may call what.
     """
 
     def __init__(
@@ -78,20 +82,18 @@ class Server:
         caller_errors: tuple[type[Exception], ...] = (),
         unready_errors: tuple[type[Exception], ...] = (),
         registry: CollectorRegistry | None = None,
-        guard: Guard = admit_everybody,
     ) -> None:
         self._settings = settings
         self.registry = registry or new_registry()
         self._metrics = CallMetrics(self.registry)
         self._caller_errors = caller_errors
         self._unready_errors = unready_errors
-        self._guard = guard
         self._thread_names = f"rpc-{id(self):x}_"  # not those of another server in this process
         self._threads = ThreadPoolExecutor(settings.max_concurrent, thread_name_prefix=self._thread_names)
         self._methods = _Methods()
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)  # type: ignore[arg-type]
-        self._services: list[str] = []
+        self._scopes: dict[str, Mapping[str, str]] = {}  # of each service
         self._grpc: Any = None
         self._watching: Any = None
         self._page: MetricsPage | None = None
@@ -99,27 +101,43 @@ class Server:
         self.address = ""
         self.metrics_address = ""
 
-    def add(self, service_name: str, register: Callable[[grpc.Server], None]) -> None:
-        """Adds a service by its full name, such as ``adcascade.v1.RankingService``."""
+    def add(
+        self,
+        service_name: str,
+        register: Callable[[grpc.Server], None],
+        scopes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Adds a service.
+
+        Args:
+            service_name: Full name, such as ``adcascade.v1.RankingService``.
+            register: Function of the generated code that adds the methods to a server.
+            scopes: What each method needs (`serving.auth.scopes`). Where callers are asked who they are, one that is
+                missing here is closed to everybody.
+        """
         register(self._methods)  # type: ignore[arg-type]  # all that generated code asks of a server
-        self._services.append(service_name)
+        self._scopes[service_name] = scopes
         self._health.set(service_name, False)
 
     def start(self) -> None:
         """Binds the ports and answers calls; health stays NOT_SERVING.
 
         Raises:
-            StartupError: A port is taken, TLS cannot be set up, or the process may open too few descriptors.
+            StartupError: A port is taken, TLS cannot be set up, the process may open too few descriptors, or the server
+                would be open to other machines without knowing who calls.
         """
         settings = self._settings
+        access = access_control(settings, settings.host)
+        for service, scopes in self._scopes.items():
+            access.add(service, scopes)
         if settings.reflection:
-            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*self._scopes, health.SERVICE_NAME, reflection.SERVICE_NAME)
             servicer = reflection.aio.ReflectionServicer(names)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._methods)  # type: ignore[no-untyped-call]
         try:
             connections = connection_budget(settings.max_connections)
-            self._start_metrics()
-            run_in_loop(self._start_grpc(connections))
+            self._start_metrics(access)
+            run_in_loop(self._start_grpc(connections, access))
             self._write_address_file()
         except StartupError:
             self.stop(0)
@@ -131,7 +149,7 @@ class Server:
             connections,
         )
 
-    async def _start_grpc(self, connections: int) -> None:
+    async def _start_grpc(self, connections: int, access: AccessControl) -> None:
         settings = self._settings
         uses = ConnectionGuard(connections, self._metrics.connections_closed.inc)
         interceptor = CallInterceptor(
@@ -147,7 +165,7 @@ class Server:
             connections=uses,
             caller_errors=self._caller_errors,
             unready_errors=self._unready_errors,
-            guard=self._guard,
+            guard=CallGuard(access),
         )
         self._grpc = AioServer(_options(settings, connections), interceptor.refuse_unknown)
         self._grpc.add_methods(
@@ -159,16 +177,7 @@ class Server:
         self._watching = asyncio.ensure_future(uses.watch(port))
 
     def _bind(self, wanted: str) -> int:
-        settings = self._settings
-        if not settings.tls_certificate and not settings.tls_key:
-            return self._add_port(wanted, None)
-        if not settings.tls_certificate or not settings.tls_key:
-            raise StartupError("TLS needs both tls_certificate and tls_key")
-        try:
-            pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-        except OSError as error:
-            raise StartupError(f"cannot read the TLS certificate or key: {error}") from error
-        return self._add_port(wanted, grpc.ssl_server_credentials([pair]))
+        return self._add_port(wanted, grpc_credentials(self._settings))
 
     def _add_port(self, wanted: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
@@ -182,11 +191,11 @@ class Server:
                 "choose another port (0 takes a free one)"
             ) from error
 
-    def _start_metrics(self) -> None:
+    def _start_metrics(self, access: AccessControl) -> None:
         settings = self._settings
         if settings.metrics_port is None:
             return
-        self._page = MetricsPage(self.registry)
+        self._page = MetricsPage(self.registry, tls=http_context(settings), guard=PageGuard(access))
         try:
             run_in_loop(self._page.start(settings.host, settings.metrics_port))
         except OSError as error:
@@ -209,7 +218,7 @@ class Server:
 
     def set_serving(self, serving: bool) -> None:
         """Tells health checks whether this server should get traffic."""
-        for service in ("", *self._services):
+        for service in ("", *self._scopes):
             self._health.set(service, serving)
 
     def stop(self, grace_seconds: float | None = None) -> None:
@@ -296,6 +305,7 @@ def _options(settings: ServerSettings, connections: int) -> list[tuple[str, int]
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
         ("grpc.server_handshake_timeout_ms", int(1000 * settings.handshake_seconds)),
         ("grpc.max_connection_idle_ms", int(1000 * settings.idle_seconds)),
+        ("grpc.max_connection_age_ms", int(1000 * settings.connection_age_seconds)),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 20_000),

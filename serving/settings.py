@@ -4,12 +4,13 @@ import logging
 from pathlib import Path
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings
+
+from serving.auth.settings import AuthSettings
 
 MEBIBYTE = 1024 * 1024
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(AuthSettings):
     """Settings shared by all servers. Subclasses add their own and an environment prefix."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
@@ -55,8 +56,6 @@ class ServerSettings(BaseSettings):
         False,
         description="Also drain when standard input closes, so that no server outlives the process that started it.",
     )
-    tls_certificate: Path | None = Field(None, description="PEM certificate chain; with tls_key, the port speaks TLS.")
-    tls_key: Path | None = Field(None, description="PEM private key of tls_certificate.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("log_level")

@@ -164,7 +164,7 @@ def test_a_line_without_end_costs_its_row(tmp_path, suffix):
 
 MISNAMED = {
     "ads.csv": [
-        (gzip.compress(b"x"), "gzip"),
+        (gzip.compress(b"x", mtime=0), "gzip"),
         (b"PAR1xxxx", "Parquet"),
         (b"PK\x03\x04", "spreadsheet"),
         ("ad_id,title\n".encode("utf-16"), "UTF-16"),
@@ -173,7 +173,7 @@ MISNAMED = {
         (b"", "is empty"),
         (b"\n\n", "is empty"),
     ],
-    "ads.jsonl": [(gzip.compress(b"x"), "gzip"), ('{"ad_id": 1}'.encode("utf-16"), "UTF-16")],
+    "ads.jsonl": [(gzip.compress(b"x", mtime=0), "gzip"), ('{"ad_id": 1}'.encode("utf-16"), "UTF-16")],
 }
 
 

@@ -175,6 +175,22 @@ def attack_command(
     )
 
 
+@app.command("auth")
+def auth_command(
+    ads: Annotated[int, typer.Option(min=1000, help="Ads to search.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 300,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """Retrieve, 100 candidates, by callers who prove who they are, against one that asks nobody: what safety costs."""
+    with _explained():
+        from benchmarks.speed.auth import AuthSettings, bench_auth
+
+    settings = AuthSettings(ads, rounds)
+    _run("auth", lambda folder, progress: bench_auth(settings, folder, progress), out, compare, as_json)
+
+
 @app.command("gpu")
 def gpu_command(
     part: Annotated[str, typer.Option(help="search, embed, rank or train.")],

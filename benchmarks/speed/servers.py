@@ -7,21 +7,24 @@ from pathlib import Path
 import grpc
 
 from pipeline.processes import running
+from serving.auth.client import ClientSecurity
 from serving.channel import open_channel
 
 _MESSAGE_MIB = 64
 
 
 @contextmanager
-def served(module: str, flags: Sequence[str], folder: Path) -> Iterator[grpc.Channel]:
-    """A channel to ``python -m module``, which writes its log into ``folder/logs``.
+def served(
+    module: str, flags: Sequence[str], folder: Path, security: ClientSecurity = ClientSecurity()
+) -> Iterator[grpc.Channel]:
+    """A channel to ``python -m module``, which writes its log into ``folder/logs``; `security` is what it is shown.
 
     Raises:
         StartupError: The server does not start.
     """
     large = ["--max-message-mib", str(_MESSAGE_MIB)]
     with (
-        running([(module, [*flags, *large])], folder / "logs") as servers,
-        open_channel(servers[0].wait_until_serving(), max_message_mib=_MESSAGE_MIB) as channel,
+        running([(module, [*flags, *large])], folder / "logs", security) as servers,
+        open_channel(servers[0].wait_until_serving(), max_message_mib=_MESSAGE_MIB, security=security) as channel,
     ):
         yield channel

@@ -1,0 +1,23 @@
+"""Each method of the wire contract has a scope: one that is added without is a failure here, and closed in a server."""
+
+import importlib
+from pathlib import Path
+
+import pipeline.service
+import ranking.service
+import retrieval.service
+from serving.auth.scopes import SCOPES
+
+PROTOS = Path(__file__).parent.parent / "protos"
+
+
+def test_every_method_of_every_service_needs_a_scope_that_exists():
+    said = {one.SERVICE_NAME: set(one.SCOPES) for one in (retrieval.service, ranking.service, pipeline.service)}
+    contract = {}
+    for proto in PROTOS.glob("*.proto"):
+        descriptor = importlib.import_module(f"protos.{proto.stem}_pb2").DESCRIPTOR
+        for service in descriptor.services_by_name.values():
+            contract[service.full_name] = {method.name for method in service.methods}
+    assert said == contract
+    needed = {scope for one in (retrieval.service, ranking.service, pipeline.service) for scope in one.SCOPES.values()}
+    assert needed <= SCOPES.keys()
