@@ -100,7 +100,16 @@ def find_vulnerabilities(tools: Path, packages: Sequence[str]) -> Part:
 def write_bill_of_materials(tools: Path, python: Path, out: Path) -> Part:
     """Writes all packages that `python` has into `out`, as CycloneDX JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [tools / "cyclonedx-py", "environment", python, "--of", "JSON", "--output-reproducible", "-o", out]
+    command: list[str | Path] = [
+        tools / "cyclonedx-py",
+        "environment",
+        python,
+        "--of",
+        "JSON",
+        "--output-reproducible",
+        "-o",
+        out,
+    ]
     done = subprocess.run(
         [*command, "--pyproject", HASHES.parent.parent / "pyproject.toml"], capture_output=True, text=True
     )

@@ -24,6 +24,7 @@ class ServiceError(Exception):
     """Base class. The message is shown to the caller: it says what is wrong and what to do."""
 
     status: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    reason: str = ""  # for the access log alone
 
 
 class InvalidArgument(ServiceError):

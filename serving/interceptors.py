@@ -192,7 +192,7 @@ class CallInterceptor:
                 current_identity.set(exchange.admission.identity)  # as well
                 reply = await work(exchange)
             except ServiceError as error:
-                status, message, reason = error.status, str(error), getattr(error, "reason", "")
+                status, message, reason = error.status, str(error), error.reason
             except asyncio.CancelledError:
                 status = DeadlineExceeded.status if exchange.call.time_remaining() == 0 else Cancelled.status
                 raise

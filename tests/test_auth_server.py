@@ -144,6 +144,14 @@ def test_the_log_names_peer_identity_and_reason_and_the_wire_none_of_them(tmp_pa
     assert lines[0].endswith("as token:shop")
     assert "UNAUTHENTICATED" in lines[1]
     assert "is revoked" in lines[1]
+    with (
+        serve(tokens=tmp_path / "tokens.txt", scope="admin") as server,
+        open_channel(server.address) as channel,
+        pytest.raises(grpc.RpcError),
+    ):
+        call(channel, token, b"secret wishes")
+    assert "PERMISSION_DENIED" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("called by token:shop")
     for secret in (token, lost, "secret wishes"):
         assert secret not in caplog.text
 

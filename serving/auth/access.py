@@ -10,7 +10,7 @@ from serving.auth.authenticator import Authenticator, Proofs
 from serving.auth.identity import EVERYBODY, NOBODY, Identity, Quota
 from serving.auth.quotas import Quotas
 from serving.auth.scopes import ANY_IDENTITY, REFLECTION_READ, check_scopes
-from serving.errors import PermissionDenied
+from serving.errors import PermissionDenied, ServiceError
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _HEALTH = {"Check": ANY_IDENTITY, "Watch": ANY_IDENTITY, "List": ANY_IDENTITY}
@@ -82,10 +82,14 @@ class AccessControl:
         if is_health and self._anonymous_health and not proofs.authorization:
             return Admission(NOBODY)
         identity = self.identify(proofs)
-        if self.asks:
-            self._check_scope(method, identity)
-        # Whoever watches over this server must hear from it also when its quota is used.
-        return Admission(identity) if is_health else Admission(identity, self._quotas.begin(identity))
+        try:
+            if self.asks:
+                self._check_scope(method, identity)
+            # Whoever watches over this server must hear from it also when its quota is used.
+            return Admission(identity) if is_health else Admission(identity, self._quotas.begin(identity))
+        except ServiceError as error:
+            error.reason = f"called by {identity}"
+            raise
 
     def identify(self, proofs: Proofs) -> Identity:
         """Who calls. Raises NotProven."""
