@@ -7,6 +7,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # cpu, or gpu on a machine with CUDA: make quickstart FAISS=gpu
 FAISS  ?= cpu
 
+# Processes that tests run in, a file of tests in one of them: make test JOBS=4
+JOBS   ?= 2
+
 # What the speed benchmarks compare with, each in an environment of its own.
 PEERS  := hnswlib usearch milvus infinity
 
@@ -43,7 +46,7 @@ format: $(STAMP) ## Rewrite the code in the house style
 	$(BIN)/ruff format .
 
 pytest: $(STAMP) ## Tests alone
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
 	rm -rf .smoke-data
