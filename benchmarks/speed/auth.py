@@ -6,6 +6,7 @@ shortest of the calls that a page waits for, so the share that this adds is the 
 
 import gc
 import json
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -131,14 +132,17 @@ def _jwts(folder: Path) -> Authenticator:
 
 
 def _call_in_turns(contenders: Sequence[Contender], rounds: int, progress: Progress) -> Turns:
-    """As `take_turns`, of calls so short that a collection of garbage between them would take most of the time."""
+    """As `take_turns`, of calls so short that a collection of garbage between them would take most of the time.
+
+    In an order that is drawn anew for each round: what one leaves behind would always meet the same next one.
+    """
+    orders = random.Random(0)
     seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
     gc.collect()
     gc.disable()
     try:
         for number in range(-_WARM_UP, rounds):
-            first = number % len(contenders)
-            for one in (*contenders[first:], *contenders[:first]):
+            for one in orders.sample(contenders, len(contenders)):
                 started = time.perf_counter()
                 one.run()
                 if number >= 0:
