@@ -43,6 +43,7 @@ _KEEPALIVE = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
 )
+_REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _SCHEMES = ("dns:", "ipv4:", "ipv6:")
 _LOCAL_SCHEMES = ("unix:", "unix-abstract:", "vsock:")
 
@@ -124,13 +125,17 @@ def _has_address(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def health_of(channel: grpc.Channel, service: str = "", timeout_seconds: float = 1.0) -> int | None:
-    """What the server says of itself, a `HealthCheckResponse.ServingStatus`; None if nobody answers in time."""
+    """What the server says of itself, a `HealthCheckResponse.ServingStatus`; None if nobody answers in time.
+
+    UNKNOWN where it is there and does not tell us: an identity that is no longer good is no reason to restart it.
+    """
     request = health_pb2.HealthCheckRequest(service=service)
     try:
         stub = health_pb2_grpc.HealthStub(channel)
         reply = stub.Check(request, timeout=timeout_seconds)  # type: ignore[attr-defined]  # missing in the stubs
-    except grpc.RpcError:
-        return None
+    except grpc.RpcError as error:
+        refused = isinstance(error, grpc.Call) and error.code() in _REFUSED
+        return int(health_pb2.HealthCheckResponse.UNKNOWN) if refused else None
     return int(reply.status)
 
 

@@ -17,12 +17,13 @@ import pytest
 from auth_files import AUDIENCE, ISSUER, Issuer, write_pair
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from grpc_health.v1 import health_pb2
 
 from serving.auth.authority import URI_PREFIX, DevAuthority
 from serving.auth.client import ClientSecurity
 from serving.auth.identity import current_identity
 from serving.auth.tokens import TokensFile
-from serving.channel import is_serving, open_channel
+from serving.channel import health_of, is_serving, open_channel
 from serving.errors import StartupError
 from serving.server import Server
 from serving.settings import ServerSettings
@@ -426,6 +427,15 @@ def test_settings_that_do_not_fit_are_said_before_a_port_is_bound(tmp_path, toke
     with pytest.raises(StartupError, match=message) as caught:
         server.start()
     assert pki.server[1].read_text() not in str(caught.value)
+
+
+def test_a_server_that_does_not_know_who_asks_for_its_health_is_there_all_the_same(tmp_path, token):
+    with (
+        serve(tokens=tmp_path / "tokens.txt", anonymous_health=False) as server,
+        open_channel(server.address) as channel,
+    ):
+        assert health_of(channel) == health_pb2.HealthCheckResponse.UNKNOWN  # None would have it restarted
+        assert not is_serving(channel)
 
 
 # --- the client's side ---
