@@ -208,7 +208,7 @@ def _with_all_columns(table: pa.Table) -> pa.Table:
     for field in ADS_SCHEMA:
         if field.name not in table.column_names and field.name != TEXT_KEY:
             table = table.append_column(field, pa.array(_UNKNOWN.get(field.name, [None]) * len(table), field.type))
-    return table
+    return table.select([name for name in ADS_SCHEMA.names if name in table.column_names])
 
 
 def read_schedule(path: Path) -> Schedule:

@@ -10,6 +10,7 @@ class Encoder:
 
     def __init__(self, name="counting", dimension=8, variant=""):
         self.name, self.sha256, self.variant, self.dimension = name, name, variant, dimension
+        self.max_chars = 8192
         self.made = []
 
     def encode(self, texts):

@@ -92,7 +92,7 @@ def test_a_report_says_what_was_built(catalog, root):
     store, manifest = open_store(root), report.manifest
     assert report.published
     assert store.current() == report.version
-    assert report.rejected == {"duplicate_id": 1, "empty_text": 1}
+    assert report.rejected == {"repeated_ad": 1, "empty_text": 1}
     assert (manifest.ad_count, manifest.embedded, manifest.reused) == (300, 300, 0)
     assert (manifest.encoder_name, manifest.encoder_sha256) == ("hashing:64", ENCODER.sha256)
     assert (manifest.dimension, manifest.metric, manifest.factory) == (64, "inner_product", "Flat")
@@ -121,7 +121,13 @@ def test_row_i_of_the_ads_is_row_i_of_the_vectors_and_of_the_index(catalog, root
 
 def test_the_catalog_of_a_version_finds_ads_by_id(catalog, root):
     texts = ("title", "body", "advertiser", "category", "language", "landing_url", "image_uri")
-    others = {"keywords": ["a", "b,c"], "color": "red", "start_time": 5, "end_time": 6, "bid_micros": 9}
+    others = {
+        "keywords": ["a", "b,c"],
+        "color": "red",
+        "start_time": 1_700_000_000,
+        "end_time": 1_700_000_001,
+        "bid_micros": 9,
+    }
     rows = [
         {"ad_id": "é", **{name: f"a {name}" for name in texts}, **others},
         *make_rows(20),

@@ -137,7 +137,10 @@ LOG = ("--ads", "{ads}", "--clicks", "{clicks}", "--out", "{tmp}/model")
     ("arguments", "message"),
     [
         (["build", "--ads", "/no/such.jsonl", "--out", "{tmp}/index", "--encoder", "hashing:64"], "does not exist"),
-        (["build", "--ads", "{ads}", "--out", "{tmp}/index", "--encoder", "{tmp}"], "cannot load the encoder"),
+        (
+            ["build", "--ads", "{ads}", "--out", "{tmp}/index", "--encoder", "{tmp}"],
+            "holds no model: there is no config.json in it",
+        ),
         (["train", "--ads", "{ads}", "--clicks", "{ads}", "--out", "{tmp}/model"], "the click log lacks request_id"),
         (["evaluate", "--ads", "{ads}", "--clicks", "{clicks}", "--model", "{tmp}/none"], "nothing is published under"),
         (["recommend", "--user-id", "nobody", "--users", "{users}"], "has no user 'nobody'"),

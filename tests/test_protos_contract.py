@@ -128,7 +128,7 @@ def test_the_lowest_protobuf_admitted_is_the_one_the_generated_code_asks_for(pat
 
 
 @pytest.mark.parametrize("path", [path for path in GENERATED if path.name.endswith("_pb2_grpc.py")], ids=name_of)
-def test_the_lowest_grpcio_admitted_is_the_one_the_generated_code_asks_for(path):
+def test_the_lowest_grpcio_admitted_runs_the_generated_code(path):
     version = re.search(r"GRPC_GENERATED_VERSION = '([\d.]+)'", path.read_text())
     assert version is not None
-    assert Version(version[1]) == lowest_admitted("grpcio")
+    assert Version(version[1]) <= lowest_admitted("grpcio")

@@ -196,7 +196,7 @@ def test_without_neighbours_the_interests_answer_alone(loaded, retriever, skips)
 
 def test_if_the_search_by_interests_fails_the_others_answer(retriever, skips):
     class NoIndex:
-        loaded = retriever.index.loaded
+        loaded, dimension = retriever.index.loaded, retriever.index.dimension
 
         def search(self, vectors, k, eligible):
             raise RuntimeError("the index is gone")

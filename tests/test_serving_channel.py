@@ -113,7 +113,7 @@ def test_another_machine_is_reached_through_the_proxy(proxy):
 
 
 def test_a_server_that_listens_on_all_interfaces_is_reached_without_the_proxy(proxy):
-    server = Server(ServerSettings(host="0.0.0.0", port=0))
+    server = Server(ServerSettings(host="0.0.0.0", port=0, insecure=True))
     server.start()
     server.set_serving(True)
     with open_channel(server.address) as channel:
@@ -227,7 +227,7 @@ def test_a_connection_that_has_died_without_a_word_is_noticed_and_replaced():
 
 
 def test_no_channel_is_opened_elsewhere():
-    """Proxies, limits and reconnecting are settled in one place."""
+    """Proxies, limits and reconnecting are settled in one place, but for a benchmark's hostile client."""
     files = (path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in PACKAGES)
     found = [str(path.relative_to(ROOT)) for path in files if OPENED.search(path.read_text())]
-    assert found == ["serving/channel.py"]
+    assert sorted(found) == ["benchmarks/speed/hostile.py", "serving/channel.py"]
