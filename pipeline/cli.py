@@ -40,7 +40,7 @@ from records.clicks import read_clicks
 from records.errors import InputError
 from records.history import Histories, with_history
 from records.printable import printable_json
-from records.users import Context, UserProfile, load_users
+from records.users import Context, UserProfile, UsersReport, load_users
 from records.values import as_id
 from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.auth.client import ClientSecurity
@@ -174,6 +174,7 @@ def recommend(
     users: Annotated[Path | None, typer.Option(help="Users: Parquet, JSONL or CSV.")] = None,
     clicks: Annotated[Path | None, typer.Option(help="Click log: Parquet, JSONL or CSV.")] = None,
     ads: Annotated[Path | None, typer.Option(help="Catalog; only to show the titles of the history.")] = None,
+    max_rejected: MaxRejected = 0.01,
     candidates: Annotated[
         int | None,
         typer.Option(help=f"How many ads to retrieve and rank, at least k; default: {DEFAULT_CANDIDATES}, or k."),
@@ -195,7 +196,8 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Ask running servers (see `adcascade serve`) for the ads that a user is most likely to click."""
-    user = _user(user_id, interests, users, clicks)
+    user = _user(user_id, interests, users, clicks, max_rejected)
+    titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}
     context = Context(country=country, language=language, device=device, placement=placement)
     shares = _shares(share or [])
     with AdPipeline(retrieval, ranking, security=options, max_message_mib=max_message_mib) as pipeline:
@@ -213,7 +215,6 @@ def recommend(
         print(printable_json(json.dumps(as_dict(answer), indent=2, ensure_ascii=False)))  # noqa: T201
     else:
         console = Console()
-        titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}
         console.print(user_panel(user, titles), recommendations_table(answer, console.width), sep="\n", highlight=False)
 
 
@@ -295,7 +296,7 @@ def _shares(given: Sequence[str]) -> dict[str, float]:
     return shares
 
 
-def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:
+def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None, max_rejected: float) -> UserProfile:
     user_id = as_id({"--user-id": user_id}, "--user-id")
     user = UserProfile(user_id, interests)
     if user_id and not interests and users is None and clicks is None:
@@ -304,22 +305,31 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None)
     if users is not None:
         if not user_id:
             raise InputError(f"which of the users of {users}? Choose one with --user-id")
-        found = load_users(users)[0].get(user_id)
+        profiles, report_of_users = load_users(users, max_rejected)
+        found = profiles.get(user_id)
         if found is None:
-            absent.append(f"{users} has no user {user_id!r}")
+            absent.append(f"{users} has no user {user_id!r}{_left_out(report_of_users)}")
         else:
             user = UserProfile(user_id, interests or found.interests, found.attributes, found.history)
     if clicks is not None:
-        log, report = read_clicks(clicks, None, timed=True)
+        log, report = read_clicks(clicks, None, max_rejected=max_rejected, timed=True)
         show_log_read(log, report)
         if user_id and not (log.user_id == user_id).any():
             absent.append(f"{clicks} has no user {user_id!r}")
-        user = with_history(user, Histories(log), int(log.time.max()) + 1, limit=200)
+        else:
+            user = with_history(user, Histories(log), int(log.time.max()) + 1, limit=200)
     if absent and not interests and len(absent) == sum(path is not None for path in (users, clicks)):
         raise InputError(f"{' and '.join(absent)}; choose one with --user-id, or give --interests")
     for line in absent:
         Console(stderr=True).print(f"{line}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return user
+
+
+def _left_out(report: UsersReport) -> str:
+    """What may be why a user is not there."""
+    if not report.rejected:
+        return ""
+    return f" among those that can be used; {len(report.rejected):,} cannot, such as {report.rejected[0]}"
 
 
 def add_commands_of_others() -> None:

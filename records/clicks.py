@@ -201,8 +201,8 @@ def read_clicks(
     - ``bad_row``, ``bad_utf8``: a line, or a value of a type, that cannot be read
     - ``missing_id``: no request or ad id; ``long_id``: an id of more than 256 characters
     - ``unknown_ad``: not in `known_ads`, unless that is None
-    - ``bad_counts``: clicks negative or above impressions, impressions below 1, conversions negative or above clicks, a
-      position below 0 or above 1,000
+    - ``bad_counts``: clicks negative or above impressions, impressions below 1 or above ten billion, conversions
+      negative or above clicks, a position below 0 or above 1,000
     - ``bad_time``: before 2000, or more than a day ahead of the clock
     - ``long_text``: a further column with a value beyond its limit
     - ``missing_time``: no timestamp, if `timed`

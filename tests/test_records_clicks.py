@@ -204,6 +204,14 @@ def test_counts_beyond_64_bits_cost_only_their_own_row(tmp_path):
     assert (len(log), report.kept, sum(report.rejected.values())) == (1, 1, 1)
 
 
+def test_counts_whose_sums_would_not_hold_in_64_bits_cost_their_row(tmp_path):
+    rows = [{"request_id": "r", "ad_id": "a1", "clicks": 0, "impressions": count} for count in (2**63 - 1, 10**10, 1)]
+    (tmp_path / "clicks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log, report = read_clicks(tmp_path / "clicks.jsonl", None, max_rejected=0.5)
+    assert (log.impressions.sum(), report.rejected) == (10**10 + 1, {"bad_counts": 1})
+    assert "the limit is 10,000,000,000" in report.examples["bad_counts"]
+
+
 def test_damaged_lines_are_counted_apart(tmp_path):
     path = tmp_path / "clicks.jsonl"
     path.write_bytes(json.dumps(ROW).encode() + b'\nnot json\n{"request_id": "\xe9"}\n')
