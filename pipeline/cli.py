@@ -40,7 +40,7 @@ from records.clicks import read_clicks
 from records.errors import InputError
 from records.history import Histories, with_history
 from records.printable import printable_json
-from records.users import Context, UserProfile, UsersReport, load_users
+from records.users import Context, UserProfile, load_users
 from records.values import as_id
 from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.auth.client import ClientSecurity
@@ -305,10 +305,12 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None,
     if users is not None:
         if not user_id:
             raise InputError(f"which of the users of {users}? Choose one with --user-id")
-        profiles, report_of_users = load_users(users, max_rejected)
+        profiles, users_report = load_users(users, max_rejected)
+        for note in users_report.notes:
+            Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
         found = profiles.get(user_id)
         if found is None:
-            absent.append(f"{users} has no user {user_id!r}{_left_out(report_of_users)}")
+            absent.append(f"{users} has no user {user_id!r}")
         else:
             user = UserProfile(user_id, interests or found.interests, found.attributes, found.history)
     if clicks is not None:
@@ -323,13 +325,6 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None,
     for line in absent:
         Console(stderr=True).print(f"{line}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return user
-
-
-def _left_out(report: UsersReport) -> str:
-    """What may be why a user is not there."""
-    if not report.rejected:
-        return ""
-    return f" among those that can be used; {len(report.rejected):,} cannot, such as {report.rejected[0]}"
 
 
 def add_commands_of_others() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
-from records.click_report import REJECTED_FILE, FoundRows, LogReport, check_share, write_rejected
+from records.click_report import REJECTED_FILE, FoundRows, LogReport, check_replaceable, check_share, write_rejected
 from records.errors import InputError
 from records.files import read_batches
 from records.limits import MAX_ATTRIBUTES
@@ -216,10 +216,12 @@ def read_clicks(
 
     Raises:
         InputError: A required column is missing, no usable row is left, more than `max_rejected` of the rows were
-            rejected, or some times have a zone and others none.
+            rejected, some times have a zone and others none, or `rejected_file` is something else.
     """
     if newest is not None and newest < 1:
         raise InputError(f"the number of newest rows must be 1 or more, not {newest}")
+    if rejected_file is not None:
+        check_replaceable(rejected_file)
     check = BatchChecker(known_ads, why_rejected or {}, datetime.now(UTC))
     columns, found = _Columns(), FoundRows()
     for batch in read_batches(path):

@@ -64,7 +64,7 @@ def list_files(path: Path) -> Listing:
     files: list[SourceFile] = []
     left_out: dict[str, str] = {}
     read: dict[tuple[int, int], str] = {}  # by what file it is, since a folder may hold it under several names
-    for file in sorted(_visible(path)):
+    for file in sorted(_visible(path), key=lambda file: (file.is_symlink(), file)):
         name, suffix = file.relative_to(path).as_posix(), suffix_of(file.name)
         if file.is_dir():
             left_out[name] = "a link to a folder"
@@ -79,6 +79,7 @@ def list_files(path: Path) -> Listing:
     if not files:
         found = f"; it holds {', '.join(list(left_out)[:10])}" if left_out else ""
         raise InputError(f"{path}: expected a file, or a folder with files, ending in {endings}{found}")
+    files.sort(key=lambda file: file.path)
     _check_no_twins(path, files)
     return Listing(tuple(files), left_out)
 

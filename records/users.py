@@ -126,6 +126,13 @@ class UsersReport:
     rows: int
     rejected: tuple[str, ...]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many users were left out, in a sentence; none if all can be used."""
+        if not self.rejected:
+            return ()
+        return (f"{len(self.rejected):,} of {self.rows:,} users were left out, such as {self.rejected[0]}.",)
+
 
 def read_users(path: Path) -> Iterator[UserProfile]:
     """Streams users from Parquet, JSONL or CSV, or a folder of such files.

@@ -29,7 +29,7 @@ _DIGITS = re.compile(r"[+-]?\d+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 # A list as Python or NumPy print it: ['a', 'b'] or ['a' 'b'].
-_BARE_LIST = re.compile(r"\[([^\[\]{}\"']*)\]|\{([^\[\]{}\"']*)\}")
+_BARE_LIST = re.compile(r"[\[{]((?:[^\[\]{}\"']*,[^\[\]{}\"']*)?)[\]}]")
 _PRINTED_LIST = re.compile(rf"\[\s*(?:(?:{_QUOTED})\s*(?:,\s*|(?=['\"\]])))*\]", re.DOTALL)
 
 
@@ -139,7 +139,7 @@ def _listed(text: str) -> list[Any]:
         except (ValueError, SyntaxError):
             pass
     if bare := _BARE_LIST.fullmatch(text.strip()):  # as Spark and PostgreSQL write lists of words
-        text = bare[1] or bare[2] or ""
+        text = bare[1]
     mark = next((mark for mark in ",;|" if mark in text), ",")
     return [part.strip() for part in text.split(mark) if part.strip()]
 
@@ -181,6 +181,8 @@ def as_int(row: Mapping[str, Any], name: str) -> int:
         if isinstance(number, bool) or whole != number or not -(2**63) <= whole < 2**63:
             raise ValueError
         return whole
+    except InputError:
+        raise
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} must be a whole number, not {repr(value)[:80]}") from None
 

@@ -518,6 +518,22 @@ def test_rejected_rows_are_listed_in_a_file_also_if_they_are_too_many(tmp_path):
     assert not file.exists()
 
 
+@pytest.mark.parametrize("content", ["request_id,ad_id\nr,a\n", '{"ad_id": "a1", "title": "One"}\n', "[]\n", "\xff"])
+def test_a_list_of_rejected_rows_is_never_written_over_something_else(tmp_path, content):
+    file = tmp_path / "mine"
+    file.write_text(content)
+    for rows in ([ROW], [ROW, {**ROW, "clicks": 2}]):
+        with pytest.raises(InputError, match="mine is no list of rejected rows, and is not written over"):
+            read(tmp_path, rows, max_rejected=1, rejected_file=file)
+    assert file.read_text() == content
+    for place in (tmp_path, tmp_path / "mine" / "below"):
+        with pytest.raises(InputError, match=r"is not written over|cannot (read|write)"):
+            read(tmp_path, [ROW, {**ROW, "clicks": 2}], max_rejected=1, rejected_file=place)
+    file.write_text("")
+    read(tmp_path, [ROW, {**ROW, "clicks": 2}], max_rejected=1, rejected_file=file)
+    assert json.loads(file.read_text())["row"] == 2
+
+
 def test_a_few_rows_without_a_time_are_rejected_where_times_are_needed(tmp_path):
     rows = [{**ROW, "timestamp": T + number} for number in range(99)] + [ROW]
     log, report = read(tmp_path, rows, timed=True)

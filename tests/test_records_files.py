@@ -91,12 +91,12 @@ def test_a_folder_is_read_with_its_subfolders_and_what_is_left_out_is_named(tmp_
 
 def test_a_file_that_a_folder_names_twice_is_read_once(tmp_path, caplog):
     (tmp_path / "2026-01.jsonl").write_bytes(as_jsonl(ROWS))
-    (tmp_path / "latest.jsonl").symlink_to(tmp_path / "2026-01.jsonl")
+    (tmp_path / "1-latest.jsonl").symlink_to(tmp_path / "2026-01.jsonl")
     (tmp_path / "same.jsonl").hardlink_to(tmp_path / "2026-01.jsonl")
     (tmp_path / "copy.jsonl").write_bytes(as_jsonl(ROWS[:1]))
     with caplog.at_level(logging.WARNING):
         assert len(rows_of(tmp_path)) == 4
-    assert "latest.jsonl (another name of 2026-01.jsonl), same.jsonl (another name of 2026-01.jsonl)" in caplog.text
+    assert "same.jsonl (another name of 2026-01.jsonl), 1-latest.jsonl (another name of 2026-01.jsonl)" in caplog.text
 
 
 def test_a_rejected_row_of_a_subfolder_names_it(tmp_path):
@@ -393,7 +393,7 @@ def test_a_line_of_other_names_says_which_and_costs_no_other(tmp_path):
     clicks, report = read_clicks(tmp_path / "log.jsonl", None, max_rejected=0.5)
     assert (len(clicks), report.rejected) == (3, {"bad_row": 1})
     assert "there is no request_id, ad_id, clicks, impressions; there is 'event'" in report.examples["bad_row"]
-    (tmp_path / "log.jsonl").write_bytes(as_jsonl([{}, {"requestId": "r", "adId": "a", "click": 1}]))
+    (tmp_path / "log.jsonl").write_bytes(as_jsonl([{"requestId": "r", "adId": "a", "click": 1}, {}]))
     with pytest.raises(InputError, match="there is 'requestId', 'adId', 'click'"):
         read_clicks(tmp_path / "log.jsonl", None)
 

@@ -117,7 +117,7 @@ def test_what_is_no_whole_number_is_refused(value):
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("value", ["1.000", "12.000", "1.000.000", "-1.000", " 1.000 "])
+@pytest.mark.parametrize("value", ["1.000", "12.000", "-1.000", " 1.000 "])
 def test_a_thousand_that_may_be_one_is_refused(value):
     with pytest.raises(InputError, match=r"impressions '-?[\d.]+' may be -?\d+ or -?\d+000"):
         as_int({"impressions": value}, "impressions")
@@ -138,6 +138,7 @@ def test_a_number_that_is_not_whole_is_named_as_it_was_given():
     [
         ("[trail, running shoes]", ("trail", "running shoes")),
         ("{trail,running}", ("trail", "running")),
+        ("[sale]", ("[sale]",)),
         ("[]", ()),
         ("{}", ()),
         ("[sale], shoes, [new]", ("[sale]", "shoes", "[new]")),
