@@ -297,7 +297,10 @@ def _shares(given: Sequence[str]) -> dict[str, float]:
 
 
 def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None, max_rejected: float) -> UserProfile:
-    user_id = as_id({"--user-id": user_id}, "--user-id")
+    given, user_id = user_id, as_id({"--user-id": user_id}, "--user-id")
+    if given.strip() and not user_id:
+        _tell(f"--user-id {given!r} stands for nobody, in files, too: this is for somebody of whom nothing is known.")
+        return UserProfile(interests=interests)
     user = UserProfile(user_id, interests)
     if user_id and not interests and users is None and clicks is None:
         raise InputError("--user-id alone says nothing of the user: add --clicks (the history), --users or --interests")
@@ -305,9 +308,9 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None,
     if users is not None:
         if not user_id:
             raise InputError(f"which of the users of {users}? Choose one with --user-id")
-        profiles, users_report = load_users(users, max_rejected)
+        profiles, users_report = load_users(users, max_rejected=1)  # what is wrong with others is no matter here
         for note in users_report.notes:
-            Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
+            _tell(note)
         found = profiles.get(user_id)
         if found is None:
             absent.append(f"{users} has no user {user_id!r}")
@@ -323,8 +326,12 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None,
     if absent and not interests and len(absent) == sum(path is not None for path in (users, clicks)):
         raise InputError(f"{' and '.join(absent)}; choose one with --user-id, or give --interests")
     for line in absent:
-        Console(stderr=True).print(f"{line}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        _tell(f"{line}.")
     return user
+
+
+def _tell(line: str) -> None:
+    Console(stderr=True).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def add_commands_of_others() -> None:

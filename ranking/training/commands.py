@@ -5,7 +5,7 @@ What loads a model library is imported where it is used, so that ``--help`` answ
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -50,7 +50,7 @@ Split = Annotated[
     ),
 ]
 Peers = Annotated[
-    str,
+    Literal["none", "fast", "all"],
     typer.Option(help="What to compare with: none, fast, or all (with two text encoders, which take minutes)."),
 ]
 Seed = Annotated[int, typer.Option(help="Of every split but that by time; give that of the training.")]
