@@ -122,6 +122,8 @@ class BatchChecker:
         self._words: dict[str, _Converted] = {}
         self.left_out: set[str] = set()
         self._checked = ""
+        self._lacks: list[str] = []
+        self._complete = False
         self._told: set[str] = set()
 
     def __call__(self, batch: Batch) -> tuple[GoodRows, dict[int, DamagedRow]]:
@@ -132,11 +134,15 @@ class BatchChecker:
         """
         count = len(batch.numbers)
         missing = [name for name in REQUIRED if name not in batch.columns]
-        if missing and count and is_table(batch.source):
-            raise InputError(
+        if missing and count:
+            lacks = (
                 f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}; {batch.source} has the "
                 f"columns {', '.join(map(repr, batch.columns))[:1000]}"
             )
+            if is_table(batch.source):
+                raise InputError(lacks)
+            self._lacks.append(lacks)
+        self._complete |= bool(count and not missing)
         if count and batch.source != self._checked:
             warn_of_near_names(batch.source, batch.columns, _NAMES, self._told, "context")
             self._checked = batch.source
@@ -164,6 +170,11 @@ class BatchChecker:
             {name: _objects(values)[good] for name, values in context.items()},
         )
         return kept, {batch.numbers[row]: problem for row, problem in problems.by_row.items()}
+
+    def finish(self) -> None:
+        """Raises InputError if no line of JSON had the names of a log: then it is another file."""
+        if self._lacks and not self._complete:
+            raise InputError(max(self._lacks, key=len))
 
     def _context(self, columns: Mapping[str, Sequence[Any]], count: int, problems: "_Problems") -> dict[str, list[Any]]:
         given: dict[str, Sequence[Any]] = {name: columns[name] for name in columns.keys() - _NO_CONTEXT}

@@ -231,6 +231,7 @@ def read_clicks(
         columns.append(good)
         if newest is not None and len(columns) >= 2 * newest:
             columns.keep_newest(newest)
+    check.finish()
     if newest is not None:
         columns.keep_newest(newest)
     log = columns.log()

@@ -114,7 +114,8 @@ def test_what_files_say_of_others_is_no_matter_to_one_user(world, platform, tmp_
     with_log = adcascade("recommend", *where, *who, "--clicks", world.clicks)
     assert json.loads(with_log.stdout)["recommendations"] == []  # the log lacks the user: the file's history stays
     assert "has no user 'all'." in with_log.stderr
-    nobody = adcascade("recommend", *where, "--user-id", "none", "--users", tmp_path / "users.jsonl", "--k", 3)
+    nobody_says = ["--user-id", "none", "--users", tmp_path / "users.jsonl", "--interests", "espresso", "--k", 3]
+    nobody = adcascade("recommend", *where, *nobody_says)
     assert len(json.loads(nobody.stdout)["recommendations"]) == 3
     assert "--user-id 'none' stands for nobody" in nobody.stderr
 

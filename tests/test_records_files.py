@@ -394,7 +394,9 @@ def test_a_line_of_other_names_says_which_and_costs_no_other(tmp_path):
     assert (len(clicks), report.rejected) == (3, {"bad_row": 1})
     assert "there is no request_id, ad_id, clicks, impressions; there is 'event'" in report.examples["bad_row"]
     (tmp_path / "log.jsonl").write_bytes(as_jsonl([{"requestId": "r", "adId": "a", "click": 1}, {}]))
-    with pytest.raises(InputError, match="there is 'requestId', 'adId', 'click'"):
+    with pytest.raises(
+        InputError, match=r"the click log lacks request_id, .*jsonl has the columns 'requestId', 'adId', 'click'"
+    ):
         read_clicks(tmp_path / "log.jsonl", None)
 
 
