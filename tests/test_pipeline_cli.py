@@ -209,6 +209,17 @@ def test_bad_input_ends_with_a_message_and_exit_code_2(world, tmp_path, argument
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a file that is always full")
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_output_onto_a_full_disk_is_an_error_without_a_traceback(world, as_json):
+    command = [sys.executable, "-m", "pipeline.cli", "index", "list", str(world.index), *as_json]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+    assert ran.returncode == 74
+    assert ran.stderr.startswith("error: the output could not be written: No space left on device")
+    assert "Traceback" not in ran.stderr
+
+
 def test_a_port_in_use_is_named(world, platform, tmp_path):
     _, addresses = platform
     port = addresses["retrieval"].split(":")[1]
