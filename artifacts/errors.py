@@ -46,6 +46,13 @@ def storage_errors(root: Path) -> Iterator[None]:
                 f"no room left to write under {root} ({error.strerror}); free some space or choose another folder. "
                 "The published version is untouched"
             ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
+        no_root = isinstance(error, FileNotFoundError) and _is_above(error.filename, root)
+        refused = isinstance(error, PermissionError | NotADirectoryError | FileExistsError)
+        if no_root or refused or error.errno in (errno.EROFS, errno.ENAMETOOLONG):
             raise ArtifactError(f"cannot write under {root}: {error}") from error
         raise
+
+
+def _is_above(name: object, root: Path) -> bool:
+    """Whether a file name is `root` or a folder that it is to be in."""
+    return isinstance(name, str | Path) and root.absolute().is_relative_to(Path(name).absolute())

@@ -112,7 +112,10 @@ def build(
     """
     started = time.perf_counter()
     if towers is not None:
+        from index_builder.space import check_width  # loads torch, which builds without towers do without
+
         towers.check_encoder(encoder)
+        check_width(towers, options.width)
     elif options.width is not None:
         raise BuildError("a width cuts the vectors of towers: give their root with --towers, or leave --width out")
     check_kind(options.index, encoder.dimension if towers is None else towers.spec.shape.dimension)

@@ -116,7 +116,12 @@ def refresh_command(
         str, typer.Option("--kind", help="auto, flat, hnsw, hnsw8, ivf, compact, or a FAISS factory string.")
     ] = "auto",
     min_recall: MinRecall = DEFAULTS.min_recall,
-    max_rejected: MaxRejected = DEFAULTS.max_rejected,
+    max_rejected: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unusable rows above which nothing is made.")
+    ] = DEFAULTS.max_rejected,
+    rejected: Annotated[
+        Path | None, typer.Option(help="List rejected rows in this file; default: rejected-clicks.jsonl in INDEX.")
+    ] = None,
     publish: Publish = True,
     as_json: Json = False,
 ) -> None:
@@ -124,11 +129,12 @@ def refresh_command(
 
     Makes a new index version from the published one, which must have towers; takes seconds, so it can run every few
     minutes: `adcascade index prune` removes old versions. Without newer rows it makes none. New ads need a build.
-    Rows that cannot be used are listed in INDEX/rejected-clicks.jsonl.
+    Rows that cannot be used are listed in INDEX/rejected-clicks.jsonl; see --rejected.
     """
     from index_builder.refresh import refresh  # loads torch, which --help does without
 
     options = BuildOptions(index=kind, min_recall=min_recall).assembly
+    rejected_file = rejected or index / LOG_REJECTED_FILE
     with build_progress() as progress:
         report = refresh(
             index,
@@ -136,8 +142,9 @@ def refresh_command(
             options,
             publish=publish,
             max_rejected=max_rejected,
+            rejected_file=rejected_file,
             progress=progress,
-            on_read=lambda log, found: show_log_read(log, found, rejected_file=index / LOG_REJECTED_FILE),
+            on_read=lambda log, found: show_log_read(log, found, rejected_file=rejected_file),
         )
     if report is None:
         Console(stderr=True).print("No row is newer than what the published version has counted; nothing was made.")

@@ -43,6 +43,7 @@ def refresh(
     *,
     publish: bool = True,
     max_rejected: float = 0.01,
+    rejected_file: Path | None = None,
     progress: Progress = lambda *_: None,
     on_read: Callable[[ClickLog, LogReport], None] = lambda *_: None,
 ) -> BuildReport | None:
@@ -51,7 +52,8 @@ def refresh(
     Args:
         clicks: A click log of the ads that the version knows; rows that it has counted already change nothing.
         options: How to index; `width` is that of the published version whatever it says.
-        on_read: Called with the log, before anything is counted. Its rejected rows are listed in the root.
+        rejected_file: Where the log's rejected rows are listed; None for a file in the root.
+        on_read: Called with the log, before anything is counted.
 
     Returns:
         None if no row is newer; then nothing is made.
@@ -79,7 +81,7 @@ def refresh(
         why_rejected=_why_rejected(root / REJECTED_ADS_FILE),
         max_rejected=max_rejected,
         timed=True,
-        rejected_file=root / REJECTED_FILE,
+        rejected_file=rejected_file or root / REJECTED_FILE,
     )
     on_read(log, report)
     if not log.has_time:

@@ -14,11 +14,17 @@ from index_builder.tower_artifact import TrainedTowers, save_towers
 _ROWS = 4096
 
 
+def check_width(towers: TrainedTowers, width: int | None) -> None:
+    """Raises BuildError if the towers' vectors cannot be cut to so many numbers; None keeps all."""
+    most = towers.spec.shape.width
+    if width is not None and not 1 <= width <= most:
+        raise BuildError(f"vectors of {width} numbers cannot be cut from those of the towers, which have {most}")
+
+
 def into_space(folder: Path, texts: Vectors, towers: TrainedTowers, width: int | None, progress: Progress) -> Vectors:
     """Writes the towers and their vectors of all ads; returns those to search, memory-mapped."""
     shape = towers.spec.shape
-    if width is not None and not 1 <= width <= shape.width:
-        raise BuildError(f"vectors of {width} numbers cannot be cut from those of the towers, which have {shape.width}")
+    check_width(towers, width)
     (folder / TOWERS_FOLDER).mkdir()
     save_towers(folder / TOWERS_FOLDER, towers)
     dimension = shape.dimension if width is None else 1 + width

@@ -174,6 +174,7 @@ def recommend(
     users: Annotated[Path | None, typer.Option(help="Users: Parquet, JSONL or CSV.")] = None,
     clicks: Annotated[Path | None, typer.Option(help="Click log: Parquet, JSONL or CSV.")] = None,
     ads: Annotated[Path | None, typer.Option(help="Catalog; only to show the titles of the history.")] = None,
+    max_rejected: MaxRejected = 0.01,
     candidates: Annotated[
         int | None,
         typer.Option(help=f"How many ads to retrieve and rank, at least k; default: {DEFAULT_CANDIDATES}, or k."),
@@ -195,7 +196,8 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Ask running servers (see `adcascade serve`) for the ads that a user is most likely to click."""
-    user = _user(user_id, interests, users, clicks)
+    user = _user(user_id, interests, users, clicks, max_rejected)
+    titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}
     context = Context(country=country, language=language, device=device, placement=placement)
     shares = _shares(share or [])
     with AdPipeline(retrieval, ranking, security=options, max_message_mib=max_message_mib) as pipeline:
@@ -213,7 +215,6 @@ def recommend(
         print(printable_json(json.dumps(as_dict(answer), indent=2, ensure_ascii=False)))  # noqa: T201
     else:
         console = Console()
-        titles = {ad.ad_id: ad.title for ad in read_ads(ads) if isinstance(ad, Ad)} if ads else {}
         console.print(user_panel(user, titles), recommendations_table(answer, console.width), sep="\n", highlight=False)
 
 
@@ -295,8 +296,11 @@ def _shares(given: Sequence[str]) -> dict[str, float]:
     return shares
 
 
-def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None) -> UserProfile:
-    user_id = as_id({"--user-id": user_id}, "--user-id")
+def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None, max_rejected: float) -> UserProfile:
+    given, user_id = user_id, as_id({"--user-id": user_id}, "--user-id")
+    if given.strip() and not user_id:
+        _tell(f"--user-id {given!r} stands for nobody, in files, too: this is for somebody of whom nothing is known.")
+        return UserProfile(interests=interests)
     user = UserProfile(user_id, interests)
     if user_id and not interests and users is None and clicks is None:
         raise InputError("--user-id alone says nothing of the user: add --clicks (the history), --users or --interests")
@@ -304,22 +308,30 @@ def _user(user_id: str, interests: str, users: Path | None, clicks: Path | None)
     if users is not None:
         if not user_id:
             raise InputError(f"which of the users of {users}? Choose one with --user-id")
-        found = load_users(users)[0].get(user_id)
+        profiles, users_report = load_users(users, max_rejected=1)  # what is wrong with others is no matter here
+        for note in users_report.notes:
+            _tell(note)
+        found = profiles.get(user_id)
         if found is None:
             absent.append(f"{users} has no user {user_id!r}")
         else:
             user = UserProfile(user_id, interests or found.interests, found.attributes, found.history)
     if clicks is not None:
-        log, report = read_clicks(clicks, None, timed=True)
+        log, report = read_clicks(clicks, None, max_rejected=max_rejected, timed=True)
         show_log_read(log, report)
         if user_id and not (log.user_id == user_id).any():
             absent.append(f"{clicks} has no user {user_id!r}")
-        user = with_history(user, Histories(log), int(log.time.max()) + 1, limit=200)
+        else:
+            user = with_history(user, Histories(log), int(log.time.max()) + 1, limit=200)
     if absent and not interests and len(absent) == sum(path is not None for path in (users, clicks)):
         raise InputError(f"{' and '.join(absent)}; choose one with --user-id, or give --interests")
     for line in absent:
-        Console(stderr=True).print(f"{line}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        _tell(f"{line}.")
     return user
+
+
+def _tell(line: str) -> None:
+    Console(stderr=True).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def add_commands_of_others() -> None:

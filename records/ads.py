@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from records.errors import InputError
-from records.files import DamagedRow, read_rows
+from records.files import DamagedRow, is_table, read_rows
 from records.limits import (
     MAX_FIELD_CHARS,
     MAX_ID_CHARS,
@@ -21,6 +21,7 @@ from records.limits import (
     check_text,
 )
 from records.missing import is_missing
+from records.near_names import warn_of_near_names
 from records.values import as_attributes, as_id, as_int, as_text, as_texts, as_time
 
 # The same ad again, word for word: nothing is lost by leaving it out, so no limit of rejected rows counts it.
@@ -119,7 +120,7 @@ def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
     - ``missing_id``, ``long_id``: no id, or more than 256 characters
     - ``duplicate_id``: the id was seen before, with other values; the first row stands
     - ``repeated_ad``: the same ad, word for word, was seen before
-    - ``bad_time``: it ends before it starts, or starts or ends before 1970
+    - ``bad_time``: it starts or ends before 1970
     - ``empty_text``: neither title nor body has a visible character
     - ``never_shown``: its end is not after its start
     - ``long_text``: title and body exceed 32,768 characters together, or another field its limit
@@ -130,9 +131,11 @@ def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
     """
     seen: dict[str, bytes] = {}
     checked = ""
+    told: set[str] = set()
     for source, number, row in read_rows(path):
         if source != checked and not isinstance(row, DamagedRow):
             _check_columns(source, row)
+            warn_of_near_names(source, row, _FIELDS, told, "an attribute")
             checked = source
         ad_or_reason = row if isinstance(row, DamagedRow) else _ad_of(row)
         if isinstance(ad_or_reason, Ad):
@@ -160,9 +163,7 @@ def _given_id(row: Mapping[str, Any] | DamagedRow) -> str:
 
 
 def _check_columns(source: str, row: Mapping[str, Any]) -> None:
-    if not source.lower().endswith((".csv", ".csv.gz", ".parquet")):
-        return
-    if "ad_id" not in row or not {"title", "body"} & row.keys():
+    if is_table(source) and not ("ad_id" in row and {"title", "body"} & row.keys()):
         raise InputError(f"{source} needs the columns ad_id and title (or body); it has {', '.join(row)[:1000]}")
 
 
@@ -171,15 +172,22 @@ def _ad_of(row: Mapping[str, Any]) -> Ad | DamagedRow:
         ad = ad_from_row(row)
     except InputError as error:
         return DamagedRow("bad_row", str(error))
-    problem = problem_with(ad) or _problem_with_times(ad)
+    problem = _lacking(row) or problem_with(ad) or _problem_with_times(ad)
     return DamagedRow(*problem) if problem else ad
+
+
+def _lacking(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """That a line of JSON has other names than an ad."""
+    for names, reason in ((("ad_id",), "missing_id"), (("title", "body"), "empty_text")):
+        if not any(name in row for name in names):
+            given = ", ".join(repr(name) for name, value in row.items() if value is not None)
+            return reason, f"there is no {' and no '.join(names)}; there is {given[:300] or 'nothing'}"
+    return None
 
 
 def _problem_with_times(ad: Ad) -> tuple[str, str] | None:
     if min(ad.start_time or _EARLIEST, ad.end_time or _EARLIEST) < _EARLIEST:
         return "bad_time", "start_time or end_time is before 1970: leave it empty where there is none"
-    if ad.start_time and ad.end_time and ad.end_time < ad.start_time:
-        return "bad_time", f"end_time {ad.end_time:%Y-%m-%d} is before start_time {ad.start_time:%Y-%m-%d}"
     return None
 
 

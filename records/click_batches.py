@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from records.errors import InputError
-from records.files import Batch, DamagedRow
+from records.files import Batch, DamagedRow, is_table
 from records.limits import MAX_FIELD_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
 from records.missing import is_missing
+from records.near_names import warn_of_near_names
 from records.times import AHEAD, EARLIEST, Moment, check_happened, minutes_ahead, read_moment
 from records.values import as_attributes, as_id, as_int, as_word
 
@@ -26,6 +27,8 @@ REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 TEXTS = ("request_id", "ad_id", "user_id")
 NUMBERS = ("time", "utc_offset", "clicks", "impressions", "conversions", "position")
 MAX_POSITION = 1000
+# Sums of a hundred million rows of so many impressions hold in 64 bits.
+MAX_IMPRESSIONS = 10**10
 # Time of a row without one: before everything, so that no history or counter is ever made from it.
 NO_TIME = np.iinfo(np.int64).min
 # Position of a row without one; 0 is the first place of a log that counts from 0.
@@ -33,6 +36,7 @@ NO_POSITION = -1
 
 _COUNTS = ("clicks", "impressions", "conversions", "position")
 _NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes"))
+_NAMES = (*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes", "page_text")
 _FIELD_LIMITS = {
     **dict.fromkeys(("country", "language", "device", "placement"), MAX_FIELD_CHARS),
     "page_text": MAX_TEXT_CHARS,
@@ -117,6 +121,10 @@ class BatchChecker:
         self._attributes = _Converted(as_attributes)
         self._words: dict[str, _Converted] = {}
         self.left_out: set[str] = set()
+        self._checked = ""
+        self._lacks: list[str] = []
+        self._complete = False
+        self._told: set[str] = set()
 
     def __call__(self, batch: Batch) -> tuple[GoodRows, dict[int, DamagedRow]]:
         """The usable rows of a batch, and why each other row is refused, by its number.
@@ -127,12 +135,21 @@ class BatchChecker:
         count = len(batch.numbers)
         missing = [name for name in REQUIRED if name not in batch.columns]
         if missing and count:
-            raise InputError(
+            lacks = (
                 f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}; {batch.source} has the "
                 f"columns {', '.join(map(repr, batch.columns))[:1000]}"
             )
+            if is_table(batch.source):
+                raise InputError(lacks)
+            self._lacks.append(lacks)
+        self._complete |= bool(count and not missing)
+        if count and batch.source != self._checked:
+            warn_of_near_names(batch.source, batch.columns, _NAMES, self._told, "context")
+            self._checked = batch.source
         empty = [None] * count
         problems = _Problems(count)
+        for row in range(count if missing else 0):
+            problems.add(row, "bad_row", f"there is no {', '.join(missing)}; there is {_named(batch, row)}")
         ids = {name: problems.of(self._ids[name](batch.columns.get(name, empty)), "") for name in TEXTS}
         counts = {name: problems.of(self._counts[name](batch.columns.get(name, empty)), None) for name in _COUNTS}
         moments = problems.of(self._time(batch.columns.get("timestamp", empty)), None)
@@ -153,6 +170,11 @@ class BatchChecker:
             {name: _objects(values)[good] for name, values in context.items()},
         )
         return kept, {batch.numbers[row]: problem for row, problem in problems.by_row.items()}
+
+    def finish(self) -> None:
+        """Raises InputError if no line of JSON had the names of a log: then it is another file."""
+        if self._lacks and not self._complete:
+            raise InputError(max(self._lacks, key=len))
 
     def _context(self, columns: Mapping[str, Sequence[Any]], count: int, problems: "_Problems") -> dict[str, list[Any]]:
         given: dict[str, Sequence[Any]] = {name: columns[name] for name in columns.keys() - _NO_CONTEXT}
@@ -227,6 +249,11 @@ class _Problems:
         return [instead if isinstance(value, InputError) else value for value in values]
 
 
+def _named(batch: Batch, row: int) -> str:
+    names = [name for name, values in batch.columns.items() if values[row] is not None]
+    return ", ".join(map(repr, names))[:300] or "nothing"
+
+
 def _where(flags: Any) -> list[int]:
     return [row for row, flag in enumerate(flags) if flag]
 
@@ -278,6 +305,8 @@ def _check_counts(counts: Mapping[str, list[int | None]], numbers: Mapping[str, 
         problems.add(row, "bad_counts", "clicks or impressions is empty; write 0 where there was no click")
     for row in np.flatnonzero((clicks < 0) | (clicks > impressions) | (impressions < 1)).tolist():
         problems.add(row, "bad_counts", f"{clicks[row]} clicks on {impressions[row]} impressions")
+    for row in np.flatnonzero(impressions > MAX_IMPRESSIONS).tolist():
+        problems.add(row, "bad_counts", f"{impressions[row]:,} impressions; the limit is {MAX_IMPRESSIONS:,}")
     for row in np.flatnonzero((conversions < 0) | (conversions > clicks)).tolist():
         problems.add(row, "bad_counts", f"{conversions[row]} conversions of {clicks[row]} clicks")
     for row in _where(value is not None and not 0 <= value <= MAX_POSITION for value in counts["position"]):

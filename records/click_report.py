@@ -4,7 +4,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from records.click_batches import NO_TIME, GoodRows
@@ -14,6 +15,10 @@ from records.files import DamagedRow
 REJECTED_FILE = "rejected-clicks.jsonl"
 # Of rejected rows, so many are kept with their reasons; all are counted.
 _MOST_REJECTED = 100_000
+
+
+# A line of that list is shorter: its detail quotes at most some thousand characters.
+_LONGEST_REJECTED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,9 @@ class LogReport:
         return replace(self, notes=(*self.notes, *notes))
 
 
+_REJECTED_FIELDS = tuple(field.name for field in fields(RejectedRow))
+
+
 class FoundRows:
     """What is counted while a log is read."""
 
@@ -102,18 +110,37 @@ class FoundRows:
 
 def write_rejected(file: Path, rows: Sequence[RejectedRow]) -> None:
     """Lists rejected rows in a file, a JSON object a line; without any, there is no file. Raises InputError."""
-    if not rows:
-        file.unlink(missing_ok=True)
-        return
-    beside = file.with_suffix(".tmp")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
+        if not rows:
+            file.unlink(missing_ok=True)
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("w", encoding="utf-8", errors="replace") as lines:
             lines.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
         os.replace(beside, file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise InputError(f"cannot write the rejected rows to {file}: {error.strerror}") from error
+
+
+def check_replaceable(file: Path) -> None:
+    """Raises InputError if there is something under this name that is no list of rejected rows, such as a log."""
+    try:
+        if file.exists() and not (file.is_file() and _begins_as_list(file)):
+            raise InputError(f"{file} is no list of rejected rows, and is not written over: name another file for them")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _begins_as_list(file: Path) -> bool:
+    with file.open("rb") as lines:
+        first = lines.readline(_LONGEST_REJECTED)
+    try:
+        return not first or set(_REJECTED_FIELDS) <= json.loads(first).keys()
+    except (ValueError, AttributeError, RecursionError):
+        return False
 
 
 def check_share(path: Path, report: LogReport, max_rejected: float, rejected_file: Path | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
-from records.click_report import REJECTED_FILE, FoundRows, LogReport, check_share, write_rejected
+from records.click_report import REJECTED_FILE, FoundRows, LogReport, check_replaceable, check_share, write_rejected
 from records.errors import InputError
 from records.files import read_batches
 from records.limits import MAX_ATTRIBUTES
@@ -201,8 +201,8 @@ def read_clicks(
     - ``bad_row``, ``bad_utf8``: a line, or a value of a type, that cannot be read
     - ``missing_id``: no request or ad id; ``long_id``: an id of more than 256 characters
     - ``unknown_ad``: not in `known_ads`, unless that is None
-    - ``bad_counts``: clicks negative or above impressions, impressions below 1, conversions negative or above clicks, a
-      position below 0 or above 1,000
+    - ``bad_counts``: clicks negative or above impressions, impressions below 1 or above ten billion, conversions
+      negative or above clicks, a position below 0 or above 1,000
     - ``bad_time``: before 2000, or more than a day ahead of the clock
     - ``long_text``: a further column with a value beyond its limit
     - ``missing_time``: no timestamp, if `timed`
@@ -216,10 +216,12 @@ def read_clicks(
 
     Raises:
         InputError: A required column is missing, no usable row is left, more than `max_rejected` of the rows were
-            rejected, or some times have a zone and others none.
+            rejected, some times have a zone and others none, or `rejected_file` is something else.
     """
     if newest is not None and newest < 1:
         raise InputError(f"the number of newest rows must be 1 or more, not {newest}")
+    if rejected_file is not None:
+        check_replaceable(rejected_file)
     check = BatchChecker(known_ads, why_rejected or {}, datetime.now(UTC))
     columns, found = _Columns(), FoundRows()
     for batch in read_batches(path):
@@ -229,6 +231,7 @@ def read_clicks(
         columns.append(good)
         if newest is not None and len(columns) >= 2 * newest:
             columns.keep_newest(newest)
+    check.finish()
     if newest is not None:
         columns.keep_newest(newest)
     log = columns.log()

@@ -15,6 +15,8 @@ MAX_LINE_CHARS = 16 * 1024 * 1024
 # What a quoted value with line ends may span; it bounds what is read again after a quote that nothing closes.
 _MAX_RECORD_LINES = 32_768
 _MAX_RECORD_CHARS = 1024 * 1024
+# A line that some spreadsheets write before the header.
+_SPREADSHEET_HINTS = ("sep=,", '"sep=,"', "sep=;", '"sep=;"')
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -94,7 +96,7 @@ class CsvRecords:
 
     def _read_header(self, file: str) -> list[str]:
         line = self._next_line()
-        while line and line.isspace():
+        while line and (line.isspace() or line.strip().lower() in _SPREADSHEET_HINTS):
             line = self._next_line()
         if not line:
             raise InputError(f"{file} is empty: its first line must name the columns")

@@ -34,6 +34,7 @@ _ROW_NUMBERS = re.compile(r"|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
 # Whole numbers above these are not exact in a float of so many bits.
 _EXACT = {16: 2**11, 32: 2**24}
 _UTF_16 = "is UTF-16, or no text at all: write it in UTF-8"
+_ONE_A_LINE = "each line must be one object by itself"
 _MAGIC = {
     b"\x1f\x8b": "is compressed by gzip: let its name end in .gz",
     b"PAR1": "is Parquet: let its name end in .parquet",
@@ -41,6 +42,11 @@ _MAGIC = {
     b"\xff\xfe": _UTF_16,
     b"\xfe\xff": _UTF_16,
 }
+
+
+def is_table(source: str) -> bool:
+    """Whether a file of this name has one set of columns for all rows, as CSV and Parquet have, and JSONL has not."""
+    return source.lower().endswith((".csv", ".csv.gz", ".parquet"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +200,8 @@ def _jsonl_batches(file: SourceFile) -> Iterator[Batch]:
 
 
 def _jsonl_rows(lines: IO[bytes]) -> Iterator[tuple[Row, int]]:
-    first = True
     while line := lines.readline(MAX_LINE_CHARS):
-        if first:
-            first, line = False, line.removeprefix(b"\xef\xbb\xbf")
+        line = line.removeprefix(b"\xef\xbb\xbf")  # files that were joined have one in the middle, too
         if len(line) >= MAX_LINE_CHARS and not line.endswith(b"\n"):
             while len(rest := lines.readline(MAX_LINE_CHARS)) >= MAX_LINE_CHARS and not rest.endswith(b"\n"):
                 pass
@@ -212,8 +216,8 @@ def _json_row(line: bytes) -> Row:
     except UnicodeDecodeError as error:
         return DamagedRow("bad_utf8", f"byte {error.start} of the line is no UTF-8")
     except (ValueError, RecursionError) as error:
-        return DamagedRow("bad_row", f"not valid JSON: {error}")
-    return row if isinstance(row, dict) else DamagedRow("bad_row", "the line is not a JSON object")
+        return DamagedRow("bad_row", f"not valid JSON: {error}; {_ONE_A_LINE}")
+    return row if isinstance(row, dict) else DamagedRow("bad_row", f"the line is not a JSON object; {_ONE_A_LINE}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -61,8 +61,10 @@ def list_files(path: Path) -> Listing:
         if suffix is None or not path.is_file():
             raise InputError(f"{path}: expected a file, or a folder with files, ending in {endings}")
         return Listing((SourceFile(path, path.name, suffix),), {})
-    files, left_out = [], {}
-    for file in sorted(_visible(path)):
+    files: list[SourceFile] = []
+    left_out: dict[str, str] = {}
+    read: dict[tuple[int, int], str] = {}  # by what file it is, since a folder may hold it under several names
+    for file in sorted(_visible(path), key=lambda file: (file.is_symlink(), file)):
         name, suffix = file.relative_to(path).as_posix(), suffix_of(file.name)
         if file.is_dir():
             left_out[name] = "a link to a folder"
@@ -70,11 +72,14 @@ def list_files(path: Path) -> Listing:
             left_out[name] = "of no known format" if file.exists() else "a link to nothing"
         elif file.stat().st_size == 0:
             left_out[name] = "empty"
+        elif (twin := read.setdefault(_inode(file), name)) != name:
+            left_out[name] = f"another name of {twin}"
         else:
             files.append(SourceFile(file, name, suffix, _partition(name)))
     if not files:
         found = f"; it holds {', '.join(list(left_out)[:10])}" if left_out else ""
         raise InputError(f"{path}: expected a file, or a folder with files, ending in {endings}{found}")
+    files.sort(key=lambda file: file.path)
     _check_no_twins(path, files)
     return Listing(tuple(files), left_out)
 
@@ -84,6 +89,11 @@ def _visible(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name[0] not in "._"]
         links = [name for name in folders if (Path(place) / name).is_symlink()]  # os.walk does not follow them
         yield from (Path(place) / name for name in (*names, *links) if name[0] not in "._")
+
+
+def _inode(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def _cannot_list(error: OSError) -> None:

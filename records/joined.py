@@ -49,8 +49,7 @@ def read_joined(
     profiles: dict[str, UserProfile] = {}
     if users is not None:
         profiles, found = load_users(users, max_rejected)
-        if found.rejected:
-            notes.append(f"{len(found.rejected):,} of {found.rows:,} users were left out, such as {found.rejected[0]}.")
+        notes += found.notes
     log, report = read_clicks(
         clicks,
         known.keys(),

@@ -12,6 +12,8 @@ from records.clicks import NO_TIME, ClickLog, LogReport
 
 # Nobody sees a tenth of all impressions: a user who does stands for many.
 _LARGEST_USER = 0.1
+# From so many values on, the share of different ones above which a column of context says nothing of other rows.
+_FEW_VALUES, _OWN_VALUES = 20, 0.9
 
 
 def summary_lines(log: ClickLog, report: LogReport, users: Collection[str] | None) -> list[str]:
@@ -52,11 +54,11 @@ def span_line(log: ClickLog) -> str:
 
 
 def warning_lines(log: ClickLog, users: Collection[str] | None) -> list[str]:
-    """What is probably wrong with a log's users; empty if nothing is."""
+    """What is probably wrong with a log's users and context; empty if nothing is."""
+    warnings = _row_numbers(log)
     names, counts = _users_of(log)
     if not len(names):
-        return []
-    warnings = []
+        return warnings
     largest = int(np.argmax(counts))
     if counts[largest] > _LARGEST_USER * len(log):
         warnings.append(
@@ -68,6 +70,21 @@ def warning_lines(log: ClickLog, users: Collection[str] | None) -> list[str]:
         example = f"there {given[:80]!r}, in the log {str(names[0])[:80]!r}" if given is not None else "it is empty"
         warnings.append(f"Warning: none of the log's users is in the users file ({example}): are they the same ids?")
     return warnings
+
+
+def _row_numbers(log: ClickLog) -> list[str]:
+    """Of columns of context that tell rows apart and nothing else, such as row numbers and ids of events."""
+    found = []
+    for name, column in log.context.items():
+        values = [value for value in column.tolist() if value is not None]
+        if name != "page_text" and len(values) >= _FEW_VALUES and len(set(values)) > _OWN_VALUES * len(values):
+            found.append(name)
+    if not found:
+        return []
+    return [
+        f"Warning: nearly every row has a value of its own of {', '.join(map(repr, found))[:300]}, from which nothing "
+        "is learned: leave out row numbers and ids of events, and write numbers in ranges."
+    ]
 
 
 def _known_users(log: ClickLog, users: Collection[str]) -> str:

@@ -85,5 +85,6 @@ def _cut(time: Integers, share: float) -> int:
 def _non_empty(parts: list[npt.NDArray[Any]]) -> tuple[Integers, ...]:
     for name, part in zip(("training", "validation", "test"), parts, strict=True):
         if len(part) == 0:
-            raise InputError(f"the log is too small to split: the {name} part would be empty")
+            rows = sum(map(len, parts))
+            raise InputError(f"the log is too small to split: the {name} part would be empty ({rows:,} rows in all)")
     return tuple(parts)

@@ -18,6 +18,7 @@ from records.limits import (
     check_text,
 )
 from records.missing import is_missing
+from records.near_names import warn_of_near_names
 from records.times import check_happened
 from records.values import as_attributes, as_id, as_objects, as_text, as_time
 
@@ -44,6 +45,8 @@ EVENT_WEIGHT: Mapping[EventType, float] = {
     EventType.SHORT_VIEW: -0.25,
     EventType.HIDE: -0.5,
 }
+
+_COLUMNS = ("user_id", "interests", "attributes", "history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,13 @@ class UsersReport:
     rows: int
     rejected: tuple[str, ...]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many users were left out, in a sentence; none if all can be used."""
+        if not self.rejected:
+            return ()
+        return (f"{len(self.rejected):,} of {self.rows:,} users were left out, such as {self.rejected[0]}.",)
+
 
 def read_users(path: Path) -> Iterator[UserProfile]:
     """Streams users from Parquet, JSONL or CSV, or a folder of such files.
@@ -164,10 +174,15 @@ def load_users(path: Path, max_rejected: float = 0.01) -> tuple[dict[str, UserPr
 
 def _users_or_errors(path: Path) -> Iterator[UserProfile | InputError]:
     now = datetime.now(UTC)
+    checked = ""
+    told: set[str] = set()
     for source, number, row in read_rows(path):
         if isinstance(row, DamagedRow):
             yield InputError(f"{source}, row {number}: {row.detail}")
             continue
+        if source != checked:
+            warn_of_near_names(source, row, _COLUMNS, told, "an attribute")
+            checked = source
         try:
             user = user_from_row(row)
             if not user.user_id:
@@ -182,8 +197,7 @@ def _users_or_errors(path: Path) -> Iterator[UserProfile | InputError]:
 
 def user_from_row(row: Mapping[str, Any]) -> UserProfile:
     """A user from named values. Raises InputError."""
-    known = ("user_id", "interests", "attributes", "history")
-    extra = {name: value for name, value in row.items() if name not in known and not is_missing(value)}
+    extra = {name: value for name, value in row.items() if name not in _COLUMNS and not is_missing(value)}
     user = UserProfile(
         user_id=as_id(row, "user_id"),
         interests=as_text(row, "interests"),

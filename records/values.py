@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, TypeGuard
 
@@ -23,10 +23,13 @@ _NULL_IDS = frozenset(("", "null", "nan", "-nan", "none", "<na>", "nat", "<null>
 _INVISIBLE_ENDS = "\ufeff\u200b"
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+", re.ASCII)
 _ROUNDED = re.compile(r"-?\d(?:\.\d+)?[eE]\+\d+", re.ASCII)
+# As spreadsheets write a thousand in much of Europe; other programs write 1 so.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.000)+", re.ASCII)
 _DIGITS = re.compile(r"[+-]?\d+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 # A list as Python or NumPy print it: ['a', 'b'] or ['a' 'b'].
+_BARE_LIST = re.compile(r"[\[{]((?:[^\[\]{}\"']*,[^\[\]{}\"']*)?)[\]}]")
 _PRINTED_LIST = re.compile(rf"\[\s*(?:(?:{_QUOTED})\s*(?:,\s*|(?=['\"\]])))*\]", re.DOTALL)
 
 
@@ -88,8 +91,8 @@ def as_text(row: Mapping[str, Any], name: str) -> str:
 def as_word(value: Any) -> str | None:
     """A value of any plain type as a short text, such as context has it; "" if missing, None if it is no plain value.
 
-    Truth values are ``true`` and ``false``, as in JSON; dates and times are ISO 8601. Lists, objects and bytes that
-    are no UTF-8 are no plain values. Raises InputError for text that is no UTF-8.
+    Truth values are ``true`` and ``false``, as in JSON; dates and times are ISO 8601, durations are seconds. Lists,
+    objects and bytes that are no UTF-8 are no plain values. Raises InputError for text that is no UTF-8.
     """
     if isinstance(value, bytes):
         try:
@@ -104,7 +107,9 @@ def as_word(value: Any) -> str | None:
         return "true" if value else "false"
     if isinstance(value, int | float | Decimal):
         return _written(value)
-    return value.isoformat() if isinstance(value, date | datetime) else None
+    if isinstance(value, timedelta):
+        return _written(value.total_seconds())
+    return value.isoformat() if isinstance(value, date | datetime | time) else None
 
 
 def as_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -133,6 +138,8 @@ def _listed(text: str) -> list[Any]:
                 return [ast.literal_eval(part) for part in re.findall(_QUOTED, text, re.DOTALL)]
         except (ValueError, SyntaxError):
             pass
+    if bare := _BARE_LIST.fullmatch(text.strip()):  # as Spark and PostgreSQL write lists of words
+        text = bare[1]
     mark = next((mark for mark in ",;|" if mark in text), ",")
     return [part.strip() for part in text.split(mark) if part.strip()]
 
@@ -162,11 +169,20 @@ def as_int(row: Mapping[str, Any], name: str) -> int:
             text = value.strip()
             if not (len(text) < 64 and _DECIMAL.fullmatch(text)):
                 raise ValueError
-            value = int(text) if _DIGITS.fullmatch(text) else Decimal(text)
-        whole = int(value)
-        if isinstance(value, bool) or whole != value or not -(2**63) <= whole < 2**63:
+            if _GROUPED.fullmatch(text):
+                plain = text.replace(".", "")
+                raise InputError(
+                    f"{name} {text!r} may be {text.partition('.')[0]} or {plain}: write it by its digits alone"
+                )
+            number: Any = int(text) if _DIGITS.fullmatch(text) else Decimal(text)
+        else:
+            number = value
+        whole = int(number)
+        if isinstance(number, bool) or whole != number or not -(2**63) <= whole < 2**63:
             raise ValueError
         return whole
+    except InputError:
+        raise
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} must be a whole number, not {repr(value)[:80]}") from None
 

@@ -100,6 +100,39 @@ def test_who_has_met_every_ad_is_told_that_none_is_left(world, platform, tmp_pat
     assert (answer["recommendations"], answer["degraded"]) == ([], False)
 
 
+def test_what_files_say_of_others_is_no_matter_to_one_user(world, platform, tmp_path):
+    _, addresses = platform
+    where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"], "--json"]
+    ids = [json.loads(line)["ad_id"] for line in world.ads.read_text().splitlines()]
+    met = {"user_id": "all", "history": [{"type": "impression", "ad_id": ad_id} for ad_id in ids]}
+    users = [met, {"user_id": "none"}, {"user_id": "x", "history": 7}]
+    (tmp_path / "users.jsonl").write_text("".join(json.dumps(user) + "\n" for user in users))
+    who = ["--user-id", "all", "--users", tmp_path / "users.jsonl"]
+    told = adcascade("recommend", *where, *who)
+    assert json.loads(told.stdout)["recommendations"] == [], told.stderr
+    assert "2 of 3 users were left out, such as users.jsonl, row 2: there is no user_id" in told.stderr
+    with_log = adcascade("recommend", *where, *who, "--clicks", world.clicks)
+    assert json.loads(with_log.stdout)["recommendations"] == []  # the log lacks the user: the file's history stays
+    assert "has no user 'all'." in with_log.stderr
+    nobody_says = ["--user-id", "none", "--users", tmp_path / "users.jsonl", "--interests", "espresso", "--k", 3]
+    nobody = adcascade("recommend", *where, *nobody_says)
+    assert len(json.loads(nobody.stdout)["recommendations"]) == 3
+    assert "--user-id 'none' stands for nobody" in nobody.stderr
+
+
+def test_a_log_that_was_trained_on_with_more_rejected_rows_is_read_so_by_recommend(world, platform, tmp_path):
+    _, addresses = platform
+    lines = world.clicks.read_text().splitlines(keepends=True)
+    (tmp_path / "clicks.csv").write_text("".join([*lines[:40], "broken\n" * 2]))
+    user = lines[1].split(",")[lines[0].split(",").index("user_id")]
+    where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"], "--k", 2]
+    who = ["--user-id", user, "--clicks", tmp_path / "clicks.csv"]
+    refused = adcascade("recommend", *where, *who)
+    assert refused.returncode == 2
+    assert "more than the 1.0% allowed" in refused.stderr
+    assert adcascade("recommend", *where, *who, "--max-rejected", 0.1).returncode == 0
+
+
 def test_shares_of_the_command_line_reach_retrieval(platform):
     _, addresses = platform
     where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"]]
@@ -155,6 +188,12 @@ LOG = ("--ads", "{ads}", "--clicks", "{clicks}", "--out", "{tmp}/model")
         (["train", *LOG, "--users", "{ads}"], "there is no user_id; the columns are ad_id"),
         (["train", *LOG, "--architecture", "foo"], "architecture must be shared_user or joint"),
         (["train", *LOG, "--split", "moon"], "there is no split 'moon'"),
+        (["train", *LOG, "--peers", "moon"], "'moon' is not one of"),
+        (["train", *LOG[:4], "--out", "/proc/none/model"], "cannot write"),
+        (
+            ["build", "--ads", "{ads}", "--out", "/proc/none", "--encoder", "hashing:64"],
+            "cannot write under /proc/none",
+        ),
         (["index", "list", "{tmp}/none"], "there is no folder"),
         (["recommend", "--interests", "x", "--k", "0"], "k must be 1 to 1000"),
         (["recommend", "--interests", "x", "--share", "lexical"], "'lexical' is not of the form source=number"),
@@ -171,6 +210,17 @@ def test_bad_input_ends_with_a_message_and_exit_code_2(world, tmp_path, argument
     assert result.returncode == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a file that is always full")
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_output_onto_a_full_disk_is_an_error_without_a_traceback(world, as_json):
+    command = [sys.executable, "-m", "pipeline.cli", "index", "list", str(world.index), *as_json]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+    assert ran.returncode == 74
+    assert ran.stderr.startswith("error: the output could not be written: No space left on device")
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_port_in_use_is_named(world, platform, tmp_path):

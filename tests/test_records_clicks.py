@@ -204,6 +204,14 @@ def test_counts_beyond_64_bits_cost_only_their_own_row(tmp_path):
     assert (len(log), report.kept, sum(report.rejected.values())) == (1, 1, 1)
 
 
+def test_counts_whose_sums_would_not_hold_in_64_bits_cost_their_row(tmp_path):
+    rows = [{"request_id": "r", "ad_id": "a1", "clicks": 0, "impressions": count} for count in (2**63 - 1, 10**10, 1)]
+    (tmp_path / "clicks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log, report = read_clicks(tmp_path / "clicks.jsonl", None, max_rejected=0.5)
+    assert (log.impressions.sum(), report.rejected) == (10**10 + 1, {"bad_counts": 1})
+    assert "the limit is 10,000,000,000" in report.examples["bad_counts"]
+
+
 def test_damaged_lines_are_counted_apart(tmp_path):
     path = tmp_path / "clicks.jsonl"
     path.write_bytes(json.dumps(ROW).encode() + b'\nnot json\n{"request_id": "\xe9"}\n')
@@ -508,6 +516,22 @@ def test_rejected_rows_are_listed_in_a_file_also_if_they_are_too_many(tmp_path):
     assert "2099-01-01" in found[0]["detail"]
     read(tmp_path, rows[:1], rejected_file=file)
     assert not file.exists()
+
+
+@pytest.mark.parametrize("content", ["request_id,ad_id\nr,a\n", '{"ad_id": "a1", "title": "One"}\n', "[]\n", "\xff"])
+def test_a_list_of_rejected_rows_is_never_written_over_something_else(tmp_path, content):
+    file = tmp_path / "mine"
+    file.write_text(content)
+    for rows in ([ROW], [ROW, {**ROW, "clicks": 2}]):
+        with pytest.raises(InputError, match="mine is no list of rejected rows, and is not written over"):
+            read(tmp_path, rows, max_rejected=1, rejected_file=file)
+    assert file.read_text() == content
+    for place in (tmp_path, tmp_path / "mine" / "below"):
+        with pytest.raises(InputError, match=r"is not written over|cannot (read|write)"):
+            read(tmp_path, [ROW, {**ROW, "clicks": 2}], max_rejected=1, rejected_file=place)
+    file.write_text("")
+    read(tmp_path, [ROW, {**ROW, "clicks": 2}], max_rejected=1, rejected_file=file)
+    assert json.loads(file.read_text())["row"] == 2
 
 
 def test_a_few_rows_without_a_time_are_rejected_where_times_are_needed(tmp_path):

@@ -89,6 +89,16 @@ def test_a_folder_is_read_with_its_subfolders_and_what_is_left_out_is_named(tmp_
     assert not any(name in said for name in ("hidden", "_SUCCESS", "_delta", ".git"))
 
 
+def test_a_file_that_a_folder_names_twice_is_read_once(tmp_path, caplog):
+    (tmp_path / "2026-01.jsonl").write_bytes(as_jsonl(ROWS))
+    (tmp_path / "1-latest.jsonl").symlink_to(tmp_path / "2026-01.jsonl")
+    (tmp_path / "same.jsonl").hardlink_to(tmp_path / "2026-01.jsonl")
+    (tmp_path / "copy.jsonl").write_bytes(as_jsonl(ROWS[:1]))
+    with caplog.at_level(logging.WARNING):
+        assert len(rows_of(tmp_path)) == 4
+    assert "same.jsonl (another name of 2026-01.jsonl), 1-latest.jsonl (another name of 2026-01.jsonl)" in caplog.text
+
+
 def test_a_rejected_row_of_a_subfolder_names_it(tmp_path):
     (tmp_path / "2025").mkdir()
     (tmp_path / "2025" / "ads.jsonl").write_text('{"ad_id": "x"}\n')
@@ -345,3 +355,74 @@ def test_users_whose_ids_are_floats_or_nothing(tmp_path, kind):
     assert found["10"].attributes["age"] in ("30", "30.0")
     assert found["10"].attributes["vip"].lower() == "true"
     assert "there is no user_id" in report.rejected[0]
+
+
+@pytest.mark.parametrize("hint", ["sep=,", '"sep=,"', "SEP=,"])
+def test_the_line_with_the_delimiter_that_spreadsheets_write_is_no_header(tmp_path, hint):
+    path = tmp_path / "ads.csv"
+    path.write_bytes(hint.encode() + b"\r\n" + as_csv(ROWS))
+    assert list(read_ads(path)) == ADS
+    path.write_text("sep=;\nad_id;title\na1;One\n")
+    with pytest.raises(InputError, match="'ad_id;title': it seems to separate its values by semicolons"):
+        list(read_ads(path))
+
+
+def test_joined_files_have_marks_in_the_middle(tmp_path):
+    for name, make in (("ads.jsonl", as_jsonl), ("ads.csv", as_csv)):
+        mark = b"\xef\xbb\xbf"
+        lines = make(ROWS).splitlines(keepends=True)
+        (tmp_path / name).write_bytes(mark + b"".join(lines[:-1]) + mark + lines[-1])
+        assert list(read_ads(tmp_path / name)) == ADS
+
+
+@pytest.mark.parametrize("text", ["[" + json.dumps(ROWS[0]) + "]", json.dumps(ROWS[0], indent=1), "7"])
+def test_json_that_is_not_an_object_a_line_says_what_it_must_be(tmp_path, text):
+    (tmp_path / "ads.jsonl").write_text(text)
+    with pytest.raises(InputError, match="each line must be one object by itself"):
+        read_catalog(tmp_path / "ads.jsonl")
+
+
+def test_a_line_of_other_names_says_which_and_costs_no_other(tmp_path):
+    lines = [{"adId": "a9", "title": "x"}, {"ad_id": "a8", "headline": "x"}]
+    (tmp_path / "ads.jsonl").write_bytes(as_jsonl([*lines, *ROWS]))
+    catalog = read_catalog(tmp_path / "ads.jsonl")
+    assert catalog.ads == tuple(ADS)
+    assert "there is no ad_id; there is 'adId', 'title'" in catalog.rejected[0].detail
+    row = {"request_id": "r", "ad_id": "a", "clicks": 0, "impressions": 1}
+    (tmp_path / "log.jsonl").write_bytes(as_jsonl([{"event": "start"}, row, row, row]))
+    clicks, report = read_clicks(tmp_path / "log.jsonl", None, max_rejected=0.5)
+    assert (len(clicks), report.rejected) == (3, {"bad_row": 1})
+    assert "there is no request_id, ad_id, clicks, impressions; there is 'event'" in report.examples["bad_row"]
+    (tmp_path / "log.jsonl").write_bytes(as_jsonl([{"requestId": "r", "adId": "a", "click": 1}, {}]))
+    with pytest.raises(
+        InputError, match=r"the click log lacks request_id, .*jsonl has the columns 'requestId', 'adId', 'click'"
+    ):
+        read_clicks(tmp_path / "log.jsonl", None)
+
+
+def test_columns_of_nearly_the_right_name_are_named(tmp_path, caplog):
+    (tmp_path / "ads.csv").write_text("ad_id,title,endTime,valid_from,price\na1,One,2020-01-01,2019-01-01,3\n")
+    (tmp_path / "users.jsonl").write_text('{"user_id": "u1", "Interests": "tea", "age": 3}\n')
+    (tmp_path / "log.csv").write_text(
+        "request_id,ad_id,clicks,impressions,UserID,time,page\n" + "r,a1,0,1,u1,2026-01-01,3\n" * 3
+    )
+    with caplog.at_level(logging.WARNING):
+        (ad,) = read_ads(tmp_path / "ads.csv")
+        load_users(tmp_path / "users.jsonl")
+        log, _ = read_clicks(tmp_path / "log.csv", None)
+    assert ad.attributes == {"endTime": "2020-01-01", "valid_from": "2019-01-01", "price": "3"}
+    assert sorted(log.context) == ["UserID", "page", "time"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "ads.csv: the column 'endTime' is read as an attribute; if it is meant as end_time, call it so",
+        "ads.csv: the column 'valid_from' is read as an attribute; if it is meant as start_time, call it so",
+        "users.jsonl: the column 'Interests' is read as an attribute; if it is meant as interests, call it so",
+        "log.csv: the column 'UserID' is read as context; if it is meant as user_id, call it so",
+        "log.csv: the column 'time' is read as context; if it is meant as timestamp, call it so",
+    ]
+
+
+def test_columns_that_are_there_under_their_name_leave_others_alone(tmp_path, caplog):
+    (tmp_path / "ads.csv").write_text("ad_id,title,end_time,endTime,expires\na1,One,2030-01-01,x,y\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(list(read_ads(tmp_path / "ads.csv"))) == 1
+    assert caplog.text == ""

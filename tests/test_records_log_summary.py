@@ -69,6 +69,17 @@ def test_a_user_who_holds_more_than_a_tenth_of_the_rows_is_named(tmp_path):
     assert "user 'unknown' has 3 of 20 rows" in warning
 
 
+def test_columns_that_tell_rows_apart_and_nothing_else_are_named(tmp_path):
+    rows = rows_at([T] * 40, [f"u{number}" for number in range(20)])
+    told = [
+        {**row, "index": number, "event": f"{number:x}", "page_text": f"page {number}", "hour": number // 4}
+        for number, row in enumerate(rows)
+    ]
+    (warning,) = warning_lines(read(tmp_path, told)[0], None)
+    assert warning.startswith("Warning: nearly every row has a value of its own of 'event', 'index'")
+    assert warning_lines(read(tmp_path, told[:19])[0].take(slice(0, 0)), None) == []
+
+
 def test_what_owners_wrote_is_printed_as_it_is(tmp_path, capsys):
     log, report = read(tmp_path, [*rows_at([T] * 99), {**ROW, "timestamp": "[/50%] [bold]"}])
     show_log_read(log, report, {"[/x]"}, tmp_path / "rejected.jsonl")

@@ -1,5 +1,6 @@
 """Single values: ids that join however they are written, and what stands for nothing."""
 
+from datetime import time, timedelta
 from decimal import Decimal
 
 import pytest
@@ -114,3 +115,39 @@ def test_what_is_no_whole_number_is_refused(value):
     with pytest.raises(InputError, match="bid must be a whole number") as caught:
         as_int({"bid": value}, "bid")
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", ["1.000", "12.000", "-1.000", " 1.000 "])
+def test_a_thousand_that_may_be_one_is_refused(value):
+    with pytest.raises(InputError, match=r"impressions '-?[\d.]+' may be -?\d+ or -?\d+000"):
+        as_int({"impressions": value}, "impressions")
+
+
+@pytest.mark.parametrize(("value", "want"), [("0.000", 0), ("1.0", 1), ("1.00", 1), ("1000.000", 1000), ("1e3", 1000)])
+def test_floats_as_other_programs_write_them_are_whole_numbers(value, want):
+    assert as_int({"impressions": value}, "impressions") == want
+
+
+def test_a_number_that_is_not_whole_is_named_as_it_was_given():
+    with pytest.raises(InputError, match=r"clicks must be a whole number, not '0\.5'"):
+        as_int({"clicks": "0.5"}, "clicks")
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("[trail, running shoes]", ("trail", "running shoes")),
+        ("{trail,running}", ("trail", "running")),
+        ("[sale]", ("[sale]",)),
+        ("[]", ()),
+        ("{}", ()),
+        ("[sale], shoes, [new]", ("[sale]", "shoes", "[new]")),
+    ],
+)
+def test_lists_without_quotes_are_lists(text, want):
+    assert as_texts({"keywords": text}, "keywords") == want
+
+
+def test_times_of_day_and_durations_are_words():
+    assert as_word(time(10, 15)) == "10:15:00"
+    assert as_word(timedelta(minutes=1.5)) == "90"

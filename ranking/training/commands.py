@@ -5,7 +5,7 @@ What loads a model library is imported where it is used, so that ``--help`` answ
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -50,7 +50,7 @@ Split = Annotated[
     ),
 ]
 Peers = Annotated[
-    str,
+    Literal["none", "fast", "all"],
     typer.Option(help="What to compare with: none, fast, or all (with two text encoders, which take minutes)."),
 ]
 Seed = Annotated[int, typer.Option(help="Of every split but that by time; give that of the training.")]
@@ -225,6 +225,9 @@ def export_command(
         Path | None, typer.Option(help="A click log, best that of the training: int8 is calibrated and judged on it.")
     ] = None,
     users: Users = None,
+    max_rejected: MaxRejected = 0.01,
+    newest: Newest = None,
+    rejected: Rejected = None,
     int8: Annotated[bool, typer.Option(help="Also make the user pass and the ad pass int8; needs a log.")] = True,
     publish: Publish = True,
     as_json: Json = False,
@@ -240,9 +243,10 @@ def export_command(
 
     if (ads is None) != (clicks is None):
         raise InputError("a log is --ads and --clicks together")
-    data = load_dataset(ads, clicks, users) if ads is not None and clicks is not None else None
-    if data is not None:
-        show_log(data, users)
+    data = None
+    if ads is not None and clicks is not None:
+        data = load_dataset(ads, clicks, users, max_rejected=max_rejected, newest=newest, rejected_file=rejected)
+        show_log(data, users, rejected)
     with working("Exporting"):
         made, exports = export_version(open_store(model), version, data, int8=int8, publish=publish)
     if as_json:

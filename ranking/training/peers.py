@@ -15,10 +15,12 @@ from ranking.text import HISTORY_EVENTS
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import Probabilities
 from records.clicks import Integers
+from records.errors import InputError
 
 log = logging.getLogger(__name__)
 
 POPULARITY, CLICK_RATES = "ad popularity", "logistic regression on past click rates"
+WHICH = ("none", "fast", "all")
 IDS, TREES = "logistic regression on ids", "LightGBM on all features"
 BI_ENCODER, ZERO_SHOT = "bi-encoder", "zero-shot text"
 
@@ -59,7 +61,12 @@ def peers(data: Dataset, features: Features, rows: Integers, *, which: str = "fa
     Args:
         features: Normalised dense features of the whole log, the same that the ranker reads.
         which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": the two text encoders, too.
+
+    Raises:
+        InputError: `which` is none of these.
     """
+    if which not in WHICH:
+        raise InputError(f"there are no peers {which!r}; choose one of {', '.join(WHICH)}")
     if which == "none":
         return {}
     predictions = {
