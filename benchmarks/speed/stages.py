@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -41,14 +41,35 @@ class Servers:
     """Three servers, and what they are asked.
 
     Attributes:
+        flags: of each server, by name.
+        logs: folder of their logs.
         requests: one of each user.
         calls: counts on from one measurement to the next, so that none meets the users of the one before.
     """
 
-    processes: Sequence[ServerProcess]
+    processes: list[ServerProcess]
+    flags: Mapping[str, Sequence[str]]
+    logs: Path
     recommend: RecommendServiceStub
     requests: Sequence[recommend_pb2.RecommendRequest]
     calls: "count[int]" = field(default_factory=count)
+
+    def process(self, name: str) -> ServerProcess:
+        """The server of that name."""
+        return next(one for one in self.processes if one.name == name)
+
+    def start_again(self, name: str) -> ServerProcess:
+        """Starts a server that has ended, on the port that it had; it is not healthy yet."""
+        ended = self.process(name)
+        port = ended.address.rpartition(":")[2]
+        started = ServerProcess.start(name, [*self.flags[name], "--port", port], self.logs)
+        self.processes[self.processes.index(ended)] = started
+        return started
+
+    def stop(self) -> None:
+        """Stops all of them."""
+        for one in self.processes:
+            one.stop()
 
     def asking(self, candidates: int) -> Start:
         """Calls for `K` of so many candidates, by the users who are there, in turns."""
@@ -121,10 +142,12 @@ def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Pat
     with ExitStack() as stack:
         servers = stack.enter_context(running(stages, logs))
         retrieval, ranking = (one.wait_until_serving() for one in servers)
-        flags = ["--retrieval", retrieval, "--ranking", ranking]
-        (gateway,) = stack.enter_context(running([("pipeline", flags)], logs))
+        before = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking])
+        (gateway,) = stack.enter_context(running([before], logs))
         channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
-        yield Servers([*servers, gateway], RecommendServiceStub(channel), requests)
+        found = Servers([*servers, gateway], dict([*stages, before]), logs, RecommendServiceStub(channel), requests)
+        stack.callback(found.stop)  # those that were started again, too
+        yield found
 
 
 def time_spent(timings: Sequence[recommend_pb2.StageTimings]) -> str:
