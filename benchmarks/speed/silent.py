@@ -23,6 +23,7 @@ async def _hold_calls(address: str, method: str, calls: int, opened: asyncio.Sem
     """Calls on a connection of their own, none of which sends its message."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         start = channel.stream_unary(method)
+        await channel.channel_ready()
 
         async def hold(first: bool) -> None:
             call = start()
@@ -43,17 +44,16 @@ async def _hold_calls(address: str, method: str, calls: int, opened: asyncio.Sem
 
 async def _hold_connection(address: str, opened: asyncio.Semaphore, at_once: asyncio.Semaphore) -> None:
     host, _, port = address.rpartition(":")
-    first = True
+    greeted = False
     while True:
         with contextlib.suppress(OSError):
             async with at_once:
                 reader, writer = await asyncio.open_connection(host, int(port))
                 writer.write(_GREETING)
-            if first:
-                first = False
-                opened.release()
-            while await reader.read(4096):
-                pass
+            while await reader.read(4096):  # the server greets first
+                if not greeted:
+                    greeted = True
+                    opened.release()
             writer.close()
         await asyncio.sleep(_AGAIN_SECONDS)
 
