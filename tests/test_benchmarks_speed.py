@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.speed.arrivals import arrive, one_by_one
-from benchmarks.speed.attack import PARTS, AttackSettings, attack_of, bench_attack
+from benchmarks.speed.attack import PARTS, AttackSettings, bench_attack
 from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
@@ -30,7 +30,7 @@ from benchmarks.speed.page import write_page, write_plot
 from benchmarks.speed.peers import PeerMissing, peer_python
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.soak import SoakSettings, soak_of
-from benchmarks.speed.stages import serving_at
+from benchmarks.speed.stages import published, serving_at
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import made_users, user_of_call
@@ -142,6 +142,7 @@ def test_help_teaches():
         (["retrieve", "--peers", "hnswlib,nonsense"], "there is no peer nonsense"),
         (["rank", "--compare", "missing.json"], "cannot read missing.json: No such file"),
         (["load", "--compare", "rank.json"], "is a result of bench rank, not of bench load"),
+        (["attack", "--index", "rank.json"], "--index and --model go together"),
         (["load", "--out", "rank.json"], "cannot write into rank.json"),
     ],
 )
@@ -356,9 +357,7 @@ def test_an_attack_that_there_is_not_is_refused_before_anything_is_built(tmp_pat
 
 @pytest.mark.slow
 def test_attacks_on_real_servers(world, tmp_path):
-    ids = load_version(open_store(world.index), open_store(world.index).current()).catalog.ids
     settings = AttackSettings(
-        ads=len(ids),
         seconds=1,
         calls_at_once=1,
         flood_calls=3,
@@ -366,8 +365,8 @@ def test_attacks_on_real_servers(world, tmp_path):
         idle_connections=10,
         outage_seconds=2,
     )
-    with serving_at(world.index, world.model, made_users(ids, ["running", "tea"]), tmp_path / "logs") as servers:
-        found = attack_of(servers, settings)
+    found = bench_attack(settings, tmp_path, tmp_path, own=(world.index, world.model))
+    assert found.settings["ads"] == published(world.index).manifest.ad_count
     assert found.settings["parts"] == ", ".join(PARTS)
     assert {f"normal {method}, 5 a second" for method in COSTLY} <= {entry.case for entry in found.entries}
     assert {f"flood: {what}" for what in floods()} <= {entry.case for entry in found.entries}

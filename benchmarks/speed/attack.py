@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import grpc
@@ -33,7 +33,7 @@ from benchmarks.speed.machine import describe
 from benchmarks.speed.memory import own_mib
 from benchmarks.speed.outages import dead_servers, stopped_ranking
 from benchmarks.speed.results import BenchResult, Entry, Verdict
-from benchmarks.speed.stages import Servers, as_entry, serving
+from benchmarks.speed.stages import Servers, as_entry, published, serving, serving_own
 from records.errors import InputError
 
 _WARM_UP, _AFTER_DEADLINES = 20, 10
@@ -43,14 +43,26 @@ _FULL_GROWTH_MIB = 32.0
 
 
 def bench_attack(
-    settings: AttackSettings, folder: Path, kept: Path, progress: Progress = lambda *_: None
+    settings: AttackSettings,
+    folder: Path,
+    kept: Path,
+    progress: Progress = lambda *_: None,
+    own: tuple[Path, Path] | None = None,
 ) -> BenchResult:
     """Attacks three servers in every way that is asked for.
+
+    Args:
+        own: Roots of an index and of a model to serve instead of made-up ones; see `stages.serving_own`.
 
     See `stages.serving` for `folder`, `kept` and what else is raised. Raises InputError for a part that there is not.
     """
     _check_parts(settings.parts)
-    with serving(settings.ads, settings.seed, folder, kept) as servers:
+    if own is not None:
+        settings = replace(settings, ads=published(own[0]).manifest.ad_count)
+        running = serving_own(*own, settings.seed, folder)
+    else:
+        running = serving(settings.ads, settings.seed, folder, kept)
+    with running as servers:
         return attack_of(servers, settings, progress)
 
 

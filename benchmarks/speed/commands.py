@@ -148,6 +148,8 @@ def soak_command(
 @app.command("attack")
 def attack_command(
     ads: Annotated[int, typer.Option(min=1000, help="Ads to search.")] = 20_000,
+    index: Annotated[Path | None, typer.Option(help="Root of index versions to serve instead of made-up ads.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Root of model versions, with --index.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="One or more ways to attack; default: all.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long normal calls are measured, each time.")] = 30.0,
     calls_at_once: Annotated[int, typer.Option(min=1, help="Heavy calls that the attacker keeps under way.")] = 4,
@@ -164,8 +166,11 @@ def attack_command(
     heaviest-calls: the costliest that are allowed; cache-floods: values never sent before; idle-streams: calls without
     a message, connections without a call; stopped-ranking and dead-ranking: servers behind the gateway that stand still
     or are gone. Normal calls of one client are timed without the attack and with it. Vectors, index and ranker are kept
-    in OUT/kept for the next run.
+    in OUT/kept for the next run; --index and --model serve versions of your own, and need no MovieLens.
     """
+    if (index is None) != (model is None):
+        raise InputError("--index and --model go together: the roots of the versions to serve")
+    own = (index, model) if index is not None and model is not None else None
     with _explained():
         from benchmarks.speed.attack import AttackSettings, bench_attack
 
@@ -182,7 +187,7 @@ def attack_command(
     )
     _run(
         "attack",
-        lambda folder, progress: bench_attack(settings, folder, out / "kept", progress),
+        lambda folder, progress: bench_attack(settings, folder, out / "kept", progress, own),
         out,
         compare,
         as_json,

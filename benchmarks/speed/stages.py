@@ -20,11 +20,13 @@ from benchmarks.speed.results import Entry, Verdict
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
+from index_builder.artifact import IndexVersion, load_version, open_store
 from index_builder.bulk_encoder import load_bulk_encoder
 from pipeline.processes import ServerProcess, running
 from protos import recommend_pb2
 from protos.convert import user_to_wire
 from protos.recommend_pb2_grpc import RecommendServiceStub
+from records.errors import InputError
 from records.users import UserProfile
 from serving.channel import open_channel
 from serving.errors import StartupError
@@ -32,6 +34,8 @@ from serving.errors import StartupError
 K = 10
 _P50_MS, P99_MS = 50.0, 150.0
 _TIMEOUT_SECONDS = 5.0
+# Ads whose titles made-up users are interested in.
+_SOME_ADS = 200
 # Servers read ahead what fits; less than this of a core, for so long, is nothing.
 _IDLE_CORES, _IDLE_SECONDS, _IDLE_WITHIN_SECONDS = 0.05, 2.0, 600.0
 
@@ -131,6 +135,28 @@ def serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]:
     users = made_users(loaded.catalog.ids, [ad.category for ad in sources], seed)
     del vectors, loaded
     with serving_at(root, model, users, folder / "logs") as servers:
+        yield servers
+
+
+def published(index: Path) -> IndexVersion:
+    """The index version that is published. Raises InputError if there is none, ArtifactError if it is damaged."""
+    store = open_store(index)
+    version = store.current()
+    if version is None:
+        raise InputError(f"{index} holds no published index version; run adcascade build first")
+    return load_version(store, version)
+
+
+@contextmanager
+def serving_own(index: Path, model: Path, seed: int, folder: Path) -> Iterator[Servers]:
+    """Three servers of an owner's published versions, asked by made-up users, until the block ends.
+
+    See `published` for what is raised. Raises StartupError if a server does not start.
+    """
+    catalog = published(index).catalog
+    titles = [ad.title for ad in catalog.find(catalog.ids[:_SOME_ADS]).values()]
+    users = made_users(catalog.ids, titles, seed)
+    with serving_at(index, model, users, folder / "logs") as servers:
         yield servers
 
 
