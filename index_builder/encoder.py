@@ -197,11 +197,11 @@ def _go_on() -> None:
     """What a layer does before it where nobody asked to be able to pause."""
 
 
-def _layers(model: Any) -> "Sequence[Any]":
+def _layers(model: Any) -> list[Any]:
     """The repeated layers of a model: the longest list of modules in it."""
     import torch
 
-    return max((one for one in model.modules() if isinstance(one, torch.nn.ModuleList)), key=len, default=())
+    return max((list(one) for one in model.modules() if isinstance(one, torch.nn.ModuleList)), key=len, default=[])
 
 
 class HashingEncoder:

@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.speed.arrivals import arrive, one_by_one
-from benchmarks.speed.attack import PARTS, AttackSettings, bench_attack
+from benchmarks.speed.attack import PARTS, bench_attack
+from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns

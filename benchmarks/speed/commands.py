@@ -172,7 +172,8 @@ def attack_command(
         raise InputError("--index and --model go together: the roots of the versions to serve")
     own = (index, model) if index is not None and model is not None else None
     with _explained():
-        from benchmarks.speed.attack import AttackSettings, bench_attack
+        from benchmarks.speed.attack import bench_attack
+        from benchmarks.speed.attack_base import AttackSettings
 
     parts = tuple(part or ())
     settings = AttackSettings(

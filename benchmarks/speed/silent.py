@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import resource
 import sys
+from typing import Any
 
 import grpc
 
@@ -22,7 +23,7 @@ _OPENED_AT_ONCE = 50
 async def _hold_calls(address: str, method: str, calls: int, opened: asyncio.Semaphore) -> None:
     """Calls on a connection of their own, none of which sends its message."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        start = channel.stream_unary(method)
+        start: Any = channel.stream_unary(method)
         await channel.channel_ready()
 
         async def hold(first: bool) -> None:
