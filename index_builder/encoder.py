@@ -31,6 +31,8 @@ CHARS_PER_TOKEN = 16
 # Tokens that are reckoned with where a model names no limit.
 _USUAL_TOKENS = 512
 _HASHED_CHARS = 8192
+# Texts that may be paused at once; a server has one light call under way and one heavy.
+_MOST_PAUSED = 8
 
 
 class TextEncoder(Protocol):
@@ -134,7 +136,7 @@ class SentenceTransformerEncoder:
         self.dimension = int(self.model.get_embedding_dimension() or 0)
         self.max_chars = CHARS_PER_TOKEN * int(self.model.max_seq_length or _USUAL_TOKENS)
         self.sha256 = self._fingerprint()
-        self._thread = ThreadPoolExecutor(1, "encoder")  # begins with the first text that is read in slices
+        self._threads = ThreadPoolExecutor(_MOST_PAUSED, "encoder")  # as many as were ever paused at once
         self._pauses = local()
         for layer in _layers(self.model):
             layer.register_forward_pre_hook(lambda *_: getattr(self._pauses, "pause", _go_on)())
@@ -190,7 +192,7 @@ class SentenceTransformerEncoder:
             self._pauses.pause = pause
             return self.encode(texts)
 
-        return pausable(work, self._thread)
+        return pausable(work, self._threads)
 
 
 def _go_on() -> None:

@@ -30,12 +30,13 @@ class LeftOff(BaseException):
     """Ends work that is paused and not wanted any more. No Exception, which a library might take for its own."""
 
 
-def pausable(work: Callable[[Callable[[], None]], Answer], thread: Executor) -> "Slices[Answer]":
+def pausable(work: Callable[[Callable[[], None]], Answer], threads: Executor) -> "Slices[Answer]":
     """Slices of work that is no generator, such as a library's: it calls what it is given wherever it may be paused.
 
     Args:
         work: Takes the function to call; `LeftOff` is raised there if the generator is closed meanwhile.
-        thread: Where it runs, while whoever runs the slices waits, so that never both do.
+        threads: Where it runs, while whoever runs the slices waits, so that never both do. There must be one for each
+            work that is paused, or the next would wait for it forever.
     """
     go, left = threading.Semaphore(0), threading.Event()
     pauses: SimpleQueue[bool] = SimpleQueue()  # False for the end
@@ -53,7 +54,7 @@ def pausable(work: Callable[[Callable[[], None]], Answer], thread: Executor) -> 
         finally:
             pauses.put(False)
 
-    answer = thread.submit(run)
+    answer = threads.submit(run)
     try:
         while pauses.get():
             yield

@@ -70,6 +70,7 @@ def test_an_encoder_can_be_paused_between_its_layers_and_others_encode_meanwhile
             break
         pauses += 1
         np.testing.assert_array_equal(encoder.encode(short), want_short)
+        np.testing.assert_array_equal(run_through(encoder.encode_in_slices(short)), want_short)
     assert pauses == 6  # layers
     left_off = encoder.encode_in_slices(long)
     next(left_off)
