@@ -68,18 +68,28 @@ def address_of(servers: Servers, name: str) -> str:
 
 def normal_call(servers: Servers, method: str, number: int) -> Any:
     """What an ordinary client asks: a hundred candidates for one of the users who are there."""
+    return _asked(servers, method, number, _known_ids(servers) if method == "Rank" else [])
+
+
+def _known_ids(servers: Servers) -> list[str]:
+    ids = dict.fromkeys(event.ad_id for request in servers.requests for event in request.user.history)
+    return list(ids)[:CANDIDATES]
+
+
+def _asked(servers: Servers, method: str, number: int, ids: Sequence[str]) -> Any:
+    """`ids` are the candidates to rank."""
     user = servers.requests[number % len(servers.requests)].user
     if method == "Recommend":
         return recommend_pb2.RecommendRequest(user=user, k=K, candidates=CANDIDATES)
     if method == "Retrieve":
         return retrieval_pb2.RetrieveRequest(user=user, k=CANDIDATES)
-    ids = dict.fromkeys(event.ad_id for request in servers.requests for event in request.user.history)
-    candidates = [ranking_pb2.RankCandidate(ad_id=ad_id) for ad_id in list(ids)[:CANDIDATES]]
+    candidates = [ranking_pb2.RankCandidate(ad_id=ad_id) for ad_id in ids]
     return ranking_pb2.RankRequest(user=user, candidates=candidates)
 
 
 def normal_calls(servers: Servers, method: str, channel: grpc.Channel) -> Start:
     """Calls of an ordinary client, of the users in turns."""
     call, numbers = method_of(method, channel), count()
-    requests = [normal_call(servers, method, number) for number in range(len(servers.requests))]
+    ids = _known_ids(servers)
+    requests = [_asked(servers, method, number, ids) for number in range(len(servers.requests))]
     return lambda: call.future(requests[next(numbers) % len(requests)], timeout=TIMEOUT_SECONDS)
