@@ -3,15 +3,18 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from threading import local
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from index_builder.errors import BuildError
+from serving.slices import Slices, pausable
 from serving.telemetry import switch_off_telemetry
 
 Vectors = npt.NDArray[np.float32]
@@ -28,6 +31,8 @@ CHARS_PER_TOKEN = 16
 # Tokens that are reckoned with where a model names no limit.
 _USUAL_TOKENS = 512
 _HASHED_CHARS = 8192
+# Texts that may be paused at once; a server has one light call under way and one heavy.
+_MOST_PAUSED = 8
 
 
 class TextEncoder(Protocol):
@@ -55,6 +60,14 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors, float32, shape [texts, dimension], in the order given."""
+
+
+@runtime_checkable
+class SlicedEncoder(Protocol):
+    """An encoder that can be paused on its way through a text."""
+
+    def encode_in_slices(self, texts: Sequence[str]) -> Slices[Vectors]:
+        """The same as `TextEncoder.encode`, in slices of a layer each."""
 
 
 def estimated_tokens(text: str, max_tokens: int) -> int:
@@ -123,6 +136,10 @@ class SentenceTransformerEncoder:
         self.dimension = int(self.model.get_embedding_dimension() or 0)
         self.max_chars = CHARS_PER_TOKEN * int(self.model.max_seq_length or _USUAL_TOKENS)
         self.sha256 = self._fingerprint()
+        self._threads = ThreadPoolExecutor(_MOST_PAUSED, "encoder")  # as many as were ever paused at once
+        self._pauses = local()
+        for layer in _layers(self.model):
+            layer.register_forward_pre_hook(lambda *_: getattr(self._pauses, "pause", _go_on)())
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.model.max_seq_length}".encode())
@@ -167,6 +184,26 @@ class SentenceTransformerEncoder:
                 show_progress_bar=False,
             )
         return np.ascontiguousarray(vectors, np.float32)
+
+    def encode_in_slices(self, texts: Sequence[str]) -> Slices[Vectors]:
+        """See `SlicedEncoder`."""
+
+        def work(pause: Callable[[], None]) -> Vectors:
+            self._pauses.pause = pause
+            return self.encode(texts)
+
+        return pausable(work, self._threads)
+
+
+def _go_on() -> None:
+    """What a layer does before it where nobody asked to be able to pause."""
+
+
+def _layers(model: Any) -> list[Any]:
+    """The repeated layers of a model: the longest list of modules in it."""
+    import torch
+
+    return max((list(one) for one in model.modules() if isinstance(one, torch.nn.ModuleList)), key=len, default=[])
 
 
 class HashingEncoder:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from index_builder.artifact import IndexVersion
-from index_builder.encoder import CHARS_PER_TOKEN, TextEncoder, Vectors, estimated_tokens
+from index_builder.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncoder, Vectors, estimated_tokens
 from index_builder.faiss_index import Rows
 from index_builder.interest_merge import merge
 from index_builder.schedule import Eligibility
@@ -49,8 +49,9 @@ _WARM_UP_EVENTS = 100
 _TOKENS_A_VECTOR, _CANDIDATES_A_VECTOR = 8, 32
 # A call that costs more waits behind the others: one that brings more new text than one slice reads.
 LIGHT_COST = 36
-# Tokens that are read in one slice: the time of one long text, some tens of milliseconds on two cores.
-_SLICE_TOKENS = 256
+# Tokens that are read together: one long text, some tens of milliseconds on two cores. Where they are more than a few,
+# other calls go between the layers of the encoder.
+_SLICE_TOKENS, _LAYER_TOKENS = 256, 64
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,19 @@ class Retriever:
         found = {text: vector for text, vector in kept.items() if vector is not None}
         fresh = sorted((text for text in kept if text not in found), key=len)  # so that few tokens are padding
         for part in by_cost(fresh, lambda text: estimated_tokens(text, self._max_tokens), _SLICE_TOKENS):
-            for text, vector in zip(part, self.encoder.encode(part), strict=True):
+            vectors = yield from self._vectors_of(part)
+            for text, vector in zip(part, vectors, strict=True):
                 found[text] = vector.copy()  # a row of the part would keep all of it
                 self._encoded.put(text, found[text])
             yield
         return found
+
+    def _vectors_of(self, texts: list[str]) -> Slices[Vectors]:
+        """A layer at a time where it takes so long that others would wait for it."""
+        tokens = sum(estimated_tokens(text, self._max_tokens) for text in texts)
+        if tokens > _LAYER_TOKENS and isinstance(self.encoder, SlicedEncoder):
+            return (yield from self.encoder.encode_in_slices(texts))
+        return self.encoder.encode(texts)
 
     def _interests(self, queries: Sequence[Query]) -> Slices[list[Interests | InputError]]:
         """Of each query, those that it brings or those of its user; none where no ad is left to be found by them."""

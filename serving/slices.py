@@ -3,7 +3,10 @@
 A slice is what runs between two yields; who runs it decides whether there is another. Knows not what is computed.
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor
+from queue import SimpleQueue
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -21,6 +24,45 @@ def run_through(slices: "Slices[Answer]") -> Answer:
         except StopIteration as done:
             answer: Answer = done.value
             return answer
+
+
+class LeftOff(BaseException):
+    """Ends work that is paused and not wanted any more. No Exception, which a library might take for its own."""
+
+
+def pausable(work: Callable[[Callable[[], None]], Answer], threads: Executor) -> "Slices[Answer]":
+    """Slices of work that is no generator, such as a library's: it calls what it is given wherever it may be paused.
+
+    Args:
+        work: Takes the function to call; `LeftOff` is raised there if the generator is closed meanwhile.
+        threads: Where it runs, while whoever runs the slices waits, so that never both do. There must be one for each
+            work that is paused, or the next would wait for it forever.
+    """
+    go, left = threading.Semaphore(0), threading.Event()
+    pauses: SimpleQueue[bool] = SimpleQueue()  # False for the end
+
+    def pause() -> None:
+        if not left.is_set():
+            pauses.put(True)
+            go.acquire()
+        if left.is_set():
+            raise LeftOff
+
+    def run() -> Answer:
+        try:
+            return work(pause)
+        finally:
+            pauses.put(False)
+
+    answer = threads.submit(run)
+    try:
+        while pauses.get():
+            yield
+            go.release()
+        return answer.result()
+    finally:
+        left.set()
+        go.release()
 
 
 def by_cost(items: Sequence[Item], cost: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:

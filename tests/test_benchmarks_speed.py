@@ -11,16 +11,19 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+from conftest import serving_server
 from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.speed.arrivals import arrive, one_by_one
-from benchmarks.speed.attack import PARTS, AttackSettings, attack_of, bench_attack
+from benchmarks.speed.attack import PARTS, bench_attack
+from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
 from benchmarks.speed.hostile import COSTLY, floods
+from benchmarks.speed.idle import held
 from benchmarks.speed.load import LoadSettings, load_of
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.memory import own_mib, peak_mib
@@ -28,13 +31,14 @@ from benchmarks.speed.page import write_page, write_plot
 from benchmarks.speed.peers import PeerMissing, peer_python
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.soak import SoakSettings, soak_of
-from benchmarks.speed.stages import serving_at
+from benchmarks.speed.stages import published, serving_at
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import made_users, user_of_call
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import HashingEncoder
+from protos import recommend_pb2, recommend_pb2_grpc
 from records.ads import Ad
 from records.errors import InputError
 
@@ -139,6 +143,7 @@ def test_help_teaches():
         (["retrieve", "--peers", "hnswlib,nonsense"], "there is no peer nonsense"),
         (["rank", "--compare", "missing.json"], "cannot read missing.json: No such file"),
         (["load", "--compare", "rank.json"], "is a result of bench rank, not of bench load"),
+        (["attack", "--index", "rank.json"], "--index and --model go together"),
         (["load", "--out", "rank.json"], "cannot write into rank.json"),
     ],
 )
@@ -353,14 +358,70 @@ def test_an_attack_that_there_is_not_is_refused_before_anything_is_built(tmp_pat
 
 @pytest.mark.slow
 def test_attacks_on_real_servers(world, tmp_path):
-    ids = load_version(open_store(world.index), open_store(world.index).current()).catalog.ids
-    settings = AttackSettings(ads=len(ids), seconds=1, calls_at_once=1, flood_calls=3)
-    with serving_at(world.index, world.model, made_users(ids, ["running", "tea"]), tmp_path / "logs") as servers:
-        found = attack_of(servers, settings)
+    settings = AttackSettings(
+        seconds=1,
+        calls_at_once=1,
+        flood_calls=3,
+        silent_calls=5,
+        idle_connections=10,
+        outage_seconds=2,
+    )
+    found = bench_attack(settings, tmp_path, tmp_path, own=(world.index, world.model))
+    assert found.settings["ads"] == published(world.index).manifest.ad_count
     assert found.settings["parts"] == ", ".join(PARTS)
     assert {f"normal {method}, 5 a second" for method in COSTLY} <= {entry.case for entry in found.entries}
     assert {f"flood: {what}" for what in floods()} <= {entry.case for entry in found.entries}
-    assert len(found.verdicts) == 2 * len(COSTLY) + len(floods())
+    kinds = ("heaviest", "heavy", "memory of", "beside", "stopped", "goes on", "gone", "healthy again")
+    verdicts = [[one for one in found.verdicts if kind in one.what] for kind in kinds]
+    assert [len(some) for some in verdicts] == [len(COSTLY), len(COSTLY), len(floods()), 6, 1, 1, 2, 2]
+    assert len(found.verdicts) == sum(map(len, verdicts))
     assert all(entry.milliseconds.median > 0 for entry in found.entries)
     alone = found.entry("normal Retrieve, 5 a second", "AdCascade")
     assert alone.figures["refused %"] == 0
+    for case in ("ranking stopped: Recommend, 16 a second", "ranking gone for 2 s: Recommend, 16 a second"):
+        outage = found.entry(case, "AdCascade")
+        assert outage.figures["refused %"] == 0
+        assert outage.figures["shed %"] > 0  # in the retrieval order
+    assert "UNAVAILABLE" in found.entry("retrieval gone for 2 s: Recommend", "AdCascade").note
+    for part in ("on one connection", "on 5 connections", "10 connections without a call"):
+        (health,) = [one for one in found.entries if one.case.startswith("idle streams: health") and part in one.case]
+        assert health.figures["refused %"] == 0
+
+
+MAX_UNSENT = 4
+REFUSED = {"method": "/adcascade.v1.RecommendService/Recommend", "status": "RESOURCE_EXHAUSTED"}
+
+
+class Recommending(recommend_pb2_grpc.RecommendServiceServicer):
+    """Counts the calls whose message arrived."""
+
+    def __init__(self):
+        self.reached = 0
+
+    def Recommend(self, request, context):  # noqa: N802
+        self.reached += 1
+        return recommend_pb2.RecommendResponse(request_id="here")
+
+
+@pytest.mark.parametrize(("connections", "calls"), [(1, 12), (3, 2), (5, 0)])
+def test_silent_clients_hold_what_they_are_told_to_and_send_nothing(connections, calls):
+    servicer = Recommending()
+    with serving_server(
+        "adcascade.v1.RecommendService",
+        lambda server: recommend_pb2_grpc.add_RecommendServiceServicer_to_server(servicer, server),
+        max_unsent=MAX_UNSENT,
+    ) as (server, channel):
+        port = int(server.address.rpartition(":")[2])
+        with held(server.address, connections, calls):
+            theirs = [one for one in psutil.Process().net_connections() if one.laddr and one.laddr.port == port]
+            assert len([one for one in theirs if one.status == psutil.CONN_ESTABLISHED]) >= connections
+            answer = recommend_pb2_grpc.RecommendServiceStub(channel).Recommend(
+                recommend_pb2.RecommendRequest(), timeout=20
+            )
+            if connections * calls > MAX_UNSENT:  # those that waited longest give way
+                end = time.monotonic() + 30
+                while not server.registry.get_sample_value("adcascade_calls_total", REFUSED):
+                    assert time.monotonic() < end
+                    time.sleep(0.02)
+    assert answer.request_id == "here"
+    assert servicer.reached == 1

@@ -10,6 +10,7 @@ from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.encoder import HashingEncoder, SentenceTransformerEncoder
 from index_builder.errors import BuildError
 from index_builder.openvino_encoder import OpenVinoEncoder
+from serving.slices import run_through
 
 TEXTS = ["running shoes", "espresso at home, all day long, for a price that nobody beats", "x", "", "roses " * 400] * 20
 
@@ -53,3 +54,27 @@ def test_without_openvino_auto_takes_torch_and_asking_for_it_is_an_error(monkeyp
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BuildError, match=r"pip install 'adcascade\[fast\]'"):
         load_bulk_encoder(engine="openvino")
+
+
+def test_an_encoder_can_be_paused_between_its_layers_and_others_encode_meanwhile():
+    encoder = SentenceTransformerEncoder("embedded:all-MiniLM-L6-v2", "cpu")
+    long, short = ["roses and shoes " * 200, "espresso"], ["trail shoes"]
+    want_long, want_short = encoder.encode(long), encoder.encode(short)
+    np.testing.assert_array_equal(run_through(encoder.encode_in_slices(long)), want_long)
+    slices, pauses = encoder.encode_in_slices(long), 0
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            np.testing.assert_array_equal(done.value, want_long)
+            break
+        pauses += 1
+        np.testing.assert_array_equal(encoder.encode(short), want_short)
+        np.testing.assert_array_equal(run_through(encoder.encode_in_slices(short)), want_short)
+    assert pauses == 6  # layers
+    left_off = encoder.encode_in_slices(long)
+    next(left_off)
+    left_off.close()
+    np.testing.assert_array_equal(run_through(encoder.encode_in_slices(short)), want_short)
+    with pytest.raises(TypeError):
+        run_through(encoder.encode_in_slices([7]))

@@ -22,6 +22,7 @@ from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import LIGHT_COST, Query, Retriever
 from retrieval.service import SERVICE_NAME, RetrievalServicer
+from serving.slices import run_through
 
 CACHE_BYTES = 64 * 1024
 SEARCH = types_pb2.EVENT_TYPE_SEARCH
@@ -88,6 +89,32 @@ def test_a_heavy_call_lets_others_go_first_and_stops_at_its_deadline(served):
     stopped = len(encoder.texts)
     time.sleep(0.3)
     assert len(encoder.texts) == stopped < 35
+
+
+class LayeredEncoder(SlowEncoder):
+    """One that can be paused, six times in each text."""
+
+    layers = 0
+
+    def encode_in_slices(self, texts):
+        for _ in range(6):
+            self.layers += 1
+            yield
+        return self.encode(texts)
+
+
+def test_long_texts_are_read_a_layer_at_a_time_and_short_ones_at_once(world):
+    encoder = LayeredEncoder()
+    retriever = make_retriever(world.index, encoder)
+    try:
+        for text, layers in (("espresso", 0), ("trail shoes " * 3000, 6)):
+            encoder.layers = 0
+            slices = retriever.answer_in_slices([Query(UserProfile(interests=text), None, 5)])
+            (answer,) = run_through(slices)
+            assert len(answer.candidates) == 5
+            assert encoder.layers == layers
+    finally:
+        retriever.close()
 
 
 def test_a_call_reads_no_text_longer_than_the_encoder_does_and_few_at_once(served):

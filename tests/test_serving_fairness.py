@@ -14,7 +14,7 @@ import pytest
 from serving.batcher import Batched, MicroBatcher, name_of
 from serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from serving.fair_queue import FairQueue
-from serving.slices import by_cost, run_through
+from serving.slices import by_cost, pausable, run_through
 
 HELD = "held"
 BUDGET = 10
@@ -300,3 +300,38 @@ def test_slices_can_be_run_through():
         return 7
 
     assert run_through(slices()) == 7
+
+
+def test_work_of_a_library_is_paused_where_it_says_so_and_left_off_there():
+    done, cleaned = [], threading.Event()
+
+    def work(pause):
+        try:
+            for step in range(3):
+                pause()
+                done.append(step)
+            return sum(done)
+        finally:
+            cleaned.set()
+
+    with ThreadPoolExecutor(1) as thread:
+        slices = pausable(work, thread)
+        assert done == []
+        for steps in ([], [0], [0, 1]):
+            next(slices)
+            time.sleep(0.01)
+            assert done == steps  # it stands until it may go on
+        with pytest.raises(StopIteration) as ended:
+            next(slices)
+        assert ended.value.value == 3
+        done.clear()
+        cleaned.clear()
+        left = pausable(work, thread)
+        next(left)
+        next(left)
+        left.close()
+        assert cleaned.wait(10)
+        assert done == [0]
+        assert run_through(pausable(lambda pause: "next", thread)) == "next"  # the thread is free
+        with pytest.raises(ZeroDivisionError):
+            run_through(pausable(lambda pause: 1 // 0, thread))

@@ -148,27 +148,47 @@ def soak_command(
 @app.command("attack")
 def attack_command(
     ads: Annotated[int, typer.Option(min=1000, help="Ads to search.")] = 20_000,
+    index: Annotated[Path | None, typer.Option(help="Root of index versions to serve instead of made-up ads.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Root of model versions, with --index.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="One or more ways to attack; default: all.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long normal calls are measured, each time.")] = 30.0,
     calls_at_once: Annotated[int, typer.Option(min=1, help="Heavy calls that the attacker keeps under way.")] = 4,
     flood_calls: Annotated[int, typer.Option(min=3, help="Calls of each flood.")] = 2000,
+    silent_calls: Annotated[int, typer.Option(min=1, help="Calls without a message on one connection.")] = 80,
+    idle_connections: Annotated[int, typer.Option(min=1, help="Connections without a call.")] = 1200,
+    outage_seconds: Annotated[float, typer.Option(min=1, help="How long a server that was killed stays away.")] = 120.0,
     out: Out = OUT,
     compare: Compare = None,
     as_json: Json = False,
 ) -> None:
-    """What a hostile client costs the others: the heaviest calls that are allowed, floods of values never sent before.
+    """What hostile clients, and servers that fail, cost the others.
 
-    Normal calls of one client are timed without the attack and with it. Vectors, index and ranker are kept in OUT/kept
-    for the next run.
+    heaviest-calls: the costliest that are allowed; cache-floods: values never sent before; idle-streams: calls without
+    a message, connections without a call; stopped-ranking and dead-ranking: servers behind the gateway that stand still
+    or are gone. Normal calls of one client are timed without the attack and with it. Vectors, index and ranker are kept
+    in OUT/kept for the next run; --index and --model serve versions of your own, and need no MovieLens.
     """
+    if (index is None) != (model is None):
+        raise InputError("--index and --model go together: the roots of the versions to serve")
+    own = (index, model) if index is not None and model is not None else None
     with _explained():
-        from benchmarks.speed.attack import AttackSettings, bench_attack
+        from benchmarks.speed.attack import bench_attack
+        from benchmarks.speed.attack_base import AttackSettings
 
     parts = tuple(part or ())
-    settings = AttackSettings(ads, seconds, calls_at_once=calls_at_once, flood_calls=flood_calls, parts=parts)
+    settings = AttackSettings(
+        ads,
+        seconds,
+        calls_at_once=calls_at_once,
+        flood_calls=flood_calls,
+        silent_calls=silent_calls,
+        idle_connections=idle_connections,
+        outage_seconds=outage_seconds,
+        parts=parts,
+    )
     _run(
         "attack",
-        lambda folder, progress: bench_attack(settings, folder, out / "kept", progress),
+        lambda folder, progress: bench_attack(settings, folder, out / "kept", progress, own),
         out,
         compare,
         as_json,

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,11 +20,13 @@ from benchmarks.speed.results import Entry, Verdict
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
+from index_builder.artifact import IndexVersion, load_version, open_store
 from index_builder.bulk_encoder import load_bulk_encoder
 from pipeline.processes import ServerProcess, running
 from protos import recommend_pb2
 from protos.convert import user_to_wire
 from protos.recommend_pb2_grpc import RecommendServiceStub
+from records.errors import InputError
 from records.users import UserProfile
 from serving.channel import open_channel
 from serving.errors import StartupError
@@ -32,6 +34,8 @@ from serving.errors import StartupError
 K = 10
 _P50_MS, P99_MS = 50.0, 150.0
 _TIMEOUT_SECONDS = 5.0
+# Ads whose titles made-up users are interested in.
+_SOME_ADS = 200
 # Servers read ahead what fits; less than this of a core, for so long, is nothing.
 _IDLE_CORES, _IDLE_SECONDS, _IDLE_WITHIN_SECONDS = 0.05, 2.0, 600.0
 
@@ -41,14 +45,35 @@ class Servers:
     """Three servers, and what they are asked.
 
     Attributes:
+        flags: of each server, by name.
+        logs: folder of their logs.
         requests: one of each user.
         calls: counts on from one measurement to the next, so that none meets the users of the one before.
     """
 
-    processes: Sequence[ServerProcess]
+    processes: list[ServerProcess]
+    flags: Mapping[str, Sequence[str]]
+    logs: Path
     recommend: RecommendServiceStub
     requests: Sequence[recommend_pb2.RecommendRequest]
     calls: "count[int]" = field(default_factory=count)
+
+    def process(self, name: str) -> ServerProcess:
+        """The server of that name."""
+        return next(one for one in self.processes if one.name == name)
+
+    def start_again(self, name: str) -> ServerProcess:
+        """Starts a server that has ended, on the port that it had; it is not healthy yet."""
+        ended = self.process(name)
+        port = ended.address.rpartition(":")[2]
+        started = ServerProcess.start(name, [*self.flags[name], "--port", port], self.logs)
+        self.processes[self.processes.index(ended)] = started
+        return started
+
+    def stop(self) -> None:
+        """Stops all of them."""
+        for one in self.processes:
+            one.stop()
 
     def asking(self, candidates: int) -> Start:
         """Calls for `K` of so many candidates, by the users who are there, in turns."""
@@ -113,6 +138,28 @@ def serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]:
         yield servers
 
 
+def published(index: Path) -> IndexVersion:
+    """The index version that is published. Raises InputError if there is none, ArtifactError if it is damaged."""
+    store = open_store(index)
+    version = store.current()
+    if version is None:
+        raise InputError(f"{index} holds no published index version; run adcascade build first")
+    return load_version(store, version)
+
+
+@contextmanager
+def serving_own(index: Path, model: Path, seed: int, folder: Path) -> Iterator[Servers]:
+    """Three servers of an owner's published versions, asked by made-up users, until the block ends.
+
+    See `published` for what is raised. Raises StartupError if a server does not start.
+    """
+    catalog = published(index).catalog
+    titles = [ad.title for ad in catalog.find(catalog.ids[:_SOME_ADS]).values()]
+    users = made_users(catalog.ids, titles, seed)
+    with serving_at(index, model, users, folder / "logs") as servers:
+        yield servers
+
+
 @contextmanager
 def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Path) -> Iterator[Servers]:
     """Three servers of an index and a model, asked by these users."""
@@ -121,10 +168,12 @@ def serving_at(index: Path, model: Path, users: Sequence[UserProfile], logs: Pat
     with ExitStack() as stack:
         servers = stack.enter_context(running(stages, logs))
         retrieval, ranking = (one.wait_until_serving() for one in servers)
-        flags = ["--retrieval", retrieval, "--ranking", ranking]
-        (gateway,) = stack.enter_context(running([("pipeline", flags)], logs))
+        before = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking])
+        (gateway,) = stack.enter_context(running([before], logs))
         channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
-        yield Servers([*servers, gateway], RecommendServiceStub(channel), requests)
+        found = Servers([*servers, gateway], dict([*stages, before]), logs, RecommendServiceStub(channel), requests)
+        stack.callback(found.stop)  # those that were started again, too
+        yield found
 
 
 def time_spent(timings: Sequence[recommend_pb2.StageTimings]) -> str:
