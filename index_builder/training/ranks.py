@@ -43,6 +43,10 @@ class Places:
         """Of some of the clicked ads, bool [clicked]."""
         return Places(self.first[which], self.tied[which])
 
+    def without(self, which: npt.NDArray[np.bool_]) -> "Places":
+        """The same, but that some of the clicked ads, bool [clicked], are not found."""
+        return Places(np.where(which, NOT_FOUND, self.first), np.where(which, 1, self.tied))
+
     def within(self, k: int) -> Floats:
         """The chance of each ad to be among the first `k`, float64 [clicked]."""
         return np.clip((k - self.first) / self.tied, 0.0, 1.0)

@@ -55,18 +55,19 @@ class Judge:
         """A method that scores all ads for the user at a place."""
         places, exposure = [], _Exposure(self.clicks_of_ads)
         for user in range(len(self.judged)):
-            of_user, seen = self._of_eligible(scores(user), user), self.judged.seen[user]
-            places.append(places_of(of_user, self.judged.clicked[user], seen))
-            exposure.add(shown_first(of_user, seen, _FIRST))
+            of_user, hidden = scores(user), self._hidden(user)
+            found = places_of(of_user, self.judged.clicked[user], hidden)
+            places.append(found.without(np.isin(self.judged.clicked[user], hidden)))
+            exposure.add(shown_first(of_user, hidden, _FIRST))
         self._add(name, places, exposure)
 
-    def _of_eligible(self, scores: npt.NDArray[np.float32], user: int) -> npt.NDArray[np.float32]:
-        """The scores, minus infinity for ads that may not be shown when the user is asked for."""
-        moment = self.judged.contexts[user].timestamp
+    def _hidden(self, user: int) -> Integers:
+        """Numbers of the ads that the user has met, or that may not be shown when they are asked for."""
+        moment, seen = self.judged.contexts[user].timestamp, self.judged.seen[user]
         if self._schedule is None or moment is None:
-            return scores
+            return seen
         allowed = self._schedule.at(moment).allowed
-        return scores if allowed is None else np.where(allowed, scores, np.float32(-np.inf))
+        return seen if allowed is None else np.union1d(seen, np.flatnonzero(~allowed))
 
     def add_lists(self, name: str, lists: Sequence[Integers], asked: int) -> None:
         """A method that answers with the numbers of at most `asked` ads, best first; what needs more is not judged."""
