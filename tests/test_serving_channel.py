@@ -27,6 +27,8 @@ PACKAGES = (
     "reports",
 )
 OPENED = re.compile(r"grpc(\.aio)?\.(in)?secure_channel\(")
+# What attacks a server is held to none of it.
+HOSTILE = {"benchmarks/speed/hostile.py", "benchmarks/speed/silent.py"}
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -227,7 +229,7 @@ def test_a_connection_that_has_died_without_a_word_is_noticed_and_replaced():
 
 
 def test_no_channel_is_opened_elsewhere():
-    """Proxies, limits and reconnecting are settled in one place, but for a benchmark's hostile client."""
+    """Proxies, limits and reconnecting are settled in one place."""
     files = (path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in PACKAGES)
     found = [str(path.relative_to(ROOT)) for path in files if OPENED.search(path.read_text())]
-    assert sorted(found) == ["benchmarks/speed/hostile.py", "serving/channel.py"]
+    assert set(found) - HOSTILE == {"serving/channel.py"}
