@@ -19,6 +19,8 @@ from serving.channel import open_channel
 # Caches of the three servers fill during a run: 256 and 64 MiB of states in the ranking server are the largest.
 _MOST_GROWTH_MIB = 512.0
 _KNOWN_IDS = 200
+# Of the gateway: what takes long on a busy machine is no fault that a request has found.
+_PATIENT = ("--retrieval-timeout-ms=20000", "--ranking-timeout-ms=20000")
 _SERVICES = {"retrieval": "RetrievalService", "ranking": "RankingService", "pipeline": "RecommendService"}
 
 
@@ -68,7 +70,7 @@ def started(index: Path, model: Path, folder: Path, stack: ExitStack) -> dict[st
     addresses: dict[str, str] = {}
     targets = {}
     for module, service in _SERVICES.items():
-        own = flags.get(module) or [f"--{name}={address}" for name, address in addresses.items()]
+        own = flags.get(module) or [*(f"--{name}={address}" for name, address in addresses.items()), *_PATIENT]
         process = ServerProcess.start(module, own, folder)
         stack.callback(process.stop)
         addresses[module] = process.wait_until_serving()
