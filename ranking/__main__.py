@@ -18,7 +18,7 @@ from protos.ranking_pb2_grpc import add_RankingServiceServicer_to_server
 from ranking.artifact import load_version
 from ranking.backends import OpenVinoBackend
 from ranking.candidates import CatalogVersion
-from ranking.engine import EngineSettings, RankingEngine
+from ranking.engine import EngineSettings, RankingEngine, light_cost
 from ranking.errors import ModelError
 from ranking.service import SCOPES, SERVICE_NAME, RankingServicer
 from ranking.settings import RankingSettings
@@ -60,7 +60,13 @@ def serve(settings: RankingSettings) -> None:
         registry=server.registry,
     )
     counters_end.set_function(lambda: _counters_end(engines))
-    servicer = RankingServicer(engines, catalogs, settings.batch_candidates, keep_ads=settings.keep_ads)
+    servicer = RankingServicer(
+        engines,
+        catalogs,
+        settings.batch_candidates,
+        keep_ads=settings.keep_ads,
+        light=light_cost(settings.device),
+    )
     server.add(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer), SCOPES)
 
     def load() -> None:

@@ -36,7 +36,7 @@ _GPU_BUDGETS = 8
 # What a call costs at most is told in candidates that have been read before; reading a token in the text layers takes
 # as long as half of one, splitting a text into tokens and looking up its words an eighth a token.
 _READ_TOKENS, _LOOKED_UP_TOKENS = 2, 8
-# A call that costs more waits behind the others.
+# A call that costs more waits behind the others; on a GPU as many times more as `_GPU_BUDGETS` says.
 LIGHT_COST = 512
 # Characters that are split into tokens in one slice: some tens of milliseconds where each is a token of its own.
 _SLICE_CHARS = 8192
@@ -65,6 +65,15 @@ class EngineSettings:
     user_cache_mib: int = 64
     token_budget: int = 8192
     backend: str = "auto"
+
+
+def light_cost(device: str) -> int:
+    """What a call costs at most that need not wait behind others, on a device as `EngineSettings` names it.
+
+    Raises:
+        ModelError: The device is not there.
+    """
+    return LIGHT_COST * (_GPU_BUDGETS if choose_device(device).type == "cuda" else 1)
 
 
 class RankingEngine:

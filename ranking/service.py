@@ -35,7 +35,13 @@ SCOPES = {"Rank": scopes.RANK, "GetModel": scopes.MODELS_READ}
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
-    """Answers from the model version that is loaded now; ids are resolved in the index version that is loaded now."""
+    """Answers from the model version that is loaded now; ids are resolved in the index version that is loaded now.
+
+    Args:
+        batch_candidates: What the calls of a batch may cost together, see `engine.RankingEngine.cost_of`.
+        keep_ads: Read the ads of the index between calls.
+        light: What a call costs at most that need not wait behind others; see `engine.light_cost`.
+    """
 
     def __init__(
         self,
@@ -44,6 +50,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         batch_candidates: int,
         *,
         keep_ads: bool = True,
+        light: int = LIGHT_COST,
     ) -> None:
         self._engines = engines
         self._catalogs = catalogs
@@ -52,7 +59,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             self._score,
             cost=lambda query: query.cost,
             budget=batch_candidates,
-            light=LIGHT_COST,
+            light=light,
             max_waiting=MAX_WAITING,
             max_heavy=MAX_HEAVY,
             meanwhile=AdKeeper(engines, catalogs).step if keep_ads and catalogs is not None else None,
@@ -149,8 +156,9 @@ def _fresher(request: ranking_pb2.RankRequest) -> dict[str, dict[str, Total]]:
 def _response(
     request: ranking_pb2.RankRequest, candidates: Candidates, answer: Batched[RankAnswer], index_version: str
 ) -> ranking_pb2.RankResponse:
-    p_click, p_conversion = answer.value.p_click, answer.value.p_conversion
-    order = np.argsort(-p_click, kind="stable")[: request.top_n or None]
+    order = np.argsort(-answer.value.p_click, kind="stable")[: request.top_n or None]
+    p_click, p_conversion = answer.value.p_click.tolist(), answer.value.p_conversion
+    conversions = p_conversion.tolist() if p_conversion is not None else [None] * len(p_click)
     return ranking_pb2.RankResponse(
         ads=[
             ranking_pb2.RankedAd(
@@ -158,7 +166,7 @@ def _response(
                 p_click=p_click[row],
                 score=p_click[row],
                 candidate=candidates.places[row],
-                p_conversion=p_conversion[row] if p_conversion is not None else None,
+                p_conversion=conversions[row],
             )
             for row in order.tolist()
         ],

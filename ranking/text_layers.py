@@ -176,7 +176,8 @@ class SharedText:
 
     def _of_user(self, user: UserKept, texts: Sequence[str], dense: Tensor) -> Slices[tuple[Tensor, int]]:
         logits = []
-        cached = sum(text in self._cache for text in texts)
+        new = set(self._cache.missing(texts))
+        cached = sum(text not in new for text in texts) if new else len(texts)
         for chunk in _chunks(len(texts), self._ads_a_chunk):
             part = texts[chunk]
             yield from read_ahead(self._cache.missing(part), self._reader.tokens_of_ad, _SLICE_TOKENS, self._kept)

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
@@ -14,10 +15,22 @@ ENTRY_BYTES = 512
 _DIGEST_BYTES = 16
 # Drawn by each process, so that nobody can look for two keys of one digest beforehand.
 _SECRET = secrets.token_bytes(16)
+# A request asks several times for each of its keys. Digests of short ones are kept: 50 MiB at most, of text that takes
+# four bytes a character.
+_SHORT_KEYS, _SHORT_CHARS = 2**14, 768
 
 
 def digest_of(key: str | bytes) -> bytes:
     """16 bytes in place of a key of any length; BLAKE2b, keyed, so that two keys never share them but by chance."""
+    return _digest_of_short(key) if len(key) <= _SHORT_CHARS else _digest_of(key)
+
+
+@lru_cache(maxsize=_SHORT_KEYS)
+def _digest_of_short(key: str | bytes) -> bytes:
+    return _digest_of(key)
+
+
+def _digest_of(key: str | bytes) -> bytes:
     data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
     return hashlib.blake2b(data, digest_size=_DIGEST_BYTES, key=_SECRET).digest()
 

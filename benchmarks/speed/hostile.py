@@ -19,6 +19,13 @@ from protos.retrieval_pb2_grpc import RetrievalServiceStub
 
 TIMEOUT_SECONDS = 10.0
 _TEXT_CHARS, _TEXTS, _ADS, _K = 32_000, 250, 1000, 1000
+# Of a number that stands in every text of a ready-made message.
+_DIGITS = 20
+_SERVICES = {
+    "Retrieve": "adcascade.v1.RetrievalService",
+    "Rank": "adcascade.v1.RankingService",
+    "Recommend": "adcascade.v1.RecommendService",
+}
 _WORDS = "running shoes espresso grinder garden spade marathon compost "
 
 # A method of a stub: called with a request, or started with `future`.
@@ -76,22 +83,31 @@ def channel_to(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, options=[*options, ("grpc.max_receive_message_length", -1)])
 
 
+def ready_made(name: str) -> Callable[[str], bytes]:
+    """Makes costly requests as they go over the wire, from numbers of `_DIGITS` digits: next to no work for the sender.
+
+    An attacker has a machine of their own, whose processors the servers need not share.
+    """
+    blank = "0" * _DIGITS
+    message = COSTLY[name](blank).SerializeToString()
+    return lambda number: message.replace(blank.encode(), number.encode())
+
+
 def attack(name: str, address: str, calls_at_once: int, stop: threading.Event) -> None:
     """Keeps so many of the costliest calls under way, each as soon as the one before has ended."""
-    numbers: Iterator[int] = itertools.count()
+    numbers: Iterator[int] = itertools.count(os.getpid() * 10**8)
+    message = ready_made(name)
 
     def keep_calling(method: Method) -> None:
         while not stop.is_set():
-            request = COSTLY[name](f"{os.getpid()} {next(numbers)}")
             try:
-                method(request, timeout=TIMEOUT_SECONDS)
+                method(message(f"{next(numbers):0{_DIGITS}d}"), timeout=TIMEOUT_SECONDS)
             except grpc.RpcError:
                 stop.wait(0.05)  # refused, or late: an attacker tries again
 
     with channel_to(address) as channel:
-        threads = [
-            threading.Thread(target=keep_calling, args=(method_of(name, channel),)) for _ in range(calls_at_once)
-        ]
+        method = channel.unary_unary(f"/{_SERVICES[name]}/{name}")
+        threads = [threading.Thread(target=keep_calling, args=(method,)) for _ in range(calls_at_once)]
         for thread in threads:
             thread.start()
         for thread in threads:
