@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from adcascade.records.counters import CounterSnapshot
+from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from ranking.artifact import Metric, ModelVersion
@@ -24,8 +26,6 @@ from ranking.training.run import train_and_save
 from ranking.training.stage import Step
 from ranking.training.train import Trained, train
 from ranking.training.versions import load_named
-from records.counters import CounterSnapshot
-from records.movielens import DatasetFiles, export_movielens, find_movielens
 
 _TEST_ROWS = 3000
 # So little of everything that a training takes minutes; the text is kept whatever it brings.

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
+from adcascade.records.errors import InputError
 from index_builder.encoder import embedded_model_path
-from records.errors import InputError
 from serving.exits import clean_exit
 
 HASHES = Path(__file__).parent.parent / "index_builder" / "embedded_encoder.sha256"

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from adcascade.records.clicks import ClickLog, read_clicks
+from adcascade.records.datasets.upworthy import export_upworthy
+from adcascade.records.errors import InputError
+from adcascade.records.splits import split_folds
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run, predicted
 from ranking.training.dataset import load_dataset
 from ranking.training.metrics import pair_accuracies
 from ranking.training.options import TrainOptions
 from ranking.training.train import train
-from records.clicks import ClickLog, read_clicks
-from records.errors import InputError
-from records.splits import split_folds
-from records.upworthy import export_upworthy
 
 _FOLDS = 5
 

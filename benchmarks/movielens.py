@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adcascade.records.datasets.movielens import export_movielens, find_movielens
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from ranking.training.dataset import load_dataset
@@ -11,7 +12,6 @@ from ranking.training.evaluate import evaluate
 from ranking.training.options import TrainOptions
 from ranking.training.results import RANKER, Evaluation
 from ranking.training.train import train
-from records.movielens import export_movielens, find_movielens
 
 
 def movielens_random(run: Run) -> list[Finding]:

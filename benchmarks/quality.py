@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from adcascade.records.errors import InputError
 from artifacts.errors import ArtifactError
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.documents import put_between
@@ -22,7 +23,6 @@ from benchmarks.retrieval_speed import retrieval_speed
 from benchmarks.runs import Run
 from benchmarks.synthetic import synthetic
 from ranking.errors import ModelError
-from records.errors import InputError
 from serving.exits import clean_exit
 from serving.terminal import Console
 

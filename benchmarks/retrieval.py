@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from index_builder.build import BuildOptions, build
@@ -23,7 +24,6 @@ from ranking.training.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save as train_and_save_ranker
 from ranking.training.versions import load_named
-from records.movielens import DatasetFiles, export_movielens, find_movielens
 from retrieval.evaluation.evaluate import evaluate_retrieval
 from retrieval.evaluation.results import RETRIEVAL, ZERO_SHOT, Comparison, RetrievalEvaluation
 from retrieval.loading import load_published

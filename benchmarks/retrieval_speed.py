@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 
+from adcascade.records.datasets.movielens import export_movielens, find_movielens
+from adcascade.records.users import Context, UserProfile
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from index_builder.build import BuildOptions, build
@@ -12,8 +14,6 @@ from index_builder.tower_artifact import load_published_towers
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.options import TowerOptions
 from index_builder.training.train import train_and_save
-from records.movielens import export_movielens, find_movielens
-from records.users import Context, UserProfile
 from retrieval.evaluation.evaluate import judge_of, profiles_of
 from retrieval.interests import InterestSettings
 from retrieval.loading import load_published

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 
+from adcascade.records.datasets.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run, predicted
 from ranking.training.dataset import Dataset, load_dataset
@@ -13,7 +14,6 @@ from ranking.training.metrics import Sample, expected_calibration_error
 from ranking.training.options import TrainOptions
 from ranking.training.predict import Predicted
 from ranking.training.train import Trained, train
-from records.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
 
 
 def synthetic(run: Run) -> list[Finding]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
 from benchmarks.speed.machine import describe
 from index_builder.ad_text import embedding_text
 from index_builder.bulk_encoder import load_bulk_encoder
@@ -20,7 +21,6 @@ from index_builder.training.train import train_towers
 from ranking.training.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.train import train
-from records.synthetic import SyntheticOptions, make_synthetic
 
 _PLACES, _ROWS_PER_USER = 6, 60
 _TEXT_STEPS = 10

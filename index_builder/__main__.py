@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from adcascade.records.errors import InputError
 from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
 from index_builder import commands
@@ -13,7 +14,6 @@ from index_builder.bulk_encoder import AUTO
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import BuildError
 from index_builder.training.commands import train_retrieval_command
-from records.errors import InputError
 from serving.exits import clean_exit
 from serving.logs import set_up_command_logging
 from serving.telemetry import switch_off_telemetry

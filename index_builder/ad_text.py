@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from records.ads import Ad
+from adcascade.records.ads import Ad
 
 
 def embedding_text(ad: Ad) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adcascade.records.ads import Ad
 from artifacts.errors import CorruptVersion
 from artifacts.store import VersionStore
 from index_builder.ad_text import joined_text
@@ -24,7 +25,6 @@ from index_builder.errors import BuildError
 from index_builder.faiss_index import flat_vectors, read_index
 from index_builder.schedule import Schedule
 from index_builder.vector_file import StoredVectors, load_vectors
-from records.ads import Ad
 
 if TYPE_CHECKING:
     from index_builder.lexical import LexicalIndex

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.ads import REPEATED, Ad, RejectedAd, read_ads
 from artifacts.errors import ArtifactError
 from artifacts.fallback import load_newest
 from artifacts.files import private_opener
@@ -38,7 +39,6 @@ from index_builder.faiss_index import check_kind
 from index_builder.progress import Progress
 from index_builder.vector_file import StoredVectors, load_vectors
 from index_builder.vector_store import RememberingEncoder, text_key
-from records.ads import REPEATED, Ad, RejectedAd, read_ads
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from adcascade.records.clicks import REJECTED_FILE as LOG_REJECTED_FILE
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import AUTO, load_bulk_encoder
 from index_builder.encoder import EMBEDDED
@@ -15,7 +16,6 @@ from index_builder.errors import NotPublished
 from index_builder.log_display import show_log_read
 from index_builder.progress import build_progress
 from index_builder.vector_store import default_folder, remembering
-from records.clicks import REJECTED_FILE as LOG_REJECTED_FILE
 from serving.terminal import Console
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from records.clicks import ClickLog, LogReport
-from records.log_summary import summary_lines, warning_lines
+from adcascade.records.clicks import ClickLog, LogReport
+from adcascade.records.log_summary import summary_lines, warning_lines
 
 
 def show_log_read(

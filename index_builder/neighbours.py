@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix, load_npz, save_npz
 
-from records.users import EVENT_WEIGHT, EventType, UserProfile
+from adcascade.records.users import EVENT_WEIGHT, EventType, UserProfile
 
 _STRENGTHS_FILE, _ADS_FILE = "neighbours.npz", "neighbour_ads.parquet"
 

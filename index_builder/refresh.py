@@ -10,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.records.clicks import REJECTED_FILE, ClickLog, LogReport, read_clicks
+from adcascade.records.errors import InputError
+from adcascade.records.popularity import PopularitySnapshot
+from adcascade.records.times import AHEAD
 from artifacts.fallback import load_newest
 from artifacts.store import VersionStore
 from index_builder.artifact import (
@@ -30,10 +34,6 @@ from index_builder.lexical import analyzer_of
 from index_builder.progress import Progress
 from index_builder.tower_artifact import TrainedTowers, load_towers
 from index_builder.words import ANALYZER
-from records.clicks import REJECTED_FILE, ClickLog, LogReport, read_clicks
-from records.errors import InputError
-from records.popularity import PopularitySnapshot
-from records.times import AHEAD
 
 
 def refresh(

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from adcascade.records.popularity import FEATURES, Floats, PopularitySnapshot
 from artifacts.errors import CorruptVersion
 from artifacts.fallback import load_newest
 from index_builder.encoder import TextEncoder, Vectors
@@ -26,7 +27,6 @@ from index_builder.neighbours import Neighbours
 from index_builder.tower_findings import Passes, Spread, TowerComparison
 from index_builder.tower_store import open_store
 from index_builder.towers import Towers, TowerShape, id_bucket
-from records.popularity import FEATURES, Floats, PopularitySnapshot
 
 SPEC_FILE = "towers.json"
 _WEIGHTS_FILE, _POPULARITY_FILE, _KNOWN_FILE = "towers.safetensors", "popularity.parquet", "known_ads.parquet"

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from records.users import EVENT_WEIGHT, EventType
+from adcascade.records.users import EVENT_WEIGHT, EventType
 
 EVENT_TYPES = tuple(EventType)
 # What a user says of themselves stands before their events, as one more.

@@ -6,13 +6,13 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from pydantic_settings import CliApp
 
+from adcascade.records.errors import InputError
 from pipeline.breaker import State
 from pipeline.client import AdPipeline
 from pipeline.service import SCOPES, SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from pipeline.stage import Stage
 from protos.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
-from records.errors import InputError
 from serving.errors import ServiceError
 from serving.exits import clean_exit
 from serving.logs import set_up_logging

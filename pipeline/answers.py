@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from adcascade.records.ads import Ad
 from pipeline.order import order_of
 from pipeline.scores import Score
 from protos import retrieval_pb2, types_pb2
 from protos.convert import ad_from_wire
-from records.ads import Ad
 
 
 @dataclass(frozen=True)

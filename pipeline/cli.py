@@ -10,6 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from adcascade.records.ads import Ad, read_ads
+from adcascade.records.clicks import read_clicks
+from adcascade.records.errors import InputError
+from adcascade.records.history import Histories, with_history
+from adcascade.records.printable import printable_json
+from adcascade.records.users import Context, UserProfile, load_users
+from adcascade.records.values import as_id
 from artifacts.commands import add_version_commands
 from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
@@ -35,13 +42,6 @@ from ranking.training.commands import (
     show_log,
     train_command,
 )
-from records.ads import Ad, read_ads
-from records.clicks import read_clicks
-from records.errors import InputError
-from records.history import Histories, with_history
-from records.printable import printable_json
-from records.users import Context, UserProfile, load_users
-from records.values import as_id
 from retrieval.evaluation.commands import evaluate_retrieval_command
 from serving.auth.client import ClientSecurity
 from serving.auth.commands import certs_app, tokens_app

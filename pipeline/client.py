@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, UserProfile
 from pipeline.answers import Placed, Recommendation, Recommendations, in_order, recommendation
 from pipeline.errors import StageFailed
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
@@ -21,8 +23,6 @@ from pipeline.scores import Score, check_answer, check_candidates, scores_of
 from pipeline.stage import Calls, Metadata, Stage
 from protos import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from protos.convert import context_to_wire, user_to_wire
-from records.errors import InputError
-from records.users import Context, UserProfile
 from serving.auth.client import ClientSecurity
 from serving.batcher import Caller
 from serving.errors import FailedPrecondition, InvalidArgument, ResourceExhausted

@@ -6,11 +6,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from adcascade.records.printable import printable
+from adcascade.records.users import Event, UserProfile
 from pipeline.answers import Recommendations
 from pipeline.results import PipelineEvaluation
 from protos import types_pb2
-from records.printable import printable
-from records.users import Event, UserProfile
 from retrieval.evaluation.report import COLUMNS, methods_table, summary
 from retrieval.evaluation.results import RETRIEVAL, Comparison
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.records.clicks import Integers
+from adcascade.records.counters import CounterSnapshot
+from adcascade.records.users import Context, UserProfile
 from index_builder.artifact import AdCatalog
 from index_builder.bulk_encoder import in_bulk
 from index_builder.encoder import TextEncoder
@@ -24,9 +27,6 @@ from ranking.candidates import prepare
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.training.dataset import Dataset
 from ranking.training.versions import load_named
-from records.clicks import Integers
-from records.counters import CounterSnapshot
-from records.users import Context, UserProfile
 from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_of, retrieved, warn_of_known_rows
 from retrieval.evaluation.results import RECALLS, RETRIEVAL
 from retrieval.loading import load_published

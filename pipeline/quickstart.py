@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.records.clicks import Integers
+from adcascade.records.datasets.movielens import LICENCE, DatasetFiles, export_movielens, find_movielens
+from adcascade.records.history import with_history
+from adcascade.records.users import UserProfile
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.commands import report_as_dict, report_table
@@ -39,10 +43,6 @@ from ranking.training.report import (
 )
 from ranking.training.results import TrainReport
 from ranking.training.run import REPORT_FILE, train_and_save
-from records.clicks import Integers
-from records.history import with_history
-from records.movielens import LICENCE, DatasetFiles, export_movielens, find_movielens
-from records.users import UserProfile
 from serving.terminal import Console
 
 _USERS_SHOWN = 3

@@ -1,6 +1,6 @@
 """Between the wire messages and the values of `records`; the one place that does it.
 
-Knows limits of the wire contract; raises `records.errors.InputError` naming the field that breaks one.
+Knows limits of the wire contract; raises `adcascade.records.errors.InputError` naming the field that breaks one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from adcascade.records.ads import Ad, problem_with
+from adcascade.records.counters import Total
+from adcascade.records.errors import InputError
+from adcascade.records.limits import MAX_HISTORY, MAX_ID_CHARS, check_text
+from adcascade.records.users import Context, Event, EventType, UserProfile, check_context, check_user
 from protos import ranking_pb2, retrieval_pb2, types_pb2
-from records.ads import Ad, problem_with
-from records.counters import Total
-from records.errors import InputError
-from records.limits import MAX_HISTORY, MAX_ID_CHARS, check_text
-from records.users import Context, Event, EventType, UserProfile, check_context, check_user
 
 MAX_VECTORS = 16
 MAX_IMPRESSIONS = 2**53

@@ -8,6 +8,7 @@ import torch
 from prometheus_client import Counter, Gauge
 from pydantic_settings import CliApp
 
+from adcascade.records.errors import InputError
 from artifacts.errors import ArtifactError, VersionNotFound
 from artifacts.hotswap import HotSwap
 from artifacts.store import VersionStore
@@ -23,7 +24,6 @@ from ranking.errors import ModelError
 from ranking.service import SCOPES, SERVICE_NAME, RankingServicer
 from ranking.settings import RankingSettings
 from ranking.store import open_store
-from records.errors import InputError
 from serving.errors import ServiceError
 from serving.exits import clean_exit
 from serving.logs import set_up_logging

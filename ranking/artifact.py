@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from adcascade.records.counters import CounterSnapshot
 from artifacts.errors import CorruptVersion
 from artifacts.manifest import Manifest
 from artifacts.store import Draft, VersionStore
@@ -42,7 +43,6 @@ from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
 from ranking.joint import JointCrossEncoder
 from ranking.model import BERT_LIKE, JOINT, SharedUserCrossEncoder
-from records.counters import CounterSnapshot
 from serving.telemetry import switch_off_telemetry
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 
+from adcascade.records.ads import Ad
+from adcascade.records.counters import Total
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, UserProfile
 from index_builder.artifact import AdCatalog
 from index_builder.schedule import may_be_shown
 from ranking.context import MAX_CONTEXT_WORDS, context_buckets
 from ranking.features import COUNTED, event_class, keys_of
 from ranking.query import PastEvent, RankQuery
 from ranking.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
-from records.ads import Ad
-from records.counters import Total
-from records.errors import InputError
-from records.users import Context, UserProfile
 from serving.errors import FailedPrecondition, NotFound
 
 _NAMED_IN_ERRORS = 10

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from adcascade.records.users import Context, UserProfile
 from ranking.features import hashed
-from records.users import Context, UserProfile
 
 CONTEXT_BUCKETS = 4096
 # Words that are read of one impression unless a model says otherwise; what is first in the alphabet goes before.

@@ -10,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from records.ads import Ad
-from records.clicks import Integers
-from records.counters import Counts
-from records.users import EVENT_WEIGHT, EventType
+from adcascade.records.ads import Ad
+from adcascade.records.clicks import Integers
+from adcascade.records.counters import Counts
+from adcascade.records.users import EVENT_WEIGHT, EventType
 
 Features = npt.NDArray[np.float32]
 

@@ -6,6 +6,9 @@ from functools import partial
 
 import numpy as np
 
+from adcascade.records.ads import Ad
+from adcascade.records.counters import Total
+from adcascade.records.errors import InputError
 from artifacts.hotswap import HotSwap
 from protos import ranking_pb2, ranking_pb2_grpc, types_pb2
 from protos.convert import (
@@ -22,9 +25,6 @@ from ranking.engine import LIGHT_COST, RankingEngine
 from ranking.features import counter_id
 from ranking.model import SHARED_USER
 from ranking.query import MAX_CANDIDATES, RankAnswer, RankQuery
-from records.ads import Ad
-from records.counters import Total
-from records.errors import InputError
 from serving.auth import scopes
 from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
 from serving.errors import Unavailable

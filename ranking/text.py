@@ -5,9 +5,9 @@ Knows no tensors. What matters most comes first, because long texts are cut at t
 
 from collections.abc import Callable, Mapping
 
+from adcascade.records.ads import Ad
+from adcascade.records.users import Context, Event, UserProfile
 from ranking.features import is_liked
-from records.ads import Ad
-from records.users import Context, Event, UserProfile
 
 # Newest events that are looked at, in training and in serving.
 HISTORY_EVENTS = 200

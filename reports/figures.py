@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 
-from records.printable import printable
+from adcascade.records.printable import printable
 from reports.font_cache import font_cache_folder
 
 if "MPLCONFIGDIR" not in os.environ:  # read as it is imported

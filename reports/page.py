@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from records.errors import InputError
-from records.printable import printable
+from adcascade.records.errors import InputError
+from adcascade.records.printable import printable
 
 log = logging.getLogger(__name__)
 

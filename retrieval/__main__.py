@@ -6,6 +6,7 @@ from functools import partial
 from prometheus_client import Counter
 from pydantic_settings import CliApp
 
+from adcascade.records.errors import InputError
 from artifacts.errors import ArtifactError, VersionNotFound
 from artifacts.hotswap import HotSwap
 from artifacts.store import VersionStore
@@ -13,7 +14,6 @@ from index_builder.artifact import load_version, open_store
 from index_builder.encoder import TextEncoder, load_encoder
 from index_builder.errors import BuildError
 from protos.retrieval_pb2_grpc import add_RetrievalServiceServicer_to_server
-from records.errors import InputError
 from retrieval.index import AdIndex
 from retrieval.retriever import Retriever
 from retrieval.service import SCOPES, SERVICE_NAME, RetrievalServicer

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from adcascade.records.errors import InputError
+from adcascade.records.users import EVENT_WEIGHT, Context, Event, UserProfile
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
-from records.errors import InputError
-from records.users import EVENT_WEIGHT, Context, Event, UserProfile
 
 Weights = npt.NDArray[np.float64]
 

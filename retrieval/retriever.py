@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adcascade.records.ads import Ad
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncoder, Vectors, estimated_tokens
 from index_builder.faiss_index import Rows
 from index_builder.interest_merge import merge
 from index_builder.schedule import Eligibility
-from records.ads import Ad
-from records.errors import InputError
-from records.users import Context, Event, EventType, UserProfile
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
 from retrieval.merge import merge_sources

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from adcascade.records.ads import Ad
+from adcascade.records.errors import InputError
+from adcascade.records.limits import MAX_ID_CHARS, check_text
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import AdCatalog
 from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
@@ -15,9 +18,6 @@ from protos.convert import (
     vectors_from_wire,
     vectors_to_wire,
 )
-from records.ads import Ad
-from records.errors import InputError
-from records.limits import MAX_ID_CHARS, check_text
 from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
 from serving.auth import scopes

@@ -13,6 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
+from adcascade.records.errors import InputError
+from adcascade.records.popularity import Floats
+from adcascade.records.users import EventType, UserProfile
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows
@@ -20,9 +23,6 @@ from index_builder.lexical import LexicalIndex
 from index_builder.neighbours import Neighbours
 from index_builder.schedule import Eligibility
 from index_builder.vector_file import StoredVectors
-from records.errors import InputError
-from records.popularity import Floats
-from records.users import EventType, UserProfile
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from pydantic import ValidationError
 
-from records.printable import printable
+from adcascade.records.printable import printable
 
 EXIT_BAD_INPUT = 2
 EXIT_NO_OUTPUT = 74

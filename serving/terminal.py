@@ -10,7 +10,7 @@ from typing import Any
 import rich.console
 from rich.text import Text
 
-from records.printable import printable
+from adcascade.records.printable import printable
 
 _OURS = "\n\t"  # what our own messages are laid out with
 

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from adcascade.records.errors import InputError
 from artifacts.errors import VersionNotFound
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
@@ -26,7 +27,6 @@ from index_builder.training.train import train_and_save as train_and_save_towers
 from ranking.training.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
-from records.errors import InputError
 from serving.channel import open_channel
 from serving.server import Server
 from serving.settings import ServerSettings

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from adcascade.records.users import UserProfile
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
@@ -24,7 +25,6 @@ from pipeline.settings import GatewaySettings
 from protos import recommend_pb2, retrieval_pb2, types_pb2
 from protos.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
 from protos.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
-from records.users import UserProfile
 from retrieval.__main__ import RetrieverLoader
 from retrieval.service import RetrievalServicer
 from retrieval.settings import RetrievalSettings

@@ -15,6 +15,8 @@ from conftest import serving_server
 from rich.console import Console
 from typer.testing import CliRunner
 
+from adcascade.records.ads import Ad
+from adcascade.records.errors import InputError
 from benchmarks.speed.arrivals import arrive, one_by_one
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
@@ -39,8 +41,6 @@ from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import HashingEncoder
 from protos import recommend_pb2, recommend_pb2_grpc
-from records.ads import Ad
-from records.errors import InputError
 
 MACHINE = Machine(
     processor="A <fast> one",

@@ -115,7 +115,7 @@ SERVE_AND_ASK = """
 import json, pathlib
 from pipeline.client import AdPipeline
 from pipeline.processes import running
-from records.users import UserProfile
+from adcascade.records.users import UserProfile
 stages = [("retrieval", ["--index", {index!r}, "--port", "0"]), ("ranking", ["--model", {model!r}, "--port", "0"])]
 with running(stages, pathlib.Path({logs!r})) as servers:
     with AdPipeline(*(server.wait_until_serving() for server in servers)) as pipeline:

@@ -16,6 +16,7 @@ import pytest
 from conftest import TOPICS, serving_server, tiny_options, write_world_files
 from rich.table import Table
 
+from adcascade.records.printable import printable, printable_json
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
@@ -26,7 +27,6 @@ from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import REPORT_FILE, train_and_save
-from records.printable import printable, printable_json
 from reports import figures
 from reports.page import render
 from retrieval.index import AdIndex

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import writable
 
+from adcascade.records.ads import Ad, RejectedAd, read_ads
+from adcascade.records.errors import InputError
 from artifacts.errors import CorruptVersion, StoreBusy
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store, read_manifest
@@ -18,8 +20,6 @@ from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from index_builder.errors import BuildError
 from index_builder.vector_store import text_key
-from records.ads import Ad, RejectedAd, read_ads
-from records.errors import InputError
 
 ENCODER = load_encoder("hashing:64")
 WORDS = [f"{random.Random(number).getrandbits(24):06x}" for number in range(400)]

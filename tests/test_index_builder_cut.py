@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import EXAMPLES
 
+from adcascade.records.ads import read_ads
 from index_builder.ad_text import embedding_text
 from index_builder.encoder import CHARS_PER_TOKEN, EMBEDDED, estimated_tokens, load_encoder
 from ranking.batch import tokenize
-from records.ads import read_ads
 
 RUNNING = {
     "english": "The quick brown fox jumps over the lazy dog while internationalization specialists deliberate. ",

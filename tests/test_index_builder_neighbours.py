@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from adcascade.records.users import Event, EventType, UserProfile
 from index_builder.neighbours import Neighbours
 from index_builder.training.fit_neighbours import fit_neighbours, neighbour_scores
 from index_builder.training.options import TowerOptions
 from index_builder.training.sequences import sequences_of
-from records.users import Event, EventType, UserProfile
 
 OPTIONS = TowerOptions(neighbour_penalty=3.0, impression_weight=0.5)
 

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from adcascade.records.clicks import REJECTED_FILE
+from adcascade.records.errors import InputError
 from index_builder.artifact import LEXICAL_FOLDER, TOWERS_FOLDER, load_version, open_store
 from index_builder.build import BuildOptions
 from index_builder.errors import BuildError
 from index_builder.refresh import refresh
 from index_builder.tower_artifact import save_towers
-from records.clicks import REJECTED_FILE
-from records.errors import InputError
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from adcascade.records.users import EventType
 from artifacts.errors import CorruptVersion
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
@@ -24,7 +25,6 @@ from index_builder.towers import (
     gap_class,
     id_bucket,
 )
-from records.users import EventType
 
 SHAPE = TowerShape(text_width=16, width=8, layers=1, heads=2, history=20, interests=2, id_buckets=64)
 

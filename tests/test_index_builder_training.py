@@ -9,6 +9,9 @@ from conftest import tiny_towers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adcascade.records.clicks import ClickLog
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, EventType
 from index_builder.encoder import load_encoder
 from index_builder.errors import BuildError
 from index_builder.towers import EVENT_TYPES, attribute_buckets
@@ -24,9 +27,6 @@ from index_builder.training.ranks import Places, ndcg_at, places_of, recall_at, 
 from index_builder.training.score_weights import fit_score_weights
 from index_builder.training.sequences import moments_of, sequences_of
 from index_builder.training.train import train_towers
-from records.clicks import ClickLog
-from records.errors import InputError
-from records.users import Context, EventType
 
 ENCODER = load_encoder("hashing:64")
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import serving_server
 
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
@@ -27,8 +29,6 @@ from ranking.engine import EngineSettings
 from ranking.service import SERVICE_NAME as RANKING
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
-from records.errors import InputError
-from records.users import Context, Event, EventType, UserProfile
 from retrieval.__main__ import RetrieverLoader
 from retrieval.service import SERVICE_NAME as RETRIEVAL
 from retrieval.service import RetrievalServicer

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from adcascade.records.clicks import ClickLog
+from adcascade.records.errors import InputError
 from artifacts.errors import CorruptVersion
 from index_builder.artifact import load_version
 from index_builder.artifact import open_store as open_index_store
@@ -14,8 +16,6 @@ from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.results import ranking_of
 from ranking.training.dataset import load_dataset
 from ranking.training.versions import load_named
-from records.clicks import ClickLog
-from records.errors import InputError
 from retrieval.evaluation.results import RETRIEVAL, ZERO_SHOT
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings

@@ -5,11 +5,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from adcascade.records.errors import InputError
 from index_builder.__main__ import app as index_builder
 from index_builder.artifact import load_version, open_store
 from index_builder.errors import BuildError
 from pipeline.cli import app as adcascade
-from records.errors import InputError
 
 SIZES = ["--width", "16", "--heads", "2", "--epochs", "2", "--history", "20"]
 

@@ -16,6 +16,7 @@ from stand_ins import retrieval as stand_in_retrieval
 from stand_ins.ranking import StandInRanking, ids_of, last_is_best
 from stand_ins.retrieval import StandInRetrieval
 
+from adcascade.records.users import UserProfile
 from pipeline.breaker import State
 from pipeline.client import AdPipeline
 from pipeline.processes import ServerProcess
@@ -23,7 +24,6 @@ from pipeline.service import SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from protos import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
 from protos.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
-from records.users import UserProfile
 from serving.channel import is_serving, open_channel
 from serving.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 

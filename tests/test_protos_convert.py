@@ -12,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from adcascade.records.ads import Ad
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from protos import convert, ranking_pb2, types_pb2
-from records.ads import Ad
-from records.errors import InputError
-from records.users import Context, Event, EventType, UserProfile
 
 MEGABYTE = "x" * 1_000_000
 VISIBLE = st.text(min_size=1, max_size=50).filter(str.strip)

@@ -10,6 +10,8 @@ import pytest
 from conftest import serving_server
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from adcascade.records.ads import Ad
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from protos import ranking_pb2 as pb
@@ -22,8 +24,6 @@ from ranking.engine import LIGHT_COST, EngineSettings
 from ranking.features import hashed, id_bucket
 from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.store import open_store
-from records.ads import Ad
-from records.users import Context, Event, EventType, UserProfile
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from adcascade.records.users import Context, UserProfile
 from pipeline.cli import app
 from ranking.artifact import load_base, load_version
 from ranking.backends import OpenVinoBackend, TorchBackend, fastest
@@ -25,7 +26,6 @@ from ranking.text_layers import kept_by_length
 from ranking.training.dataset import load_dataset
 from ranking.training.export import export_passes, export_version
 from ranking.training.recalibrate import recalibrate
-from records.users import Context, UserProfile
 
 
 @pytest.fixture(scope="module", params=["last layer joined", "all layers joined"])

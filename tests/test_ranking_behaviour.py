@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import tiny_options
 
+from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
 from ranking.behaviour import AdKeys, BehaviourModel, History, Shown, with_interests
 from ranking.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
 from ranking.training.dataset import load_dataset
 from ranking.training.train import train
-from records.synthetic import SyntheticOptions, make_synthetic
 
 WIDTH, FEATURES, BUCKETS, ADS, EVENTS = 12, 3, 32, 4, 6
 

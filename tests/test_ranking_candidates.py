@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from adcascade.records.ads import Ad
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from index_builder.artifact import ADS_FILE, AdCatalog, open_store
 from ranking.candidates import prepare
 from ranking.features import COUNTED
-from records.ads import Ad
-from records.users import Context, Event, EventType, UserProfile
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from conftest import tiny_options
 
+from adcascade.records.ads import Ad
+from adcascade.records.users import Context, UserProfile
 from ranking.artifact import load_version
 from ranking.context import context_buckets
 from ranking.engine import EngineSettings, RankingEngine
@@ -18,8 +20,6 @@ from ranking.query import PastEvent, RankQuery
 from ranking.store import open_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import train_and_save
-from records.ads import Ad
-from records.users import Context, UserProfile
 
 
 @pytest.fixture

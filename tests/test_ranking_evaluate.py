@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from conftest import tiny_options
 
+from adcascade.records.clicks import NO_TIME
+from adcascade.records.errors import InputError
 from ranking.artifact import load_version
 from ranking.calibration import Calibration
 from ranking.features import FEATURES
@@ -25,8 +27,6 @@ from ranking.training.run import train_and_save
 from ranking.training.slices import slices
 from ranking.training.train import train
 from ranking.training.versions import load_named, warn_of_rows_it_knows
-from records.clicks import NO_TIME
-from records.errors import InputError
 
 _YEAR = 365 * 86_400 * 1_000_000  # microseconds
 

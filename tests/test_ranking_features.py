@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from adcascade.records.ads import Ad
+from adcascade.records.counters import Counts
+from adcascade.records.users import EVENT_WEIGHT, EventType
 from ranking.features import (
     COUNTED,
     FEATURES,
@@ -15,9 +18,6 @@ from ranking.features import (
     id_bucket,
     keys_of,
 )
-from records.ads import Ad
-from records.counters import Counts
-from records.users import EVENT_WEIGHT, EventType
 
 
 def test_features_of_nothing_known_are_the_prior():

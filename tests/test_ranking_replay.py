@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from adcascade.records.counters import CounterSnapshot
+from adcascade.records.history import with_history
 from index_builder.artifact import ADS_FILE, AdCatalog
 from index_builder.artifact import open_store as open_index_store
 from ranking.artifact import load_version
@@ -17,8 +19,6 @@ from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.dataset import load_dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits
 from ranking.training.scorer import Scorer, predict_logits
-from records.counters import CounterSnapshot
-from records.history import with_history
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from conftest import save_tiny_bert, serving_server, tiny_options
 
+from adcascade.records.users import Context, UserProfile
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from protos import ranking_pb2 as pb
@@ -23,7 +24,6 @@ from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.store import open_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import train_and_save
-from records.users import Context, UserProfile
 
 IDS = ["coffee-1", "garden-1", "running-1", "running-2"]
 USER = types_pb2.UserProfile(

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
+from adcascade.records.ads import Ad
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from ranking.text import render_ad, render_user
-from records.ads import Ad
-from records.users import Context, Event, EventType, UserProfile
 
 ADS = {f"a{number}": Ad(f"a{number}", title=f"Title {number}", body="body") for number in range(300)}
 

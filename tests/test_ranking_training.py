@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny_options, write_world_files
 
+from adcascade.records.errors import InputError
 from ranking.artifact import load_base, load_version
 from ranking.errors import ModelError
 from ranking.features import FEATURES
@@ -21,7 +22,6 @@ from ranking.training.report import text_fit_line
 from ranking.training.results import RANKER
 from ranking.training.run import train_and_save
 from ranking.training.train import train
-from records.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from records.ads import Ad, RejectedAd, ad_from_row, read_ads
-from records.errors import InputError
-from records.limits import MAX_TEXT_CHARS
-from records.missing import NULL_WORDS
+from adcascade.records.ads import Ad, RejectedAd, ad_from_row, read_ads
+from adcascade.records.errors import InputError
+from adcascade.records.limits import MAX_TEXT_CHARS
+from adcascade.records.missing import NULL_WORDS
 
 START = datetime(2024, 5, 1, 12, 30, tzinfo=UTC)
 SHOES = Ad(

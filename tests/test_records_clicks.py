@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from records.clicks import NO_TIME, ClickLog, read_clicks
-from records.errors import InputError
-from records.splits import split_at_random, split_by_key, split_by_time, split_each_user
+from adcascade.records.clicks import NO_TIME, ClickLog, read_clicks
+from adcascade.records.errors import InputError
+from adcascade.records.splits import split_at_random, split_by_key, split_by_time, split_each_user
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 T = int(NOON.timestamp())

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_records_history import FOLDS, LOGS, make_log
 
-from records.clicks import NO_TIME
-from records.counters import CounterSnapshot, Total, counts_before, counts_of_other_folds
+from adcascade.records.clicks import NO_TIME
+from adcascade.records.counters import CounterSnapshot, Total, counts_before, counts_of_other_folds
 
 
 def as_rows(counts):

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from records.ads import Ad, read_ads, read_catalog
-from records.clicks import read_clicks
-from records.csv_rows import MAX_LINE_CHARS
-from records.errors import InputError
-from records.files import DamagedRow, read_batches, read_rows
-from records.users import UserProfile, load_users, read_users
+from adcascade.records.ads import Ad, read_ads, read_catalog
+from adcascade.records.clicks import read_clicks
+from adcascade.records.csv_rows import MAX_LINE_CHARS
+from adcascade.records.errors import InputError
+from adcascade.records.files import DamagedRow, read_batches, read_rows
+from adcascade.records.users import UserProfile, load_users, read_users
 
 ROWS = [{"ad_id": f"a{number}", "title": f"Ad number {number}"} for number in range(3)]
 ADS = [Ad(row["ad_id"], row["title"]) for row in ROWS]

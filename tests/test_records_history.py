@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from records.clicks import NO_TIME, ClickLog
-from records.history import EarlierRows, Histories, OtherFolds, with_history
-from records.users import EventType, UserProfile
+from adcascade.records.clicks import NO_TIME, ClickLog
+from adcascade.records.history import EarlierRows, Histories, OtherFolds, with_history
+from adcascade.records.users import EventType, UserProfile
 
 ROWS = st.tuples(
     st.none() | st.integers(-3, 12),

@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 
+from adcascade.records.clicks import read_clicks
+from adcascade.records.errors import InputError
+from adcascade.records.joined import read_joined
+from adcascade.records.log_summary import span_line, summary_lines, warning_lines
 from index_builder.log_display import show_log_read
 from index_builder.training.parts import split_log
 from ranking.training.dataset import load_dataset
-from records.clicks import read_clicks
-from records.errors import InputError
-from records.joined import read_joined
-from records.log_summary import span_line, summary_lines, warning_lines
 
 DAY = 86_400
 T = 1_767_225_600  # 2026-01-01

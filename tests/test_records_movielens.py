@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from records.ads import Ad, read_ads
-from records.clicks import read_clicks
-from records.movielens import export_movielens, find_movielens
-from records.users import read_users
+from adcascade.records.ads import Ad, read_ads
+from adcascade.records.clicks import read_clicks
+from adcascade.records.datasets.movielens import export_movielens, find_movielens
+from adcascade.records.users import read_users
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from records.errors import InputError
-from records.files import read_rows
-from records.parquet_limits import BATCH_ROWS, bounded_batches, check_density
+from adcascade.records.errors import InputError
+from adcascade.records.files import read_rows
+from adcascade.records.parquet_limits import BATCH_ROWS, bounded_batches, check_density
 
 LONG = "x" * 180_000
 ROWS = 4096
@@ -43,7 +43,7 @@ READER = """
 import resource, sys
 from itertools import islice
 from pathlib import Path
-from records.files import read_rows
+from adcascade.records.files import read_rows
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -6,8 +6,8 @@ import io
 import numpy as np
 import pytest
 
-from records.clicks import read_clicks
-from records.popularity import FEATURES, HALF_LIVES_DAYS, PopularitySnapshot
+from adcascade.records.clicks import read_clicks
+from adcascade.records.popularity import FEATURES, HALF_LIVES_DAYS, PopularitySnapshot
 
 DAY = 86_400
 

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from records.ads import read_ads
-from records.clicks import read_clicks
-from records.errors import InputError
-from records.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
-from records.upworthy import export_upworthy, plain_text
+from adcascade.records.ads import read_ads
+from adcascade.records.clicks import read_clicks
+from adcascade.records.datasets.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
+from adcascade.records.datasets.upworthy import export_upworthy, plain_text
+from adcascade.records.errors import InputError
 
 SMALL = SyntheticOptions(ads=80, users=50, requests=4000)
 

@@ -5,9 +5,9 @@ from decimal import Decimal
 
 import pytest
 
-from records.errors import InputError
-from records.rounded import RoundedFloat
-from records.times import AHEAD, check_happened, minutes_ahead, read_moment
+from adcascade.records.errors import InputError
+from adcascade.records.rounded import RoundedFloat
+from adcascade.records.times import AHEAD, check_happened, minutes_ahead, read_moment
 
 MOMENT = datetime(2026, 1, 1, 10, 15, tzinfo=UTC)
 SECONDS = int(MOMENT.timestamp())

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from records.errors import InputError
-from records.limits import MAX_HISTORY
-from records.users import (
+from adcascade.records.errors import InputError
+from adcascade.records.limits import MAX_HISTORY
+from adcascade.records.users import (
     EVENT_WEIGHT,
     Event,
     EventType,

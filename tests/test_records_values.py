@@ -5,9 +5,9 @@ from decimal import Decimal
 
 import pytest
 
-from records.errors import InputError
-from records.rounded import RoundedFloat
-from records.values import as_attributes, as_id, as_int, as_objects, as_text, as_texts, as_word
+from adcascade.records.errors import InputError
+from adcascade.records.rounded import RoundedFloat
+from adcascade.records.values import as_attributes, as_id, as_int, as_objects, as_text, as_texts, as_word
 
 NOTHING = (None, "", " ", "NULL", "null", "nan", "NaN", "None", "<NA>", "NaT", "\\N", float("nan"), Decimal("NaN"))
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import serving_server
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
@@ -17,7 +18,6 @@ from protos import retrieval_pb2 as pb
 from protos import types_pb2
 from protos.convert import vectors_to_wire
 from protos.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
-from records.users import Context, Event, EventType, UserProfile
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import LIGHT_COST, Query, Retriever

@@ -11,6 +11,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
+from adcascade.records.errors import InputError
 from index_builder.build import BuildOptions
 from index_builder.encoder import load_encoder
 from index_builder.refresh import refresh
@@ -18,7 +19,6 @@ from index_builder.schedule import Schedule
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.ranks import NOT_FOUND
 from pipeline.cli import app
-from records.errors import InputError
 from retrieval.evaluation.evaluate import evaluate_retrieval, judge_of
 from retrieval.evaluation.judge import Judge
 from retrieval.evaluation.page import write_page

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from adcascade.records.errors import InputError
+from adcascade.records.users import Event, EventType, UserProfile
 from index_builder.interest_merge import merge
-from records.errors import InputError
-from records.users import Event, EventType, UserProfile
 from retrieval.interests import InterestSettings, compute_interests, texts_of
 
 AXES = np.eye(6, dtype=np.float32)

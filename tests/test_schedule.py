@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TOPICS, serving_server
 
+from adcascade.records.ads import Ad, RejectedAd, read_ads
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from artifacts.hotswap import HotSwap
 from index_builder.artifact import ADS_FILE, AdCatalog, load_version, open_store, write_ads
 from index_builder.build import BuildOptions, build
@@ -25,8 +27,6 @@ from ranking.candidates import CatalogVersion
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
-from records.ads import Ad, RejectedAd, read_ads
-from records.users import Context, Event, EventType, UserProfile
 from retrieval.filtered_search import FilteredSearch
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings

@@ -23,7 +23,7 @@ PACKAGES = (
     "index_builder",
     "artifacts",
     "serving",
-    "records",
+    "adcascade",
     "reports",
 )
 OPENED = re.compile(r"grpc(\.aio)?\.(in)?secure_channel\(")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from pydantic_settings import CliApp, SettingsConfigDict
 
-from records.errors import InputError
+from adcascade.records.errors import InputError
 from serving.errors import ServiceError, StartupError
 from serving.exits import EXIT_BAD_INPUT, clean_exit
 from serving.settings import ServerSettings

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adcascade.records.users import Context
 from index_builder.training.held_out import HeldOut
 from index_builder.training.ranks import (
     Places,
@@ -21,7 +22,6 @@ from index_builder.training.ranks import (
 from index_builder.training.sequences import Sequences
 from ranking.training.evaluate import _cumulative
 from ranking.training.metrics import METRICS, Sample, reliability
-from records.users import Context
 from retrieval.evaluation.judge import Judge
 
 NOTHING = np.empty(0, np.int64)

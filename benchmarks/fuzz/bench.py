@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
+from adcascade.records.errors import InputError
 from benchmarks.fuzz.messages import Valid
 from benchmarks.fuzz.run import ALLOWED, Fuzzed, Target, fuzz
 from benchmarks.speed.contest import Progress, Spread
@@ -13,7 +14,6 @@ from benchmarks.speed.results import BenchResult, Entry, Verdict
 from index_builder.artifact import load_version, open_store
 from pipeline.processes import ServerProcess
 from protos import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
-from records.errors import InputError
 from serving.channel import open_channel
 
 # Caches of the three servers fill during a run: 256 and 64 MiB of states in the ranking server are the largest.

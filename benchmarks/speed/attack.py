@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 import psutil
 
+from adcascade.records.errors import InputError
 from benchmarks.speed.arrivals import Answered, Start, arrive, one_by_one
 from benchmarks.speed.attack_base import (
     P99_TIMES,
@@ -34,7 +35,6 @@ from benchmarks.speed.memory import own_mib
 from benchmarks.speed.outages import dead_servers, stopped_ranking
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.stages import Servers, as_entry, published, serving, serving_own
-from records.errors import InputError
 
 _WARM_UP, _AFTER_DEADLINES = 20, 10
 _LATE_MS, _DEADLINE_SECONDS = 100.0, 0.3

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from adcascade.records.ads import Ad
 from benchmarks.speed.catalog import write_catalog
 from benchmarks.speed.contest import Contender, Progress, Spread, Turns, take_turns
 from benchmarks.speed.flops import token_layers
@@ -24,7 +25,6 @@ from index_builder.build import BuildOptions, build
 from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.encoder import TextEncoder, Vectors, embedded_model_path
 from index_builder.recall import exact_search
-from records.ads import Ad
 
 REFERENCE, OURS, REBUILD = "SentenceTransformer.encode", "AdCascade", "a rebuild"
 _K, _QUERIES = 100, 500

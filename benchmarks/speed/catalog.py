@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.records.ads import Ad
 from benchmarks.speed.texts import recombined_ads
 from index_builder.artifact import IndexVersion, load_version, open_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import TextEncoder, Vectors
-from records.ads import Ad
 
 
 class KeptVectors:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from adcascade.records.errors import InputError
 from index_builder.progress import LongWork
-from records.errors import InputError
 from serving.terminal import Console
 
 if TYPE_CHECKING:

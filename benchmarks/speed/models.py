@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
 from benchmarks.architectures import LITTLE_TEXT, unseen_ads
 from ranking.artifact import ModelVersion
 from ranking.store import open_store
 from ranking.training.run import train_and_save
 from ranking.training.versions import load_from
-from records.movielens import DatasetFiles, export_movielens, find_movielens
 
 # The default of a training: the last.
 JOIN_LAYER = 5

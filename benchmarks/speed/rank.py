@@ -16,6 +16,9 @@ from pathlib import Path
 import grpc
 from sentence_transformers import CrossEncoder
 
+from adcascade.records.ads import Ad
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, UserProfile
 from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.flops import token_layers
 from benchmarks.speed.machine import Machine, describe
@@ -31,9 +34,6 @@ from protos.ranking_pb2_grpc import RankingServiceStub
 from ranking.artifact import ModelVersion
 from ranking.backends import BACKENDS
 from ranking.text import render_ad, render_user
-from records.ads import Ad
-from records.errors import InputError
-from records.users import Context, UserProfile
 from serving.channel import is_serving
 
 CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "empty gRPC call"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adcascade.records.errors import InputError
 from benchmarks.speed.contest import Spread
 from benchmarks.speed.machine import Machine
-from records.errors import InputError
 
 
 class Entry(BaseModel):

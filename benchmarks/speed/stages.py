@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from adcascade.records.errors import InputError
+from adcascade.records.users import UserProfile
 from benchmarks.speed.arrivals import Answered, Start, one_by_one
 from benchmarks.speed.catalog import made_index
 from benchmarks.speed.contest import Spread
@@ -26,8 +28,6 @@ from pipeline.processes import ServerProcess, running
 from protos import recommend_pb2
 from protos.convert import user_to_wire
 from protos.recommend_pb2_grpc import RecommendServiceStub
-from records.errors import InputError
-from records.users import UserProfile
 from serving.channel import open_channel
 from serving.errors import StartupError
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.records.ads import Ad, read_ads
+from adcascade.records.errors import InputError
+from adcascade.records.users import Context, Event, EventType, UserProfile
 from ranking.text import render_ad, render_user
-from records.ads import Ad, read_ads
-from records.errors import InputError
-from records.users import Context, Event, EventType, UserProfile
 
 _AT_ONCE = 4096
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from records.users import Event, EventType, UserProfile
+from adcascade.records.users import Event, EventType, UserProfile
 
 _USERS = 2000
 _HISTORIES = (3, 10, 30, 60)

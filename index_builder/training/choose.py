@@ -9,6 +9,9 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from adcascade.records.clicks import Integers
+from adcascade.records.popularity import FEATURES
+from adcascade.records.users import EventType, UserProfile
 from index_builder.interest_merge import merge
 from index_builder.recall import exact_search
 from index_builder.tower_findings import CUT_OFFS, Lead, TowerComparison
@@ -18,9 +21,6 @@ from index_builder.training.fit import short_widths
 from index_builder.training.held_out import HeldOut
 from index_builder.training.ranks import NOT_FOUND, Places, places_of, recall_at, with_interval
 from index_builder.training.score_weights import ScoreWeights, fit_score_weights
-from records.clicks import Integers
-from records.popularity import FEATURES
-from records.users import EventType, UserProfile
 
 # How many times louder than the likelihood of the clicks says, neighbours may be: it weighs every click alike, and
 # those far down the list, where neighbours know nothing, are many. Still louder, and new ads, which have no neighbours

@@ -14,6 +14,8 @@ import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from adcascade.records.clicks import REJECTED_FILE
+from adcascade.records.joined import Joined
 from index_builder.commands import Encoder, VectorsFolder
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import NotPublished
@@ -22,8 +24,6 @@ from index_builder.progress import LongWork, build_progress
 from index_builder.tower_findings import CUT_OFFS
 from index_builder.training.options import TowerOptions
 from index_builder.vector_store import default_folder, remembering
-from records.clicks import REJECTED_FILE
-from records.joined import Joined
 from serving.flags import with_flags_of
 from serving.terminal import Console
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.records.ads import Ad
+from adcascade.records.clicks import ClickLog, LogReport
+from adcascade.records.joined import Joined, read_joined
+from adcascade.records.users import UserProfile
 from index_builder.ad_text import embedding_text
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.progress import Progress
 from index_builder.training.parts import Parts, split_log
-from records.ads import Ad
-from records.clicks import ClickLog, LogReport
-from records.joined import Joined, read_joined
-from records.users import UserProfile
 
 _TEXTS_AT_ONCE = 512
 
@@ -97,7 +97,7 @@ def load_retrieval_data(
 
     Args:
         split, seed: see `parts.split_log`.
-        max_rejected, newest, rejected_file: see `records.clicks.read_clicks`.
+        max_rejected, newest, rejected_file: see `adcascade.records.clicks.read_clicks`.
         on_read: Called with what was read, before it is split and embedded.
 
     Raises:

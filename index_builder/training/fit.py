@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adcascade.records.clicks import Integers
+from adcascade.records.users import EVENT_WEIGHT, EventType
 from index_builder.errors import BuildError
 from index_builder.tower_findings import Passes
 from index_builder.towers import EVENT_TYPES, Towers, TowerShape
@@ -17,8 +19,6 @@ from index_builder.training.batches import AdSample, AdSampler, Catalog, Step, s
 from index_builder.training.loss import softmax_loss
 from index_builder.training.options import TowerOptions
 from index_builder.training.sequences import Sequences
-from records.clicks import Integers
-from records.users import EVENT_WEIGHT, EventType
 
 # Told (steps done, steps in all, loss).
 Watch = Callable[[float, float], None]

@@ -7,11 +7,11 @@ little).
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from adcascade.records.users import EventType
 from index_builder.neighbours import Neighbours
 from index_builder.towers import EVENT_TYPES
 from index_builder.training.options import TowerOptions
 from index_builder.training.sequences import Sequences
-from records.users import EventType
 
 
 def fit_neighbours(sequences: Sequences, ad_ids: list[str], options: TowerOptions) -> Neighbours | None:

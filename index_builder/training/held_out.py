@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adcascade.records.clicks import ClickLog, Integers
+from adcascade.records.users import Context
 from index_builder.training.sequences import Sequences, sequences_of
-from records.clicks import ClickLog, Integers
-from records.users import Context
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from records.clicks import ClickLog, Integers
-from records.errors import InputError
-from records.splits import split_by_time, split_each_user
+from adcascade.records.clicks import ClickLog, Integers
+from adcascade.records.errors import InputError
+from adcascade.records.splits import split_by_time, split_each_user
 
 SPLITS = ("time", "user", "ad", "none")
 _HIDDEN_ADS = 0.2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from records.clicks import Integers
+from adcascade.records.clicks import Integers
 
 Floats = npt.NDArray[np.float64]
 # The place of an ad that a list does not hold.

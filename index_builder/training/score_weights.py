@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from records.clicks import Integers
+from adcascade.records.clicks import Integers
 
 _PENALTY = 1e-3
 _ROUNDS = 50
@@ -23,7 +23,7 @@ class ScoreWeights:
     """What is added to a similarity.
 
     Attributes:
-        popularity: of `records.popularity.FEATURES`, float32 [features].
+        popularity: of `adcascade.records.popularity.FEATURES`, float32 [features].
         neighbours: of what the neighbours of the ads that a user met add up to; never negative.
     """
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers
+from adcascade.records.users import EventType
 from index_builder.towers import EVENT_TYPES, UNKNOWN_GAP, attribute_buckets
-from records.clicks import NO_TIME, ClickLog, Integers
-from records.users import EventType
 
 Floats = npt.NDArray[np.float32]
 

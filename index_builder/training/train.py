@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from adcascade.records.clicks import Integers
+from adcascade.records.errors import InputError
+from adcascade.records.popularity import FEATURES, PopularitySnapshot
+from adcascade.records.users import Context
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.tower_artifact import TowerSpec, TrainedTowers, novelty, save_towers
@@ -22,10 +26,6 @@ from index_builder.training.fit_neighbours import fit_neighbours, neighbour_scor
 from index_builder.training.held_out import HeldOut, held_out
 from index_builder.training.options import TowerOptions
 from index_builder.training.sequences import Sequences, sequences_of
-from records.clicks import Integers
-from records.errors import InputError
-from records.popularity import FEATURES, PopularitySnapshot
-from records.users import Context
 
 # Told (which training, share of it that is done, loss of the last step).
 Watch = Callable[[str, float, float], None]

@@ -1,7 +1,7 @@
 """A click log as batches of (user, ads) for the text layers.
 
 Rows of one user stand together, so that the user is read once for many ads. A block's user text is made from what its
-first row may look back on; the counters of each row from what that row may (see `records.history`).
+first row may look back on; the counters of each row from what that row may (see `adcascade.records.history`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec
 from ranking.batch import PairBatch, TokenIds, pad, tokenize
 from ranking.features import Features
 from ranking.model import TextVectors
 from ranking.training.dataset import Dataset
-from records.clicks import Integers
 
 _MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adcascade.records.history import Window, merged
 from ranking.behaviour import BehaviourModel
 from ranking.training.dataset import Dataset
 from ranking.training.labels import Labels, all_labels
@@ -20,7 +21,6 @@ from ranking.training.losses import click_loss, clicked_conversion_loss, convers
 from ranking.training.options import TrainOptions
 from ranking.training.rows import CELLS_PER_WINDOW, BehaviourRows, behaviour_logits
 from ranking.training.stage import Conditions, Fit, Plan
-from records.history import Window, merged
 
 _AVERAGE_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50

@@ -13,9 +13,9 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
+from adcascade.records.clicks import Integers
 from ranking.calibration import Calibration
 from ranking.training.metrics import log_loss
-from records.clicks import Integers
 
 Logits = npt.NDArray[np.float64]
 _FOLDS = 5

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from adcascade.records.clicks import REJECTED_FILE
+from adcascade.records.errors import InputError
 from index_builder.log_display import show_log_read
 from index_builder.progress import working
 from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Rejected, Users
@@ -25,8 +27,6 @@ from ranking.training.report import (
     text_fit_line,
     train_report_as_dict,
 )
-from records.clicks import REJECTED_FILE
-from records.errors import InputError
 from serving.flags import with_flags_of
 from serving.terminal import Console
 

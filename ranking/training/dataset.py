@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.records.ads import Ad
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
+from adcascade.records.counters import CounterSnapshot
+from adcascade.records.errors import InputError
+from adcascade.records.history import EarlierRows, Histories, OtherFolds, Past, event_of
+from adcascade.records.joined import read_joined
+from adcascade.records.splits import split_at_random, split_by_key, split_by_time, split_each_user
+from adcascade.records.users import UserProfile
 from ranking.context import CONTEXT_WORDS, context_buckets
 from ranking.features import COUNTED, Features, dense_features, keys_of, snapshot_features
 from ranking.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
-from records.ads import Ad
-from records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
-from records.counters import CounterSnapshot
-from records.errors import InputError
-from records.history import EarlierRows, Histories, OtherFolds, Past, event_of
-from records.joined import read_joined
-from records.splits import split_at_random, split_by_key, split_by_time, split_each_user
-from records.users import UserProfile
 
 SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
@@ -192,7 +192,7 @@ def load_dataset(
             be, else by request; the report says why. "none" makes no parts: each row looks back on strictly earlier
             ones. For a split by time or user, a few rows without a timestamp are left out.
         seed: for a split at random.
-        max_rejected, newest, rejected_file: see `records.clicks.read_clicks`.
+        max_rejected, newest, rejected_file: see `adcascade.records.clicks.read_clicks`.
 
     Raises:
         InputError: A file cannot be read, too many rows are unusable, or the log is too small to split.

@@ -6,6 +6,8 @@ import numpy as np
 from sklearn.metrics import roc_curve
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.records.clicks import Integers
+from adcascade.records.errors import InputError
 from ranking.artifact import CtrSpec, ModelVersion, RankerModel
 from ranking.hardware import choose_device
 from ranking.training.bootstrap import with_intervals
@@ -25,8 +27,6 @@ from ranking.training.predict import Predictor
 from ranking.training.results import RANKER, TEACHER, Curves, Evaluation, Slice, Surprise
 from ranking.training.slices import slices
 from ranking.training.speed import milliseconds_per_request
-from records.clicks import Integers
-from records.errors import InputError
 
 _CURVE_POINTS = 100
 _SURPRISES = 10

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adcascade.records.clicks import ClickLog, Integers
 from ranking.training.losses import GROUP_LOSSES, click_loss
 from ranking.training.options import TrainOptions
-from records.clicks import ClickLog, Integers
 
 
 @dataclass(frozen=True)

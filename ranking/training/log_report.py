@@ -5,8 +5,8 @@ from datetime import UTC, date, datetime
 
 import numpy as np
 
+from adcascade.records.clicks import NO_TIME, Integers
 from ranking.training.dataset import Dataset
-from records.clicks import NO_TIME, Integers
 
 _DAY = 86_400_000_000
 

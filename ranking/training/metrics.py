@@ -17,8 +17,8 @@ import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+from adcascade.records.clicks import Integers
 from index_builder.training.ranks import expected_reciprocal_rank
-from records.clicks import Integers
 
 Probabilities = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]

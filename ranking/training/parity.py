@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec, ExportParity
 from ranking.backends import TextBackend, TorchBackend
 from ranking.batch import PairBatch, TokenRows
@@ -19,7 +20,6 @@ from ranking.training.batches import make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import auc
 from ranking.training.predict import Predictor
-from records.clicks import Integers
 
 # Of a logit, in float32: a thousandth moves a probability by at most 0.00025.
 TOLERANCE = 1e-3

@@ -8,14 +8,14 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
+from adcascade.records.clicks import Integers
+from adcascade.records.errors import InputError
 from index_builder.encoder import TextEncoder, load_encoder
 from ranking.context import CONTEXT_BUCKETS
 from ranking.features import FEATURES, Features, id_bucket
 from ranking.text import HISTORY_EVENTS
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import Probabilities
-from records.clicks import Integers
-from records.errors import InputError
 
 log = logging.getLogger(__name__)
 

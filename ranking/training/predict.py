@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec, RankerModel
 from ranking.features import Features
 from ranking.hardware import choose_precision
@@ -15,7 +16,6 @@ from ranking.training.batches import AdTexts, BatchMaker, LabelledBatch, make_bl
 from ranking.training.dataset import Dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits
 from ranking.training.scorer import Scored, Scorer, predict_logits
-from records.clicks import Integers
 
 
 @dataclass(frozen=True)

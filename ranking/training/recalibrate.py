@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from adcascade.records.clicks import Integers
+from adcascade.records.errors import InputError
 from artifacts.store import VersionStore
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.calibration import Calibration
@@ -15,8 +17,6 @@ from ranking.training.calibrate import fit_calibration
 from ranking.training.dataset import Dataset
 from ranking.training.predict import predict
 from ranking.training.versions import load_from
-from records.clicks import Integers
-from records.errors import InputError
 
 
 @dataclass(frozen=True)

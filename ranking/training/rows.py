@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.history import Past, Window, merged
 from ranking.artifact import CtrSpec
 from ranking.batch import pad, tokenize
 from ranking.behaviour import AdKeys, Behaviour, BehaviourModel, History, Shown, with_interests
@@ -16,8 +18,6 @@ from ranking.model import TextVectors
 from ranking.text import HISTORY_EVENTS
 from ranking.training.batches import AdTexts
 from ranking.training.dataset import Dataset
-from records.clicks import NO_TIME, Integers
-from records.history import Past, Window, merged
 
 # Of (impression, event) pairs in one pass; the windows of small users are merged up to this.
 CELLS_PER_WINDOW = 65_536

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.records.counters import CounterSnapshot
 from artifacts.store import Draft
 from index_builder.progress import working
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
@@ -25,7 +26,6 @@ from ranking.training.report import train_progress, train_report_as_dict
 from ranking.training.results import RANKER, TrainReport
 from ranking.training.train import Trained, train
 from ranking.training.versions import exact_name
-from records.counters import CounterSnapshot
 from reports.page import never_at_the_cost_of
 
 REPORT_FILE, REPORT_JSON_FILE = "report.html", "report.json"

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adcascade.records.clicks import Integers
 from ranking.ad_states import AdStateCache
 from ranking.artifact import CtrSpec, RankerModel
 from ranking.model import SharedUserCrossEncoder
 from ranking.training.batches import BatchMaker, LabelledBatch
-from records.clicks import Integers
 
 _CACHED_ADS = 50_000
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.clicks import NO_TIME, Integers
 from ranking.text import HISTORY_EVENTS
 from ranking.training.dataset import Dataset
-from records.clicks import NO_TIME, Integers
 
 # A context column with more values than this is no slice that people read.
 _MOST_VALUES = 12

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adcascade.records.clicks import Integers
 from ranking.artifact import RankerModel
 from ranking.model import SharedUserCrossEncoder
 from ranking.training.batches import BatchMaker, LabelledBatch, make_blocks
@@ -19,7 +20,6 @@ from ranking.training.lora import add_adapters, merge_adapters
 from ranking.training.options import TrainOptions
 from ranking.training.scorer import Scorer
 from ranking.training.stage import Conditions, Fit, Plan
-from records.clicks import Integers
 
 
 def train_text(

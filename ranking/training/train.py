@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.records.clicks import Integers
+from adcascade.records.errors import InputError
 from ranking.artifact import (
     CtrSpec,
     ModelVersion,
@@ -35,8 +37,6 @@ from ranking.training.stage import Conditions, Fit, Watch
 from ranking.training.text import train_text, validation_blocks
 from ranking.training.versions import load_named
 from ranking.training.workers import join_workers, worker_device
-from records.clicks import Integers
-from records.errors import InputError
 
 Logits = npt.NDArray[np.float64]
 

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from adcascade.records.clicks import Integers
+from adcascade.records.errors import InputError
+from adcascade.records.history import Histories
+from adcascade.records.popularity import PopularitySnapshot
+from adcascade.records.users import EventType, UserProfile
 from index_builder.schedule import Schedule
 from index_builder.towers import EVENT_TYPES
 from index_builder.training.data import RetrievalData
 from index_builder.training.held_out import HeldOut, held_out
 from index_builder.training.ranks import Places, recall_at, with_interval
-from records.clicks import Integers
-from records.errors import InputError
-from records.history import Histories
-from records.popularity import PopularitySnapshot
-from records.users import EventType, UserProfile
 from retrieval.evaluation.judge import Judge, places_in
 from retrieval.evaluation.peers import UNPERSONAL, peers
 from retrieval.evaluation.results import CURVE, RECALLS, RETRIEVAL, ZERO_SHOT, RetrievalEvaluation, Slice

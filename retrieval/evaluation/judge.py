@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.clicks import Integers
 from index_builder.schedule import Schedule
 from index_builder.training.held_out import HeldOut
 from index_builder.training.ranks import (
@@ -19,7 +20,6 @@ from index_builder.training.ranks import (
     shown_first,
     with_interval,
 )
-from records.clicks import Integers
 from retrieval.evaluation.results import RECALLS, Comparison
 
 _FIRST = 100

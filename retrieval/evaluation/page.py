@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from records.errors import InputError
+from adcascade.records.errors import InputError
 from reports.page import render
 from retrieval.evaluation.report import COLUMNS, summary, titled_slices
 from retrieval.evaluation.results import METRICS, RETRIEVAL, Comparison, RetrievalEvaluation, Slice

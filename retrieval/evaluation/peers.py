@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from records.clicks import Integers
-from records.popularity import PopularitySnapshot
+from adcascade.records.clicks import Integers
+from adcascade.records.popularity import PopularitySnapshot
 
 Scores = npt.NDArray[np.float32]
 # Takes the clicks of all users [users, ads] and the rows of those that are asked for; returns scores [asked, ads].

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from adcascade.records.errors import InputError
 from benchmarks.speed.contest import Spread
 from benchmarks.speed.machine import Machine, describe
-from records.errors import InputError
 
 _SIZE = 8192
 _BYTES = 4 * 2**30

@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 
+from adcascade.records.ads import Ad
+from adcascade.records.datasets.movielens import DatasetFiles
+from adcascade.records.users import Context, UserProfile
 from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
 from benchmarks.speed.models import kept_ranker
@@ -28,9 +31,6 @@ from protos import ranking_pb2
 from protos.convert import user_to_wire
 from protos.ranking_pb2_grpc import RankingServiceStub
 from ranking.text import render_ad, render_user
-from records.ads import Ad
-from records.movielens import DatasetFiles
-from records.users import Context, UserProfile
 
 SERVER, DEFAULTS, TUNED = "AdCascade", "CrossEncoder.predict", "CrossEncoder.predict, bfloat16, batches of 256"
 _P99_MS, _PAIRS = 5.0, 100_000

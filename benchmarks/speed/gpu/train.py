@@ -5,6 +5,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 
+from adcascade.records.datasets.movielens import DatasetFiles
 from benchmarks.architectures import LITTLE_TEXT, unseen_ads
 from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster
@@ -13,7 +14,6 @@ from ranking.training.dataset import Dataset
 from ranking.training.options import TrainOptions
 from ranking.training.stage import Step
 from ranking.training.train import train
-from records.movielens import DatasetFiles
 
 _STAGES = ("behaviour", "text")
 

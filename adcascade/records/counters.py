@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from records.clicks import NO_TIME, ClickLog, Integers, Texts
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from records.errors import InputError
-from records.files import DamagedRow, is_table, read_rows
-from records.limits import (
+from adcascade.records.errors import InputError
+from adcascade.records.files import DamagedRow, is_table, read_rows
+from adcascade.records.limits import (
     MAX_FIELD_CHARS,
     MAX_ID_CHARS,
     MAX_KEYWORDS,
@@ -20,9 +20,9 @@ from records.limits import (
     check_attributes,
     check_text,
 )
-from records.missing import is_missing
-from records.near_names import warn_of_near_names
-from records.values import as_attributes, as_id, as_int, as_text, as_texts, as_time
+from adcascade.records.missing import is_missing
+from adcascade.records.near_names import warn_of_near_names
+from adcascade.records.values import as_attributes, as_id, as_int, as_text, as_texts, as_time
 
 # The same ad again, word for word: nothing is lost by leaving it out, so no limit of rejected rows counts it.
 REPEATED = "repeated_ad"
@@ -110,7 +110,7 @@ def read_catalog(path: Path) -> Catalog:
 
 
 def read_ads(path: Path) -> Iterator[Ad | RejectedAd]:
-    """Streams the ads of a Parquet, JSONL or CSV file, or of all such files in a folder (see `records.files`).
+    """Streams the ads of a Parquet, JSONL or CSV file, or of a folder of such (see `adcascade.records.files`).
 
     Columns are the fields of `Ad`; only ``ad_id`` and one of ``title`` and ``body`` must be there, other columns become
     attributes. A row is rejected, with one of these reasons, and reading goes on:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from records.errors import InputError
+from adcascade.records.errors import InputError
 
 MAX_ID_CHARS = 256
 MAX_FIELD_CHARS = 256

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from records.errors import InputError
+from adcascade.records.errors import InputError
 
 LICENCE = (
     "MovieLens-100k, GroupLens Research (Harper and Konstan 2015): research use only, no commercial use "

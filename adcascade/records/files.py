@@ -17,11 +17,11 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
-from records.errors import InputError
-from records.folders import SourceFile, list_files
-from records.parquet_limits import bounded_batches
-from records.rounded import RoundedFloat
+from adcascade.records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
+from adcascade.records.errors import InputError
+from adcascade.records.folders import SourceFile, list_files
+from adcascade.records.parquet_limits import bounded_batches
+from adcascade.records.rounded import RoundedFloat
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from records.clicks import NO_TIME, ClickLog, LogReport
+from adcascade.records.clicks import NO_TIME, ClickLog, LogReport
 
 # Nobody sees a tenth of all impressions: a user who does stands for many.
 _LARGEST_USER = 0.1

@@ -7,9 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from records.errors import InputError
-from records.files import DamagedRow, read_rows
-from records.limits import (
+from adcascade.records.errors import InputError
+from adcascade.records.files import DamagedRow, read_rows
+from adcascade.records.limits import (
     MAX_FIELD_CHARS,
     MAX_HISTORY,
     MAX_ID_CHARS,
@@ -17,10 +17,10 @@ from records.limits import (
     check_attributes,
     check_text,
 )
-from records.missing import is_missing
-from records.near_names import warn_of_near_names
-from records.times import check_happened
-from records.values import as_attributes, as_id, as_objects, as_text, as_time
+from adcascade.records.missing import is_missing
+from adcascade.records.near_names import warn_of_near_names
+from adcascade.records.times import check_happened
+from adcascade.records.values import as_attributes, as_id, as_objects, as_text, as_time
 
 
 class EventType(Enum):

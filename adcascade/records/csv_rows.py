@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from io import TextIOBase
 
-from records.errors import InputError
+from adcascade.records.errors import InputError
 
 MAX_LINE_CHARS = 16 * 1024 * 1024
 # What a quoted value with line ends may span; it bounds what is read again after a quote that nothing closes.

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from records.ads import Ad, Catalog, read_catalog
-from records.clicks import ClickLog, LogReport, read_clicks
-from records.users import UserProfile, load_users
+from adcascade.records.ads import Ad, Catalog, read_catalog
+from adcascade.records.clicks import ClickLog, LogReport, read_clicks
+from adcascade.records.users import UserProfile, load_users
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def read_joined(
 
     Args:
         max_rejected: Share of the log's rows, and of the users, that may be rejected.
-        newest, timed, rejected_file: see `records.clicks.read_clicks`.
+        newest, timed, rejected_file: see `adcascade.records.clicks.read_clicks`.
 
     Raises:
         InputError: A file cannot be read, no ad is usable, or too many rows or users are not.

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from records.errors import InputError
-from records.files import Batch, DamagedRow, is_table
-from records.limits import MAX_FIELD_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
-from records.missing import is_missing
-from records.near_names import warn_of_near_names
-from records.times import AHEAD, EARLIEST, Moment, check_happened, minutes_ahead, read_moment
-from records.values import as_attributes, as_id, as_int, as_word
+from adcascade.records.errors import InputError
+from adcascade.records.files import Batch, DamagedRow, is_table
+from adcascade.records.limits import MAX_FIELD_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
+from adcascade.records.missing import is_missing
+from adcascade.records.near_names import warn_of_near_names
+from adcascade.records.times import AHEAD, EARLIEST, Moment, check_happened, minutes_ahead, read_moment
+from adcascade.records.values import as_attributes, as_id, as_int, as_word
 
 Integers = npt.NDArray[np.int64]
 

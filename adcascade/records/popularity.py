@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from records.clicks import NO_TIME, ClickLog, Integers
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]

@@ -10,12 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
-from records.click_report import REJECTED_FILE, FoundRows, LogReport, check_replaceable, check_share, write_rejected
-from records.errors import InputError
-from records.files import read_batches
-from records.limits import MAX_ATTRIBUTES
-from records.users import Context
+from adcascade.records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
+from adcascade.records.click_report import (
+    REJECTED_FILE,
+    FoundRows,
+    LogReport,
+    check_replaceable,
+    check_share,
+    write_rejected,
+)
+from adcascade.records.errors import InputError
+from adcascade.records.files import read_batches
+from adcascade.records.limits import MAX_ATTRIBUTES
+from adcascade.records.users import Context
 
 __all__ = ["NO_TIME", "REJECTED_FILE", "REQUIRED", "ClickLog", "Integers", "LogReport", "Texts", "read_clicks"]
 

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from records.errors import InputError
-from records.files import DamagedRow, read_rows
-from records.movielens import DatasetFiles
-from records.values import as_int, as_text
+from adcascade.records.datasets.movielens import DatasetFiles
+from adcascade.records.errors import InputError
+from adcascade.records.files import DamagedRow, read_rows
+from adcascade.records.values import as_int, as_text
 
 log = logging.getLogger(__name__)
 

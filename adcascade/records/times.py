@@ -11,9 +11,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from records.errors import InputError
-from records.missing import is_missing
-from records.rounded import RoundedFloat
+from adcascade.records.errors import InputError
+from adcascade.records.missing import is_missing
+from adcascade.records.rounded import RoundedFloat
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 # How far the clock of whoever wrote a log may be ahead of ours.

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from records.errors import InputError
+from adcascade.records.errors import InputError
 
 BATCH_ROWS = 4096
 # For the rows that are decoded at once, in bytes.

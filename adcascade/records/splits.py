@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from records.clicks import NO_TIME, ClickLog, Integers, Texts
-from records.errors import InputError
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
+from adcascade.records.errors import InputError
 
 
 def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:

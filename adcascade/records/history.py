@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import block_diag
 
-from records.clicks import NO_TIME, ClickLog, Integers, Texts
-from records.counters import Counts, counts_before, counts_of_other_folds
-from records.users import Event, EventType, UserProfile
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
+from adcascade.records.counters import Counts, counts_before, counts_of_other_folds
+from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
 _NOBODY = np.empty(0, np.int64)

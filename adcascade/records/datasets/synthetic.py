@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from records.errors import InputError
-from records.movielens import DatasetFiles
+from adcascade.records.datasets.movielens import DatasetFiles
+from adcascade.records.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from records.errors import InputError
+from adcascade.records.errors import InputError
 
 PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".csv")
 SUFFIXES = (".parquet", *PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES))

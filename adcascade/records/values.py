@@ -1,6 +1,6 @@
 """Single values as they come from JSON, CSV or Parquet, turned into the types of the records.
 
-What stands for no value (`records.missing`) is missing everywhere: it is "", 0 or None, and never a text.
+What stands for no value (`adcascade.records.missing`) is missing everywhere: it is "", 0 or None, and never a text.
 """
 
 import ast
@@ -12,10 +12,10 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, TypeGuard
 
-from records.errors import InputError
-from records.missing import is_missing
-from records.rounded import RoundedFloat
-from records.times import read_moment
+from adcascade.records.errors import InputError
+from adcascade.records.missing import is_missing
+from adcascade.records.rounded import RoundedFloat
+from adcascade.records.times import read_moment
 
 # Whole numbers below this are exact in a float of 64 bits.
 _EXACT = 2**53
@@ -211,7 +211,7 @@ def as_attributes(value: Any) -> dict[str, str]:
 
 
 def as_time(row: Mapping[str, Any], name: str) -> datetime | None:
-    """A moment in UTC (see `records.times`); None if missing. Raises InputError."""
+    """A moment in UTC (see `adcascade.records.times`); None if missing. Raises InputError."""
     moment = read_moment(row.get(name), name)
     return None if moment is None else moment.time
 
