@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from adcascade.artifacts.errors import ArtifactError
 from adcascade.records.errors import InputError
-from artifacts.errors import ArtifactError
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.documents import put_between
 from benchmarks.findings import Finding, as_markdown, as_short_markdown, as_table, keep, read

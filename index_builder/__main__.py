@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from adcascade.artifacts.commands import add_version_commands
+from adcascade.artifacts.errors import ArtifactError
 from adcascade.records.errors import InputError
-from artifacts.commands import add_version_commands
-from artifacts.errors import ArtifactError
 from index_builder import commands
 from index_builder.artifact import open_store
 from index_builder.bulk_encoder import AUTO

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adcascade.artifacts.errors import CorruptVersion
+from adcascade.artifacts.store import VersionStore
 from adcascade.records.ads import Ad
-from artifacts.errors import CorruptVersion
-from artifacts.store import VersionStore
 from index_builder.ad_text import joined_text
 from index_builder.encoder import TextEncoder
 from index_builder.errors import BuildError

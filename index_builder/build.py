@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.artifacts.errors import ArtifactError
+from adcascade.artifacts.fallback import load_newest
+from adcascade.artifacts.files import private_opener
+from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.records.ads import REPEATED, Ad, RejectedAd, read_ads
-from artifacts.errors import ArtifactError
-from artifacts.fallback import load_newest
-from artifacts.files import private_opener
-from artifacts.store import Draft, VersionStore
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
     ADS_FILE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
-from artifacts.errors import CorruptVersion
+from adcascade.artifacts.errors import CorruptVersion
 from index_builder.faiss_index import Rows
 from index_builder.schedule import Eligibility
 from index_builder.words import ANALYZER, words_of, words_of_query

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.artifacts.fallback import load_newest
+from adcascade.artifacts.store import VersionStore
 from adcascade.records.clicks import REJECTED_FILE, ClickLog, LogReport, read_clicks
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import PopularitySnapshot
 from adcascade.records.times import AHEAD
-from artifacts.fallback import load_newest
-from artifacts.store import VersionStore
 from index_builder.artifact import (
     ADS_FILE,
     LEXICAL_FOLDER,

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from adcascade.artifacts.errors import CorruptVersion
+from adcascade.artifacts.fallback import load_newest
 from adcascade.records.popularity import FEATURES, Floats, PopularitySnapshot
-from artifacts.errors import CorruptVersion
-from artifacts.fallback import load_newest
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.neighbours import Neighbours

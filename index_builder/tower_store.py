@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from artifacts.store import VersionStore
+from adcascade.artifacts.store import VersionStore
 
 KIND, FORMAT_VERSION = "towers", 1
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from artifacts.errors import CorruptVersion
-from artifacts.files import open_regular
+from adcascade.artifacts.errors import CorruptVersion
+from adcascade.artifacts.files import open_regular
 from index_builder.encoder import Vectors
 
 # A file of at most so many bytes is kept in memory: reading a row takes a microsecond, copying it a tenth of that.

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from adcascade.artifacts.commands import add_version_commands
+from adcascade.artifacts.errors import ArtifactError
 from adcascade.records.ads import Ad, read_ads
 from adcascade.records.clicks import read_clicks
 from adcascade.records.errors import InputError
@@ -17,8 +19,6 @@ from adcascade.records.history import Histories, with_history
 from adcascade.records.printable import printable_json
 from adcascade.records.users import Context, UserProfile, load_users
 from adcascade.records.values import as_id
-from artifacts.commands import add_version_commands
-from artifacts.errors import ArtifactError
 from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import VectorsFolder, build_command, refresh_command
 from index_builder.errors import BuildError

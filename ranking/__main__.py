@@ -8,10 +8,10 @@ import torch
 from prometheus_client import Counter, Gauge
 from pydantic_settings import CliApp
 
+from adcascade.artifacts.errors import ArtifactError, VersionNotFound
+from adcascade.artifacts.hotswap import HotSwap
+from adcascade.artifacts.store import VersionStore
 from adcascade.records.errors import InputError
-from artifacts.errors import ArtifactError, VersionNotFound
-from artifacts.hotswap import HotSwap
-from artifacts.store import VersionStore
 from index_builder.artifact import ADS_FILE, AdCatalog
 from index_builder.artifact import open_store as open_index_store
 from index_builder.errors import BuildError

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from artifacts.hotswap import HotSwap
+from adcascade.artifacts.hotswap import HotSwap
 from ranking.candidates import CatalogVersion
 from ranking.engine import RankingEngine
 from ranking.text import render_ad

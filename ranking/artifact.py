@@ -24,10 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from adcascade.artifacts.errors import CorruptVersion
+from adcascade.artifacts.manifest import Manifest
+from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.records.counters import CounterSnapshot
-from artifacts.errors import CorruptVersion
-from artifacts.manifest import Manifest
-from artifacts.store import Draft, VersionStore
 from index_builder.encoder import EMBEDDED, embedded_model_path
 from index_builder.model_check import (
     BrokenModelError,

@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad
 from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
-from artifacts.hotswap import HotSwap
 from protos import ranking_pb2, ranking_pb2_grpc, types_pb2
 from protos.convert import (
     ad_from_wire,

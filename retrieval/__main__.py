@@ -6,10 +6,10 @@ from functools import partial
 from prometheus_client import Counter
 from pydantic_settings import CliApp
 
+from adcascade.artifacts.errors import ArtifactError, VersionNotFound
+from adcascade.artifacts.hotswap import HotSwap
+from adcascade.artifacts.store import VersionStore
 from adcascade.records.errors import InputError
-from artifacts.errors import ArtifactError, VersionNotFound
-from artifacts.hotswap import HotSwap
-from artifacts.store import VersionStore
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import TextEncoder, load_encoder
 from index_builder.errors import BuildError

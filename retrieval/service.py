@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import AdCatalog
 from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from protos.convert import (

@@ -16,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from adcascade.artifacts.errors import VersionNotFound
 from adcascade.records.errors import InputError
-from artifacts.errors import VersionNotFound
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from index_builder.tower_artifact import load_published_towers

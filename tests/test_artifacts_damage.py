@@ -12,9 +12,9 @@ import pytest
 from conftest import writable
 from test_artifacts_store import FILES, add_version, fill, names
 
-from artifacts.errors import CorruptVersion, VersionNotFound
-from artifacts.hotswap import HotSwap
-from artifacts.store import VersionStore
+from adcascade.artifacts.errors import CorruptVersion, VersionNotFound
+from adcascade.artifacts.hotswap import HotSwap
+from adcascade.artifacts.store import VersionStore
 
 NEVER = 3600.0
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pytest
 from conftest import writable
 
-from artifacts.errors import CorruptVersion, VersionNotFound
-from artifacts.hotswap import HotSwap
-from artifacts.store import VersionStore
+from adcascade.artifacts.errors import CorruptVersion, VersionNotFound
+from adcascade.artifacts.hotswap import HotSwap
+from adcascade.artifacts.store import VersionStore
 
 NEVER = 3600.0
 

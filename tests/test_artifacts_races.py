@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from test_artifacts_store import add_version, names
 
-from artifacts.errors import VersionNotFound
-from artifacts.store import VersionStore
+from adcascade.artifacts.errors import VersionNotFound
+from adcascade.artifacts.store import VersionStore
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 4.0
@@ -22,9 +22,9 @@ SECONDS = 4.0
 # What each process does until it is told to stop; it leaves a file once it has done it.
 WORKER = """
 import pathlib, random, sys
-from artifacts.errors import StoreBusy, VersionNotFound
-from artifacts.hotswap import HotSwap
-from artifacts.store import VersionStore
+from adcascade.artifacts.errors import StoreBusy, VersionNotFound
+from adcascade.artifacts.hotswap import HotSwap
+from adcascade.artifacts.store import VersionStore
 
 root, kind, signals, seed = pathlib.Path(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3]), int(sys.argv[4])
 store, chance = VersionStore(root, "index"), random.Random(seed)
@@ -162,7 +162,7 @@ def test_prune_and_its_lock_need_no_room(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
     code = (
-        "import pathlib, sys; from artifacts.store import VersionStore\n"
+        "import pathlib, sys; from adcascade.artifacts.store import VersionStore\n"
         "print(len(VersionStore(pathlib.Path(sys.argv[1]), 'index').prune(1)))"
     )
     done = subprocess.run(

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import writable
 
-from artifacts.errors import ArtifactError, CorruptVersion, StorageFull, StoreBusy, VersionNotFound
-from artifacts.store import VersionStore
+from adcascade.artifacts.errors import ArtifactError, CorruptVersion, StorageFull, StoreBusy, VersionNotFound
+from adcascade.artifacts.store import VersionStore
 
 ROOT = Path(__file__).parent.parent
 FILES = {"index.bin": b"\x00vectors\xff" * 40, "text/words.txt": b"eins zwei drei", "empty": b""}
@@ -61,7 +61,7 @@ def names(folder):
 def writing_elsewhere(root):
     """Another process that has a draft open."""
     code = (
-        "import pathlib, sys; from artifacts.store import VersionStore\n"
+        "import pathlib, sys; from adcascade.artifacts.store import VersionStore\n"
         f"with VersionStore(pathlib.Path({str(root)!r}), 'index').begin():\n"
         "    print('open', flush=True); sys.stdin.read()"
     )
@@ -184,7 +184,7 @@ def test_a_root_that_is_a_file_is_said_so(tmp_path):
 
 def test_a_manifest_is_utf8_whatever_the_locale(tmp_path):
     code = (
-        "import pathlib, sys; from artifacts.store import VersionStore\n"
+        "import pathlib, sys; from adcascade.artifacts.store import VersionStore\n"
         "store = VersionStore(pathlib.Path(sys.argv[1]), 'index')\n"
         "with store.begin() as draft: store.commit(draft, {'encoder': 'mod\\u00e8le'})\n"
         "store.publish(draft.version)"

@@ -13,8 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.users import UserProfile
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder

@@ -16,8 +16,8 @@ import pytest
 from conftest import TOPICS, serving_server, tiny_options, write_world_files
 from rich.table import Table
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.printable import printable, printable_json
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
 from protos import ranking_pb2_grpc, retrieval_pb2_grpc

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import writable
 
+from adcascade.artifacts.errors import CorruptVersion, StoreBusy
 from adcascade.records.ads import Ad, RejectedAd, read_ads
 from adcascade.records.errors import InputError
-from artifacts.errors import CorruptVersion, StoreBusy
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store, read_manifest
 from index_builder.build import BuildOptions, build

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_index_builder_build import ENCODER, make_rows, write
 
-from artifacts.errors import StorageFull
+from adcascade.artifacts.errors import StorageFull
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.users import EventType
-from artifacts.errors import CorruptVersion
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import serving_server
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder

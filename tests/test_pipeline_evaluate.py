@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.clicks import ClickLog
 from adcascade.records.errors import InputError
-from artifacts.errors import CorruptVersion
 from index_builder.artifact import load_version
 from index_builder.artifact import open_store as open_index_store
 from index_builder.encoder import load_encoder

@@ -9,7 +9,7 @@ import torch
 from conftest import save_tiny_bert, writable
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel
 
-from artifacts.errors import CorruptVersion
+from adcascade.artifacts.errors import CorruptVersion
 from ranking.artifact import CtrSpec, check_lengths, load_base, load_version
 from ranking.batch import PairBatch, pad
 from ranking.calibration import Calibration

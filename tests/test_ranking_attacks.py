@@ -10,9 +10,9 @@ import pytest
 from conftest import serving_server
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from protos import ranking_pb2 as pb
 from protos import types_pb2

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from conftest import save_tiny_bert, serving_server, tiny_options
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.users import Context, UserProfile
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store as open_index_store
 from protos import ranking_pb2 as pb
 from protos import types_pb2

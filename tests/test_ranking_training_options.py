@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_options, write_world_files
 
-from artifacts.errors import ArtifactError
+from adcascade.artifacts.errors import ArtifactError
 from ranking.artifact import load_version
 from ranking.errors import ModelError
 from ranking.store import open_store

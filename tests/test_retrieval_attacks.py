@@ -10,8 +10,8 @@ import pytest
 from conftest import serving_server
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
 from protos import retrieval_pb2 as pb

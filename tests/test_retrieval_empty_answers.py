@@ -7,7 +7,7 @@ import grpc
 import pytest
 from conftest import TOPICS, serving_server
 
-from artifacts.hotswap import HotSwap
+from adcascade.artifacts.hotswap import HotSwap
 from index_builder.artifact import open_store
 from protos import retrieval_pb2 as pb
 from protos import types_pb2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import serving_server
 
-from artifacts.hotswap import HotSwap
+from adcascade.artifacts.hotswap import HotSwap
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TOPICS, serving_server
 
+from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad, RejectedAd, read_ads
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from artifacts.hotswap import HotSwap
 from index_builder.artifact import ADS_FILE, AdCatalog, load_version, open_store, write_ads
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder

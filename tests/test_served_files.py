@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import writable
 
-from artifacts.errors import CorruptVersion
+from adcascade.artifacts.errors import CorruptVersion
 from index_builder.artifact import load_version as load_index_version
 from index_builder.artifact import open_store as open_index_store
 from index_builder.vector_file import VectorFile

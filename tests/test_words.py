@@ -6,8 +6,8 @@ import time
 import bm25s
 import pytest
 
+from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.users import Event, EventType, UserProfile
-from artifacts.errors import CorruptVersion
 from index_builder.artifact import LEXICAL_FOLDER, load_version, open_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder

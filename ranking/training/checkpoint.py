@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from artifacts.files import FILE_MODE, flush, make_folder, remove
+from adcascade.artifacts.files import FILE_MODE, flush, make_folder, remove
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from artifacts.manifest import MANIFEST_FILE
-from artifacts.store import VersionStore
+from adcascade.artifacts.manifest import MANIFEST_FILE
+from adcascade.artifacts.store import VersionStore
 from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity, ModelVersion
 from ranking.backends import (
     AD_FILE,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from adcascade.artifacts.store import VersionStore
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
-from artifacts.store import VersionStore
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.calibration import Calibration
 from ranking.hardware import choose_device

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
-from artifacts.store import Draft
 from index_builder.progress import working
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.store import FORMAT_VERSION, open_store

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from artifacts.store import VersionStore
+from adcascade.artifacts.store import VersionStore
 from ranking.artifact import ModelVersion, load_version
 from ranking.store import open_store
 from ranking.training.dataset import Dataset

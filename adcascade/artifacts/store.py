@@ -26,9 +26,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from artifacts.errors import FULL, ArtifactError, CorruptVersion, StoreBusy, VersionNotFound, storage_errors
-from artifacts.files import FILE_MODE, flush, make_folder, read_small, remove, remove_empty_folders, seal, write_private
-from artifacts.manifest import Manifest, list_files
+from adcascade.artifacts.errors import FULL, ArtifactError, CorruptVersion, StoreBusy, VersionNotFound, storage_errors
+from adcascade.artifacts.files import (
+    FILE_MODE,
+    flush,
+    make_folder,
+    read_small,
+    remove,
+    remove_empty_folders,
+    seal,
+    write_private,
+)
+from adcascade.artifacts.manifest import Manifest, list_files
 
 _REMEMBERED = 20  # how many earlier publications CURRENT remembers for rollback
 _LARGEST_CURRENT = 64 * 1024  # bytes

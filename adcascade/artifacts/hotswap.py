@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from artifacts.errors import ArtifactError, VersionNotFound
-from artifacts.fallback import load_newest
-from artifacts.store import VersionStore
+from adcascade.artifacts.errors import ArtifactError, VersionNotFound
+from adcascade.artifacts.fallback import load_newest
+from adcascade.artifacts.store import VersionStore
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from artifacts.errors import CorruptVersion
+from adcascade.artifacts.errors import CorruptVersion
 
 # At most; the umask may take more away.
 FOLDER_MODE, FILE_MODE = 0o750, 0o640

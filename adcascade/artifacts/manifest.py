@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from artifacts.errors import CorruptVersion
-from artifacts.files import open_regular, read_small, scan
+from adcascade.artifacts.errors import CorruptVersion
+from adcascade.artifacts.files import open_regular, read_small, scan
 
 MANIFEST_FILE = "manifest.json"
 _MOST_BYTES = 16 * 2**20

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from adcascade.artifacts.errors import VersionNotFound
+from adcascade.artifacts.store import VersionInfo, VersionStore
 from adcascade.records.printable import printable
-from artifacts.errors import VersionNotFound
-from artifacts.store import VersionInfo, VersionStore
 
 Root = Annotated[Path, typer.Argument(help="Folder that holds versions/ and CURRENT.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of text for people.")]

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from artifacts.errors import VersionNotFound
-from artifacts.store import VersionStore
+from adcascade.artifacts.errors import VersionNotFound
+from adcascade.artifacts.store import VersionStore
 
 log = logging.getLogger(__name__)
 
