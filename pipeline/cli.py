@@ -251,7 +251,7 @@ def evaluate_pipeline_command(
     from ranking.training.versions import warn_of_rows_it_knows
 
     if report is not None:
-        from reports.page import make_room
+        from adcascade.reports.page import make_room
         from retrieval.evaluation.page import write_comparison_page  # before the work: it says what is missing to draw
 
         make_room(report)

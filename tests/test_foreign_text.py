@@ -18,6 +18,8 @@ from rich.table import Table
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.printable import printable, printable_json
+from adcascade.reports import figures
+from adcascade.reports.page import render
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
 from protos import ranking_pb2_grpc, retrieval_pb2_grpc
@@ -27,8 +29,6 @@ from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import REPORT_FILE, train_and_save
-from reports import figures
-from reports.page import render
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
@@ -247,7 +247,7 @@ def test_a_plot_draws_a_text_and_computes_it_never(text):
 @pytest.mark.parametrize("text", NASTY)
 def test_a_page_shows_a_text_and_runs_it_never(text):
     slices = [("a", "b", [], "")]
-    page = render("reports", "base.html.j2", title=text, slices=slices)
+    page = render("adcascade.reports", "base.html.j2", title=text, slices=slices)
     title = re.search(r"<h1>(.*?)</h1>", page, re.DOTALL)[1]
     assert "<" not in title
     assert not STEERING.search(page)

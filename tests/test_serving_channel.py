@@ -21,10 +21,8 @@ PACKAGES = (
     "retrieval",
     "ranking",
     "index_builder",
-    "artifacts",
     "serving",
     "adcascade",
-    "reports",
 )
 OPENED = re.compile(r"grpc(\.aio)?\.(in)?secure_channel\(")
 # What attacks a server is held to none of it.

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from adcascade.reports.figures import COLOURS, figure, svg
+from adcascade.reports.page import render
 from benchmarks.speed.display import cell, columns_of, machine_line, spread
 from benchmarks.speed.results import BenchResult, Plot
-from reports.figures import COLOURS, figure, svg
-from reports.page import render
 
 _BARS_WIDTH = 7.0
 

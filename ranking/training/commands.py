@@ -146,11 +146,11 @@ def evaluate_command(
 
     With the files, --newest, --split and --seed that it was trained with, these are the rows it was tested on then.
     """
+    from adcascade.reports.page import make_room, never_at_the_cost_of
     from ranking.training.dataset import load_dataset
     from ranking.training.evaluate import evaluate
     from ranking.training.page import write_page
     from ranking.training.versions import load_from, warn_of_rows_it_knows
-    from reports.page import make_room, never_at_the_cost_of
 
     if report is not None:
         make_room(report)

@@ -4,10 +4,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from adcascade.reports.page import never_at_the_cost_of
 from ranking.errors import ModelError
 from ranking.training.results import CurvePoint
 from ranking.training.stage import Step, Watch
-from reports.page import never_at_the_cost_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -3,10 +3,10 @@
 from itertools import groupby
 from pathlib import Path
 
+from adcascade.reports.page import render
 from ranking.errors import ModelError
 from ranking.training.report import calibration_line, cut_short_line, stages_line, text_fit_line
 from ranking.training.results import RANKER, Evaluation, TrainReport
-from reports.page import render
 
 try:
     from ranking.training import plots

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from adcascade.reports.figures import COLOURS, cycle, figure, lines_plot, plain, svg
 from ranking.training.results import RANKER, CurvePoint, Curves, Slice
-from reports.figures import COLOURS, cycle, figure, lines_plot, plain, svg
 
 # A line through so few points says nothing of how a loss fell.
 _FEW_POINTS = 2

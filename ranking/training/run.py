@@ -13,6 +13,7 @@ import numpy as np
 
 from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
+from adcascade.reports.page import never_at_the_cost_of
 from index_builder.progress import working
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.store import FORMAT_VERSION, open_store
@@ -26,7 +27,6 @@ from ranking.training.report import train_progress, train_report_as_dict
 from ranking.training.results import RANKER, TrainReport
 from ranking.training.train import Trained, train
 from ranking.training.versions import exact_name
-from reports.page import never_at_the_cost_of
 
 REPORT_FILE, REPORT_JSON_FILE = "report.html", "report.json"
 

@@ -40,7 +40,7 @@ def evaluate_retrieval_command(
     from retrieval.loading import load_published
 
     if report is not None:
-        from reports.page import make_room, never_at_the_cost_of
+        from adcascade.reports.page import make_room, never_at_the_cost_of
         from retrieval.evaluation.page import write_page  # before the work: it says what is missing to draw
 
         make_room(report)

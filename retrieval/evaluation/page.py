@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adcascade.records.errors import InputError
-from reports.page import render
+from adcascade.reports.page import render
 from retrieval.evaluation.report import COLUMNS, summary, titled_slices
 from retrieval.evaluation.results import METRICS, RETRIEVAL, Comparison, RetrievalEvaluation, Slice
 
 try:
-    from reports.figures import COLOURS, figure, lines_plot, plain, svg
+    from adcascade.reports.figures import COLOURS, figure, lines_plot, plain, svg
 except ModuleNotFoundError as missing:  # said before minutes are spent on what could not be reported
     raise InputError(f"reports need {missing.name}: pip install 'adcascade[train]'") from missing
 

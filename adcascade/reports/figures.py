@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 
 from adcascade.records.printable import printable
-from reports.font_cache import font_cache_folder
+from adcascade.reports.font_cache import font_cache_folder
 
 if "MPLCONFIGDIR" not in os.environ:  # read as it is imported
     os.environ["MPLCONFIGDIR"] = font_cache_folder()

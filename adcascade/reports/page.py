@@ -32,7 +32,7 @@ def make_room(path: Path) -> None:
 def render(package: str, template: str, **values: Any) -> str:
     """The page of a template in `package`; it extends ``base.html.j2``, and may import ``numbers.html.j2``."""
     pages = Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("reports", ".")]),
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("adcascade.reports", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_shown,
