@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from adcascade.records.errors import InputError
+from adcascade.terminal.exits import clean_exit
 from index_builder.encoder import embedded_model_path
-from serving.exits import clean_exit
 
 HASHES = Path(__file__).parent.parent / "index_builder" / "embedded_encoder.sha256"
 PASSED, FAILED, UNFINISHED = 0, 1, 3

@@ -13,6 +13,8 @@ import typer
 
 from adcascade.artifacts.errors import ArtifactError
 from adcascade.records.errors import InputError
+from adcascade.terminal.console import Console
+from adcascade.terminal.exits import clean_exit
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.documents import put_between
 from benchmarks.findings import Finding, as_markdown, as_short_markdown, as_table, keep, read
@@ -23,8 +25,6 @@ from benchmarks.retrieval_speed import retrieval_speed
 from benchmarks.runs import Run
 from benchmarks.synthetic import synthetic
 from ranking.errors import ModelError
-from serving.exits import clean_exit
-from serving.terminal import Console
 
 _WIDTH_OF_A_FILE = 160
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from index_builder.progress import working
+from adcascade.terminal.console import Console
+from adcascade.terminal.progress import working
 from ranking.hardware import choose_device
 from ranking.training.dataset import Dataset
 from ranking.training.predict import Predicted, predict
 from ranking.training.train import Trained
-from serving.terminal import Console
 
 T = TypeVar("T")
 

@@ -8,16 +8,16 @@ import typer
 from adcascade.artifacts.commands import add_version_commands
 from adcascade.artifacts.errors import ArtifactError
 from adcascade.records.errors import InputError
+from adcascade.serving.logs import set_up_command_logging
+from adcascade.serving.telemetry import switch_off_telemetry
+from adcascade.terminal.console import show_whatever_the_encoding
+from adcascade.terminal.exits import clean_exit
 from index_builder import commands
 from index_builder.artifact import open_store
 from index_builder.bulk_encoder import AUTO
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import BuildError
 from index_builder.training.commands import train_retrieval_command
-from serving.exits import clean_exit
-from serving.logs import set_up_command_logging
-from serving.telemetry import switch_off_telemetry
-from serving.terminal import show_whatever_the_encoding
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command("train-retrieval")(train_retrieval_command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adcascade.terminal.progress import Progress
 from index_builder.artifact import (
     ADS_FILE,
     INDEX_FILE,
@@ -21,7 +22,6 @@ from index_builder.encoder import Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import build_index, factory_strings, write_index
 from index_builder.lexical import LexicalIndex
-from index_builder.progress import Progress
 from index_builder.recall import Recall, draw_queries, reach_recall, reach_recall_of
 
 if TYPE_CHECKING:

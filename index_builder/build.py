@@ -20,6 +20,7 @@ from adcascade.artifacts.fallback import load_newest
 from adcascade.artifacts.files import private_opener
 from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.records.ads import REPEATED, Ad, RejectedAd, read_ads
+from adcascade.terminal.progress import Progress
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
     ADS_FILE,
@@ -36,7 +37,6 @@ from index_builder.distinct import DistinctVectors
 from index_builder.encoder import TextEncoder, Vectors
 from index_builder.errors import BuildError
 from index_builder.faiss_index import check_kind
-from index_builder.progress import Progress
 from index_builder.vector_file import StoredVectors, load_vectors
 from index_builder.vector_store import RememberingEncoder, text_key
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.serving.slices import Slices, pausable
+from adcascade.serving.telemetry import switch_off_telemetry
 from index_builder.errors import BuildError
-from serving.slices import Slices, pausable
-from serving.telemetry import switch_off_telemetry
 
 Vectors = npt.NDArray[np.float32]
 

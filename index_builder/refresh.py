@@ -16,6 +16,7 @@ from adcascade.records.clicks import REJECTED_FILE, ClickLog, LogReport, read_cl
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import PopularitySnapshot
 from adcascade.records.times import AHEAD
+from adcascade.terminal.progress import Progress
 from index_builder.artifact import (
     ADS_FILE,
     LEXICAL_FOLDER,
@@ -31,7 +32,6 @@ from index_builder.build import REJECTED_FILE as REJECTED_ADS_FILE
 from index_builder.build import BuildReport
 from index_builder.errors import BuildError
 from index_builder.lexical import analyzer_of
-from index_builder.progress import Progress
 from index_builder.tower_artifact import TrainedTowers, load_towers
 from index_builder.words import ANALYZER
 

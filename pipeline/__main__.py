@@ -7,17 +7,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from pydantic_settings import CliApp
 
 from adcascade.records.errors import InputError
+from adcascade.serving.errors import ServiceError
+from adcascade.serving.logs import set_up_logging
+from adcascade.serving.server import Server
+from adcascade.serving.telemetry import switch_off_telemetry
+from adcascade.terminal.exits import clean_exit
 from pipeline.breaker import State
 from pipeline.client import AdPipeline
 from pipeline.service import SCOPES, SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from pipeline.stage import Stage
 from protos.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
-from serving.errors import ServiceError
-from serving.exits import clean_exit
-from serving.logs import set_up_logging
-from serving.server import Server
-from serving.telemetry import switch_off_telemetry
 
 # How often to look whether retrieval serves yet.
 _LOOK_EVERY_SECONDS = 0.2

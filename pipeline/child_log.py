@@ -9,7 +9,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
 
-from serving.settings import MEBIBYTE
+from adcascade.serving.settings import MEBIBYTE
 
 # Longer lines are cut in two, so that output without an end of line takes no memory.
 _LINE_BYTES = 64 * 1024

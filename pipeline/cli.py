@@ -19,11 +19,19 @@ from adcascade.records.history import Histories, with_history
 from adcascade.records.printable import printable_json
 from adcascade.records.users import Context, UserProfile, load_users
 from adcascade.records.values import as_id
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.auth.commands import certs_app, tokens_app
+from adcascade.serving.errors import ServiceError
+from adcascade.serving.logs import set_up_command_logging
+from adcascade.serving.telemetry import switch_off_telemetry
+from adcascade.terminal.console import Console, show_whatever_the_encoding
+from adcascade.terminal.exits import clean_exit
+from adcascade.terminal.flags import with_flags_of
+from adcascade.terminal.progress import working
 from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import VectorsFolder, build_command, refresh_command
 from index_builder.errors import BuildError
 from index_builder.log_display import show_log_read
-from index_builder.progress import working
 from index_builder.tower_store import open_store as open_tower_store
 from index_builder.training.commands import Json, MaxRejected, Newest, Rejected, train_retrieval_command
 from index_builder.vector_store import default_folder
@@ -43,14 +51,6 @@ from ranking.training.commands import (
     train_command,
 )
 from retrieval.evaluation.commands import evaluate_retrieval_command
-from serving.auth.client import ClientSecurity
-from serving.auth.commands import certs_app, tokens_app
-from serving.errors import ServiceError
-from serving.exits import clean_exit
-from serving.flags import with_flags_of
-from serving.logs import set_up_command_logging
-from serving.telemetry import switch_off_telemetry
-from serving.terminal import Console, show_whatever_the_encoding
 
 app = typer.Typer(
     add_completion=False,

@@ -1,6 +1,6 @@
 """What can come back from a server behind the pipeline instead of an answer."""
 
-from serving.errors import ServiceError
+from adcascade.serving.errors import ServiceError
 
 
 class StageFailed(Exception):

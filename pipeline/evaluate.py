@@ -13,10 +13,11 @@ import numpy as np
 from adcascade.records.clicks import Integers
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.users import Context, UserProfile
+from adcascade.terminal.console import Console
+from adcascade.terminal.progress import tracked
 from index_builder.artifact import AdCatalog
 from index_builder.bulk_encoder import in_bulk
 from index_builder.encoder import TextEncoder
-from index_builder.progress import tracked
 from index_builder.training.data import RetrievalData
 from index_builder.training.parts import Parts
 from index_builder.vector_store import remembering
@@ -31,7 +32,6 @@ from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_o
 from retrieval.evaluation.results import RECALLS, RETRIEVAL
 from retrieval.loading import load_published
 from retrieval.retriever import Retriever
-from serving.terminal import Console
 
 
 def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.channel import is_serving, open_channel
+from adcascade.serving.errors import StartupError
 from pipeline.child_log import ChildLog
 from pipeline.security import reachable
-from serving.auth.client import ClientSecurity
-from serving.channel import is_serving, open_channel
-from serving.errors import StartupError
 
 _LOCK = ".lock"
 _START_SECONDS = 180.0

@@ -11,10 +11,11 @@ from adcascade.records.clicks import Integers
 from adcascade.records.datasets.movielens import LICENCE, DatasetFiles, export_movielens, find_movielens
 from adcascade.records.history import with_history
 from adcascade.records.users import UserProfile
+from adcascade.terminal.console import Console
+from adcascade.terminal.progress import build_progress, working
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.commands import report_as_dict, report_table
-from index_builder.progress import build_progress, working
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.commands import report_as_dict as towers_as_dict
 from index_builder.training.commands import report_table as towers_table
@@ -43,7 +44,6 @@ from ranking.training.report import (
 )
 from ranking.training.results import TrainReport
 from ranking.training.run import REPORT_FILE, train_and_save
-from serving.terminal import Console
 
 _USERS_SHOWN = 3
 _HISTORY_SHOWN_TO_SERVERS = 200

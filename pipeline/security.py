@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from serving.auth.client import ClientSecurity
-from serving.auth.settings import AuthSettings, access_control
-from serving.errors import StartupError
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.auth.settings import AuthSettings, access_control
+from adcascade.serving.errors import StartupError
 
 
 def _flag(name: str) -> Any:

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from adcascade.serving.auth import scopes
+from adcascade.serving.auth.identity import current_identity
+from adcascade.serving.batcher import Caller
+from adcascade.serving.errors import FailedPrecondition, PermissionDenied, Unauthenticated
+from adcascade.serving.interceptors import request_id
+from adcascade.serving.messages import ReplyRoom
 from pipeline.answers import Recommendation, Recommendations
 from pipeline.client import AdPipeline
 from pipeline.settings import GatewaySettings
 from protos import recommend_pb2, recommend_pb2_grpc
 from protos.convert import ad_to_wire, context_from_wire, counters_from_wire, shares_from_wire, user_from_wire
-from serving.auth import scopes
-from serving.auth.identity import current_identity
-from serving.batcher import Caller
-from serving.errors import FailedPrecondition, PermissionDenied, Unauthenticated
-from serving.interceptors import request_id
-from serving.messages import ReplyRoom
 
 SERVICE_NAME = "adcascade.v1.RecommendService"
 SCOPES = {"Recommend": scopes.RECOMMEND}

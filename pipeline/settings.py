@@ -5,9 +5,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.settings import ServerSettings
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
-from serving.auth.client import ClientSecurity
-from serving.settings import ServerSettings
 
 
 class GatewaySettings(ServerSettings):

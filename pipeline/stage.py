@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2
 
-from pipeline.breaker import CircuitBreaker, Outcome, State
-from pipeline.errors import InvalidAnswer, StageFailed
-from serving.auth.client import ClientSecurity
-from serving.batcher import Caller
-from serving.channel import health_of, open_channel
-from serving.errors import (
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.batcher import Caller
+from adcascade.serving.channel import health_of, open_channel
+from adcascade.serving.errors import (
     Cancelled,
     DeadlineExceeded,
     FailedPrecondition,
@@ -28,6 +26,8 @@ from serving.errors import (
     Unauthenticated,
     Unavailable,
 )
+from pipeline.breaker import CircuitBreaker, Outcome, State
+from pipeline.errors import InvalidAnswer, StageFailed
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2
 
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.channel import health_of, open_channel
+from adcascade.serving.errors import ServersKeepFailing
 from pipeline.child_log import ChildLog
 from pipeline.processes import ServerProcess
-from serving.auth.client import ClientSecurity
-from serving.channel import health_of, open_channel
-from serving.errors import ServersKeepFailing
 
 _LOOK_EVERY_SECONDS = 0.2
 _CHECK_EVERY_SECONDS = 1.0

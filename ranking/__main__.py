@@ -12,6 +12,11 @@ from adcascade.artifacts.errors import ArtifactError, VersionNotFound
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.artifacts.store import VersionStore
 from adcascade.records.errors import InputError
+from adcascade.serving.errors import ServiceError
+from adcascade.serving.logs import set_up_logging
+from adcascade.serving.server import Server
+from adcascade.serving.telemetry import switch_off_telemetry
+from adcascade.terminal.exits import clean_exit
 from index_builder.artifact import ADS_FILE, AdCatalog
 from index_builder.artifact import open_store as open_index_store
 from index_builder.errors import BuildError
@@ -24,11 +29,6 @@ from ranking.errors import ModelError
 from ranking.service import SCOPES, SERVICE_NAME, RankingServicer
 from ranking.settings import RankingSettings
 from ranking.store import open_store
-from serving.errors import ServiceError
-from serving.exits import clean_exit
-from serving.logs import set_up_logging
-from serving.server import Server
-from serving.telemetry import switch_off_telemetry
 
 _TORCH_THREADS = torch.get_num_threads()
 

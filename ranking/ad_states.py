@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from serving.byte_cache import ENTRY_BYTES, digest_of
+from adcascade.serving.byte_cache import ENTRY_BYTES, digest_of
 
 # What fills the cache: takes places in the asked-for list, returns how many rows each has, int64 [places], and these,
 # [places, rows, width].

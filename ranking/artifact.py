@@ -28,6 +28,7 @@ from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.manifest import Manifest
 from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.records.counters import CounterSnapshot
+from adcascade.serving.telemetry import switch_off_telemetry
 from index_builder.encoder import EMBEDDED, embedded_model_path
 from index_builder.model_check import (
     BrokenModelError,
@@ -43,7 +44,6 @@ from ranking.errors import ModelError
 from ranking.features import FEATURES, Features
 from ranking.joint import JointCrossEncoder
 from ranking.model import BERT_LIKE, JOINT, SharedUserCrossEncoder
-from serving.telemetry import switch_off_telemetry
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 EXPORT_FOLDER = "openvino"

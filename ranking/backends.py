@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adcascade.serving.telemetry import switch_off_telemetry
 from ranking.artifact import ModelVersion
 from ranking.batch import TokenRows
 from ranking.errors import ModelError
 from ranking.model import SharedUserCrossEncoder
 from ranking.passes import AdPass, JoinPass, UserPass
-from serving.telemetry import switch_off_telemetry
 
 log = logging.getLogger(__name__)
 

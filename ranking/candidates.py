@@ -10,13 +10,13 @@ from adcascade.records.ads import Ad
 from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, UserProfile
+from adcascade.serving.errors import FailedPrecondition, NotFound
 from index_builder.artifact import AdCatalog
 from index_builder.schedule import may_be_shown
 from ranking.context import MAX_CONTEXT_WORDS, context_buckets
 from ranking.features import COUNTED, event_class, keys_of
 from ranking.query import PastEvent, RankQuery
 from ranking.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
-from serving.errors import FailedPrecondition, NotFound
 
 _NAMED_IN_ERRORS = 10
 

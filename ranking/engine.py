@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adcascade.serving.slices import Slices, run_through
 from index_builder.encoder import estimated_tokens
 from ranking.ad_states import AdStateCache
 from ranking.artifact import ModelVersion
@@ -26,7 +27,6 @@ from ranking.model import SharedUserCrossEncoder
 from ranking.passes import AdPass
 from ranking.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
 from ranking.text_layers import JointText, NoText, Reader, SharedText, TextLayers, read_ahead
-from serving.slices import Slices, run_through
 
 log = logging.getLogger(__name__)
 

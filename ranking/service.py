@@ -10,6 +10,10 @@ from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad
 from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
+from adcascade.serving.auth import scopes
+from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
+from adcascade.serving.errors import Unavailable
+from adcascade.serving.slices import Slices
 from protos import ranking_pb2, ranking_pb2_grpc, types_pb2
 from protos.convert import (
     ad_from_wire,
@@ -25,10 +29,6 @@ from ranking.engine import LIGHT_COST, RankingEngine
 from ranking.features import counter_id
 from ranking.model import SHARED_USER
 from ranking.query import MAX_CANDIDATES, RankAnswer, RankQuery
-from serving.auth import scopes
-from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
-from serving.errors import Unavailable
-from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RankingService"
 SCOPES = {"Rank": scopes.RANK, "GetModel": scopes.MODELS_READ}

@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from adcascade.serving.settings import ServerSettings
 from ranking.engine import EngineSettings
-from serving.settings import ServerSettings
 
 
 class RankingSettings(ServerSettings):

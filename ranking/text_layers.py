@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from adcascade.serving.byte_cache import ByteBudgetCache
+from adcascade.serving.slices import Slices, by_cost
 from index_builder.encoder import CHARS_PER_TOKEN, estimated_tokens
 from ranking.ad_states import AdStateCache
 from ranking.backends import TextBackend, UserKept
@@ -20,8 +22,6 @@ from ranking.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
 from ranking.joint import JointCrossEncoder
 from ranking.passes import AdPass
 from ranking.user_states import UserStateCache
-from serving.byte_cache import ByteBudgetCache
-from serving.slices import Slices, by_cost
 
 log = logging.getLogger(__name__)
 

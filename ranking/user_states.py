@@ -5,9 +5,9 @@ Between two clicks a user sees several pages; until the history changes, nothing
 
 from collections.abc import Callable
 
+from adcascade.serving.byte_cache import ByteBudgetCache
 from ranking.backends import UserKept
 from ranking.batch import TokenRows
-from serving.byte_cache import ByteBudgetCache
 
 
 class UserStateCache:

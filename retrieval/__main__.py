@@ -10,6 +10,12 @@ from adcascade.artifacts.errors import ArtifactError, VersionNotFound
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.artifacts.store import VersionStore
 from adcascade.records.errors import InputError
+from adcascade.serving.errors import ServiceError
+from adcascade.serving.logs import set_up_logging
+from adcascade.serving.server import Server
+from adcascade.serving.settings import MEBIBYTE
+from adcascade.serving.telemetry import switch_off_telemetry
+from adcascade.terminal.exits import clean_exit
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import TextEncoder, load_encoder
 from index_builder.errors import BuildError
@@ -18,12 +24,6 @@ from retrieval.index import AdIndex
 from retrieval.retriever import Retriever
 from retrieval.service import SCOPES, SERVICE_NAME, RetrievalServicer
 from retrieval.settings import RetrievalSettings
-from serving.errors import ServiceError
-from serving.exits import clean_exit
-from serving.logs import set_up_logging
-from serving.server import Server
-from serving.settings import MEBIBYTE
-from serving.telemetry import switch_off_telemetry
 
 
 class RetrieverLoader:

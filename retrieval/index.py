@@ -7,12 +7,12 @@ import logging
 
 import numpy as np
 
+from adcascade.serving.errors import StartupError
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows, gpu_count, import_faiss, to_gpu
 from index_builder.schedule import Eligibility
 from retrieval.filtered_search import FilteredSearch
-from serving.errors import StartupError
 
 log = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from adcascade.serving.settings import MEBIBYTE
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import TextEncoder, load_encoder
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
 from retrieval.sources import SourceSettings
-from serving.settings import MEBIBYTE
 
 _TEXT_CACHE_BYTES = 32 * MEBIBYTE
 # Nobody waits, so that what is found does not depend on how busy the machine is.

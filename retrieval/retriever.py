@@ -15,6 +15,8 @@ import numpy as np
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
+from adcascade.serving.byte_cache import ByteBudgetCache
+from adcascade.serving.slices import Slices, by_cost, run_through
 from index_builder.artifact import IndexVersion
 from index_builder.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncoder, Vectors, estimated_tokens
 from index_builder.faiss_index import Rows
@@ -35,8 +37,6 @@ from retrieval.sources import (
     SourceSettings,
     sources_of,
 )
-from serving.byte_cache import ByteBudgetCache
-from serving.slices import Slices, by_cost, run_through
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,12 @@ from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
+from adcascade.serving.auth import scopes
+from adcascade.serving.auth.identity import current_identity
+from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
+from adcascade.serving.errors import Unavailable
+from adcascade.serving.messages import ReplyRoom
+from adcascade.serving.slices import Slices
 from index_builder.artifact import AdCatalog
 from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from protos.convert import (
@@ -20,12 +26,6 @@ from protos.convert import (
 )
 from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
-from serving.auth import scopes
-from serving.auth.identity import current_identity
-from serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
-from serving.errors import Unavailable
-from serving.messages import ReplyRoom
-from serving.slices import Slices
 
 SERVICE_NAME = "adcascade.v1.RetrievalService"
 SCOPES = {

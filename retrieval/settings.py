@@ -5,9 +5,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from adcascade.serving.settings import ServerSettings
 from retrieval.interests import InterestSettings
 from retrieval.sources import FRESH, LEXICAL, POPULARITY, SourceSettings, check_shares
-from serving.settings import ServerSettings
 
 
 class RetrievalSettings(ServerSettings):

@@ -11,7 +11,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from serving.auth.authority import DevAuthority, Issued
+from adcascade.serving.auth.authority import DevAuthority, Issued
 
 ISSUER, AUDIENCE = "https://issuer.test", "adcascade"
 

@@ -18,6 +18,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from adcascade.artifacts.errors import VersionNotFound
 from adcascade.records.errors import InputError
+from adcascade.serving.channel import open_channel
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from index_builder.tower_artifact import load_published_towers
@@ -27,9 +30,6 @@ from index_builder.training.train import train_and_save as train_and_save_towers
 from ranking.training.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
-from serving.channel import open_channel
-from serving.server import Server
-from serving.settings import ServerSettings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

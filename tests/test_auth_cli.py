@@ -7,9 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serving.auth.commands import certs_app, tokens_app
-from serving.auth.tokens import PREFIX, StaticTokens, TokensFile
-from serving.errors import NotFound, StartupError
+from adcascade.serving.auth.commands import certs_app, tokens_app
+from adcascade.serving.auth.tokens import PREFIX, StaticTokens, TokensFile
+from adcascade.serving.errors import NotFound, StartupError
 
 run = CliRunner()
 app = typer.Typer()

@@ -22,12 +22,12 @@ from grpc_reflection.v1alpha import reflection_pb2
 import pipeline.service
 import ranking.service
 import retrieval.service
+from adcascade.serving.auth.authority import URI_PREFIX, DevAuthority
+from adcascade.serving.auth.scopes import METRICS_READ, REFLECTION_READ, SCOPES
+from adcascade.serving.auth.tokens import TokensFile
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 from protos import ranking_pb2_grpc, recommend_pb2_grpc, retrieval_pb2_grpc
-from serving.auth.authority import URI_PREFIX, DevAuthority
-from serving.auth.scopes import METRICS_READ, REFLECTION_READ, SCOPES
-from serving.auth.tokens import TokensFile
-from serving.server import Server
-from serving.settings import ServerSettings
 
 UNAUTHENTICATED, DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 UNAVAILABLE, OK = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK

@@ -15,6 +15,13 @@ import pytest
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.users import UserProfile
+from adcascade.serving.auth.authority import write_dev_certificates
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.auth.tokens import TokensFile
+from adcascade.serving.channel import open_channel
+from adcascade.serving.errors import PermissionDenied, StartupError, Unauthenticated
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
@@ -28,13 +35,6 @@ from protos.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalService
 from retrieval.__main__ import RetrieverLoader
 from retrieval.service import RetrievalServicer
 from retrieval.settings import RetrievalSettings
-from serving.auth.authority import write_dev_certificates
-from serving.auth.client import ClientSecurity
-from serving.auth.tokens import TokensFile
-from serving.channel import open_channel
-from serving.errors import PermissionDenied, StartupError, Unauthenticated
-from serving.server import Server
-from serving.settings import ServerSettings
 
 import pipeline.service as gateway_service  # isort: skip
 import retrieval.service as retrieval_service  # isort: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 import pipeline.service
 import ranking.service
 import retrieval.service
-from serving.auth.scopes import SCOPES
+from adcascade.serving.auth.scopes import SCOPES
 
 PROTOS = Path(__file__).parent.parent / "protos"
 

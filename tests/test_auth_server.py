@@ -19,14 +19,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from grpc_health.v1 import health_pb2
 
-from serving.auth.authority import URI_PREFIX, DevAuthority
-from serving.auth.client import ClientSecurity
-from serving.auth.identity import current_identity
-from serving.auth.tokens import TokensFile
-from serving.channel import health_of, is_serving, open_channel
-from serving.errors import StartupError
-from serving.server import Server
-from serving.settings import ServerSettings
+from adcascade.serving.auth.authority import URI_PREFIX, DevAuthority
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.auth.identity import current_identity
+from adcascade.serving.auth.tokens import TokensFile
+from adcascade.serving.channel import health_of, is_serving, open_channel
+from adcascade.serving.errors import StartupError
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 
 SERVICE, ECHO = "test.Echo", "/test.Echo/Echo"
 UNAUTHENTICATED, EXHAUSTED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -496,7 +496,7 @@ def test_a_client_does_not_believe_a_server_of_another_authority_or_of_another_n
 def test_a_client_needs_no_cryptography(tmp_path):
     code = (
         "import sys\nfor name in ('cryptography', 'jwt', 'torch', 'pydantic_settings'): sys.modules[name] = None\n"
-        "from serving.auth.client import ClientSecurity, SecureChannel\n"
+        "from adcascade.serving.auth.client import ClientSecurity, SecureChannel\n"
         "import grpc\nSecureChannel(ClientSecurity(), lambda _: grpc.insecure_channel('localhost:1')).close()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={**os.environ})

@@ -20,6 +20,9 @@ from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.printable import printable, printable_json
 from adcascade.reports import figures
 from adcascade.reports.page import render
+from adcascade.serving.logs import set_up_logging
+from adcascade.terminal.console import Console
+from adcascade.terminal.exits import clean_exit
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
 from protos import ranking_pb2_grpc, retrieval_pb2_grpc
@@ -33,9 +36,6 @@ from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
 from retrieval.service import RetrievalServicer
-from serving.exits import clean_exit
-from serving.logs import set_up_logging
-from serving.terminal import Console
 
 NASTY = [
     r"$\x$",

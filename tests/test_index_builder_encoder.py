@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 
+from adcascade.serving.slices import run_through
 from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.encoder import HashingEncoder, SentenceTransformerEncoder
 from index_builder.errors import BuildError
 from index_builder.openvino_encoder import OpenVinoEncoder
-from serving.slices import run_through
 
 TEXTS = ["running shoes", "espresso at home, all day long, for a price that nobody beats", "x", "", "roses " * 400] * 20
 

@@ -10,7 +10,7 @@ from conftest import write_world_files
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
-from index_builder.progress import LongWork, tracked, working
+from adcascade.terminal.progress import LongWork, tracked, working
 
 
 def console_of(*, terminal):
@@ -44,7 +44,7 @@ def test_a_terminal_gets_bars():
 
 
 def test_work_whose_length_nobody_knows_tells_of_itself_from_time_to_time(monkeypatch):
-    monkeypatch.setattr("index_builder.progress._LINE_SECONDS", 0.2)
+    monkeypatch.setattr("adcascade.terminal.progress._LINE_SECONDS", 0.2)
     console = console_of(terminal=False)
     with LongWork(TextColumn("{task.description} {task.completed:g}"), console=console) as bars:
         task = bars.add_task("Reading", total=None)

@@ -8,6 +8,7 @@ from conftest import tiny_towers
 from typer.testing import CliRunner
 
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
+from adcascade.terminal.exits import clean_exit
 from index_builder.artifact import open_store as open_index_store
 from index_builder.encoder import load_encoder
 from index_builder.errors import BuildError, NotPublished
@@ -18,7 +19,6 @@ from index_builder.training.commands import compared_lines, report_table, warnin
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.train import train_and_save, train_towers
 from pipeline.cli import app
-from serving.exits import clean_exit
 
 ENCODER = load_encoder("hashing:64")
 # What being new adds is so loud that ads which nobody clicks come first.

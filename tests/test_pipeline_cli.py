@@ -10,8 +10,8 @@ import time
 import psutil
 import pytest
 
+from adcascade.serving.channel import is_serving, open_channel
 from pipeline.processes import own_folder
-from serving.channel import is_serving, open_channel
 
 # Nothing that runs on one machine goes through a proxy; nobody listens at this one.
 NO_PROXY_ANSWERS = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"), "http://127.0.0.1:9")

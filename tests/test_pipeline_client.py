@@ -13,6 +13,8 @@ from conftest import serving_server
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
+from adcascade.serving.channel import open_channel
+from adcascade.serving.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
@@ -33,8 +35,6 @@ from retrieval.__main__ import RetrieverLoader
 from retrieval.service import SERVICE_NAME as RETRIEVAL
 from retrieval.service import RetrievalServicer
 from retrieval.settings import RetrievalSettings
-from serving.channel import open_channel
-from serving.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 
 USER = UserProfile("u0", history=tuple(Event(EventType.CLICK, ad_id=f"running-{number}") for number in range(8)))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from adcascade.serving.channel import is_serving, open_channel
+from adcascade.serving.errors import ServersKeepFailing, StartupError
+from adcascade.terminal.exits import clean_exit
 from pipeline.child_log import ChildLog
 from pipeline.supervisor import RestartLimits, ServerSpec, Supervisor
-from serving.channel import is_serving, open_channel
-from serving.errors import ServersKeepFailing, StartupError
-from serving.exits import clean_exit
 
 RETRIEVAL, RANKING = ServerSpec("stand_ins.retrieval", [], 0), ServerSpec("stand_ins.ranking", [], 0)
 PATIENT = RestartLimits(pause_seconds=0.1, hang_seconds=2.0, start_seconds=60.0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from adcascade.serving.byte_cache import ENTRY_BYTES
 from ranking.ad_states import AdStateCache
-from serving.byte_cache import ENTRY_BYTES
 
 WIDTH, MAX_ROWS, PAGE_ROWS = 3, 10, 4
 

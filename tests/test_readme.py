@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from adcascade.serving.settings import ServerSettings
 from pipeline.settings import GatewaySettings
 from ranking.settings import RankingSettings
 from retrieval.settings import RetrievalSettings
-from serving.settings import ServerSettings
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 CONFIGURATION = README.split("## Configuration")[1].split("## ")[0]

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.users import Context, Event, EventType, UserProfile
+from adcascade.serving.slices import run_through
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
 from protos import retrieval_pb2 as pb
@@ -22,7 +23,6 @@ from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import LIGHT_COST, Query, Retriever
 from retrieval.service import SERVICE_NAME, RetrievalServicer
-from serving.slices import run_through
 
 CACHE_BYTES = 64 * 1024
 SEARCH = types_pb2.EVENT_TYPE_SEARCH

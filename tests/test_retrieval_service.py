@@ -10,6 +10,7 @@ import pytest
 from conftest import serving_server
 
 from adcascade.artifacts.hotswap import HotSwap
+from adcascade.serving.slices import run_through
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
@@ -24,7 +25,6 @@ from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever
 from retrieval.service import SERVICE_NAME, RetrievalServicer
 from retrieval.settings import RetrievalSettings
-from serving.slices import run_through
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from conftest import writable
 
 from adcascade.artifacts.errors import CorruptVersion
+from adcascade.serving.channel import open_channel
 from index_builder.artifact import load_version as load_index_version
 from index_builder.artifact import open_store as open_index_store
 from index_builder.vector_file import VectorFile
@@ -23,7 +24,6 @@ from protos.ranking_pb2_grpc import RankingServiceStub
 from protos.retrieval_pb2_grpc import RetrievalServiceStub
 from ranking.artifact import load_version as load_model_version
 from ranking.store import open_store as open_model_store
-from serving.channel import open_channel
 
 ROOT = Path(__file__).parent.parent
 USER = types_pb2.UserProfile(

@@ -15,18 +15,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from serving.auth.access import AccessControl
-from serving.auth.authenticator import Authenticator, NotProven, Proofs
-from serving.auth.authority import DevAuthority, write_dev_certificates
-from serving.auth.certificates import CertificateNames
-from serving.auth.identity import EVERYBODY, NOBODY, Identity, Quota, current_identity
-from serving.auth.jwts import JwtRules, JwtTokens, parse_keys
-from serving.auth.loopback import is_loopback
-from serving.auth.quotas import Quotas
-from serving.auth.revocations import Revocations
-from serving.auth.scopes import SCOPES
-from serving.auth.tokens import PREFIX, StaticTokens, TokensFile
-from serving.errors import NotFound, PermissionDenied, ResourceExhausted, StartupError
+from adcascade.serving.auth.access import AccessControl
+from adcascade.serving.auth.authenticator import Authenticator, NotProven, Proofs
+from adcascade.serving.auth.authority import DevAuthority, write_dev_certificates
+from adcascade.serving.auth.certificates import CertificateNames
+from adcascade.serving.auth.identity import EVERYBODY, NOBODY, Identity, Quota, current_identity
+from adcascade.serving.auth.jwts import JwtRules, JwtTokens, parse_keys
+from adcascade.serving.auth.loopback import is_loopback
+from adcascade.serving.auth.quotas import Quotas
+from adcascade.serving.auth.revocations import Revocations
+from adcascade.serving.auth.scopes import SCOPES
+from adcascade.serving.auth.tokens import PREFIX, StaticTokens, TokensFile
+from adcascade.serving.errors import NotFound, PermissionDenied, ResourceExhausted, StartupError
 from tests.auth_files import AUDIENCE, ISSUER, Issuer
 
 RULES = JwtRules(ISSUER, AUDIENCE, leeway_seconds=5)

@@ -12,17 +12,17 @@ import grpc
 import pytest
 from pydantic_settings import SettingsConfigDict
 
+from adcascade.serving.batcher import Batched, MicroBatcher
+from adcascade.serving.channel import open_channel
+from adcascade.serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 from protos.recommend_pb2 import RecommendRequest, RecommendResponse
 from protos.recommend_pb2_grpc import (
     RecommendServiceServicer,
     RecommendServiceStub,
     add_RecommendServiceServicer_to_server,
 )
-from serving.batcher import Batched, MicroBatcher
-from serving.channel import open_channel
-from serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
-from serving.server import Server
-from serving.settings import ServerSettings
 
 SERVICE = "adcascade.v1.RecommendService"
 HOLD = 0  # the query that keeps the batcher busy

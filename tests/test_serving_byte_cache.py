@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from serving.byte_cache import ENTRY_BYTES, ByteBudgetCache, digest_of
+from adcascade.serving.byte_cache import ENTRY_BYTES, ByteBudgetCache, digest_of
 
 
 def test_the_least_recently_used_gives_way_when_bytes_run_out():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import serving_server
 
-from serving.channel import health_of, is_serving, is_this_machine, open_channel
-from serving.server import Server
-from serving.settings import ServerSettings
+from adcascade.serving.channel import health_of, is_serving, is_this_machine, open_channel
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -21,7 +21,6 @@ PACKAGES = (
     "retrieval",
     "ranking",
     "index_builder",
-    "serving",
     "adcascade",
 )
 OPENED = re.compile(r"grpc(\.aio)?\.(in)?secure_channel\(")
@@ -230,4 +229,4 @@ def test_no_channel_is_opened_elsewhere():
     """Proxies, limits and reconnecting are settled in one place."""
     files = (path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in PACKAGES)
     found = [str(path.relative_to(ROOT)) for path in files if OPENED.search(path.read_text())]
-    assert set(found) - HOSTILE == {"serving/channel.py"}
+    assert set(found) - HOSTILE == {"adcascade/serving/channel.py"}

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
-from serving.batcher import Batched, MicroBatcher, name_of
-from serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted
-from serving.fair_queue import FairQueue
-from serving.slices import by_cost, pausable, run_through
+from adcascade.serving.batcher import Batched, MicroBatcher, name_of
+from adcascade.serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted
+from adcascade.serving.fair_queue import FairQueue
+from adcascade.serving.slices import by_cost, pausable, run_through
 
 HELD = "held"
 BUDGET = 10

@@ -19,12 +19,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from raw_http2 import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, Connection, call_headers, frame, message
 from test_serving_server import METHOD, SERVICE, certificate, connect, recommend, serve, wait_until  # noqa: F401
 
+from adcascade.serving.channel import is_serving
+from adcascade.serving.connections import _peer
+from adcascade.serving.errors import StartupError
+from adcascade.serving.server import Server
 from protos.recommend_pb2 import RecommendRequest, RecommendResponse
 from protos.recommend_pb2_grpc import RecommendServiceStub
-from serving.channel import is_serving
-from serving.connections import _peer
-from serving.errors import StartupError
-from serving.server import Server
 
 ROOT = Path(__file__).parent.parent
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"

@@ -25,10 +25,10 @@ from test_serving_interceptors import access_line, log, raising, returned_id  # 
 from test_serving_interceptors import serve as serve_answer
 from test_serving_server import METHOD, SERVICE, connect, recommend, serve
 
+from adcascade.serving.errors import NotFound
+from adcascade.serving.printable import STATUS_BYTES, cut_to_bytes, escaped, status_message
+from adcascade.serving.server import Server
 from protos.recommend_pb2 import RecommendRequest
-from serving.errors import NotFound
-from serving.printable import STATUS_BYTES, cut_to_bytes, escaped, status_message
-from serving.server import Server
 
 PATH = METHOD.encode()
 

@@ -16,16 +16,10 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic_settings import SettingsConfigDict
 
-from protos.recommend_pb2 import RecommendRequest, RecommendResponse
-from protos.recommend_pb2_grpc import (
-    RecommendServiceServicer,
-    RecommendServiceStub,
-    add_RecommendServiceServicer_to_server,
-)
-from serving.arrivals import Arrivals, OpenStreams, UntakenReplies
-from serving.channel import open_channel
-from serving.connections import ConnectionGuard
-from serving.errors import (
+from adcascade.serving.arrivals import Arrivals, OpenStreams, UntakenReplies
+from adcascade.serving.channel import open_channel
+from adcascade.serving.connections import ConnectionGuard
+from adcascade.serving.errors import (
     Cancelled,
     DeadlineExceeded,
     FailedPrecondition,
@@ -35,11 +29,17 @@ from serving.errors import (
     ServiceError,
     Unavailable,
 )
-from serving.interceptors import CallInterceptor, request_id
-from serving.logs import set_up_logging
-from serving.metrics import CallMetrics
-from serving.server import Server
-from serving.settings import ServerSettings
+from adcascade.serving.interceptors import CallInterceptor, request_id
+from adcascade.serving.logs import set_up_logging
+from adcascade.serving.metrics import CallMetrics
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
+from protos.recommend_pb2 import RecommendRequest, RecommendResponse
+from protos.recommend_pb2_grpc import (
+    RecommendServiceServicer,
+    RecommendServiceStub,
+    add_RecommendServiceServicer_to_server,
+)
 
 SERVICE = "adcascade.v1.RecommendService"
 METHOD = f"/{SERVICE}/Recommend"

@@ -20,16 +20,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic_settings import SettingsConfigDict
 
+from adcascade.serving.channel import is_serving, open_channel
+from adcascade.serving.errors import StartupError
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 from protos.recommend_pb2 import RecommendRequest, RecommendResponse
 from protos.recommend_pb2_grpc import (
     RecommendServiceServicer,
     RecommendServiceStub,
     add_RecommendServiceServicer_to_server,
 )
-from serving.channel import is_serving, open_channel
-from serving.errors import StartupError
-from serving.server import Server
-from serving.settings import ServerSettings
 
 SERVICE = "adcascade.v1.RecommendService"
 METHOD = f"/{SERVICE}/Recommend"

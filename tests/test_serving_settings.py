@@ -6,9 +6,9 @@ import pytest
 from pydantic_settings import CliApp, SettingsConfigDict
 
 from adcascade.records.errors import InputError
-from serving.errors import ServiceError, StartupError
-from serving.exits import EXIT_BAD_INPUT, clean_exit
-from serving.settings import ServerSettings
+from adcascade.serving.errors import ServiceError, StartupError
+from adcascade.serving.settings import ServerSettings
+from adcascade.terminal.exits import EXIT_BAD_INPUT, clean_exit
 
 
 class Settings(ServerSettings):

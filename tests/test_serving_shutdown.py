@@ -14,8 +14,8 @@ import grpc
 import pytest
 from test_serving_server import connect, request, wait_until_serving
 
+from adcascade.serving.channel import is_serving
 from protos.recommend_pb2_grpc import RecommendServiceStub
-from serving.channel import is_serving
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,8 +27,8 @@ from pathlib import Path
 
 from protos.recommend_pb2 import RecommendResponse
 from protos.recommend_pb2_grpc import RecommendServiceServicer, add_RecommendServiceServicer_to_server
-from serving.server import Server
-from serving.settings import ServerSettings
+from adcascade.serving.server import Server
+from adcascade.serving.settings import ServerSettings
 
 
 class Slow(RecommendServiceServicer):
@@ -166,8 +166,8 @@ def test_a_failed_load_is_an_error_even_while_calls_of_another_server_are_stuck(
     script = tmp_path / "failing.py"
     script.write_text(
         "import threading, time\n"
-        "from serving.server import Server\n"
-        "from serving.settings import ServerSettings\n"
+        "from adcascade.serving.server import Server\n"
+        "from adcascade.serving.settings import ServerSettings\n"
         "threading.Thread(target=time.sleep, args=(20,), name='rpc_0', daemon=True).start()\n"
         "def load():\n"
         "    raise RuntimeError('no weights')\n"

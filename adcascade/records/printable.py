@@ -1,7 +1,7 @@
 """Texts of owners and callers as they may be shown: what would steer the medium that shows them is written out.
 
 Each medium adds its own: HTML is escaped by the templates (`adcascade.reports.page`), formulas by
-`adcascade.reports.figures.plain`, markup by `serving.terminal`.
+`adcascade.reports.figures.plain`, markup by `adcascade.terminal.console`.
 """
 
 import re

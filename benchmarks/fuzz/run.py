@@ -14,9 +14,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from adcascade.serving.channel import is_serving
 from benchmarks.fuzz.messages import FuzzedRequest, RequestFuzzer, Valid
 from protos import ranking_pb2, recommend_pb2, retrieval_pb2
-from serving.channel import is_serving
 
 # What a server may say of a request that nobody should send.
 ALLOWED = frozenset(

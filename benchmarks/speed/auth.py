@@ -17,6 +17,14 @@ from pathlib import Path
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from adcascade.serving.auth.access import AccessControl
+from adcascade.serving.auth.authenticator import Authenticator, Proofs
+from adcascade.serving.auth.authority import write_dev_certificates
+from adcascade.serving.auth.certificates import CertificateNames
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.auth.jwts import JwtRules, JwtTokens
+from adcascade.serving.auth.scopes import RETRIEVE
+from adcascade.serving.auth.tokens import StaticTokens, TokensFile
 from benchmarks.speed.catalog import write_catalog
 from benchmarks.speed.contest import Contender, Progress, Turns
 from benchmarks.speed.machine import describe
@@ -28,14 +36,6 @@ from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from protos import retrieval_pb2, types_pb2
 from protos.retrieval_pb2_grpc import RetrievalServiceStub
-from serving.auth.access import AccessControl
-from serving.auth.authenticator import Authenticator, Proofs
-from serving.auth.authority import write_dev_certificates
-from serving.auth.certificates import CertificateNames
-from serving.auth.client import ClientSecurity
-from serving.auth.jwts import JwtRules, JwtTokens
-from serving.auth.scopes import RETRIEVE
-from serving.auth.tokens import StaticTokens, TokensFile
 
 NOBODY, TOKEN, JWT = "asks nobody", "token", "JWT (ES256)"
 TLS, TLS_TOKEN, MTLS = "TLS alone", "TLS and token", "mTLS, certificate"

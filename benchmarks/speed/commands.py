@@ -9,8 +9,8 @@ import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adcascade.records.errors import InputError
-from index_builder.progress import LongWork
-from serving.terminal import Console
+from adcascade.terminal.console import Console
+from adcascade.terminal.progress import LongWork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,9 +3,9 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from adcascade.terminal.console import Console
 from benchmarks.speed.contest import Spread
 from benchmarks.speed.results import BenchResult, Entry
-from serving.terminal import Console
 
 _TIMES, _FLOOR = "times faster", "floor's share"
 

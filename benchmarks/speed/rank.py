@@ -19,6 +19,7 @@ from sentence_transformers import CrossEncoder
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, UserProfile
+from adcascade.serving.channel import is_serving
 from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.flops import token_layers
 from benchmarks.speed.machine import Machine, describe
@@ -34,7 +35,6 @@ from protos.ranking_pb2_grpc import RankingServiceStub
 from ranking.artifact import ModelVersion
 from ranking.backends import BACKENDS
 from ranking.text import render_ad, render_user
-from serving.channel import is_serving
 
 CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "empty gRPC call"
 # Each round brings another user; the second of these brings new ads as well, the last the same user once more.

@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 
 from adcascade.records.errors import InputError
+from adcascade.serving.channel import is_serving
 from benchmarks.speed.catalog import made_index
 from benchmarks.speed.contest import Progress, Turns
 from benchmarks.speed.machine import describe
@@ -33,7 +34,6 @@ from index_builder.faiss_index import Rows, import_faiss, set_search_parameters
 from index_builder.recall import exact_search
 from protos import retrieval_pb2, types_pb2
 from protos.retrieval_pb2_grpc import RetrievalServiceStub
-from serving.channel import is_serving
 
 OURS, EXACT, SERVER, EMPTY_CALL = "AdCascade, FAISS call", "FAISS, exact", "AdCascade, server", "empty gRPC call"
 PEERS = ("hnswlib", "usearch", "milvus-lite")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import grpc
 
+from adcascade.serving.auth.client import ClientSecurity
+from adcascade.serving.channel import open_channel
 from pipeline.processes import running
-from serving.auth.client import ClientSecurity
-from serving.channel import open_channel
 
 _MESSAGE_MIB = 64
 

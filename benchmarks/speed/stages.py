@@ -13,6 +13,8 @@ import psutil
 
 from adcascade.records.errors import InputError
 from adcascade.records.users import UserProfile
+from adcascade.serving.channel import open_channel
+from adcascade.serving.errors import StartupError
 from benchmarks.speed.arrivals import Answered, Start, one_by_one
 from benchmarks.speed.catalog import made_index
 from benchmarks.speed.contest import Spread
@@ -28,8 +30,6 @@ from pipeline.processes import ServerProcess, running
 from protos import recommend_pb2
 from protos.convert import user_to_wire
 from protos.recommend_pb2_grpc import RecommendServiceStub
-from serving.channel import open_channel
-from serving.errors import StartupError
 
 K = 10
 _P50_MS, P99_MS = 50.0, 150.0

@@ -16,16 +16,16 @@ from rich.table import Table
 
 from adcascade.records.clicks import REJECTED_FILE
 from adcascade.records.joined import Joined
+from adcascade.terminal.console import Console
+from adcascade.terminal.flags import with_flags_of
+from adcascade.terminal.progress import LongWork, build_progress
 from index_builder.commands import Encoder, VectorsFolder
 from index_builder.encoder import EMBEDDED
 from index_builder.errors import NotPublished
 from index_builder.log_display import show_log_read
-from index_builder.progress import LongWork, build_progress
 from index_builder.tower_findings import CUT_OFFS
 from index_builder.training.options import TowerOptions
 from index_builder.vector_store import default_folder, remembering
-from serving.flags import with_flags_of
-from serving.terminal import Console
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TowerSpec

@@ -11,8 +11,10 @@ import typer
 
 from adcascade.records.clicks import REJECTED_FILE
 from adcascade.records.errors import InputError
+from adcascade.terminal.console import Console
+from adcascade.terminal.flags import with_flags_of
+from adcascade.terminal.progress import working
 from index_builder.log_display import show_log_read
-from index_builder.progress import working
 from index_builder.training.commands import Ads, Json, MaxRejected, Newest, Rejected, Users
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
@@ -27,8 +29,6 @@ from ranking.training.report import (
     text_fit_line,
     train_report_as_dict,
 )
-from serving.flags import with_flags_of
-from serving.terminal import Console
 
 if TYPE_CHECKING:
     from ranking.training.dataset import Dataset

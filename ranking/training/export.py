@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adcascade.artifacts.manifest import MANIFEST_FILE
 from adcascade.artifacts.store import VersionStore
+from adcascade.serving.telemetry import switch_off_telemetry
 from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity, ModelVersion
 from ranking.backends import (
     AD_FILE,
@@ -46,7 +47,6 @@ from ranking.training.parity import (
     pairs_of_log,
 )
 from ranking.training.versions import load_from
-from serving.telemetry import switch_off_telemetry
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from index_builder.progress import LongWork
+from adcascade.terminal.progress import LongWork
 from ranking.training.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:

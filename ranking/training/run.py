@@ -14,7 +14,7 @@ import numpy as np
 from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
 from adcascade.reports.page import never_at_the_cost_of
-from index_builder.progress import working
+from adcascade.terminal.progress import working
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.store import FORMAT_VERSION, open_store
 from ranking.training.curves import LossCurves

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
+from adcascade.terminal.console import Console
+from adcascade.terminal.progress import build_progress, working
 from index_builder.commands import VectorsFolder
-from index_builder.progress import build_progress, working
 from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Rejected, Split, Users, show_joined
 from index_builder.vector_store import default_folder, remembering
-from serving.terminal import Console
 
 
 def evaluate_retrieval_command(

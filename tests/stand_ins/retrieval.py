@@ -2,10 +2,10 @@
 
 from functools import partial
 
+from adcascade.serving.server import Server
 from protos import retrieval_pb2 as pb
 from protos import types_pb2
 from protos.retrieval_pb2_grpc import RetrievalServiceServicer, add_RetrievalServiceServicer_to_server
-from serving.server import Server
 from stand_ins.settings import settings_of_command
 
 NAME = "adcascade.v1.RetrievalService"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic_settings import CliApp, SettingsConfigDict
 
-from serving.settings import ServerSettings
+from adcascade.serving.settings import ServerSettings
 
 
 class StandInSettings(ServerSettings):
