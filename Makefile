@@ -68,9 +68,9 @@ bench-quality: $(STAMP) ## Every quality target with the figure reached (hours);
 	$(BIN)/python -m benchmarks.quality $(if $(UPWORTHY),--upworthy $(UPWORTHY))
 
 protos: $(STAMP) ## Regenerate the Python code of the wire contract
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
 	    --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	    protos/types.proto protos/retrieval.proto protos/ranking.proto protos/recommend.proto
+	    $(patsubst protos/%,%,$(wildcard protos/adcascade/v1/*.proto))
 
 audit: $(STAMP) .audit/.installed ## Hashes of the encoder, bill of materials, known vulnerabilities (asks the network)
 	$(BIN)/python -m benchmarks.audit --tools .audit/bin --out dist/sbom.cdx.json

@@ -12,12 +12,12 @@ from adcascade.serving.logs import set_up_logging
 from adcascade.serving.server import Server
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.exits import clean_exit
+from adcascade.v1.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
 from pipeline.breaker import State
 from pipeline.client import AdPipeline
 from pipeline.service import SCOPES, SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from pipeline.stage import Stage
-from protos.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
 
 # How often to look whether retrieval serves yet.
 _LOOK_EVERY_SECONDS = 0.2

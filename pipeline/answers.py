@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from adcascade.records.ads import Ad
+from adcascade.v1 import retrieval_pb2, types_pb2
+from adcascade.wire import ad_from_wire
 from pipeline.order import order_of
 from pipeline.scores import Score
-from protos import retrieval_pb2, types_pb2
-from protos.convert import ad_from_wire
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from adcascade.serving.batcher import Caller
 from adcascade.serving.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from adcascade.serving.interceptors import REQUEST_ID_KEY
 from adcascade.serving.settings import MEBIBYTE
+from adcascade.v1 import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
+from adcascade.wire import context_to_wire, user_to_wire
 from pipeline.answers import Placed, Recommendation, Recommendations, in_order, recommendation
 from pipeline.errors import StageFailed
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.scores import Score, check_answer, check_candidates, scores_of
 from pipeline.stage import Calls, Metadata, Stage
-from protos import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
-from protos.convert import context_to_wire, user_to_wire
 
 MAX_K = 1000
 DEFAULT_CANDIDATES = 100

@@ -8,9 +8,9 @@ from rich.text import Text
 
 from adcascade.records.printable import printable
 from adcascade.records.users import Event, UserProfile
+from adcascade.v1 import types_pb2
 from pipeline.answers import Recommendations
 from pipeline.results import PipelineEvaluation
-from protos import types_pb2
 from retrieval.evaluation.report import COLUMNS, methods_table, summary
 from retrieval.evaluation.results import RETRIEVAL, Comparison
 

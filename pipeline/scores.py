@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from adcascade.v1 import ranking_pb2, retrieval_pb2
 from pipeline.errors import InvalidAnswer
-from protos import ranking_pb2, retrieval_pb2
 
 
 class Score(NamedTuple):

@@ -10,11 +10,11 @@ from adcascade.serving.batcher import Caller
 from adcascade.serving.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 from adcascade.serving.interceptors import request_id
 from adcascade.serving.messages import ReplyRoom
+from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
+from adcascade.wire import ad_to_wire, context_from_wire, counters_from_wire, shares_from_wire, user_from_wire
 from pipeline.answers import Recommendation, Recommendations
 from pipeline.client import AdPipeline
 from pipeline.settings import GatewaySettings
-from protos import recommend_pb2, recommend_pb2_grpc
-from protos.convert import ad_to_wire, context_from_wire, counters_from_wire, shares_from_wire, user_from_wire
 
 SERVICE_NAME = "adcascade.v1.RecommendService"
 SCOPES = {"Recommend": scopes.RECOMMEND}

@@ -17,10 +17,10 @@ from adcascade.serving.logs import set_up_logging
 from adcascade.serving.server import Server
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.exits import clean_exit
+from adcascade.v1.ranking_pb2_grpc import add_RankingServiceServicer_to_server
 from index_builder.artifact import ADS_FILE, AdCatalog
 from index_builder.artifact import open_store as open_index_store
 from index_builder.errors import BuildError
-from protos.ranking_pb2_grpc import add_RankingServiceServicer_to_server
 from ranking.artifact import load_version
 from ranking.backends import OpenVinoBackend
 from ranking.candidates import CatalogVersion

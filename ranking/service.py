@@ -14,8 +14,8 @@ from adcascade.serving.auth import scopes
 from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
 from adcascade.serving.errors import Unavailable
 from adcascade.serving.slices import Slices
-from protos import ranking_pb2, ranking_pb2_grpc, types_pb2
-from protos.convert import (
+from adcascade.v1 import ranking_pb2, ranking_pb2_grpc, types_pb2
+from adcascade.wire import (
     ad_from_wire,
     context_from_wire,
     counters_from_wire,

@@ -13,9 +13,8 @@ from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, M
 from adcascade.serving.errors import Unavailable
 from adcascade.serving.messages import ReplyRoom
 from adcascade.serving.slices import Slices
-from index_builder.artifact import AdCatalog
-from protos import retrieval_pb2, retrieval_pb2_grpc, types_pb2
-from protos.convert import (
+from adcascade.v1 import retrieval_pb2, retrieval_pb2_grpc, types_pb2
+from adcascade.wire import (
     ad_to_wire,
     context_from_wire,
     shares_from_wire,
@@ -24,6 +23,7 @@ from protos.convert import (
     vectors_from_wire,
     vectors_to_wire,
 )
+from index_builder.artifact import AdCatalog
 from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
 

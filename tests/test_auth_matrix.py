@@ -27,7 +27,7 @@ from adcascade.serving.auth.scopes import METRICS_READ, REFLECTION_READ, SCOPES
 from adcascade.serving.auth.tokens import TokensFile
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
-from protos import ranking_pb2_grpc, recommend_pb2_grpc, retrieval_pb2_grpc
+from adcascade.v1 import ranking_pb2_grpc, recommend_pb2_grpc, retrieval_pb2_grpc
 
 UNAUTHENTICATED, DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 UNAVAILABLE, OK = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK

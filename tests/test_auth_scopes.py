@@ -14,8 +14,8 @@ PROTOS = Path(__file__).parent.parent / "protos"
 def test_every_method_of_every_service_needs_a_scope_that_exists():
     said = {one.SERVICE_NAME: set(one.SCOPES) for one in (retrieval.service, ranking.service, pipeline.service)}
     contract = {}
-    for proto in PROTOS.glob("*.proto"):
-        descriptor = importlib.import_module(f"protos.{proto.stem}_pb2").DESCRIPTOR
+    for proto in PROTOS.glob("adcascade/v1/*.proto"):
+        descriptor = importlib.import_module(f"adcascade.v1.{proto.stem}_pb2").DESCRIPTOR
         for service in descriptor.services_by_name.values():
             contract[service.full_name] = {method.name for method in service.methods}
     assert said == contract

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
+from adcascade.v1 import ranking_pb2_grpc
 from benchmarks.fuzz.bench import known_ids, started, valid_requests, verdicts
 from benchmarks.fuzz.messages import KINDS, RequestFuzzer
 from benchmarks.fuzz.run import ALLOWED, Fuzzed, Target, fuzz, services
-from protos import ranking_pb2_grpc
 from tests.conftest import World, serving_server
 
 CALLS = 2000

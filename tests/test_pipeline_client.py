@@ -15,17 +15,17 @@ from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.serving.channel import open_channel
 from adcascade.serving.errors import InvalidArgument, NotFound, ServiceError, Unavailable
+from adcascade.v1 import ranking_pb2, recommend_pb2, types_pb2
+from adcascade.v1.ranking_pb2_grpc import RankingServiceServicer, add_RankingServiceServicer_to_server
+from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
+from adcascade.v1.retrieval_pb2 import RetrieveRequest, SourceShare
+from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import load_encoder
 from pipeline.client import AdPipeline
 from pipeline.service import SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
-from protos import ranking_pb2, recommend_pb2, types_pb2
-from protos.ranking_pb2_grpc import RankingServiceServicer, add_RankingServiceServicer_to_server
-from protos.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
-from protos.retrieval_pb2 import RetrieveRequest, SourceShare
-from protos.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
 from ranking.__main__ import _load_catalog, _load_engine
 from ranking.engine import EngineSettings
 from ranking.service import SERVICE_NAME as RANKING

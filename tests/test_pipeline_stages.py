@@ -19,13 +19,13 @@ from stand_ins.retrieval import StandInRetrieval
 from adcascade.records.users import UserProfile
 from adcascade.serving.channel import is_serving, open_channel
 from adcascade.serving.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
+from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
 from pipeline.breaker import State
 from pipeline.client import AdPipeline
 from pipeline.processes import ServerProcess
 from pipeline.service import SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
-from protos import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
-from protos.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
 
 USER = UserProfile(interests="anything")
 REQUEST = recommend_pb2.RecommendRequest(user=types_pb2.UserProfile(interests="anything"), k=3)

@@ -12,10 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from adcascade import wire as convert
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from protos import convert, ranking_pb2, types_pb2
+from adcascade.v1 import ranking_pb2, types_pb2
 
 MEGABYTE = "x" * 1_000_000
 VISIBLE = st.text(min_size=1, max_size=50).filter(str.strip)

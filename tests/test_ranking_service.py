@@ -13,10 +13,10 @@ from conftest import save_tiny_bert, serving_server, tiny_options
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.users import Context, UserProfile
+from adcascade.v1 import ranking_pb2 as pb
+from adcascade.v1 import types_pb2
+from adcascade.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
 from index_builder.artifact import open_store as open_index_store
-from protos import ranking_pb2 as pb
-from protos import types_pb2
-from protos.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
 from ranking.__main__ import _load_catalog, _load_engine
 from ranking.candidates import prepare
 from ranking.engine import EngineSettings

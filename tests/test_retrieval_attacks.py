@@ -13,12 +13,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.serving.slices import run_through
+from adcascade.v1 import retrieval_pb2 as pb
+from adcascade.v1 import types_pb2
+from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
+from adcascade.wire import vectors_to_wire
 from index_builder.artifact import load_version, open_store
 from index_builder.encoder import load_encoder
-from protos import retrieval_pb2 as pb
-from protos import types_pb2
-from protos.convert import vectors_to_wire
-from protos.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import LIGHT_COST, Query, Retriever

@@ -7,10 +7,10 @@ import pytest
 from conftest import serving_server
 
 from adcascade.artifacts.hotswap import HotSwap
+from adcascade.v1 import retrieval_pb2 as pb
+from adcascade.v1 import types_pb2
+from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
 from index_builder.artifact import open_store
-from protos import retrieval_pb2 as pb
-from protos import types_pb2
-from protos.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
 from retrieval.__main__ import RetrieverLoader
 from retrieval.service import SERVICE_NAME, RetrievalServicer
 from retrieval.settings import RetrievalSettings

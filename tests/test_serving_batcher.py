@@ -17,8 +17,8 @@ from adcascade.serving.channel import open_channel
 from adcascade.serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
-from protos.recommend_pb2 import RecommendRequest, RecommendResponse
-from protos.recommend_pb2_grpc import (
+from adcascade.v1.recommend_pb2 import RecommendRequest, RecommendResponse
+from adcascade.v1.recommend_pb2_grpc import (
     RecommendServiceServicer,
     RecommendServiceStub,
     add_RecommendServiceServicer_to_server,

@@ -23,8 +23,8 @@ from adcascade.serving.channel import is_serving
 from adcascade.serving.connections import _peer
 from adcascade.serving.errors import StartupError
 from adcascade.serving.server import Server
-from protos.recommend_pb2 import RecommendRequest, RecommendResponse
-from protos.recommend_pb2_grpc import RecommendServiceStub
+from adcascade.v1.recommend_pb2 import RecommendRequest, RecommendResponse
+from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub
 
 ROOT = Path(__file__).parent.parent
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"

@@ -28,7 +28,7 @@ from test_serving_server import METHOD, SERVICE, connect, recommend, serve
 from adcascade.serving.errors import NotFound
 from adcascade.serving.printable import STATUS_BYTES, cut_to_bytes, escaped, status_message
 from adcascade.serving.server import Server
-from protos.recommend_pb2 import RecommendRequest
+from adcascade.v1.recommend_pb2 import RecommendRequest
 
 PATH = METHOD.encode()
 

@@ -15,7 +15,7 @@ import pytest
 from test_serving_server import connect, request, wait_until_serving
 
 from adcascade.serving.channel import is_serving
-from protos.recommend_pb2_grpc import RecommendServiceStub
+from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,8 +25,8 @@ import json, sys, time
 from functools import partial
 from pathlib import Path
 
-from protos.recommend_pb2 import RecommendResponse
-from protos.recommend_pb2_grpc import RecommendServiceServicer, add_RecommendServiceServicer_to_server
+from adcascade.v1.recommend_pb2 import RecommendResponse
+from adcascade.v1.recommend_pb2_grpc import RecommendServiceServicer, add_RecommendServiceServicer_to_server
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
 

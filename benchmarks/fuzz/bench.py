@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adcascade.records.errors import InputError
 from adcascade.serving.channel import open_channel
+from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
 from benchmarks.fuzz.messages import Valid
 from benchmarks.fuzz.run import ALLOWED, Fuzzed, Target, fuzz
 from benchmarks.speed.contest import Progress, Spread
@@ -14,7 +15,6 @@ from benchmarks.speed.machine import describe
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from index_builder.artifact import load_version, open_store
 from pipeline.processes import ServerProcess
-from protos import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
 
 # Caches of the three servers fill during a run: 256 and 64 MiB of states in the ranking server are the largest.
 _MOST_GROWTH_MIB = 512.0

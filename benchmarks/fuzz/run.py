@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from adcascade.serving.channel import is_serving
+from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2
 from benchmarks.fuzz.messages import FuzzedRequest, RequestFuzzer, Valid
-from protos import ranking_pb2, recommend_pb2, retrieval_pb2
 
 # What a server may say of a request that nobody should send.
 ALLOWED = frozenset(

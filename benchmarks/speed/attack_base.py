@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 
+from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2
 from benchmarks.speed.arrivals import Start
 from benchmarks.speed.hostile import method_of
 from benchmarks.speed.results import Entry, Verdict
 from benchmarks.speed.stages import K, Servers
-from protos import ranking_pb2, recommend_pb2, retrieval_pb2
 
 CANDIDATES = 100
 TIMEOUT_SECONDS = 30.0

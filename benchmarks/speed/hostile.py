@@ -12,10 +12,10 @@ from typing import Any
 
 import grpc
 
-from protos import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
-from protos.ranking_pb2_grpc import RankingServiceStub
-from protos.recommend_pb2_grpc import RecommendServiceStub
-from protos.retrieval_pb2_grpc import RetrievalServiceStub
+from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
+from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
+from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub
+from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub
 
 TIMEOUT_SECONDS = 10.0
 _TEXT_CHARS, _TEXTS, _ADS, _K = 32_000, 250, 1000, 1000

@@ -20,6 +20,9 @@ from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, UserProfile
 from adcascade.serving.channel import is_serving
+from adcascade.v1 import ranking_pb2
+from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
+from adcascade.wire import ad_to_wire, user_to_wire
 from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.flops import token_layers
 from benchmarks.speed.machine import Machine, describe
@@ -29,9 +32,6 @@ from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads, user_of_tokens
 from index_builder.encoder import embedded_model_path
-from protos import ranking_pb2
-from protos.convert import ad_to_wire, user_to_wire
-from protos.ranking_pb2_grpc import RankingServiceStub
 from ranking.artifact import ModelVersion
 from ranking.backends import BACKENDS
 from ranking.text import render_ad, render_user

@@ -18,6 +18,8 @@ import numpy as np
 
 from adcascade.records.errors import InputError
 from adcascade.serving.channel import is_serving
+from adcascade.v1 import retrieval_pb2, types_pb2
+from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub
 from benchmarks.speed.catalog import made_index
 from benchmarks.speed.contest import Progress, Turns
 from benchmarks.speed.machine import describe
@@ -32,8 +34,6 @@ from index_builder.bulk_encoder import load_bulk_encoder
 from index_builder.encoder import Vectors
 from index_builder.faiss_index import Rows, import_faiss, set_search_parameters
 from index_builder.recall import exact_search
-from protos import retrieval_pb2, types_pb2
-from protos.retrieval_pb2_grpc import RetrievalServiceStub
 
 OURS, EXACT, SERVER, EMPTY_CALL = "AdCascade, FAISS call", "FAISS, exact", "AdCascade, server", "empty gRPC call"
 PEERS = ("hnswlib", "usearch", "milvus-lite")

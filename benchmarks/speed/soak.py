@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 import numpy as np
 
+from adcascade.v1 import recommend_pb2
 from benchmarks.speed.arrivals import Answered, Start, arrive
 from benchmarks.speed.contest import Progress
 from benchmarks.speed.machine import describe
 from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
 from benchmarks.speed.stages import K, Servers, as_entry, of_times, serving, time_spent
-from protos import recommend_pb2
 
 _CANDIDATES = 100
 _WINDOWS = 60

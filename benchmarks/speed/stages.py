@@ -15,6 +15,9 @@ from adcascade.records.errors import InputError
 from adcascade.records.users import UserProfile
 from adcascade.serving.channel import open_channel
 from adcascade.serving.errors import StartupError
+from adcascade.v1 import recommend_pb2
+from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub
+from adcascade.wire import user_to_wire
 from benchmarks.speed.arrivals import Answered, Start, one_by_one
 from benchmarks.speed.catalog import made_index
 from benchmarks.speed.contest import Spread
@@ -27,9 +30,6 @@ from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
 from index_builder.artifact import IndexVersion, load_version, open_store
 from index_builder.bulk_encoder import load_bulk_encoder
 from pipeline.processes import ServerProcess, running
-from protos import recommend_pb2
-from protos.convert import user_to_wire
-from protos.recommend_pb2_grpc import RecommendServiceStub
 
 K = 10
 _P50_MS, P99_MS = 50.0, 150.0

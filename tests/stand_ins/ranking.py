@@ -3,8 +3,8 @@
 from functools import partial
 
 from adcascade.serving.server import Server
-from protos import ranking_pb2 as pb
-from protos.ranking_pb2_grpc import RankingServiceServicer, add_RankingServiceServicer_to_server
+from adcascade.v1 import ranking_pb2 as pb
+from adcascade.v1.ranking_pb2_grpc import RankingServiceServicer, add_RankingServiceServicer_to_server
 from stand_ins.settings import settings_of_command
 
 NAME = "adcascade.v1.RankingService"

@@ -3,9 +3,9 @@
 from functools import partial
 
 from adcascade.serving.server import Server
-from protos import retrieval_pb2 as pb
-from protos import types_pb2
-from protos.retrieval_pb2_grpc import RetrievalServiceServicer, add_RetrievalServiceServicer_to_server
+from adcascade.v1 import retrieval_pb2 as pb
+from adcascade.v1 import types_pb2
+from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceServicer, add_RetrievalServiceServicer_to_server
 from stand_ins.settings import settings_of_command
 
 NAME = "adcascade.v1.RetrievalService"

@@ -19,6 +19,9 @@ from sentence_transformers import CrossEncoder
 from adcascade.records.ads import Ad
 from adcascade.records.datasets.movielens import DatasetFiles
 from adcascade.records.users import Context, UserProfile
+from adcascade.v1 import ranking_pb2
+from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
+from adcascade.wire import user_to_wire
 from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
 from benchmarks.speed.models import kept_ranker
@@ -27,9 +30,6 @@ from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, user_of_tokens
 from index_builder.build import BuildOptions, build
 from index_builder.encoder import embedded_model_path, load_encoder
-from protos import ranking_pb2
-from protos.convert import user_to_wire
-from protos.ranking_pb2_grpc import RankingServiceStub
 from ranking.text import render_ad, render_user
 
 SERVER, DEFAULTS, TUNED = "AdCascade", "CrossEncoder.predict", "CrossEncoder.predict, bfloat16, batches of 256"

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from protos import ranking_pb2 as protos_dot_ranking__pb2
+from adcascade.v1 import ranking_pb2 as adcascade_dot_v1_dot_ranking__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/ranking_pb2_grpc.py depends on'
+        + ' but the generated code in adcascade/v1/ranking_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,13 +36,13 @@ class RankingServiceStub(object):
         """
         self.Rank = channel.unary_unary(
                 '/adcascade.v1.RankingService/Rank',
-                request_serializer=protos_dot_ranking__pb2.RankRequest.SerializeToString,
-                response_deserializer=protos_dot_ranking__pb2.RankResponse.FromString,
+                request_serializer=adcascade_dot_v1_dot_ranking__pb2.RankRequest.SerializeToString,
+                response_deserializer=adcascade_dot_v1_dot_ranking__pb2.RankResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/adcascade.v1.RankingService/GetModel',
-                request_serializer=protos_dot_ranking__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=protos_dot_ranking__pb2.GetModelResponse.FromString,
+                request_serializer=adcascade_dot_v1_dot_ranking__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=adcascade_dot_v1_dot_ranking__pb2.GetModelResponse.FromString,
                 _registered_method=True)
 
 
@@ -68,13 +68,13 @@ def add_RankingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Rank': grpc.unary_unary_rpc_method_handler(
                     servicer.Rank,
-                    request_deserializer=protos_dot_ranking__pb2.RankRequest.FromString,
-                    response_serializer=protos_dot_ranking__pb2.RankResponse.SerializeToString,
+                    request_deserializer=adcascade_dot_v1_dot_ranking__pb2.RankRequest.FromString,
+                    response_serializer=adcascade_dot_v1_dot_ranking__pb2.RankResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=protos_dot_ranking__pb2.GetModelRequest.FromString,
-                    response_serializer=protos_dot_ranking__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=adcascade_dot_v1_dot_ranking__pb2.GetModelRequest.FromString,
+                    response_serializer=adcascade_dot_v1_dot_ranking__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -102,8 +102,8 @@ class RankingService(object):
             request,
             target,
             '/adcascade.v1.RankingService/Rank',
-            protos_dot_ranking__pb2.RankRequest.SerializeToString,
-            protos_dot_ranking__pb2.RankResponse.FromString,
+            adcascade_dot_v1_dot_ranking__pb2.RankRequest.SerializeToString,
+            adcascade_dot_v1_dot_ranking__pb2.RankResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -129,8 +129,8 @@ class RankingService(object):
             request,
             target,
             '/adcascade.v1.RankingService/GetModel',
-            protos_dot_ranking__pb2.GetModelRequest.SerializeToString,
-            protos_dot_ranking__pb2.GetModelResponse.FromString,
+            adcascade_dot_v1_dot_ranking__pb2.GetModelRequest.SerializeToString,
+            adcascade_dot_v1_dot_ranking__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,13 +3,13 @@
 isort:skip_file
 Both stages as one call."""
 
+from adcascade.v1 import ranking_pb2 as _ranking_pb2
+from adcascade.v1 import retrieval_pb2 as _retrieval_pb2
+from adcascade.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from protos import ranking_pb2 as _ranking_pb2
-from protos import retrieval_pb2 as _retrieval_pb2
-from protos import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from protos import retrieval_pb2 as protos_dot_retrieval__pb2
+from adcascade.v1 import retrieval_pb2 as adcascade_dot_v1_dot_retrieval__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/retrieval_pb2_grpc.py depends on'
+        + ' but the generated code in adcascade/v1/retrieval_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,23 +36,23 @@ class RetrievalServiceStub(object):
         """
         self.Retrieve = channel.unary_unary(
                 '/adcascade.v1.RetrievalService/Retrieve',
-                request_serializer=protos_dot_retrieval__pb2.RetrieveRequest.SerializeToString,
-                response_deserializer=protos_dot_retrieval__pb2.RetrieveResponse.FromString,
+                request_serializer=adcascade_dot_v1_dot_retrieval__pb2.RetrieveRequest.SerializeToString,
+                response_deserializer=adcascade_dot_v1_dot_retrieval__pb2.RetrieveResponse.FromString,
                 _registered_method=True)
         self.EmbedUser = channel.unary_unary(
                 '/adcascade.v1.RetrievalService/EmbedUser',
-                request_serializer=protos_dot_retrieval__pb2.EmbedUserRequest.SerializeToString,
-                response_deserializer=protos_dot_retrieval__pb2.EmbedUserResponse.FromString,
+                request_serializer=adcascade_dot_v1_dot_retrieval__pb2.EmbedUserRequest.SerializeToString,
+                response_deserializer=adcascade_dot_v1_dot_retrieval__pb2.EmbedUserResponse.FromString,
                 _registered_method=True)
         self.GetAds = channel.unary_unary(
                 '/adcascade.v1.RetrievalService/GetAds',
-                request_serializer=protos_dot_retrieval__pb2.GetAdsRequest.SerializeToString,
-                response_deserializer=protos_dot_retrieval__pb2.GetAdsResponse.FromString,
+                request_serializer=adcascade_dot_v1_dot_retrieval__pb2.GetAdsRequest.SerializeToString,
+                response_deserializer=adcascade_dot_v1_dot_retrieval__pb2.GetAdsResponse.FromString,
                 _registered_method=True)
         self.GetIndex = channel.unary_unary(
                 '/adcascade.v1.RetrievalService/GetIndex',
-                request_serializer=protos_dot_retrieval__pb2.GetIndexRequest.SerializeToString,
-                response_deserializer=protos_dot_retrieval__pb2.GetIndexResponse.FromString,
+                request_serializer=adcascade_dot_v1_dot_retrieval__pb2.GetIndexRequest.SerializeToString,
+                response_deserializer=adcascade_dot_v1_dot_retrieval__pb2.GetIndexResponse.FromString,
                 _registered_method=True)
 
 
@@ -92,23 +92,23 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Retrieve': grpc.unary_unary_rpc_method_handler(
                     servicer.Retrieve,
-                    request_deserializer=protos_dot_retrieval__pb2.RetrieveRequest.FromString,
-                    response_serializer=protos_dot_retrieval__pb2.RetrieveResponse.SerializeToString,
+                    request_deserializer=adcascade_dot_v1_dot_retrieval__pb2.RetrieveRequest.FromString,
+                    response_serializer=adcascade_dot_v1_dot_retrieval__pb2.RetrieveResponse.SerializeToString,
             ),
             'EmbedUser': grpc.unary_unary_rpc_method_handler(
                     servicer.EmbedUser,
-                    request_deserializer=protos_dot_retrieval__pb2.EmbedUserRequest.FromString,
-                    response_serializer=protos_dot_retrieval__pb2.EmbedUserResponse.SerializeToString,
+                    request_deserializer=adcascade_dot_v1_dot_retrieval__pb2.EmbedUserRequest.FromString,
+                    response_serializer=adcascade_dot_v1_dot_retrieval__pb2.EmbedUserResponse.SerializeToString,
             ),
             'GetAds': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAds,
-                    request_deserializer=protos_dot_retrieval__pb2.GetAdsRequest.FromString,
-                    response_serializer=protos_dot_retrieval__pb2.GetAdsResponse.SerializeToString,
+                    request_deserializer=adcascade_dot_v1_dot_retrieval__pb2.GetAdsRequest.FromString,
+                    response_serializer=adcascade_dot_v1_dot_retrieval__pb2.GetAdsResponse.SerializeToString,
             ),
             'GetIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIndex,
-                    request_deserializer=protos_dot_retrieval__pb2.GetIndexRequest.FromString,
-                    response_serializer=protos_dot_retrieval__pb2.GetIndexResponse.SerializeToString,
+                    request_deserializer=adcascade_dot_v1_dot_retrieval__pb2.GetIndexRequest.FromString,
+                    response_serializer=adcascade_dot_v1_dot_retrieval__pb2.GetIndexResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,8 +136,8 @@ class RetrievalService(object):
             request,
             target,
             '/adcascade.v1.RetrievalService/Retrieve',
-            protos_dot_retrieval__pb2.RetrieveRequest.SerializeToString,
-            protos_dot_retrieval__pb2.RetrieveResponse.FromString,
+            adcascade_dot_v1_dot_retrieval__pb2.RetrieveRequest.SerializeToString,
+            adcascade_dot_v1_dot_retrieval__pb2.RetrieveResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -163,8 +163,8 @@ class RetrievalService(object):
             request,
             target,
             '/adcascade.v1.RetrievalService/EmbedUser',
-            protos_dot_retrieval__pb2.EmbedUserRequest.SerializeToString,
-            protos_dot_retrieval__pb2.EmbedUserResponse.FromString,
+            adcascade_dot_v1_dot_retrieval__pb2.EmbedUserRequest.SerializeToString,
+            adcascade_dot_v1_dot_retrieval__pb2.EmbedUserResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -190,8 +190,8 @@ class RetrievalService(object):
             request,
             target,
             '/adcascade.v1.RetrievalService/GetAds',
-            protos_dot_retrieval__pb2.GetAdsRequest.SerializeToString,
-            protos_dot_retrieval__pb2.GetAdsResponse.FromString,
+            adcascade_dot_v1_dot_retrieval__pb2.GetAdsRequest.SerializeToString,
+            adcascade_dot_v1_dot_retrieval__pb2.GetAdsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -217,8 +217,8 @@ class RetrievalService(object):
             request,
             target,
             '/adcascade.v1.RetrievalService/GetIndex',
-            protos_dot_retrieval__pb2.GetIndexRequest.SerializeToString,
-            protos_dot_retrieval__pb2.GetIndexResponse.FromString,
+            adcascade_dot_v1_dot_retrieval__pb2.GetIndexRequest.SerializeToString,
+            adcascade_dot_v1_dot_retrieval__pb2.GetIndexResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,9 +3,9 @@
 isort:skip_file
 Stage one: candidates for a user, by maximum inner product in the index version's vector space."""
 
+from adcascade.v1 import retrieval_pb2 as _retrieval_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos import retrieval_pb2 as _retrieval_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

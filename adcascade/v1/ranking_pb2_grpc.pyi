@@ -3,9 +3,9 @@
 isort:skip_file
 Stage two: calibrated click probabilities for a user, a context and candidate ads."""
 
+from adcascade.v1 import ranking_pb2 as _ranking_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos import ranking_pb2 as _ranking_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

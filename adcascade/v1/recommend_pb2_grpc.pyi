@@ -3,9 +3,9 @@
 isort:skip_file
 Both stages as one call."""
 
+from adcascade.v1 import recommend_pb2 as _recommend_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos import recommend_pb2 as _recommend_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

@@ -16,7 +16,7 @@ from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_HISTORY, MAX_ID_CHARS, check_text
 from adcascade.records.users import Context, Event, EventType, UserProfile, check_context, check_user
-from protos import ranking_pb2, retrieval_pb2, types_pb2
+from adcascade.v1 import ranking_pb2, retrieval_pb2, types_pb2
 
 MAX_VECTORS = 16
 MAX_IMPRESSIONS = 2**53

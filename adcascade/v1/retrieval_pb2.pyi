@@ -3,12 +3,12 @@
 isort:skip_file
 Stage one: candidates for a user, by maximum inner product in the index version's vector space."""
 
+from adcascade.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from protos import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
