@@ -20,7 +20,7 @@ import typer
 
 from adcascade.records.errors import InputError
 from adcascade.terminal.exits import clean_exit
-from index_builder.encoder import embedded_model_path
+from adcascade.vectors.encoder import embedded_model_path
 
 HASHES = Path(__file__).parent.parent / "index_builder" / "embedded_encoder.sha256"
 PASSED, FAILED, UNFINISHED = 0, 1, 3

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
+from adcascade.vectors.encoder import load_encoder
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.data import RetrievalData, load_retrieval_data
 from index_builder.training.options import TowerOptions

@@ -6,10 +6,10 @@ import numpy as np
 
 from adcascade.records.datasets.movielens import export_movielens, find_movielens
 from adcascade.records.users import Context, UserProfile
+from adcascade.vectors.encoder import load_encoder
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.options import TowerOptions

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.store import VersionStore
 from adcascade.records.ads import Ad
+from adcascade.vectors.encoder import TextEncoder
+from adcascade.vectors.errors import BuildError
+from adcascade.vectors.faiss_index import flat_vectors, read_index
+from adcascade.vectors.vector_file import StoredVectors, load_vectors
 from index_builder.ad_text import joined_text
-from index_builder.encoder import TextEncoder
-from index_builder.errors import BuildError
-from index_builder.faiss_index import flat_vectors, read_index
 from index_builder.schedule import Schedule
-from index_builder.vector_file import StoredVectors, load_vectors
 
 if TYPE_CHECKING:
     from index_builder.lexical import LexicalIndex

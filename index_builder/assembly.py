@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adcascade.terminal.progress import Progress
+from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.errors import BuildError
+from adcascade.vectors.faiss_index import build_index, factory_strings, write_index
 from index_builder.artifact import (
     ADS_FILE,
     INDEX_FILE,
@@ -18,9 +21,6 @@ from index_builder.artifact import (
     IndexManifest,
     iter_ads,
 )
-from index_builder.encoder import Vectors
-from index_builder.errors import BuildError
-from index_builder.faiss_index import build_index, factory_strings, write_index
 from index_builder.lexical import LexicalIndex
 from index_builder.recall import Recall, draw_queries, reach_recall, reach_recall_of
 

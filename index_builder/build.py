@@ -21,6 +21,12 @@ from adcascade.artifacts.files import private_opener
 from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.records.ads import REPEATED, Ad, RejectedAd, read_ads
 from adcascade.terminal.progress import Progress
+from adcascade.vectors.distinct import DistinctVectors
+from adcascade.vectors.encoder import TextEncoder, Vectors
+from adcascade.vectors.errors import BuildError
+from adcascade.vectors.faiss_index import check_kind
+from adcascade.vectors.vector_file import StoredVectors, load_vectors
+from adcascade.vectors.vector_store import RememberingEncoder, text_key
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
     ADS_FILE,
@@ -33,12 +39,6 @@ from index_builder.artifact import (
     write_ads,
 )
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
-from index_builder.distinct import DistinctVectors
-from index_builder.encoder import TextEncoder, Vectors
-from index_builder.errors import BuildError
-from index_builder.faiss_index import check_kind
-from index_builder.vector_file import StoredVectors, load_vectors
-from index_builder.vector_store import RememberingEncoder, text_key
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TrainedTowers

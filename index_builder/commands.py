@@ -11,12 +11,12 @@ from rich.table import Table
 from adcascade.records.clicks import REJECTED_FILE as LOG_REJECTED_FILE
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import build_progress
+from adcascade.vectors.bulk_encoder import AUTO, load_bulk_encoder
+from adcascade.vectors.encoder import EMBEDDED
+from adcascade.vectors.errors import NotPublished
+from adcascade.vectors.vector_store import default_folder, remembering
 from index_builder.build import BuildOptions, BuildReport, build
-from index_builder.bulk_encoder import AUTO, load_bulk_encoder
-from index_builder.encoder import EMBEDDED
-from index_builder.errors import NotPublished
 from index_builder.log_display import show_log_read
-from index_builder.vector_store import default_folder, remembering
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TowerSpec, TrainedTowers

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from index_builder.encoder import Vectors
-from index_builder.faiss_index import Rows
+from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.faiss_index import Rows
 
 
 def quotas(weights: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import bm25s
 import numpy as np
 
 from adcascade.artifacts.errors import CorruptVersion
-from index_builder.faiss_index import Rows
+from adcascade.vectors.faiss_index import Rows
 from index_builder.schedule import Eligibility
 from index_builder.words import ANALYZER, words_of, words_of_query
 

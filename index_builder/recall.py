@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from index_builder.encoder import Vectors
-from index_builder.errors import BuildError
-from index_builder.faiss_index import CHUNK_ROWS, Rows, import_faiss, set_search_parameters
+from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.errors import BuildError
+from adcascade.vectors.faiss_index import CHUNK_ROWS, Rows, import_faiss, set_search_parameters
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from index_builder.faiss_index import Rows
+from adcascade.vectors.faiss_index import Rows
 
 Microseconds = npt.NDArray[np.int64]
 

@@ -21,8 +21,8 @@ from safetensors.torch import load, save_file
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.fallback import load_newest
 from adcascade.records.popularity import FEATURES, Floats, PopularitySnapshot
-from index_builder.encoder import TextEncoder, Vectors
-from index_builder.errors import BuildError
+from adcascade.vectors.encoder import TextEncoder, Vectors
+from adcascade.vectors.errors import BuildError
 from index_builder.neighbours import Neighbours
 from index_builder.tower_findings import Passes, Spread, TowerComparison
 from index_builder.tower_store import open_store

@@ -18,9 +18,9 @@ from adcascade.serving.server import Server
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.exits import clean_exit
 from adcascade.v1.ranking_pb2_grpc import add_RankingServiceServicer_to_server
+from adcascade.vectors.errors import BuildError
 from index_builder.artifact import ADS_FILE, AdCatalog
 from index_builder.artifact import open_store as open_index_store
-from index_builder.errors import BuildError
 from ranking.artifact import load_version
 from ranking.backends import OpenVinoBackend
 from ranking.candidates import CatalogVersion

@@ -29,8 +29,8 @@ from adcascade.artifacts.manifest import Manifest
 from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.records.counters import CounterSnapshot
 from adcascade.serving.telemetry import switch_off_telemetry
-from index_builder.encoder import EMBEDDED, embedded_model_path
-from index_builder.model_check import (
+from adcascade.vectors.encoder import EMBEDDED, embedded_model_path
+from adcascade.vectors.model_check import (
     BrokenModelError,
     check_folder,
     check_loading,

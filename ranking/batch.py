@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from index_builder.encoder import CHARS_PER_TOKEN
+from adcascade.vectors.encoder import CHARS_PER_TOKEN
 
 TokenIds = list[int]
 

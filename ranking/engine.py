@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adcascade.serving.slices import Slices, run_through
-from index_builder.encoder import estimated_tokens
+from adcascade.vectors.encoder import estimated_tokens
 from ranking.ad_states import AdStateCache
 from ranking.artifact import ModelVersion
 from ranking.backends import TextBackend, choose_backend

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.serving.byte_cache import ByteBudgetCache
 from adcascade.serving.slices import Slices, by_cost
-from index_builder.encoder import CHARS_PER_TOKEN, estimated_tokens
+from adcascade.vectors.encoder import CHARS_PER_TOKEN, estimated_tokens
 from ranking.ad_states import AdStateCache
 from ranking.backends import TextBackend, UserKept
 from ranking.batch import PairBatch, TokenIds, TokenRows, pad, tokenize

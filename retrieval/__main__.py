@@ -17,9 +17,9 @@ from adcascade.serving.settings import MEBIBYTE
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.exits import clean_exit
 from adcascade.v1.retrieval_pb2_grpc import add_RetrievalServiceServicer_to_server
+from adcascade.vectors.encoder import TextEncoder, load_encoder
+from adcascade.vectors.errors import BuildError
 from index_builder.artifact import load_version, open_store
-from index_builder.encoder import TextEncoder, load_encoder
-from index_builder.errors import BuildError
 from retrieval.index import AdIndex
 from retrieval.retriever import Retriever
 from retrieval.service import SCOPES, SERVICE_NAME, RetrievalServicer

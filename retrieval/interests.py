@@ -16,8 +16,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from adcascade.records.errors import InputError
 from adcascade.records.users import EVENT_WEIGHT, Context, Event, UserProfile
+from adcascade.vectors.encoder import Vectors
 from index_builder.artifact import IndexVersion
-from index_builder.encoder import Vectors
 
 Weights = npt.NDArray[np.float64]
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from adcascade.serving.settings import MEBIBYTE
+from adcascade.vectors.encoder import TextEncoder, load_encoder
 from index_builder.artifact import load_version, open_store
-from index_builder.encoder import TextEncoder, load_encoder
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Retriever

@@ -17,9 +17,9 @@ from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.serving.byte_cache import ByteBudgetCache
 from adcascade.serving.slices import Slices, by_cost, run_through
+from adcascade.vectors.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncoder, Vectors, estimated_tokens
+from adcascade.vectors.faiss_index import Rows
 from index_builder.artifact import IndexVersion
-from index_builder.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncoder, Vectors, estimated_tokens
-from index_builder.faiss_index import Rows
 from index_builder.interest_merge import merge
 from index_builder.schedule import Eligibility
 from retrieval.index import AdIndex

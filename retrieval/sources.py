@@ -16,13 +16,13 @@ import numpy as np
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import Floats
 from adcascade.records.users import EventType, UserProfile
+from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.faiss_index import Rows
+from adcascade.vectors.vector_file import StoredVectors
 from index_builder.artifact import IndexVersion
-from index_builder.encoder import Vectors
-from index_builder.faiss_index import Rows
 from index_builder.lexical import LexicalIndex
 from index_builder.neighbours import Neighbours
 from index_builder.schedule import Eligibility
-from index_builder.vector_file import StoredVectors
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from adcascade.records.users import Context, Event, UserProfile
+from adcascade.vectors.encoder import Vectors
 from index_builder.artifact import IndexVersion
-from index_builder.encoder import Vectors
 from index_builder.tower_artifact import TrainedTowers
 from index_builder.towers import EVENT_TYPES, INTERESTS_TYPE, UNKNOWN_GAP, UserEvents, attribute_buckets, gap_class
 from retrieval.interests import Interests, texts_of

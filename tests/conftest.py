@@ -21,8 +21,8 @@ from adcascade.records.errors import InputError
 from adcascade.serving.channel import open_channel
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
+from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 from index_builder.tower_artifact import load_published_towers
 from index_builder.training.data import RetrievalData, load_retrieval_data
 from index_builder.training.options import TowerOptions

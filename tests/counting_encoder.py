@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from index_builder.vector_store import text_key
+from adcascade.vectors.vector_store import text_key
 
 
 class Encoder:

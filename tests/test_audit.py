@@ -2,6 +2,7 @@
 
 import hashlib
 
+from adcascade.vectors.encoder import embedded_model_path
 from benchmarks.audit import (
     FAILED,
     PASSED,
@@ -11,7 +12,6 @@ from benchmarks.audit import (
     installed_packages,
     read_vulnerabilities,
 )
-from index_builder.encoder import embedded_model_path
 
 
 def test_the_embedded_encoder_is_the_one_whose_hashes_are_committed():

@@ -25,9 +25,9 @@ from adcascade.serving.settings import ServerSettings
 from adcascade.v1 import recommend_pb2, retrieval_pb2, types_pb2
 from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 from pipeline.client import AdPipeline
 from pipeline.security import ServeSecurity, reachable
 from pipeline.service import RecommendServicer

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
+from adcascade.vectors.encoder import HashingEncoder
 from benchmarks.speed.arrivals import arrive, one_by_one
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
@@ -40,7 +41,6 @@ from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import made_users, user_of_call
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store
-from index_builder.encoder import HashingEncoder
 
 MACHINE = Machine(
     processor="A <fast> one",

@@ -125,8 +125,8 @@ print(json.dumps([len(answer.items), answer.degraded_reason]))
 
 AS_A_LIBRARY = """
 import sys
-from index_builder.encoder import SentenceTransformerEncoder
-from index_builder.openvino_encoder import OpenVinoEncoder
+from adcascade.vectors.encoder import SentenceTransformerEncoder
+from adcascade.vectors.openvino_encoder import OpenVinoEncoder
 OpenVinoEncoder(SentenceTransformerEncoder(sys.argv[1], "cpu")).encode(["an ad"])
 """
 

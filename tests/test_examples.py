@@ -11,9 +11,9 @@ from conftest import EXAMPLES, tiny_options
 
 from adcascade.records.ads import Ad, read_ads
 from adcascade.records.users import read_users
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 from ranking.training.dataset import load_dataset
 from ranking.training.results import RANKER
 from ranking.training.run import train_and_save

@@ -24,8 +24,8 @@ from adcascade.serving.logs import set_up_logging
 from adcascade.terminal.console import Console
 from adcascade.terminal.exits import clean_exit
 from adcascade.v1 import ranking_pb2_grpc, retrieval_pb2_grpc
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
-from index_builder.encoder import load_encoder
 from ranking.artifact import load_version as load_model
 from ranking.engine import EngineSettings, RankingEngine
 from ranking.service import RankingServicer

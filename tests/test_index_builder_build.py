@@ -14,12 +14,12 @@ from conftest import writable
 from adcascade.artifacts.errors import CorruptVersion, StoreBusy
 from adcascade.records.ads import Ad, RejectedAd, read_ads
 from adcascade.records.errors import InputError
+from adcascade.vectors.encoder import load_encoder
+from adcascade.vectors.errors import BuildError
+from adcascade.vectors.vector_store import text_key
 from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store, read_manifest
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
-from index_builder.errors import BuildError
-from index_builder.vector_store import text_key
 
 ENCODER = load_encoder("hashing:64")
 WORDS = [f"{random.Random(number).getrandbits(24):06x}" for number in range(400)]
@@ -376,9 +376,9 @@ def test_ads_with_one_and_the_same_text_do_not_spoil_the_recall(catalog, root, i
 
 @pytest.mark.parametrize("copies", [200, 2])
 def test_auto_takes_another_index_where_a_graph_does_not_reach_the_recall(monkeypatch, caplog, catalog, root, copies):
-    monkeypatch.setattr("index_builder.faiss_index._FLAT_LIMIT", 100)  # a large catalog would take minutes
+    monkeypatch.setattr("adcascade.vectors.faiss_index._FLAT_LIMIT", 100)  # a large catalog would take minutes
     # Neighbours of an ad with many copies are all copies, unless more are looked at than there are.
-    monkeypatch.setattr("index_builder.faiss_index._LINKING_EFFORT", 40)
+    monkeypatch.setattr("adcascade.vectors.faiss_index._LINKING_EFFORT", 40)
     rows = [
         {"ad_id": f"a{number}", "title": f"{WORDS[number // copies % 10]} {number // copies}"} for number in range(2000)
     ]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "ADCASCADE_ENCODER": "hashing:64"}

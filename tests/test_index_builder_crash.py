@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 
 ROOT = Path(__file__).parent.parent
 ENCODER = load_encoder("hashing:64")

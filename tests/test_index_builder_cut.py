@@ -7,8 +7,8 @@ import pytest
 from conftest import EXAMPLES
 
 from adcascade.records.ads import read_ads
+from adcascade.vectors.encoder import CHARS_PER_TOKEN, EMBEDDED, estimated_tokens, load_encoder
 from index_builder.ad_text import embedding_text
-from index_builder.encoder import CHARS_PER_TOKEN, EMBEDDED, estimated_tokens, load_encoder
 from ranking.batch import tokenize
 
 RUNNING = {

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from adcascade.serving.slices import run_through
-from index_builder.bulk_encoder import load_bulk_encoder
-from index_builder.encoder import HashingEncoder, SentenceTransformerEncoder
-from index_builder.errors import BuildError
-from index_builder.openvino_encoder import OpenVinoEncoder
+from adcascade.vectors.bulk_encoder import load_bulk_encoder
+from adcascade.vectors.encoder import HashingEncoder, SentenceTransformerEncoder
+from adcascade.vectors.errors import BuildError
+from adcascade.vectors.openvino_encoder import OpenVinoEncoder
 
 TEXTS = ["running shoes", "espresso at home, all day long, for a price that nobody beats", "x", "", "roses " * 400] * 20
 
@@ -42,7 +42,7 @@ class Broken(SentenceTransformerEncoder):
 
 
 def test_an_engine_with_other_vectors_is_refused_and_auto_says_so(monkeypatch, caplog):
-    monkeypatch.setattr("index_builder.encoder.SentenceTransformerEncoder", Broken)
+    monkeypatch.setattr("adcascade.vectors.encoder.SentenceTransformerEncoder", Broken)
     with pytest.raises(BuildError, match="are others"):
         load_bulk_encoder(engine="openvino")
     caplog.set_level(logging.WARNING)

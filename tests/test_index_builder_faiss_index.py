@@ -10,9 +10,9 @@ import faiss
 import numpy as np
 import pytest
 
-from index_builder.encoder import load_encoder
-from index_builder.errors import BuildError
-from index_builder.faiss_index import (
+from adcascade.vectors.encoder import load_encoder
+from adcascade.vectors.errors import BuildError
+from adcascade.vectors.faiss_index import (
     build_index,
     factory_strings,
     gpu_count,

@@ -22,9 +22,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from adcascade.vectors.encoder import HashingEncoder, load_encoder
+from adcascade.vectors.errors import BuildError
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import HashingEncoder, load_encoder
-from index_builder.errors import BuildError
 from ranking.artifact import load_base
 from ranking.errors import ModelError
 

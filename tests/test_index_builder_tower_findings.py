@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
 from adcascade.terminal.exits import clean_exit
+from adcascade.vectors.encoder import load_encoder
+from adcascade.vectors.errors import BuildError, NotPublished
 from index_builder.artifact import open_store as open_index_store
-from index_builder.encoder import load_encoder
-from index_builder.errors import BuildError, NotPublished
 from index_builder.tower_artifact import TowerSpec, load_published_towers, load_towers, save_towers
 from index_builder.tower_findings import Lead, Passes, Spread, TowerComparison
 from index_builder.tower_store import open_store

@@ -9,10 +9,10 @@ import torch
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.users import EventType
+from adcascade.vectors.encoder import load_encoder
+from adcascade.vectors.errors import BuildError
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
-from index_builder.errors import BuildError
 from index_builder.tower_artifact import load_published_towers, load_towers, save_towers
 from index_builder.towers import (
     EVENT_TYPES,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from adcascade.records.clicks import ClickLog
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, EventType
-from index_builder.encoder import load_encoder
-from index_builder.errors import BuildError
+from adcascade.vectors.encoder import load_encoder
+from adcascade.vectors.errors import BuildError
 from index_builder.towers import EVENT_TYPES, attribute_buckets
 from index_builder.training.batches import AdSampler, Step, attributes_of, catalog_of, padded, steps, user_events
 from index_builder.training.choose import interests_of

@@ -15,10 +15,10 @@ from conftest import save_tiny_bert
 from counting_encoder import Encoder, texts
 from typer.testing import CliRunner
 
-from index_builder import vector_store
+from adcascade.vectors import vector_store
+from adcascade.vectors.encoder import SentenceTransformerEncoder, load_encoder
+from adcascade.vectors.vector_store import VectorStore, default_folder, fingerprint, remembering
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import SentenceTransformerEncoder, load_encoder
-from index_builder.vector_store import VectorStore, default_folder, fingerprint, remembering
 from pipeline.cli import app
 
 
@@ -118,7 +118,7 @@ EMBEDS = """
 import sys
 from pathlib import Path
 from counting_encoder import Encoder, texts
-from index_builder import vector_store
+from adcascade.vectors import vector_store
 vector_store._ROWS = 32
 with vector_store.remembering(Encoder(), Path({folder!r})) as kept:
     for first in range({first}, {end}, 32):

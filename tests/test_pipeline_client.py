@@ -20,9 +20,9 @@ from adcascade.v1.ranking_pb2_grpc import RankingServiceServicer, add_RankingSer
 from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
 from adcascade.v1.retrieval_pb2 import RetrieveRequest, SourceShare
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import open_store as open_index_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 from pipeline.client import AdPipeline
 from pipeline.service import SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings

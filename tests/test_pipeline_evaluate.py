@@ -9,9 +9,9 @@ import pytest
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.clicks import ClickLog
 from adcascade.records.errors import InputError
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version
 from index_builder.artifact import open_store as open_index_store
-from index_builder.encoder import load_encoder
 from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.results import ranking_of
 from ranking.training.dataset import load_dataset

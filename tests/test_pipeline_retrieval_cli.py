@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from adcascade.records.errors import InputError
+from adcascade.vectors.errors import BuildError
 from index_builder.__main__ import app as index_builder
 from index_builder.artifact import load_version, open_store
-from index_builder.errors import BuildError
 from pipeline.cli import app as adcascade
 
 SIZES = ["--width", "16", "--heads", "2", "--epochs", "2", "--history", "20"]

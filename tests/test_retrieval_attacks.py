@@ -16,9 +16,9 @@ from adcascade.serving.slices import run_through
 from adcascade.v1 import retrieval_pb2 as pb
 from adcascade.v1 import types_pb2
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
+from adcascade.vectors.encoder import load_encoder
 from adcascade.wire import vectors_to_wire
 from index_builder.artifact import load_version, open_store
-from index_builder.encoder import load_encoder
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import LIGHT_COST, Query, Retriever

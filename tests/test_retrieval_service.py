@@ -14,11 +14,11 @@ from adcascade.serving.slices import run_through
 from adcascade.v1 import retrieval_pb2 as pb
 from adcascade.v1 import types_pb2
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub, add_RetrievalServiceServicer_to_server
+from adcascade.vectors.encoder import load_encoder
+from adcascade.vectors.errors import BuildError
 from adcascade.wire import vectors_to_wire
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
-from index_builder.errors import BuildError
 from retrieval.__main__ import RetrieverLoader
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from adcascade.records.errors import InputError
 from adcascade.records.users import Event, EventType, UserProfile
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
-from index_builder.encoder import load_encoder
 from index_builder.lexical import LexicalIndex
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings

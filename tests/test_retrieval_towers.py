@@ -9,8 +9,8 @@ from conftest import TOPICS
 
 from adcascade.records.history import Histories
 from adcascade.records.users import Context, Event, EventType, UserProfile
+from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
-from index_builder.encoder import load_encoder
 from index_builder.towers import attribute_bucket
 from index_builder.training.batches import catalog_of
 from index_builder.training.choose import interests_of

@@ -19,9 +19,9 @@ from adcascade.serving.channel import open_channel
 from adcascade.v1 import ranking_pb2, retrieval_pb2, types_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub
+from adcascade.vectors.vector_file import VectorFile
 from index_builder.artifact import load_version as load_index_version
 from index_builder.artifact import open_store as open_index_store
-from index_builder.vector_file import VectorFile
 from ranking.artifact import load_version as load_model_version
 from ranking.store import open_store as open_model_store
 

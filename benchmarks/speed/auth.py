@@ -27,6 +27,7 @@ from adcascade.serving.auth.scopes import RETRIEVE
 from adcascade.serving.auth.tokens import StaticTokens, TokensFile
 from adcascade.v1 import retrieval_pb2, types_pb2
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub
+from adcascade.vectors.encoder import load_encoder
 from benchmarks.speed.catalog import write_catalog
 from benchmarks.speed.contest import Contender, Progress, Turns
 from benchmarks.speed.machine import describe
@@ -35,7 +36,6 @@ from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import load_encoder
 
 NOBODY, TOKEN, JWT = "asks nobody", "token", "JWT (ES256)"
 TLS, TLS_TOKEN, MTLS = "TLS alone", "TLS and token", "mTLS, certificate"

@@ -12,6 +12,8 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from adcascade.records.ads import Ad
+from adcascade.vectors.bulk_encoder import load_bulk_encoder
+from adcascade.vectors.encoder import TextEncoder, Vectors, embedded_model_path
 from benchmarks.speed.catalog import write_catalog
 from benchmarks.speed.contest import Contender, Progress, Spread, Turns, take_turns
 from benchmarks.speed.flops import token_layers
@@ -22,8 +24,6 @@ from benchmarks.speed.results import BenchResult, Entry, Line, Plot, Verdict
 from benchmarks.speed.texts import real_ads, recombined_ads
 from index_builder.ad_text import embedding_text
 from index_builder.build import BuildOptions, build
-from index_builder.bulk_encoder import load_bulk_encoder
-from index_builder.encoder import TextEncoder, Vectors, embedded_model_path
 from index_builder.recall import exact_search
 
 REFERENCE, OURS, REBUILD = "SentenceTransformer.encode", "AdCascade", "a rebuild"

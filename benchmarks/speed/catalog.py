@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from adcascade.records.ads import Ad
+from adcascade.vectors.encoder import TextEncoder, Vectors
 from benchmarks.speed.texts import recombined_ads
 from index_builder.artifact import IndexVersion, load_version, open_store
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import TextEncoder, Vectors
 
 
 class KeptVectors:

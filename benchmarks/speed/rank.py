@@ -22,6 +22,7 @@ from adcascade.records.users import Context, UserProfile
 from adcascade.serving.channel import is_serving
 from adcascade.v1 import ranking_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
+from adcascade.vectors.encoder import embedded_model_path
 from adcascade.wire import ad_to_wire, user_to_wire
 from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.flops import token_layers
@@ -31,7 +32,6 @@ from benchmarks.speed.peers import PeerMissing, RerankPeer, rerank_peer
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads, user_of_tokens
-from index_builder.encoder import embedded_model_path
 from ranking.artifact import ModelVersion
 from ranking.backends import BACKENDS
 from ranking.text import render_ad, render_user

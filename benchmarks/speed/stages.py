@@ -17,6 +17,7 @@ from adcascade.serving.channel import open_channel
 from adcascade.serving.errors import StartupError
 from adcascade.v1 import recommend_pb2
 from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub
+from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.wire import user_to_wire
 from benchmarks.speed.arrivals import Answered, Start, one_by_one
 from benchmarks.speed.catalog import made_index
@@ -28,7 +29,6 @@ from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
 from index_builder.artifact import IndexVersion, load_version, open_store
-from index_builder.bulk_encoder import load_bulk_encoder
 from pipeline.processes import ServerProcess, running
 
 K = 10

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from adcascade.records.ads import Ad
+from adcascade.vectors.encoder import TextEncoder, Vectors
 from benchmarks.speed.contest import Progress
 from benchmarks.speed.texts import recombined_ads
 from index_builder.ad_text import embedding_text
-from index_builder.encoder import TextEncoder, Vectors
 
 _AT_ONCE = 2048
 

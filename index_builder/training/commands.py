@@ -19,13 +19,13 @@ from adcascade.records.joined import Joined
 from adcascade.terminal.console import Console
 from adcascade.terminal.flags import with_flags_of
 from adcascade.terminal.progress import LongWork, build_progress
+from adcascade.vectors.encoder import EMBEDDED
+from adcascade.vectors.errors import NotPublished
+from adcascade.vectors.vector_store import default_folder, remembering
 from index_builder.commands import Encoder, VectorsFolder
-from index_builder.encoder import EMBEDDED
-from index_builder.errors import NotPublished
 from index_builder.log_display import show_log_read
 from index_builder.tower_findings import CUT_OFFS
 from index_builder.training.options import TowerOptions
-from index_builder.vector_store import default_folder, remembering
 
 if TYPE_CHECKING:
     from index_builder.tower_artifact import TowerSpec
@@ -90,7 +90,7 @@ def train_retrieval_command(
     candidates, then on all rows but those kept back for a test. Towers that find less than popularity, recent
     popularity or the likeness of texts are kept, but not published, and the exit code is 3.
     """
-    from index_builder.bulk_encoder import load_bulk_encoder
+    from adcascade.vectors.bulk_encoder import load_bulk_encoder
     from index_builder.training.data import load_retrieval_data
     from index_builder.training.train import train_and_save
 

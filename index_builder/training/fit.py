@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
 from adcascade.records.users import EVENT_WEIGHT, EventType
-from index_builder.errors import BuildError
+from adcascade.vectors.errors import BuildError
 from index_builder.tower_findings import Passes
 from index_builder.towers import EVENT_TYPES, Towers, TowerShape
 from index_builder.training.batches import AdSample, AdSampler, Catalog, Step, steps, targets_of, user_events

@@ -12,8 +12,8 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import FEATURES, PopularitySnapshot
 from adcascade.records.users import Context
-from index_builder.encoder import TextEncoder, Vectors
-from index_builder.errors import BuildError
+from adcascade.vectors.encoder import TextEncoder, Vectors
+from adcascade.vectors.errors import BuildError
 from index_builder.tower_artifact import TowerSpec, TrainedTowers, novelty, save_towers
 from index_builder.tower_findings import FIRST, Passes, Spread
 from index_builder.tower_store import open_store

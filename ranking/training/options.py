@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from index_builder.encoder import EMBEDDED
+from adcascade.vectors.encoder import EMBEDDED
 from ranking.context import CONTEXT_WORDS, MAX_CONTEXT_WORDS
 
 _MODEL, _TEXT, _BEHAVIOUR, _BOTH = "The model", "The text layers", "The behaviour part", "Both"

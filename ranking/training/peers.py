@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
-from index_builder.encoder import TextEncoder, load_encoder
+from adcascade.vectors.encoder import TextEncoder, load_encoder
 from ranking.context import CONTEXT_BUCKETS
 from ranking.features import FEATURES, Features, id_bucket
 from ranking.text import HISTORY_EVENTS

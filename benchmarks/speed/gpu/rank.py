@@ -21,6 +21,7 @@ from adcascade.records.datasets.movielens import DatasetFiles
 from adcascade.records.users import Context, UserProfile
 from adcascade.v1 import ranking_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
+from adcascade.vectors.encoder import embedded_model_path, load_encoder
 from adcascade.wire import user_to_wire
 from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
@@ -29,7 +30,6 @@ from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, user_of_tokens
 from index_builder.build import BuildOptions, build
-from index_builder.encoder import embedded_model_path, load_encoder
 from ranking.text import render_ad, render_user
 
 SERVER, DEFAULTS, TUNED = "AdCascade", "CrossEncoder.predict", "CrossEncoder.predict, bfloat16, batches of 256"

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from adcascade.records.errors import InputError
+from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.faiss_index import build_index, factory_strings, import_faiss, to_gpu
 from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
 from benchmarks.speed.results import BenchResult, Entry, Verdict
-from index_builder.encoder import Vectors
-from index_builder.faiss_index import build_index, factory_strings, import_faiss, to_gpu
 
 GPU, CPU, PRODUCT = "FAISS Flat on the GPU, float16", "FAISS Flat on the CPU", "torch: product and topk, float16"
 _TARGET_MS = 10.0

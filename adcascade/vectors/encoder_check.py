@@ -7,7 +7,13 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from transformers.utils.hub import cached_file
 
-from index_builder.model_check import BrokenModelError, check_loading, check_tokenizer, check_weights, position_limit
+from adcascade.vectors.model_check import (
+    BrokenModelError,
+    check_loading,
+    check_tokenizer,
+    check_weights,
+    position_limit,
+)
 
 # A limit beyond this is none: tokenizers without one say 10^30.
 _LONGEST = 1_000_000

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
 from adcascade.serving.telemetry import switch_off_telemetry
-from index_builder.encoder import SentenceTransformerEncoder, Vectors
-from index_builder.errors import BuildError
+from adcascade.vectors.encoder import SentenceTransformerEncoder, Vectors
+from adcascade.vectors.errors import BuildError
 
 _BATCH = 64
 # Of vectors of the same text by both; bfloat16 gives 0.9999.

@@ -3,8 +3,8 @@
 import importlib.util
 import logging
 
-from index_builder.encoder import EMBEDDED, SentenceTransformerEncoder, TextEncoder, load_encoder
-from index_builder.errors import BuildError
+from adcascade.vectors.encoder import EMBEDDED, SentenceTransformerEncoder, TextEncoder, load_encoder
+from adcascade.vectors.errors import BuildError
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def in_bulk(encoder: TextEncoder, engine: str = AUTO) -> TextEncoder:
         return encoder
     if engine == AUTO and (encoder.model.device.type != "cpu" or importlib.util.find_spec("openvino") is None):
         return encoder
-    from index_builder.openvino_encoder import OpenVinoEncoder
+    from adcascade.vectors.openvino_encoder import OpenVinoEncoder
 
     try:
         return OpenVinoEncoder(encoder)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from adcascade.serving.slices import Slices, pausable
 from adcascade.serving.telemetry import switch_off_telemetry
-from index_builder.errors import BuildError
+from adcascade.vectors.errors import BuildError
 
 Vectors = npt.NDArray[np.float32]
 
@@ -113,8 +113,8 @@ class SentenceTransformerEncoder:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
-        from index_builder.encoder_check import check_encoder
-        from index_builder.model_check import BrokenModelError, check_folder
+        from adcascade.vectors.encoder_check import check_encoder
+        from adcascade.vectors.model_check import BrokenModelError, check_folder
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # our own bars show what is slow
         place = str(embedded_model_path()) if name == EMBEDDED else name

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.files import open_regular
-from index_builder.encoder import Vectors
+from adcascade.vectors.encoder import Vectors
 
 # A file of at most so many bytes is kept in memory: reading a row takes a microsecond, copying it a tenth of that.
 _KEPT_BYTES = 64 * 2**20

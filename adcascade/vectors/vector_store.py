@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from index_builder.encoder import HashingEncoder, TextEncoder, Vectors
+from adcascade.vectors.encoder import HashingEncoder, TextEncoder, Vectors
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from index_builder.encoder import Vectors
-from index_builder.errors import BuildError
+from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.errors import BuildError
 
 log = logging.getLogger(__name__)
 

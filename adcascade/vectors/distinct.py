@@ -9,8 +9,8 @@ import re
 
 import numpy as np
 
-from index_builder.encoder import Vectors
-from index_builder.errors import BuildError
+from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.errors import BuildError
 
 log = logging.getLogger(__name__)
 
