@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.encoder import TextEncoder
 from benchmarks.speed.machine import describe
-from index_builder.ad_text import embedding_text
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.options import TowerOptions
 from index_builder.training.train import train_towers

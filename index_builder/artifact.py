@@ -18,16 +18,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.store import VersionStore
+from adcascade.catalog.ad_text import joined_text
+from adcascade.catalog.schedule import Schedule
 from adcascade.records.ads import Ad
 from adcascade.vectors.encoder import TextEncoder
 from adcascade.vectors.errors import BuildError
 from adcascade.vectors.faiss_index import flat_vectors, read_index
 from adcascade.vectors.vector_file import StoredVectors, load_vectors
-from index_builder.ad_text import joined_text
-from index_builder.schedule import Schedule
 
 if TYPE_CHECKING:
-    from index_builder.lexical import LexicalIndex
+    from adcascade.catalog.lexical import LexicalIndex
     from index_builder.tower_artifact import TrainedTowers
 
 KIND = "index"
@@ -311,6 +311,6 @@ def _load_lexical(path: Path) -> "LexicalIndex | None":
     """Of versions that were built before there was one, None."""
     if not (path / LEXICAL_FOLDER).is_dir():
         return None
-    from index_builder.lexical import LexicalIndex  # loads what commands that only list versions do without
+    from adcascade.catalog.lexical import LexicalIndex  # loads what commands that only list versions do without
 
     return LexicalIndex.load(path / LEXICAL_FOLDER)

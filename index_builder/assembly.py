@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adcascade.catalog.lexical import LexicalIndex
 from adcascade.terminal.progress import Progress
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.errors import BuildError
@@ -21,7 +22,6 @@ from index_builder.artifact import (
     IndexManifest,
     iter_ads,
 )
-from index_builder.lexical import LexicalIndex
 from index_builder.recall import Recall, draw_queries, reach_recall, reach_recall_of
 
 if TYPE_CHECKING:

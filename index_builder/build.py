@@ -19,6 +19,7 @@ from adcascade.artifacts.errors import ArtifactError
 from adcascade.artifacts.fallback import load_newest
 from adcascade.artifacts.files import private_opener
 from adcascade.artifacts.store import Draft, VersionStore
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import REPEATED, Ad, RejectedAd, read_ads
 from adcascade.terminal.progress import Progress
 from adcascade.vectors.distinct import DistinctVectors
@@ -27,7 +28,6 @@ from adcascade.vectors.errors import BuildError
 from adcascade.vectors.faiss_index import check_kind
 from adcascade.vectors.vector_file import StoredVectors, load_vectors
 from adcascade.vectors.vector_store import RememberingEncoder, text_key
-from index_builder.ad_text import embedding_text
 from index_builder.artifact import (
     ADS_FILE,
     VECTORS_FILE,

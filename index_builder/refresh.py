@@ -12,6 +12,8 @@ import numpy as np
 
 from adcascade.artifacts.fallback import load_newest
 from adcascade.artifacts.store import VersionStore
+from adcascade.catalog.lexical import analyzer_of
+from adcascade.catalog.words import ANALYZER
 from adcascade.records.clicks import REJECTED_FILE, ClickLog, LogReport, read_clicks
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import PopularitySnapshot
@@ -31,9 +33,7 @@ from index_builder.artifact import (
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 from index_builder.build import REJECTED_FILE as REJECTED_ADS_FILE
 from index_builder.build import BuildReport
-from index_builder.lexical import analyzer_of
 from index_builder.tower_artifact import TrainedTowers, load_towers
-from index_builder.words import ANALYZER
 
 
 def refresh(

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from adcascade.catalog.schedule import Eligibility
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.faiss_index import CHUNK_ROWS, Rows, import_faiss
 from adcascade.vectors.vector_file import StoredVectors
-from index_builder.schedule import Eligibility
 
 # So many rows are compared with in a few milliseconds, and found exactly.
 EXACT_ROWS = 50_000

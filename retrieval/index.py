@@ -7,11 +7,11 @@ import logging
 
 import numpy as np
 
+from adcascade.catalog.schedule import Eligibility
 from adcascade.serving.errors import StartupError
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.faiss_index import Rows, gpu_count, import_faiss, to_gpu
 from index_builder.artifact import IndexVersion
-from index_builder.schedule import Eligibility
 from retrieval.filtered_search import FilteredSearch
 
 log = logging.getLogger(__name__)

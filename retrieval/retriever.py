@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adcascade.catalog.schedule import Eligibility
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
@@ -21,7 +22,6 @@ from adcascade.vectors.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncode
 from adcascade.vectors.faiss_index import Rows
 from index_builder.artifact import IndexVersion
 from index_builder.interest_merge import merge
-from index_builder.schedule import Eligibility
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
 from retrieval.merge import merge_sources

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from adcascade.catalog.lexical import LexicalIndex
+from adcascade.catalog.schedule import Eligibility
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import Floats
 from adcascade.records.users import EventType, UserProfile
@@ -20,9 +22,7 @@ from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.faiss_index import Rows
 from adcascade.vectors.vector_file import StoredVectors
 from index_builder.artifact import IndexVersion
-from index_builder.lexical import LexicalIndex
 from index_builder.neighbours import Neighbours
-from index_builder.schedule import Eligibility
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from conftest import serving_server
 from rich.console import Console
 from typer.testing import CliRunner
 
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
@@ -39,7 +40,6 @@ from benchmarks.speed.stages import published, serving_at
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.vectors import made_vectors
 from benchmarks.speed.visitors import made_users, user_of_call
-from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store
 
 MACHINE = Machine(

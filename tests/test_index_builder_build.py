@@ -12,12 +12,12 @@ import pytest
 from conftest import writable
 
 from adcascade.artifacts.errors import CorruptVersion, StoreBusy
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import Ad, RejectedAd, read_ads
 from adcascade.records.errors import InputError
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
 from adcascade.vectors.vector_store import text_key
-from index_builder.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store, read_manifest
 from index_builder.build import BuildOptions, build
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import EXAMPLES
 
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import read_ads
 from adcascade.vectors.encoder import CHARS_PER_TOKEN, EMBEDDED, estimated_tokens, load_encoder
-from index_builder.ad_text import embedding_text
 from ranking.batch import tokenize
 
 RUNNING = {

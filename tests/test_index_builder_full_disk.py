@@ -11,7 +11,7 @@ import pytest
 from test_index_builder_build import ENCODER, make_rows, write
 
 from adcascade.artifacts.errors import StorageFull
-from index_builder.ad_text import embedding_text
+from adcascade.catalog.ad_text import embedding_text
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
 

@@ -11,11 +11,11 @@ import pytest
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
+from adcascade.catalog.schedule import Schedule
 from adcascade.records.errors import InputError
 from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions
 from index_builder.refresh import refresh
-from index_builder.schedule import Schedule
 from index_builder.training.data import load_retrieval_data
 from index_builder.training.ranks import NOT_FOUND
 from pipeline.cli import app

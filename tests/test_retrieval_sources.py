@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adcascade.catalog.lexical import LexicalIndex
 from adcascade.records.errors import InputError
 from adcascade.records.users import Event, EventType, UserProfile
 from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
-from index_builder.lexical import LexicalIndex
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.merge import merge_sources

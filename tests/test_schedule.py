@@ -10,6 +10,7 @@ import pytest
 from conftest import TOPICS, serving_server
 
 from adcascade.artifacts.hotswap import HotSwap
+from adcascade.catalog.schedule import Eligibility, Schedule, may_be_shown
 from adcascade.records.ads import Ad, RejectedAd, read_ads
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.v1 import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
@@ -19,7 +20,6 @@ from adcascade.vectors.faiss_index import build_index, factory_strings, set_sear
 from adcascade.wire import ad_to_wire, timestamp_to_wire
 from index_builder.artifact import ADS_FILE, AdCatalog, load_version, open_store, write_ads
 from index_builder.build import BuildOptions, build
-from index_builder.schedule import Eligibility, Schedule, may_be_shown
 from index_builder.tower_artifact import load_published_towers
 from pipeline.client import AdPipeline
 from ranking.artifact import load_version as load_model

@@ -7,12 +7,12 @@ import bm25s
 import pytest
 
 from adcascade.artifacts.errors import CorruptVersion
+from adcascade.catalog.lexical import LexicalIndex
+from adcascade.catalog.words import words_of, words_of_query
 from adcascade.records.users import Event, EventType, UserProfile
 from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import LEXICAL_FOLDER, load_version, open_store
 from index_builder.build import BuildOptions, build
-from index_builder.lexical import LexicalIndex
-from index_builder.words import words_of, words_of_query
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Query, Retriever

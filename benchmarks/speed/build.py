@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import Ad
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.encoder import TextEncoder, Vectors, embedded_model_path
@@ -22,7 +23,6 @@ from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.models import movielens_files
 from benchmarks.speed.results import BenchResult, Entry, Line, Plot, Verdict
 from benchmarks.speed.texts import real_ads, recombined_ads
-from index_builder.ad_text import embedding_text
 from index_builder.build import BuildOptions, build
 from index_builder.recall import exact_search
 

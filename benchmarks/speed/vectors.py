@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import Ad
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from benchmarks.speed.contest import Progress
 from benchmarks.speed.texts import recombined_ads
-from index_builder.ad_text import embedding_text
 
 _AT_ONCE = 2048
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import ClickLog, LogReport
 from adcascade.records.joined import Joined, read_joined
 from adcascade.records.users import UserProfile
 from adcascade.terminal.progress import Progress
 from adcascade.vectors.encoder import TextEncoder, Vectors
-from index_builder.ad_text import embedding_text
 from index_builder.training.parts import Parts, split_log
 
 _TEXTS_AT_ONCE = 512

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from adcascade.catalog.schedule import Schedule
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories
 from adcascade.records.popularity import PopularitySnapshot
 from adcascade.records.users import EventType, UserProfile
-from index_builder.schedule import Schedule
 from index_builder.towers import EVENT_TYPES
 from index_builder.training.data import RetrievalData
 from index_builder.training.held_out import HeldOut, held_out

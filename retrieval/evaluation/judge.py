@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.catalog.schedule import Schedule
 from adcascade.records.clicks import Integers
-from index_builder.schedule import Schedule
 from index_builder.training.held_out import HeldOut
 from index_builder.training.ranks import (
     NOT_FOUND,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from adcascade.catalog.ad_text import embedding_text
 from adcascade.vectors.encoder import EMBEDDED, SentenceTransformerEncoder
 from benchmarks.speed.build import recall_of
 from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
 from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.texts import real_ads, recombined_ads
-from index_builder.ad_text import embedding_text
 
 GPU, DEFAULTS, CPU = (
     "AdCascade on the GPU",

@@ -9,9 +9,9 @@ import bm25s
 import numpy as np
 
 from adcascade.artifacts.errors import CorruptVersion
+from adcascade.catalog.schedule import Eligibility
+from adcascade.catalog.words import ANALYZER, words_of, words_of_query
 from adcascade.vectors.faiss_index import Rows
-from index_builder.schedule import Eligibility
-from index_builder.words import ANALYZER, words_of, words_of_query
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # the package turns its own debugging on
 
@@ -26,7 +26,7 @@ class LexicalIndex:
     """An inverted index of texts by row.
 
     Attributes:
-        analyzer: which `index_builder.words.ANALYZER` cut them.
+        analyzer: which `adcascade.catalog.words.ANALYZER` cut them.
     """
 
     def __init__(self, index: bm25s.BM25, analyzer: int = ANALYZER) -> None:
