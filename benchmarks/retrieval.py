@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
+from adcascade.towers.artifact import load_published_towers
+from adcascade.towers.evaluation.metrics import Interval
+from adcascade.towers.training.data import RetrievalData, load_retrieval_data
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.train import train_and_save
 from adcascade.vectors.encoder import load_encoder
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from index_builder.build import BuildOptions, build
-from index_builder.tower_artifact import load_published_towers
-from index_builder.training.data import RetrievalData, load_retrieval_data
-from index_builder.training.options import TowerOptions
-from index_builder.training.ranks import Interval
-from index_builder.training.train import train_and_save
 from pipeline.evaluate import evaluate_pipeline
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.results import PipelineEvaluation, ranking_of

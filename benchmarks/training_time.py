@@ -12,12 +12,12 @@ from pathlib import Path
 
 from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
+from adcascade.towers.training.data import load_retrieval_data
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.train import train_towers
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.encoder import TextEncoder
 from benchmarks.speed.machine import describe
-from index_builder.training.data import load_retrieval_data
-from index_builder.training.options import TowerOptions
-from index_builder.training.train import train_towers
 from ranking.training.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.train import train

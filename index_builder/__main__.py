@@ -12,12 +12,12 @@ from adcascade.serving.logs import set_up_command_logging
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.console import show_whatever_the_encoding
 from adcascade.terminal.exits import clean_exit
+from adcascade.towers.training.commands import train_retrieval_command
 from adcascade.vectors.bulk_encoder import AUTO
 from adcascade.vectors.encoder import EMBEDDED
 from adcascade.vectors.errors import BuildError
 from index_builder import commands
 from index_builder.artifact import open_store
-from index_builder.training.commands import train_retrieval_command
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command("train-retrieval")(train_retrieval_command)

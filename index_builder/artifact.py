@@ -28,7 +28,7 @@ from adcascade.vectors.vector_file import StoredVectors, load_vectors
 
 if TYPE_CHECKING:
     from adcascade.catalog.lexical import LexicalIndex
-    from index_builder.tower_artifact import TrainedTowers
+    from adcascade.towers.artifact import TrainedTowers
 
 KIND = "index"
 FORMAT_VERSION = 1
@@ -282,7 +282,7 @@ def load_version(store: VersionStore, version: str) -> IndexVersion:
     if not manifest.space_sha256:
         vectors = _searched(index, vectors)
         return IndexVersion(version, created_at, manifest, catalog, vectors, index, lexical=lexical)
-    from index_builder.tower_artifact import load_towers  # loads torch, which many commands do without
+    from adcascade.towers.artifact import load_towers  # loads torch, which many commands do without
 
     towers = load_towers(path / TOWERS_FOLDER)
     if towers.spec.space_sha256 != manifest.space_sha256:

@@ -25,7 +25,7 @@ from index_builder.artifact import (
 from index_builder.recall import Recall, draw_queries, reach_recall, reach_recall_of
 
 if TYPE_CHECKING:
-    from index_builder.tower_artifact import TrainedTowers
+    from adcascade.towers.artifact import TrainedTowers
 
 
 log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from index_builder.artifact import (
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 
 if TYPE_CHECKING:
-    from index_builder.tower_artifact import TrainedTowers
+    from adcascade.towers.artifact import TrainedTowers
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.log_display import show_log_read
 
 if TYPE_CHECKING:
-    from index_builder.tower_artifact import TowerSpec, TrainedTowers
+    from adcascade.towers.artifact import TowerSpec, TrainedTowers
 
 DEFAULTS = BuildOptions()
 
@@ -157,7 +157,7 @@ def refresh_command(
 
 
 def _published(root: Path) -> "TrainedTowers":
-    from index_builder.tower_artifact import load_published_towers  # loads torch, which --help does without
+    from adcascade.towers.artifact import load_published_towers  # loads torch, which --help does without
 
     return load_published_towers(root)
 

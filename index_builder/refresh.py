@@ -19,6 +19,7 @@ from adcascade.records.errors import InputError
 from adcascade.records.popularity import PopularitySnapshot
 from adcascade.records.times import AHEAD
 from adcascade.terminal.progress import Progress
+from adcascade.towers.artifact import TrainedTowers, load_towers
 from adcascade.vectors.errors import BuildError
 from index_builder.artifact import (
     ADS_FILE,
@@ -33,7 +34,6 @@ from index_builder.artifact import (
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 from index_builder.build import REJECTED_FILE as REJECTED_ADS_FILE
 from index_builder.build import BuildReport
-from index_builder.tower_artifact import TrainedTowers, load_towers
 
 
 def refresh(

@@ -15,12 +15,12 @@ from adcascade.records.counters import CounterSnapshot
 from adcascade.records.users import Context, UserProfile
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import tracked
+from adcascade.towers.training.data import RetrievalData
+from adcascade.towers.training.parts import Parts
 from adcascade.vectors.bulk_encoder import in_bulk
 from adcascade.vectors.encoder import TextEncoder
 from adcascade.vectors.vector_store import remembering
 from index_builder.artifact import AdCatalog
-from index_builder.training.data import RetrievalData
-from index_builder.training.parts import Parts
 from pipeline.order import order_of
 from pipeline.results import PipelineEvaluation, ranking_of
 from ranking.artifact import ModelVersion

@@ -13,18 +13,18 @@ from adcascade.records.history import with_history
 from adcascade.records.users import UserProfile
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import build_progress, working
+from adcascade.towers.artifact import load_published_towers
+from adcascade.towers.training.commands import report_as_dict as towers_as_dict
+from adcascade.towers.training.commands import report_table as towers_table
+from adcascade.towers.training.commands import training_progress, warnings_of
+from adcascade.towers.training.data import load_retrieval_data
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.train import TowerReport
+from adcascade.towers.training.train import train_and_save as train_and_save_towers
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.vector_store import remembering
 from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.commands import report_as_dict, report_table
-from index_builder.tower_artifact import load_published_towers
-from index_builder.training.commands import report_as_dict as towers_as_dict
-from index_builder.training.commands import report_table as towers_table
-from index_builder.training.commands import training_progress, warnings_of
-from index_builder.training.data import load_retrieval_data
-from index_builder.training.options import TowerOptions
-from index_builder.training.train import TowerReport
-from index_builder.training.train import train_and_save as train_and_save_towers
 from pipeline.answers import Recommendations
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
 from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel

@@ -18,10 +18,10 @@ from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.serving.byte_cache import ByteBudgetCache
 from adcascade.serving.slices import Slices, by_cost, run_through
+from adcascade.towers.interest_merge import merge
 from adcascade.vectors.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncoder, Vectors, estimated_tokens
 from adcascade.vectors.faiss_index import Rows
 from index_builder.artifact import IndexVersion
-from index_builder.interest_merge import merge
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
 from retrieval.merge import merge_sources

@@ -18,11 +18,11 @@ from adcascade.catalog.schedule import Eligibility
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import Floats
 from adcascade.records.users import EventType, UserProfile
+from adcascade.towers.item_to_item import Neighbours
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.faiss_index import Rows
 from adcascade.vectors.vector_file import StoredVectors
 from index_builder.artifact import IndexVersion
-from index_builder.neighbours import Neighbours
 
 log = logging.getLogger(__name__)
 

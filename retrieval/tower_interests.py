@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from adcascade.records.users import Context, Event, UserProfile
+from adcascade.towers.artifact import TrainedTowers
+from adcascade.towers.model import EVENT_TYPES, INTERESTS_TYPE, UNKNOWN_GAP, UserEvents, attribute_buckets, gap_class
 from adcascade.vectors.encoder import Vectors
 from index_builder.artifact import IndexVersion
-from index_builder.tower_artifact import TrainedTowers
-from index_builder.towers import EVENT_TYPES, INTERESTS_TYPE, UNKNOWN_GAP, UserEvents, attribute_buckets, gap_class
 from retrieval.interests import Interests, texts_of
 
 _TYPE_OF = {kind: place for place, kind in enumerate(EVENT_TYPES)}

@@ -21,12 +21,12 @@ from adcascade.records.errors import InputError
 from adcascade.serving.channel import open_channel
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
+from adcascade.towers.artifact import load_published_towers
+from adcascade.towers.training.data import RetrievalData, load_retrieval_data
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.train import train_and_save as train_and_save_towers
 from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions, build
-from index_builder.tower_artifact import load_published_towers
-from index_builder.training.data import RetrievalData, load_retrieval_data
-from index_builder.training.options import TowerOptions
-from index_builder.training.train import train_and_save as train_and_save_towers
 from ranking.training.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from index_builder.towers import Towers, TowerShape
-from index_builder.training.batches import AdSampler, Step, catalog_of, steps
-from index_builder.training.fit import _begin_with_popularity, _loss
-from index_builder.training.loss import softmax_loss
-from index_builder.training.options import TowerOptions
-from index_builder.training.sequences import Moment, Sequences
+from adcascade.towers.model import Towers, TowerShape
+from adcascade.towers.training.batches import AdSampler, Step, catalog_of, steps
+from adcascade.towers.training.fit import _begin_with_popularity, _loss
+from adcascade.towers.training.loss import softmax_loss
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.sequences import Moment, Sequences
 
 # A few ads with half of all clicks, many with the other half, and many with none.
 CLICKS = np.r_[np.full(4, 300), np.full(600, 2), np.zeros(396, np.int64)]

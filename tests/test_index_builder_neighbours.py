@@ -7,10 +7,10 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from adcascade.records.users import Event, EventType, UserProfile
-from index_builder.neighbours import Neighbours
-from index_builder.training.fit_neighbours import fit_neighbours, neighbour_scores
-from index_builder.training.options import TowerOptions
-from index_builder.training.sequences import sequences_of
+from adcascade.towers.item_to_item import Neighbours
+from adcascade.towers.training.fit_neighbours import fit_neighbours, neighbour_scores
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.sequences import sequences_of
 
 OPTIONS = TowerOptions(neighbour_penalty=3.0, impression_weight=0.5)
 

@@ -10,11 +10,11 @@ import pytest
 
 from adcascade.records.clicks import REJECTED_FILE
 from adcascade.records.errors import InputError
+from adcascade.towers.artifact import save_towers
 from adcascade.vectors.errors import BuildError
 from index_builder.artifact import LEXICAL_FOLDER, TOWERS_FOLDER, load_version, open_store
 from index_builder.build import BuildOptions
 from index_builder.refresh import refresh
-from index_builder.tower_artifact import save_towers
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ from typer.testing import CliRunner
 
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
 from adcascade.terminal.exits import clean_exit
+from adcascade.towers.artifact import TowerSpec, load_published_towers, load_towers, save_towers
+from adcascade.towers.findings import Lead, Passes, Spread, TowerComparison
+from adcascade.towers.store import open_store
+from adcascade.towers.training.commands import compared_lines, report_table, warnings_of
+from adcascade.towers.training.data import load_retrieval_data
+from adcascade.towers.training.train import train_and_save, train_towers
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError, NotPublished
 from index_builder.artifact import open_store as open_index_store
-from index_builder.tower_artifact import TowerSpec, load_published_towers, load_towers, save_towers
-from index_builder.tower_findings import Lead, Passes, Spread, TowerComparison
-from index_builder.tower_store import open_store
-from index_builder.training.commands import compared_lines, report_table, warnings_of
-from index_builder.training.data import load_retrieval_data
-from index_builder.training.train import train_and_save, train_towers
 from pipeline.cli import app
 
 ENCODER = load_encoder("hashing:64")

@@ -9,12 +9,8 @@ import torch
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.users import EventType
-from adcascade.vectors.encoder import load_encoder
-from adcascade.vectors.errors import BuildError
-from index_builder.artifact import load_version, open_store
-from index_builder.build import BuildOptions, build
-from index_builder.tower_artifact import load_published_towers, load_towers, save_towers
-from index_builder.towers import (
+from adcascade.towers.artifact import load_published_towers, load_towers, save_towers
+from adcascade.towers.model import (
     EVENT_TYPES,
     UNKNOWN_GAP,
     Towers,
@@ -25,6 +21,10 @@ from index_builder.towers import (
     gap_class,
     id_bucket,
 )
+from adcascade.vectors.encoder import load_encoder
+from adcascade.vectors.errors import BuildError
+from index_builder.artifact import load_version, open_store
+from index_builder.build import BuildOptions, build
 
 SHAPE = TowerShape(text_width=16, width=8, layers=1, heads=2, history=20, interests=2, id_buckets=64)
 

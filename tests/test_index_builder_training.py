@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from adcascade.records.clicks import ClickLog
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, EventType
+from adcascade.towers.evaluation.holdout import held_out
+from adcascade.towers.evaluation.metrics import Places, ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
+from adcascade.towers.model import EVENT_TYPES, attribute_buckets
+from adcascade.towers.training.batches import AdSampler, Step, attributes_of, catalog_of, padded, steps, user_events
+from adcascade.towers.training.choose import interests_of
+from adcascade.towers.training.data import load_retrieval_data
+from adcascade.towers.training.fit import fit_towers, short_widths
+from adcascade.towers.training.loss import softmax_loss
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.parts import split_log
+from adcascade.towers.training.score_weights import fit_score_weights
+from adcascade.towers.training.sequences import moments_of, sequences_of
+from adcascade.towers.training.train import train_towers
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
-from index_builder.towers import EVENT_TYPES, attribute_buckets
-from index_builder.training.batches import AdSampler, Step, attributes_of, catalog_of, padded, steps, user_events
-from index_builder.training.choose import interests_of
-from index_builder.training.data import load_retrieval_data
-from index_builder.training.fit import fit_towers, short_widths
-from index_builder.training.held_out import held_out
-from index_builder.training.loss import softmax_loss
-from index_builder.training.options import TowerOptions
-from index_builder.training.parts import split_log
-from index_builder.training.ranks import Places, ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
-from index_builder.training.score_weights import fit_score_weights
-from index_builder.training.sequences import moments_of, sequences_of
-from index_builder.training.train import train_towers
 
 ENCODER = load_encoder("hashing:64")
 
@@ -108,7 +108,7 @@ def test_planted_future_events_change_nothing_that_was_trained(tower_data):
 
 
 def _shape(options):
-    from index_builder.towers import TowerShape
+    from adcascade.towers.model import TowerShape
 
     return TowerShape(
         text_width=64,

@@ -7,12 +7,12 @@ from test_benchmarks_speed import FAST, MACHINE
 from typer.testing import CliRunner
 
 from adcascade.records.errors import InputError
+from adcascade.towers.evaluation.metrics import Interval
 from benchmarks.speed.commands import app as bench
 from benchmarks.speed.page import _lines, write_plot
 from benchmarks.speed.results import BenchResult, Entry, Line, Plot
 from benchmarks.speed.retrieve import Contestant, _ask_in_turns, _curves, _deep_enough
 from benchmarks.training_time import TrainingTime, markdown
-from index_builder.training.ranks import Interval
 from pipeline.cli import app as adcascade
 from retrieval.evaluation.page import write_comparison_page
 from retrieval.evaluation.results import METRICS, Comparison

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from adcascade.catalog.schedule import Schedule
 from adcascade.records.errors import InputError
+from adcascade.towers.evaluation.metrics import NOT_FOUND
+from adcascade.towers.training.data import load_retrieval_data
 from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions
 from index_builder.refresh import refresh
-from index_builder.training.data import load_retrieval_data
-from index_builder.training.ranks import NOT_FOUND
 from pipeline.cli import app
 from retrieval.evaluation.evaluate import evaluate_retrieval, judge_of
 from retrieval.evaluation.judge import Judge

@@ -7,7 +7,7 @@ import pytest
 
 from adcascade.records.errors import InputError
 from adcascade.records.users import Event, EventType, UserProfile
-from index_builder.interest_merge import merge
+from adcascade.towers.interest_merge import merge
 from retrieval.interests import InterestSettings, compute_interests, texts_of
 
 AXES = np.eye(6, dtype=np.float32)

@@ -9,12 +9,12 @@ from conftest import TOPICS
 
 from adcascade.records.history import Histories
 from adcascade.records.users import Context, Event, EventType, UserProfile
+from adcascade.towers.evaluation.holdout import held_out
+from adcascade.towers.model import attribute_bucket
+from adcascade.towers.training.batches import catalog_of
+from adcascade.towers.training.choose import interests_of
 from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
-from index_builder.towers import attribute_bucket
-from index_builder.training.batches import catalog_of
-from index_builder.training.choose import interests_of
-from index_builder.training.held_out import held_out
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.retriever import Query, Retriever

@@ -13,6 +13,7 @@ from adcascade.artifacts.hotswap import HotSwap
 from adcascade.catalog.schedule import Eligibility, Schedule, may_be_shown
 from adcascade.records.ads import Ad, RejectedAd, read_ads
 from adcascade.records.users import Context, Event, EventType, UserProfile
+from adcascade.towers.artifact import load_published_towers
 from adcascade.v1 import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
@@ -20,7 +21,6 @@ from adcascade.vectors.faiss_index import build_index, factory_strings, set_sear
 from adcascade.wire import ad_to_wire, timestamp_to_wire
 from index_builder.artifact import ADS_FILE, AdCatalog, load_version, open_store, write_ads
 from index_builder.build import BuildOptions, build
-from index_builder.tower_artifact import load_published_towers
 from pipeline.client import AdPipeline
 from ranking.artifact import load_version as load_model
 from ranking.candidates import CatalogVersion

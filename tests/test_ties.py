@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcascade.records.users import Context
-from index_builder.training.held_out import HeldOut
-from index_builder.training.ranks import (
+from adcascade.towers.evaluation.holdout import HeldOut
+from adcascade.towers.evaluation.metrics import (
     Places,
     hit_at,
     ndcg_at,
@@ -19,7 +19,7 @@ from index_builder.training.ranks import (
     reciprocal_rank,
     shown_first,
 )
-from index_builder.training.sequences import Sequences
+from adcascade.towers.training.sequences import Sequences
 from ranking.training.evaluate import _cumulative
 from ranking.training.metrics import METRICS, Sample, reliability
 from retrieval.evaluation.judge import Judge

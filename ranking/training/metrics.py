@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from adcascade.records.clicks import Integers
-from index_builder.training.ranks import expected_reciprocal_rank
+from adcascade.towers.evaluation.metrics import expected_reciprocal_rank
 
 Probabilities = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]

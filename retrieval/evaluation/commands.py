@@ -8,9 +8,19 @@ import typer
 
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import build_progress, working
+from adcascade.towers.training.commands import (
+    Ads,
+    Clicks,
+    Json,
+    MaxRejected,
+    Newest,
+    Rejected,
+    Split,
+    Users,
+    show_joined,
+)
 from adcascade.vectors.vector_store import default_folder, remembering
 from index_builder.commands import VectorsFolder
-from index_builder.training.commands import Ads, Clicks, Json, MaxRejected, Newest, Rejected, Split, Users, show_joined
 
 
 def evaluate_retrieval_command(
@@ -33,8 +43,8 @@ def evaluate_retrieval_command(
     With the files, --newest, --split and --seed that the towers were trained with, the test rows are those that no
     training saw.
     """
+    from adcascade.towers.training.data import load_retrieval_data
     from adcascade.vectors.bulk_encoder import in_bulk
-    from index_builder.training.data import load_retrieval_data
     from retrieval.evaluation.evaluate import evaluate_retrieval
     from retrieval.evaluation.report import evaluation_tables
     from retrieval.loading import load_published

@@ -18,10 +18,10 @@ from adcascade.records.errors import InputError
 from adcascade.records.history import Histories
 from adcascade.records.popularity import PopularitySnapshot
 from adcascade.records.users import EventType, UserProfile
-from index_builder.towers import EVENT_TYPES
-from index_builder.training.data import RetrievalData
-from index_builder.training.held_out import HeldOut, held_out
-from index_builder.training.ranks import Places, recall_at, with_interval
+from adcascade.towers.evaluation.holdout import HeldOut, held_out
+from adcascade.towers.evaluation.metrics import Places, recall_at, with_interval
+from adcascade.towers.model import EVENT_TYPES
+from adcascade.towers.training.data import RetrievalData
 from retrieval.evaluation.judge import Judge, places_in
 from retrieval.evaluation.peers import UNPERSONAL, peers
 from retrieval.evaluation.results import CURVE, RECALLS, RETRIEVAL, ZERO_SHOT, RetrievalEvaluation, Slice

@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from adcascade.catalog.schedule import Schedule
 from adcascade.records.clicks import Integers
-from index_builder.training.held_out import HeldOut
-from index_builder.training.ranks import (
+from adcascade.towers.evaluation.holdout import HeldOut
+from adcascade.towers.evaluation.metrics import (
     NOT_FOUND,
     Places,
     Shown,
@@ -28,7 +28,8 @@ _FIRST = 100
 class Judge:
     """Keeps what each method finds.
 
-    Scores that are equal stand in no order (see `index_builder.training.ranks`); a list is judged as it is served.
+    Scores that are equal stand in no order (see `adcascade.towers.evaluation.metrics`); a list is judged as it is
+    served.
 
     Args:
         judged: The users.

@@ -12,15 +12,15 @@ from torch import Tensor
 from adcascade.records.clicks import Integers
 from adcascade.records.popularity import FEATURES
 from adcascade.records.users import EventType, UserProfile
-from index_builder.interest_merge import merge
+from adcascade.towers.evaluation.holdout import HeldOut
+from adcascade.towers.evaluation.metrics import NOT_FOUND, Places, places_of, recall_at, with_interval
+from adcascade.towers.findings import CUT_OFFS, Lead, TowerComparison
+from adcascade.towers.interest_merge import merge
+from adcascade.towers.model import EVENT_TYPES, Towers, UserEvents, attribute_buckets
+from adcascade.towers.training.batches import Catalog, attributes_of, padded, user_events
+from adcascade.towers.training.fit import short_widths
+from adcascade.towers.training.score_weights import ScoreWeights, fit_score_weights
 from index_builder.recall import exact_search
-from index_builder.tower_findings import CUT_OFFS, Lead, TowerComparison
-from index_builder.towers import EVENT_TYPES, Towers, UserEvents, attribute_buckets
-from index_builder.training.batches import Catalog, attributes_of, padded, user_events
-from index_builder.training.fit import short_widths
-from index_builder.training.held_out import HeldOut
-from index_builder.training.ranks import NOT_FOUND, Places, places_of, recall_at, with_interval
-from index_builder.training.score_weights import ScoreWeights, fit_score_weights
 
 # How many times louder than the likelihood of the clicks says, neighbours may be: it weighs every click alike, and
 # those far down the list, where neighbours know nothing, are many. Still louder, and new ads, which have no neighbours

@@ -21,12 +21,12 @@ from safetensors.torch import load, save_file
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.fallback import load_newest
 from adcascade.records.popularity import FEATURES, Floats, PopularitySnapshot
+from adcascade.towers.findings import Passes, Spread, TowerComparison
+from adcascade.towers.item_to_item import Neighbours
+from adcascade.towers.model import Towers, TowerShape, id_bucket
+from adcascade.towers.store import open_store
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.errors import BuildError
-from index_builder.neighbours import Neighbours
-from index_builder.tower_findings import Passes, Spread, TowerComparison
-from index_builder.tower_store import open_store
-from index_builder.towers import Towers, TowerShape, id_bucket
 
 SPEC_FILE = "towers.json"
 _WEIGHTS_FILE, _POPULARITY_FILE, _KNOWN_FILE = "towers.safetensors", "popularity.parquet", "known_ads.parquet"

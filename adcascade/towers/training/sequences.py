@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.users import EventType
-from index_builder.towers import EVENT_TYPES, UNKNOWN_GAP, attribute_buckets
+from adcascade.towers.model import EVENT_TYPES, UNKNOWN_GAP, attribute_buckets
 
 Floats = npt.NDArray[np.float32]
 

@@ -14,8 +14,8 @@ from adcascade.records.clicks import ClickLog, LogReport
 from adcascade.records.joined import Joined, read_joined
 from adcascade.records.users import UserProfile
 from adcascade.terminal.progress import Progress
+from adcascade.towers.training.parts import Parts, split_log
 from adcascade.vectors.encoder import TextEncoder, Vectors
-from index_builder.training.parts import Parts, split_log
 
 _TEXTS_AT_ONCE = 512
 

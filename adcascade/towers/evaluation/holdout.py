@@ -7,7 +7,7 @@ import numpy as np
 
 from adcascade.records.clicks import ClickLog, Integers
 from adcascade.records.users import Context
-from index_builder.training.sequences import Sequences, sequences_of
+from adcascade.towers.training.sequences import Sequences, sequences_of
 
 
 @dataclass(frozen=True)

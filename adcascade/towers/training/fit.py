@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
 from adcascade.records.users import EVENT_WEIGHT, EventType
+from adcascade.towers.findings import Passes
+from adcascade.towers.model import EVENT_TYPES, Towers, TowerShape
+from adcascade.towers.training.batches import AdSample, AdSampler, Catalog, Step, steps, targets_of, user_events
+from adcascade.towers.training.loss import softmax_loss
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.sequences import Sequences
 from adcascade.vectors.errors import BuildError
-from index_builder.tower_findings import Passes
-from index_builder.towers import EVENT_TYPES, Towers, TowerShape
-from index_builder.training.batches import AdSample, AdSampler, Catalog, Step, steps, targets_of, user_events
-from index_builder.training.loss import softmax_loss
-from index_builder.training.options import TowerOptions
-from index_builder.training.sequences import Sequences
 
 # Told (steps done, steps in all, loss).
 Watch = Callable[[float, float], None]

@@ -12,20 +12,20 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import FEATURES, PopularitySnapshot
 from adcascade.records.users import Context
+from adcascade.towers.artifact import TowerSpec, TrainedTowers, novelty, save_towers
+from adcascade.towers.evaluation.holdout import HeldOut, held_out
+from adcascade.towers.findings import FIRST, Passes, Spread
+from adcascade.towers.model import Towers, TowerShape
+from adcascade.towers.store import open_store
+from adcascade.towers.training.batches import Catalog, attributes_of, catalog_of
+from adcascade.towers.training.choose import Beside, Choice, choose, interests_of
+from adcascade.towers.training.data import RetrievalData
+from adcascade.towers.training.fit import fit_towers
+from adcascade.towers.training.fit_neighbours import fit_neighbours, neighbour_scores
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.sequences import Sequences, sequences_of
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.errors import BuildError
-from index_builder.tower_artifact import TowerSpec, TrainedTowers, novelty, save_towers
-from index_builder.tower_findings import FIRST, Passes, Spread
-from index_builder.tower_store import open_store
-from index_builder.towers import Towers, TowerShape
-from index_builder.training.batches import Catalog, attributes_of, catalog_of
-from index_builder.training.choose import Beside, Choice, choose, interests_of
-from index_builder.training.data import RetrievalData
-from index_builder.training.fit import fit_towers
-from index_builder.training.fit_neighbours import fit_neighbours, neighbour_scores
-from index_builder.training.held_out import HeldOut, held_out
-from index_builder.training.options import TowerOptions
-from index_builder.training.sequences import Sequences, sequences_of
 
 # Told (which training, share of it that is done, loss of the last step).
 Watch = Callable[[str, float, float], None]

@@ -8,10 +8,10 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from adcascade.records.users import EventType
-from index_builder.neighbours import Neighbours
-from index_builder.towers import EVENT_TYPES
-from index_builder.training.options import TowerOptions
-from index_builder.training.sequences import Sequences
+from adcascade.towers.item_to_item import Neighbours
+from adcascade.towers.model import EVENT_TYPES
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.sequences import Sequences
 
 
 def fit_neighbours(sequences: Sequences, ad_ids: list[str], options: TowerOptions) -> Neighbours | None:

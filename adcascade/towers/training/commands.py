@@ -19,17 +19,17 @@ from adcascade.records.joined import Joined
 from adcascade.terminal.console import Console
 from adcascade.terminal.flags import with_flags_of
 from adcascade.terminal.progress import LongWork, build_progress
+from adcascade.towers.findings import CUT_OFFS
+from adcascade.towers.training.options import TowerOptions
 from adcascade.vectors.encoder import EMBEDDED
 from adcascade.vectors.errors import NotPublished
 from adcascade.vectors.vector_store import default_folder, remembering
 from index_builder.commands import Encoder, VectorsFolder
 from index_builder.log_display import show_log_read
-from index_builder.tower_findings import CUT_OFFS
-from index_builder.training.options import TowerOptions
 
 if TYPE_CHECKING:
-    from index_builder.tower_artifact import TowerSpec
-    from index_builder.training.train import TowerReport, Watch
+    from adcascade.towers.artifact import TowerSpec
+    from adcascade.towers.training.train import TowerReport, Watch
 
 Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
 Clicks = Annotated[
@@ -90,9 +90,9 @@ def train_retrieval_command(
     candidates, then on all rows but those kept back for a test. Towers that find less than popularity, recent
     popularity or the likeness of texts are kept, but not published, and the exit code is 3.
     """
+    from adcascade.towers.training.data import load_retrieval_data
+    from adcascade.towers.training.train import train_and_save
     from adcascade.vectors.bulk_encoder import load_bulk_encoder
-    from index_builder.training.data import load_retrieval_data
-    from index_builder.training.train import train_and_save
 
     text_encoder = load_bulk_encoder(encoder)
     with build_progress() as progress, remembering(text_encoder, vectors or default_folder(out)) as kept:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from adcascade.records.clicks import Integers
 from adcascade.records.users import UserProfile
-from index_builder.towers import AdTower, TowerShape, UserEvents, attribute_buckets, id_bucket
-from index_builder.training.options import TowerOptions
-from index_builder.training.sequences import Moment, Sequences, moments_of
+from adcascade.towers.model import AdTower, TowerShape, UserEvents, attribute_buckets, id_bucket
+from adcascade.towers.training.options import TowerOptions
+from adcascade.towers.training.sequences import Moment, Sequences, moments_of
 
 # Of a sample of ads, those drawn by their clicks; the others are drawn evenly, so that none is never met.
 _DRAWN_BY_CLICKS = 0.75
