@@ -10,13 +10,14 @@ from rich.table import Table
 
 from adcascade.records.clicks import REJECTED_FILE as LOG_REJECTED_FILE
 from adcascade.terminal.console import Console
+from adcascade.terminal.log_display import show_log_read
+from adcascade.terminal.options import Encoder, VectorsFolder
 from adcascade.terminal.progress import build_progress
 from adcascade.vectors.bulk_encoder import AUTO, load_bulk_encoder
 from adcascade.vectors.encoder import EMBEDDED
 from adcascade.vectors.errors import NotPublished
 from adcascade.vectors.vector_store import default_folder, remembering
 from index_builder.build import BuildOptions, BuildReport, build
-from index_builder.log_display import show_log_read
 
 if TYPE_CHECKING:
     from adcascade.towers.artifact import TowerSpec, TrainedTowers
@@ -25,13 +26,6 @@ DEFAULTS = BuildOptions()
 
 Ads = Annotated[Path, typer.Option(help="Catalog: a Parquet, JSONL or CSV file (.gz, too), or a folder of such files.")]
 Out = Annotated[Path, typer.Option(help="Root of the index versions; made if missing.")]
-Encoder = Annotated[
-    str,
-    typer.Option(
-        envvar="ADCASCADE_ENCODER",
-        help="sentence-transformers directory or hub name; hashing:DIM is a model-free stand-in for dry runs.",
-    ),
-]
 Engine = Annotated[
     str, typer.Option(help="What runs the encoder: torch, openvino, or auto: openvino where there is no GPU.")
 ]
@@ -52,14 +46,6 @@ Width = Annotated[
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]
 PublishAnyway = Annotated[
     bool, typer.Option(help="Publish even if vectors cut to --width find less than what needs no training.")
-]
-VectorsFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--vectors",
-        envvar="ADCASCADE_VECTORS",
-        help="Folder of the text vectors that all commands share; default: vectors beside the root of the versions.",
-    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 

@@ -9,26 +9,12 @@ import numpy as np
 
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.errors import BuildError
-from adcascade.vectors.faiss_index import CHUNK_ROWS, Rows, import_faiss, set_search_parameters
+from adcascade.vectors.exact_search import exact_search
+from adcascade.vectors.faiss_index import Rows, import_faiss, set_search_parameters
 
 log = logging.getLogger(__name__)
 
 _TIMED_QUERIES, _LEAST_TIMED, _TIMED_SECONDS = 50, 5, 0.02
-
-
-def exact_search(vectors: Vectors, queries: Vectors, k: int) -> Rows:
-    """Rows of the k largest inner products for each query, by brute force in chunks; int64 [queries, k]."""
-    faiss = import_faiss()
-    best: list[tuple[Vectors, Rows]] = []
-    for start in range(0, len(vectors), CHUNK_ROWS):
-        chunk = np.ascontiguousarray(vectors[start : start + CHUNK_ROWS])
-        similarity, rows = faiss.knn(queries, chunk, min(k, len(chunk)), metric=faiss.METRIC_INNER_PRODUCT)
-        best.append((similarity, rows + start))
-    similarity = np.concatenate([part[0] for part in best], axis=1)
-    found = np.concatenate([part[1] for part in best], axis=1)
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    nearest: Rows = np.take_along_axis(found, order, axis=1)
-    return nearest
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,15 @@ from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.console import Console, show_whatever_the_encoding
 from adcascade.terminal.exits import clean_exit
 from adcascade.terminal.flags import with_flags_of
+from adcascade.terminal.log_display import show_log_read
+from adcascade.terminal.options import Json, MaxRejected, Newest, Rejected, VectorsFolder
 from adcascade.terminal.progress import working
 from adcascade.towers.store import open_store as open_tower_store
-from adcascade.towers.training.commands import Json, MaxRejected, Newest, Rejected, train_retrieval_command
+from adcascade.towers.training.commands import train_retrieval_command
 from adcascade.vectors.errors import BuildError
 from adcascade.vectors.vector_store import default_folder
 from index_builder.artifact import open_store as open_index_store
-from index_builder.commands import VectorsFolder, build_command, refresh_command
-from index_builder.log_display import show_log_read
+from index_builder.commands import build_command, refresh_command
 from pipeline.client import DEFAULT_CANDIDATES, MAX_K, AdPipeline
 from pipeline.display import as_dict, pipeline_notes, pipeline_table, recommendations_table, user_panel
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT

@@ -12,6 +12,7 @@ import pytest
 
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
+from adcascade.vectors.exact_search import exact_search
 from adcascade.vectors.faiss_index import (
     build_index,
     factory_strings,
@@ -23,7 +24,7 @@ from adcascade.vectors.faiss_index import (
     to_gpu,
     write_index,
 )
-from index_builder.recall import draw_queries, exact_search, reach_recall
+from index_builder.recall import draw_queries, reach_recall
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("flat", "hnsw", "hnsw8", "ivf", "compact", "IVF16,SQ8")

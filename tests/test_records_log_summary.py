@@ -9,8 +9,8 @@ from adcascade.records.clicks import read_clicks
 from adcascade.records.errors import InputError
 from adcascade.records.joined import read_joined
 from adcascade.records.log_summary import span_line, summary_lines, warning_lines
+from adcascade.terminal.log_display import show_log_read
 from adcascade.towers.training.parts import split_log
-from index_builder.log_display import show_log_read
 from ranking.training.dataset import load_dataset
 
 DAY = 86_400

@@ -15,6 +15,7 @@ from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import Ad
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.encoder import TextEncoder, Vectors, embedded_model_path
+from adcascade.vectors.exact_search import exact_search
 from benchmarks.speed.catalog import write_catalog
 from benchmarks.speed.contest import Contender, Progress, Spread, Turns, take_turns
 from benchmarks.speed.flops import token_layers
@@ -24,7 +25,6 @@ from benchmarks.speed.models import movielens_files
 from benchmarks.speed.results import BenchResult, Entry, Line, Plot, Verdict
 from benchmarks.speed.texts import real_ads, recombined_ads
 from index_builder.build import BuildOptions, build
-from index_builder.recall import exact_search
 
 REFERENCE, OURS, REBUILD = "SentenceTransformer.encode", "AdCascade", "a rebuild"
 _K, _QUERIES = 100, 500

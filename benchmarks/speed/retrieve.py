@@ -22,6 +22,7 @@ from adcascade.v1 import retrieval_pb2, types_pb2
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.encoder import Vectors
+from adcascade.vectors.exact_search import exact_search
 from adcascade.vectors.faiss_index import Rows, import_faiss, set_search_parameters
 from benchmarks.speed.catalog import made_index
 from benchmarks.speed.contest import Progress, Turns
@@ -33,7 +34,6 @@ from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
 from index_builder.artifact import IndexVersion
-from index_builder.recall import exact_search
 
 OURS, EXACT, SERVER, EMPTY_CALL = "AdCascade, FAISS call", "FAISS, exact", "AdCascade, server", "empty gRPC call"
 PEERS = ("hnswlib", "usearch", "milvus-lite")

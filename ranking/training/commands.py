@@ -13,9 +13,10 @@ from adcascade.records.clicks import REJECTED_FILE
 from adcascade.records.errors import InputError
 from adcascade.terminal.console import Console
 from adcascade.terminal.flags import with_flags_of
+from adcascade.terminal.log_display import show_log_read
+from adcascade.terminal.options import Json, MaxRejected, Newest, Rejected, Users
 from adcascade.terminal.progress import working
-from adcascade.towers.training.commands import Ads, Json, MaxRejected, Newest, Rejected, Users
-from index_builder.log_display import show_log_read
+from adcascade.towers.training.commands import Ads
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
 from ranking.training.report import (

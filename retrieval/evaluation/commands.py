@@ -7,20 +7,10 @@ from typing import Annotated
 import typer
 
 from adcascade.terminal.console import Console
+from adcascade.terminal.options import Json, MaxRejected, Newest, Rejected, Users, VectorsFolder
 from adcascade.terminal.progress import build_progress, working
-from adcascade.towers.training.commands import (
-    Ads,
-    Clicks,
-    Json,
-    MaxRejected,
-    Newest,
-    Rejected,
-    Split,
-    Users,
-    show_joined,
-)
+from adcascade.towers.training.commands import Ads, Clicks, Split, show_joined
 from adcascade.vectors.vector_store import default_folder, remembering
-from index_builder.commands import VectorsFolder
 
 
 def evaluate_retrieval_command(

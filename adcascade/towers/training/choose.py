@@ -20,7 +20,7 @@ from adcascade.towers.model import EVENT_TYPES, Towers, UserEvents, attribute_bu
 from adcascade.towers.training.batches import Catalog, attributes_of, padded, user_events
 from adcascade.towers.training.fit import short_widths
 from adcascade.towers.training.score_weights import ScoreWeights, fit_score_weights
-from index_builder.recall import exact_search
+from adcascade.vectors.exact_search import exact_search
 
 # How many times louder than the likelihood of the clicks says, neighbours may be: it weighs every click alike, and
 # those far down the list, where neighbours know nothing, are many. Still louder, and new ads, which have no neighbours

@@ -18,14 +18,14 @@ from adcascade.records.clicks import REJECTED_FILE
 from adcascade.records.joined import Joined
 from adcascade.terminal.console import Console
 from adcascade.terminal.flags import with_flags_of
+from adcascade.terminal.log_display import show_log_read
+from adcascade.terminal.options import Encoder, Json, MaxRejected, Newest, Rejected, Users, VectorsFolder
 from adcascade.terminal.progress import LongWork, build_progress
 from adcascade.towers.findings import CUT_OFFS
 from adcascade.towers.training.options import TowerOptions
 from adcascade.vectors.encoder import EMBEDDED
 from adcascade.vectors.errors import NotPublished
 from adcascade.vectors.vector_store import default_folder, remembering
-from index_builder.commands import Encoder, VectorsFolder
-from index_builder.log_display import show_log_read
 
 if TYPE_CHECKING:
     from adcascade.towers.artifact import TowerSpec
@@ -36,7 +36,6 @@ Clicks = Annotated[
     Path,
     typer.Option(help="Click log with request_id, ad_id, user_id, timestamp, clicks, impressions; row-level."),
 ]
-Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
 Split = Annotated[
     str,
     typer.Option(
@@ -44,23 +43,10 @@ Split = Annotated[
         "user's), ad (the same, of ads that are never trained on), or none."
     ),
 ]
-MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
-Newest = Annotated[
-    int | None,
-    typer.Option(min=1, help="Use only so many of the log's newest rows, so that any log fits; default: all."),
-]
-Rejected = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where to list the log's rows that cannot be used, with their reasons; default: rejected-clicks.jsonl in "
-        "the root of a command that makes a version, else nowhere."
-    ),
-]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that builds take.")]
 PublishAnyway = Annotated[
     bool, typer.Option(help="Publish even what finds less than popularity, recent popularity or the likeness of texts.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 _PURPOSE = {"choose": "to choose", "train": "on all rows"}
 _STAGES = {"choose": "Training to choose by later rows", "train": "Training on all of them"}

@@ -1,0 +1,36 @@
+"""Options that several commands have, with the same words. Knows no commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
+MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
+Newest = Annotated[
+    int | None,
+    typer.Option(min=1, help="Use only so many of the log's newest rows, so that any log fits; default: all."),
+]
+Rejected = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where to list the log's rows that cannot be used, with their reasons; default: rejected-clicks.jsonl in "
+        "the root of a command that makes a version, else nowhere."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        envvar="ADCASCADE_ENCODER",
+        help="sentence-transformers directory or hub name; hashing:DIM is a model-free stand-in for dry runs.",
+    ),
+]
+VectorsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--vectors",
+        envvar="ADCASCADE_VECTORS",
+        help="Folder of the text vectors that all commands share; default: vectors beside the root of the versions.",
+    ),
+]
