@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adcascade.catalog.ads_file import iter_ads
 from adcascade.catalog.lexical import LexicalIndex
 from adcascade.terminal.progress import Progress
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.errors import BuildError
 from adcascade.vectors.faiss_index import build_index, factory_strings, write_index
-from index_builder.artifact import (
-    ADS_FILE,
-    INDEX_FILE,
-    LEXICAL_FOLDER,
-    IndexManifest,
-    iter_ads,
-)
+from index_builder.artifact import ADS_FILE, INDEX_FILE, LEXICAL_FOLDER, IndexManifest
 from index_builder.recall import Recall, draw_queries, reach_recall, reach_recall_of
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from adcascade.artifacts.fallback import load_newest
 from adcascade.artifacts.files import private_opener
 from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.catalog.ad_text import embedding_text
+from adcascade.catalog.ads_file import iter_ads, read_schedule, write_ads
 from adcascade.records.ads import REPEATED, Ad, RejectedAd, read_ads
 from adcascade.terminal.progress import Progress
 from adcascade.vectors.distinct import DistinctVectors
@@ -28,16 +29,7 @@ from adcascade.vectors.errors import BuildError
 from adcascade.vectors.faiss_index import check_kind
 from adcascade.vectors.vector_file import StoredVectors, load_vectors
 from adcascade.vectors.vector_store import RememberingEncoder, text_key
-from index_builder.artifact import (
-    ADS_FILE,
-    VECTORS_FILE,
-    IndexManifest,
-    iter_ads,
-    open_store,
-    read_manifest,
-    read_schedule,
-    write_ads,
-)
+from index_builder.artifact import ADS_FILE, VECTORS_FILE, IndexManifest, open_store, read_manifest
 from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 
 if TYPE_CHECKING:

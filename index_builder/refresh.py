@@ -12,6 +12,7 @@ import numpy as np
 
 from adcascade.artifacts.fallback import load_newest
 from adcascade.artifacts.store import VersionStore
+from adcascade.catalog.ads_file import AdCatalog
 from adcascade.catalog.lexical import analyzer_of
 from adcascade.catalog.words import ANALYZER
 from adcascade.records.clicks import REJECTED_FILE, ClickLog, LogReport, read_clicks
@@ -26,7 +27,6 @@ from index_builder.artifact import (
     LEXICAL_FOLDER,
     TOWERS_FOLDER,
     VECTORS_FILE,
-    AdCatalog,
     IndexManifest,
     open_store,
     read_manifest,

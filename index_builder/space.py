@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.catalog.ads_file import iter_ads
 from adcascade.terminal.progress import Progress
 from adcascade.towers.artifact import TrainedTowers, save_towers
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.errors import BuildError
-from index_builder.artifact import AD_VECTORS_FILE, ADS_FILE, EVENT_VECTORS_FILE, TOWERS_FOLDER, iter_ads
+from index_builder.artifact import AD_VECTORS_FILE, ADS_FILE, EVENT_VECTORS_FILE, TOWERS_FOLDER
 
 _ROWS = 4096
 

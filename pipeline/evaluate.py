@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.clicks import Integers
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.users import Context, UserProfile
@@ -20,7 +21,6 @@ from adcascade.towers.training.parts import Parts
 from adcascade.vectors.bulk_encoder import in_bulk
 from adcascade.vectors.encoder import TextEncoder
 from adcascade.vectors.vector_store import remembering
-from index_builder.artifact import AdCatalog
 from pipeline.order import order_of
 from pipeline.results import PipelineEvaluation, ranking_of
 from ranking.artifact import ModelVersion

@@ -11,6 +11,7 @@ from pydantic_settings import CliApp
 from adcascade.artifacts.errors import ArtifactError, VersionNotFound
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.artifacts.store import VersionStore
+from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.errors import InputError
 from adcascade.serving.errors import ServiceError
 from adcascade.serving.logs import set_up_logging
@@ -19,7 +20,7 @@ from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.exits import clean_exit
 from adcascade.v1.ranking_pb2_grpc import add_RankingServiceServicer_to_server
 from adcascade.vectors.errors import BuildError
-from index_builder.artifact import ADS_FILE, AdCatalog
+from index_builder.artifact import ADS_FILE
 from index_builder.artifact import open_store as open_index_store
 from ranking.artifact import load_version
 from ranking.backends import OpenVinoBackend

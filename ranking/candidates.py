@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 
+from adcascade.catalog.ads_file import AdCatalog
 from adcascade.catalog.schedule import may_be_shown
 from adcascade.records.ads import Ad
 from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, UserProfile
 from adcascade.serving.errors import FailedPrecondition, NotFound
-from index_builder.artifact import AdCatalog
 from ranking.context import MAX_CONTEXT_WORDS, context_buckets
 from ranking.features import COUNTED, event_class, keys_of
 from ranking.query import PastEvent, RankQuery

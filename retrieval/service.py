@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from adcascade.artifacts.hotswap import HotSwap
+from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
@@ -23,7 +24,6 @@ from adcascade.wire import (
     vectors_from_wire,
     vectors_to_wire,
 )
-from index_builder.artifact import AdCatalog
 from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
 from retrieval.sources import check_shares
 

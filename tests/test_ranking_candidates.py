@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from index_builder.artifact import ADS_FILE, AdCatalog, open_store
+from index_builder.artifact import ADS_FILE, open_store
 from ranking.candidates import prepare
 from ranking.features import COUNTED
 

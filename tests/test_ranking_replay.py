@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.history import with_history
-from index_builder.artifact import ADS_FILE, AdCatalog
+from index_builder.artifact import ADS_FILE
 from index_builder.artifact import open_store as open_index_store
 from ranking.artifact import load_version
 from ranking.candidates import prepare

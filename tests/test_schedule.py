@@ -10,6 +10,7 @@ import pytest
 from conftest import TOPICS, serving_server
 
 from adcascade.artifacts.hotswap import HotSwap
+from adcascade.catalog.ads_file import AdCatalog, write_ads
 from adcascade.catalog.schedule import Eligibility, Schedule, may_be_shown
 from adcascade.records.ads import Ad, RejectedAd, read_ads
 from adcascade.records.users import Context, Event, EventType, UserProfile
@@ -19,7 +20,7 @@ from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
 from adcascade.vectors.faiss_index import build_index, factory_strings, set_search_parameters
 from adcascade.wire import ad_to_wire, timestamp_to_wire
-from index_builder.artifact import ADS_FILE, AdCatalog, load_version, open_store, write_ads
+from index_builder.artifact import ADS_FILE, load_version, open_store
 from index_builder.build import BuildOptions, build
 from pipeline.client import AdPipeline
 from ranking.artifact import load_version as load_model
