@@ -17,7 +17,7 @@ from adcascade.records.datasets.movielens import DatasetFiles, export_movielens,
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from ranking.artifact import Metric, ModelVersion
-from ranking.model import JOINT, SHARED_USER
+from ranking.model.shared_user import JOINT, SHARED_USER
 from ranking.training.dataset import Dataset, load_dataset
 from ranking.training.evaluate import evaluate
 from ranking.training.options import TrainOptions

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import working
-from ranking.hardware import choose_device
+from ranking.runtime.hardware import choose_device
 from ranking.training.dataset import Dataset
 from ranking.training.predict import Predicted, predict
 from ranking.training.train import Trained

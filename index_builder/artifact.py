@@ -2,8 +2,8 @@
 
 ``manifest.json`` (see `IndexManifest`), ``index.faiss``, ``ads.parquet`` (row i is vector i), ``lexical/`` (its words),
 ``vectors.npy`` (of the texts, float32 [ads, text dimension]). Without towers the text vectors are what is searched.
-With them there are also ``towers/`` (see `adcascade.towers.artifact`), ``ad_vectors.npy`` (what is searched, float32 [ads,
-dimension]) and ``event_vectors.npy`` (what the user tower reads of events, float32 [ads, event width]).
+With them there are also ``towers/`` (see `adcascade.towers.artifact`), ``ad_vectors.npy`` (what is searched, float32
+[ads, dimension]) and ``event_vectors.npy`` (what the user tower reads of events, float32 [ads, event width]).
 """
 
 from dataclasses import dataclass

@@ -23,10 +23,10 @@ from adcascade.vectors.errors import BuildError
 from index_builder.artifact import ADS_FILE
 from index_builder.artifact import open_store as open_index_store
 from ranking.artifact import load_version
-from ranking.backends import OpenVinoBackend
-from ranking.candidates import CatalogVersion
-from ranking.engine import EngineSettings, RankingEngine, light_cost
 from ranking.errors import ModelError
+from ranking.inputs.prepare import CatalogVersion
+from ranking.runtime.backends import OpenVinoBackend
+from ranking.runtime.engine import EngineSettings, RankingEngine, light_cost
 from ranking.service import SCOPES, SERVICE_NAME, RankingServicer
 from ranking.settings import RankingSettings
 from ranking.store import open_store

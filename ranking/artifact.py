@@ -39,11 +39,11 @@ from adcascade.vectors.model_check import (
     position_limit,
 )
 from ranking.calibration import Calibration
-from ranking.context import CONTEXT_WORDS
 from ranking.errors import ModelError
-from ranking.features import FEATURES, Features
-from ranking.joint import JointCrossEncoder
-from ranking.model import BERT_LIKE, JOINT, SharedUserCrossEncoder
+from ranking.inputs.context import CONTEXT_WORDS
+from ranking.inputs.features import FEATURES, Features
+from ranking.model.joint import JointCrossEncoder
+from ranking.model.shared_user import BERT_LIKE, JOINT, SharedUserCrossEncoder
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 EXPORT_FOLDER = "openvino"

@@ -23,12 +23,12 @@ from adcascade.wire import (
     timestamp_to_wire,
     user_from_wire,
 )
-from ranking.ad_keeper import AdKeeper
-from ranking.candidates import Candidates, CatalogVersion, prepare
-from ranking.engine import LIGHT_COST, RankingEngine
-from ranking.features import counter_id
-from ranking.model import SHARED_USER
-from ranking.query import MAX_CANDIDATES, RankAnswer, RankQuery
+from ranking.inputs.features import counter_id
+from ranking.inputs.prepare import Candidates, CatalogVersion, prepare
+from ranking.inputs.query import MAX_CANDIDATES, RankAnswer, RankQuery
+from ranking.model.shared_user import SHARED_USER
+from ranking.runtime.engine import LIGHT_COST, RankingEngine
+from ranking.runtime.prewarm import AdKeeper
 
 SERVICE_NAME = "adcascade.v1.RankingService"
 SCOPES = {"Rank": scopes.RANK, "GetModel": scopes.MODELS_READ}

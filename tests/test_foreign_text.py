@@ -27,7 +27,7 @@ from adcascade.v1 import ranking_pb2_grpc, retrieval_pb2_grpc
 from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from ranking.artifact import load_version as load_model
-from ranking.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from ranking.training.dataset import load_dataset

@@ -9,7 +9,7 @@ from conftest import EXAMPLES
 from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import read_ads
 from adcascade.vectors.encoder import CHARS_PER_TOKEN, EMBEDDED, estimated_tokens, load_encoder
-from ranking.batch import tokenize
+from ranking.model.batch import tokenize
 
 RUNNING = {
     "english": "The quick brown fox jumps over the lazy dog while internationalization specialists deliberate. ",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adcascade.serving.byte_cache import ENTRY_BYTES
-from ranking.ad_states import AdStateCache
+from ranking.runtime.ad_state_cache import AdStateCache
 
 WIDTH, MAX_ROWS, PAGE_ROWS = 3, 10, 4
 

@@ -11,11 +11,11 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 
 from adcascade.artifacts.errors import CorruptVersion
 from ranking.artifact import CtrSpec, check_lengths, load_base, load_version
-from ranking.batch import PairBatch, pad
 from ranking.calibration import Calibration
 from ranking.errors import ModelError
-from ranking.features import FEATURES
-from ranking.joint import JointCrossEncoder
+from ranking.inputs.features import FEATURES
+from ranking.model.batch import PairBatch, pad
+from ranking.model.joint import JointCrossEncoder
 from ranking.store import open_store
 
 

@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 from adcascade.records.users import Context, UserProfile
 from pipeline.cli import app
 from ranking.artifact import load_base, load_version
-from ranking.backends import OpenVinoBackend, TorchBackend, fastest
-from ranking.batch import PairBatch, TokenRows
-from ranking.candidates import prepare
-from ranking.engine import EngineSettings, RankingEngine
 from ranking.errors import ModelError
-from ranking.features import FEATURES
-from ranking.model import SHARED_USER
-from ranking.passes import AdPass
+from ranking.inputs.features import FEATURES
+from ranking.inputs.prepare import prepare
+from ranking.model.batch import PairBatch, TokenRows
+from ranking.model.passes import AdPass
+from ranking.model.shared_user import SHARED_USER
+from ranking.runtime.backends import OpenVinoBackend, TorchBackend, fastest
+from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.text_scorer import kept_by_length
 from ranking.store import open_store
-from ranking.text_layers import kept_by_length
 from ranking.training.dataset import load_dataset
 from ranking.training.export import export_passes, export_version
 from ranking.training.recalibrate import recalibrate

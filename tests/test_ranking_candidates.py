@@ -9,8 +9,8 @@ from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from index_builder.artifact import ADS_FILE, open_store
-from ranking.candidates import prepare
-from ranking.features import COUNTED
+from ranking.inputs.features import COUNTED
+from ranking.inputs.prepare import prepare
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

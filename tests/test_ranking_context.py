@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from adcascade.records.users import Context, UserProfile
-from ranking.context import CONTEXT_BUCKETS, CONTEXT_WORDS, context_buckets
+from ranking.inputs.context import CONTEXT_BUCKETS, CONTEXT_WORDS, context_buckets
 
 NOON = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
 

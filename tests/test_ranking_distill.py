@@ -10,9 +10,9 @@ from conftest import save_tiny_bert, tiny_options
 from torch.distributions import Bernoulli
 
 from ranking.artifact import load_base, load_version
-from ranking.engine import EngineSettings, RankingEngine
 from ranking.errors import ModelError
-from ranking.model import JOINT, SHARED_USER
+from ranking.model.shared_user import JOINT, SHARED_USER
+from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.store import open_store
 from ranking.training.batches import make_blocks
 from ranking.training.dataset import load_dataset

@@ -11,12 +11,12 @@ from conftest import tiny_options
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, UserProfile
 from ranking.artifact import load_version
-from ranking.context import context_buckets
-from ranking.engine import EngineSettings, RankingEngine
 from ranking.errors import ModelError
-from ranking.features import COUNTED, keys_of
-from ranking.hardware import choose_device, choose_precision, has_bfloat16
-from ranking.query import PastEvent, RankQuery
+from ranking.inputs.context import context_buckets
+from ranking.inputs.features import COUNTED, keys_of
+from ranking.inputs.query import PastEvent, RankQuery
+from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.hardware import choose_device, choose_precision, has_bfloat16
 from ranking.store import open_store
 from ranking.training.dataset import load_dataset
 from ranking.training.run import train_and_save

@@ -13,7 +13,7 @@ from adcascade.records.clicks import NO_TIME
 from adcascade.records.errors import InputError
 from ranking.artifact import load_version
 from ranking.calibration import Calibration
-from ranking.features import FEATURES
+from ranking.inputs.features import FEATURES
 from ranking.store import open_store
 from ranking.training.commands import show_log
 from ranking.training.dataset import load_dataset

@@ -6,7 +6,7 @@ import pytest
 from adcascade.records.ads import Ad
 from adcascade.records.counters import Counts
 from adcascade.records.users import EVENT_WEIGHT, EventType
-from ranking.features import (
+from ranking.inputs.features import (
     COUNTED,
     FEATURES,
     GAP_CLASSES,

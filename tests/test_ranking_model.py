@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, RobertaConfig, RobertaModel
 
-from ranking.ad_states import AdStateCache
-from ranking.batch import PairBatch, TokenRows, pad
-from ranking.model import ClickHead, SharedUserCrossEncoder
+from ranking.model.batch import PairBatch, TokenRows, pad
+from ranking.model.shared_user import ClickHead, SharedUserCrossEncoder
+from ranking.runtime.ad_state_cache import AdStateCache
 
 FEATURES = 4
 SIZES = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 200}

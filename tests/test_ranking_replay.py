@@ -13,8 +13,8 @@ from adcascade.records.history import with_history
 from index_builder.artifact import ADS_FILE
 from index_builder.artifact import open_store as open_index_store
 from ranking.artifact import load_version
-from ranking.candidates import prepare
-from ranking.engine import EngineSettings, RankingEngine
+from ranking.inputs.prepare import prepare
+from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.store import open_store
 from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.dataset import load_dataset

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from ranking.text import render_ad, render_user
+from ranking.inputs.text import render_ad, render_user
 
 ADS = {f"a{number}": Ad(f"a{number}", title=f"Title {number}", body="body") for number in range(300)}
 

@@ -11,8 +11,8 @@ from conftest import tiny_options, write_world_files
 from adcascade.records.errors import InputError
 from ranking.artifact import load_base, load_version
 from ranking.errors import ModelError
-from ranking.features import FEATURES
-from ranking.model import SharedUserCrossEncoder
+from ranking.inputs.features import FEATURES
+from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.store import open_store
 from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.dataset import load_dataset

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adcascade.serving.byte_cache import ENTRY_BYTES
-from ranking.backends import UserKept
-from ranking.batch import TokenRows, pad
-from ranking.user_states import UserStateCache
+from ranking.model.batch import TokenRows, pad
+from ranking.runtime.backends import UserKept
+from ranking.runtime.user_state_cache import UserStateCache
 
 # Of a user of `length` tokens: keys and values, one number a token, eight bytes together.
 _BYTES_A_TOKEN = 8

@@ -24,8 +24,8 @@ from index_builder.artifact import ADS_FILE, load_version, open_store
 from index_builder.build import BuildOptions, build
 from pipeline.client import AdPipeline
 from ranking.artifact import load_version as load_model
-from ranking.candidates import CatalogVersion
-from ranking.engine import EngineSettings, RankingEngine
+from ranking.inputs.prepare import CatalogVersion
+from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from retrieval.filtered_search import FilteredSearch

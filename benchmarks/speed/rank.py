@@ -33,8 +33,8 @@ from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads, user_of_tokens
 from ranking.artifact import ModelVersion
-from ranking.backends import BACKENDS
-from ranking.text import render_ad, render_user
+from ranking.inputs.text import render_ad, render_user
+from ranking.runtime.backends import BACKENDS
 
 CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "empty gRPC call"
 # Each round brings another user; the second of these brings new ads as well, the last the same user once more.
@@ -78,7 +78,7 @@ class RankSettings:
 
     Attributes:
         join_layer: first layer in which ads attend to the user.
-        backend: see `ranking.engine.EngineSettings`.
+        backend: see `ranking.runtime.engine.EngineSettings`.
     """
 
     join_layer: int = JOIN_LAYER

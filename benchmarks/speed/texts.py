@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from adcascade.records.ads import Ad, read_ads
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from ranking.text import render_ad, render_user
+from ranking.inputs.text import render_ad, render_user
 
 _AT_ONCE = 4096
 

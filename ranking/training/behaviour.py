@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.history import Window, merged
-from ranking.behaviour import BehaviourModel
+from ranking.model.behaviour import BehaviourModel
 from ranking.training.dataset import Dataset
 from ranking.training.labels import Labels, all_labels
 from ranking.training.loop import Loop

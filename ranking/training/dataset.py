@@ -16,9 +16,9 @@ from adcascade.records.history import EarlierRows, Histories, OtherFolds, Past, 
 from adcascade.records.joined import read_joined
 from adcascade.records.splits import split_at_random, split_by_key, split_by_time, split_each_user
 from adcascade.records.users import UserProfile
-from ranking.context import CONTEXT_WORDS, context_buckets
-from ranking.features import COUNTED, Features, dense_features, keys_of, snapshot_features
-from ranking.text import HISTORY_EVENTS, render_ad, render_user
+from ranking.inputs.context import CONTEXT_WORDS, context_buckets
+from ranking.inputs.features import COUNTED, Features, dense_features, keys_of, snapshot_features
+from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
 
@@ -31,11 +31,11 @@ class Dataset:
     """A click log joined with its catalog and users.
 
     Attributes:
-        keys: for each of `ranking.features.COUNTED`, what each row's counters are looked up by.
+        keys: for each of `ranking.inputs.features.COUNTED`, what each row's counters are looked up by.
         parts: row indices of training, validation and test.
         split: how the parts were made, one of `SPLITS`.
         counters: of a model version, which then stand in for those of the log; None for the log's own.
-        context_words: how many values of an impression are read; see `ranking.context`.
+        context_words: how many values of an impression are read; see `ranking.inputs.context`.
     """
 
     log: ClickLog
@@ -140,7 +140,7 @@ class Dataset:
 
     @cached_property
     def context_buckets(self) -> Integers:
-        """See `ranking.context.context_buckets`, int64 [rows, words]."""
+        """See `ranking.inputs.context.context_buckets`, int64 [rows, words]."""
         found = []
         for row, user_id in enumerate(self.log.user_id.tolist()):
             context = self.log.context_at(row)

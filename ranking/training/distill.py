@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ranking.artifact import ModelVersion, RankerModel, default_join_layer
 from ranking.errors import ModelError
-from ranking.model import SharedUserCrossEncoder
+from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.training.batches import LabelledBatch
 from ranking.training.dataset import Dataset
 from ranking.training.options import TrainOptions

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from ranking.artifact import CtrSpec, ModelVersion, RankerModel
-from ranking.hardware import choose_device
+from ranking.runtime.hardware import choose_device
 from ranking.training.bootstrap import with_intervals
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import (

@@ -21,7 +21,11 @@ from adcascade.artifacts.manifest import MANIFEST_FILE
 from adcascade.artifacts.store import VersionStore
 from adcascade.serving.telemetry import switch_off_telemetry
 from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity, ModelVersion
-from ranking.backends import (
+from ranking.errors import ModelError
+from ranking.model.batch import PairBatch
+from ranking.model.passes import AdPass, JoinPass, UserPass
+from ranking.model.shared_user import SharedUserCrossEncoder
+from ranking.runtime.backends import (
     AD_FILE,
     AD_INT8_FILE,
     JOIN_FILE,
@@ -31,11 +35,7 @@ from ranking.backends import (
     TextBackend,
     TorchBackend,
 )
-from ranking.batch import PairBatch
-from ranking.errors import ModelError
-from ranking.hardware import has_bfloat16
-from ranking.model import SharedUserCrossEncoder
-from ranking.passes import AdPass, JoinPass, UserPass
+from ranking.runtime.hardware import has_bfloat16
 from ranking.training.dataset import Dataset
 from ranking.training.parity import (
     TOLERANCE,

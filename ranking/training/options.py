@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adcascade.vectors.encoder import EMBEDDED
-from ranking.context import CONTEXT_WORDS, MAX_CONTEXT_WORDS
+from ranking.inputs.context import CONTEXT_WORDS, MAX_CONTEXT_WORDS
 
 _MODEL, _TEXT, _BEHAVIOUR, _BOTH = "The model", "The text layers", "The behaviour part", "Both"
 _TEACHER = "A teacher"

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec, ExportParity
-from ranking.backends import TextBackend, TorchBackend
-from ranking.batch import PairBatch, TokenRows
 from ranking.errors import ModelError
-from ranking.model import SharedUserCrossEncoder
-from ranking.passes import AdPass
+from ranking.model.batch import PairBatch, TokenRows
+from ranking.model.passes import AdPass
+from ranking.model.shared_user import SharedUserCrossEncoder
+from ranking.runtime.backends import TextBackend, TorchBackend
 from ranking.training.batches import make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import auc

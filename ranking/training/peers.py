@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.vectors.encoder import TextEncoder, load_encoder
-from ranking.context import CONTEXT_BUCKETS
-from ranking.features import FEATURES, Features, id_bucket
-from ranking.text import HISTORY_EVENTS
+from ranking.inputs.context import CONTEXT_BUCKETS
+from ranking.inputs.features import FEATURES, Features, id_bucket
+from ranking.inputs.text import HISTORY_EVENTS
 from ranking.training.dataset import Dataset
 from ranking.training.metrics import Probabilities
 

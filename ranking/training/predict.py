@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec, RankerModel
-from ranking.features import Features
-from ranking.hardware import choose_precision
+from ranking.inputs.features import Features
+from ranking.runtime.hardware import choose_precision
 from ranking.training.batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.rows import BehaviourRows, behaviour_logits

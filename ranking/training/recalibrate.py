@@ -12,7 +12,7 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.calibration import Calibration
-from ranking.hardware import choose_device
+from ranking.runtime.hardware import choose_device
 from ranking.training.calibrate import fit_calibration
 from ranking.training.dataset import Dataset
 from ranking.training.predict import predict

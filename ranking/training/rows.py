@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from adcascade.records.clicks import NO_TIME, Integers
 from adcascade.records.history import Past, Window, merged
 from ranking.artifact import CtrSpec
-from ranking.batch import pad, tokenize
-from ranking.behaviour import AdKeys, Behaviour, BehaviourModel, History, Shown, with_interests
-from ranking.features import gap_classes, id_bucket
-from ranking.model import TextVectors
-from ranking.text import HISTORY_EVENTS
+from ranking.inputs.features import gap_classes, id_bucket
+from ranking.inputs.text import HISTORY_EVENTS
+from ranking.model.batch import pad, tokenize
+from ranking.model.behaviour import AdKeys, Behaviour, BehaviourModel, History, Shown, with_interests
+from ranking.model.shared_user import TextVectors
 from ranking.training.batches import AdTexts
 from ranking.training.dataset import Dataset
 

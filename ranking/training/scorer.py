@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import Integers
-from ranking.ad_states import AdStateCache
 from ranking.artifact import CtrSpec, RankerModel
-from ranking.model import SharedUserCrossEncoder
+from ranking.model.shared_user import SharedUserCrossEncoder
+from ranking.runtime.ad_state_cache import AdStateCache
 from ranking.training.batches import BatchMaker, LabelledBatch
 
 _CACHED_ADS = 50_000

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import RankerModel
-from ranking.model import SharedUserCrossEncoder
+from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.training.batches import BatchMaker, LabelledBatch, make_blocks
 from ranking.training.dataset import Dataset
 from ranking.training.distill import Lessons

@@ -20,9 +20,9 @@ from ranking.artifact import (
     load_base,
 )
 from ranking.errors import ModelError
-from ranking.features import FEATURES
-from ranking.hardware import choose_device, choose_precision
-from ranking.model import JOINT, SHARED_USER, SharedUserCrossEncoder
+from ranking.inputs.features import FEATURES
+from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
+from ranking.runtime.hardware import choose_device, choose_precision
 from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.behaviour import train_behaviour
 from ranking.training.calibrate import fit_calibration, fit_conversions

@@ -30,7 +30,7 @@ from benchmarks.speed.results import BenchResult, Entry, Verdict
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, user_of_tokens
 from index_builder.build import BuildOptions, build
-from ranking.text import render_ad, render_user
+from ranking.inputs.text import render_ad, render_user
 
 SERVER, DEFAULTS, TUNED = "AdCascade", "CrossEncoder.predict", "CrossEncoder.predict, bfloat16, batches of 256"
 _P99_MS, _PAIRS = 5.0, 100_000

@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from adcascade.serving.byte_cache import ByteBudgetCache
 from adcascade.serving.slices import Slices, by_cost
 from adcascade.vectors.encoder import CHARS_PER_TOKEN, estimated_tokens
-from ranking.ad_states import AdStateCache
-from ranking.backends import TextBackend, UserKept
-from ranking.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
-from ranking.joint import JointCrossEncoder
-from ranking.passes import AdPass
-from ranking.user_states import UserStateCache
+from ranking.model.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
+from ranking.model.joint import JointCrossEncoder
+from ranking.model.passes import AdPass
+from ranking.runtime.ad_state_cache import AdStateCache
+from ranking.runtime.backends import TextBackend, UserKept
+from ranking.runtime.user_state_cache import UserStateCache
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ keys and values of that layer, of which a request then needs nothing but the [CL
 import torch
 from torch import Tensor, nn
 
-from ranking.batch import TokenRows
-from ranking.model import SharedUserCrossEncoder, UserStates
+from ranking.model.batch import TokenRows
+from ranking.model.shared_user import SharedUserCrossEncoder, UserStates
 
 # More ads than a request can have: all of them belong to the one user.
 _ALL = 10**9

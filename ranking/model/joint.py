@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ranking.batch import PairBatch, TokenRows, pad
-from ranking.behaviour import BehaviourModel
-from ranking.model import TextVectors
+from ranking.model.batch import PairBatch, TokenRows, pad
+from ranking.model.behaviour import BehaviourModel
+from ranking.model.shared_user import TextVectors
 
 
 class JointCrossEncoder(nn.Module):

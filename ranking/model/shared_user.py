@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ranking.batch import PairBatch, TokenRows
-from ranking.behaviour import BehaviourModel
+from ranking.model.batch import PairBatch, TokenRows
+from ranking.model.behaviour import BehaviourModel
 
 SHARED_USER, JOINT = "shared_user", "joint"
 _HEAD_WIDTH = 64

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, Event, UserProfile
-from ranking.features import is_liked
+from ranking.inputs.features import is_liked
 
 # Newest events that are looked at, in training and in serving.
 HISTORY_EVENTS = 200

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from adcascade.serving.slices import Slices, run_through
 from adcascade.vectors.encoder import estimated_tokens
-from ranking.ad_states import AdStateCache
 from ranking.artifact import ModelVersion
-from ranking.backends import TextBackend, choose_backend
-from ranking.behaviour import AdKeys, Behaviour, History, Shown, with_interests
-from ranking.context import CONTEXT_WORDS
 from ranking.errors import ModelError
-from ranking.features import COUNTED, gap_classes, id_bucket, snapshot_features
-from ranking.hardware import choose_device, choose_precision
-from ranking.model import SharedUserCrossEncoder
-from ranking.passes import AdPass
-from ranking.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
-from ranking.text_layers import JointText, NoText, Reader, SharedText, TextLayers, read_ahead
+from ranking.inputs.context import CONTEXT_WORDS
+from ranking.inputs.features import COUNTED, gap_classes, id_bucket, snapshot_features
+from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
+from ranking.model.behaviour import AdKeys, Behaviour, History, Shown, with_interests
+from ranking.model.passes import AdPass
+from ranking.model.shared_user import SharedUserCrossEncoder
+from ranking.runtime.ad_state_cache import AdStateCache
+from ranking.runtime.backends import TextBackend, choose_backend
+from ranking.runtime.hardware import choose_device, choose_precision
+from ranking.runtime.text_scorer import JointText, NoText, Reader, SharedText, TextLayers, read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class EngineSettings:
         user_cache_mib: Memory for the states of users who asked lately, at most; 0 keeps none.
         token_budget: Ad tokens in one pass of the joined layers on the CPU, at most; a GPU takes eight times as many,
             since there starting a pass costs more than computing it.
-        backend: one of `ranking.backends.BACKENDS`; "auto" is the fastest here of those that the version has.
+        backend: one of `ranking.runtime.backends.BACKENDS`; "auto" is the fastest here of those that the version has.
     """
 
     device: str = "auto"

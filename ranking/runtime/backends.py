@@ -1,7 +1,7 @@
 """What runs the text layers of a shared-user model: torch, or OpenVINO from an export. Knows no requests.
 
-All backends run the same three passes (see `ranking.passes`) and speak in torch tensors, so one set of tests holds for
-each. Belongs to the thread that owns the engine.
+All backends run the same three passes (see `ranking.model.passes`) and speak in torch tensors, so one set of tests
+holds for each. Belongs to the thread that owns the engine.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from adcascade.serving.telemetry import switch_off_telemetry
 from ranking.artifact import ModelVersion
-from ranking.batch import TokenRows
 from ranking.errors import ModelError
-from ranking.model import SharedUserCrossEncoder
-from ranking.passes import AdPass, JoinPass, UserPass
+from ranking.model.batch import TokenRows
+from ranking.model.passes import AdPass, JoinPass, UserPass
+from ranking.model.shared_user import SharedUserCrossEncoder
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranking.context import CONTEXT_BUCKETS
-from ranking.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
+from ranking.inputs.context import CONTEXT_BUCKETS
+from ranking.inputs.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
 
 _WIDTH, _HEADS, _HIDDEN = 32, 4, 64
 _ALL_HEADS = _HEADS + 1
@@ -77,7 +77,7 @@ class Shown:
 
     Attributes:
         dense: normalised features, float32 [impressions, features].
-        context: ids of attributes, context and time of day (see `ranking.context`), int64 [impressions, words].
+        context: ids of attributes, context and time of day (see `ranking.inputs.context`), int64 [impressions, words].
         ads: the candidates, [impressions].
     """
 

@@ -13,10 +13,10 @@ from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, UserProfile
 from adcascade.serving.errors import FailedPrecondition, NotFound
-from ranking.context import MAX_CONTEXT_WORDS, context_buckets
-from ranking.features import COUNTED, event_class, keys_of
-from ranking.query import PastEvent, RankQuery
-from ranking.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
+from ranking.inputs.context import MAX_CONTEXT_WORDS, context_buckets
+from ranking.inputs.features import COUNTED, event_class, keys_of
+from ranking.inputs.query import PastEvent, RankQuery
+from ranking.inputs.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
 
 _NAMED_IN_ERRORS = 10
 

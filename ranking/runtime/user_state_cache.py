@@ -6,8 +6,8 @@ Between two clicks a user sees several pages; until the history changes, nothing
 from collections.abc import Callable
 
 from adcascade.serving.byte_cache import ByteBudgetCache
-from ranking.backends import UserKept
-from ranking.batch import TokenRows
+from ranking.model.batch import TokenRows
+from ranking.runtime.backends import UserKept
 
 
 class UserStateCache:

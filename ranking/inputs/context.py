@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from adcascade.records.users import Context, UserProfile
-from ranking.features import hashed
+from ranking.inputs.features import hashed
 
 CONTEXT_BUCKETS = 4096
 # Words that are read of one impression unless a model says otherwise; what is first in the alphabet goes before.

@@ -4,9 +4,9 @@ import logging
 import time
 
 from adcascade.artifacts.hotswap import HotSwap
-from ranking.candidates import CatalogVersion
-from ranking.engine import RankingEngine
-from ranking.text import render_ad
+from ranking.inputs.prepare import CatalogVersion
+from ranking.inputs.text import render_ad
+from ranking.runtime.engine import RankingEngine
 
 log = logging.getLogger(__name__)
 
