@@ -11,8 +11,8 @@ from adcascade.records.errors import InputError
 from adcascade.records.splits import split_folds
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run, predicted
-from ranking.training.dataset import load_dataset
-from ranking.training.metrics import pair_accuracies
+from ranking.data.dataset import load_dataset
+from ranking.evaluation.metrics import pair_accuracies
 from ranking.training.options import TrainOptions
 from ranking.training.train import train
 

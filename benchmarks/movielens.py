@@ -7,10 +7,10 @@ import numpy as np
 from adcascade.records.datasets.movielens import export_movielens, find_movielens
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
-from ranking.training.dataset import load_dataset
-from ranking.training.evaluate import evaluate
+from ranking.data.dataset import load_dataset
+from ranking.evaluation.evaluate import evaluate
+from ranking.evaluation.results import RANKER, Evaluation
 from ranking.training.options import TrainOptions
-from ranking.training.results import RANKER, Evaluation
 from ranking.training.train import train
 
 

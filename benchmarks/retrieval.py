@@ -20,7 +20,7 @@ from index_builder.build import BuildOptions, build
 from pipeline.evaluate import evaluate_pipeline
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.results import PipelineEvaluation, ranking_of
-from ranking.training.dataset import load_dataset
+from ranking.data.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save as train_and_save_ranker
 from ranking.training.versions import load_named

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import working
+from ranking.data.dataset import Dataset
+from ranking.evaluation.predict import Predicted, predict
 from ranking.runtime.hardware import choose_device
-from ranking.training.dataset import Dataset
-from ranking.training.predict import Predicted, predict
 from ranking.training.train import Trained
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from adcascade.records.datasets.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run, predicted
-from ranking.training.dataset import Dataset, load_dataset
-from ranking.training.metrics import Sample, expected_calibration_error
+from ranking.data.dataset import Dataset, load_dataset
+from ranking.evaluation.metrics import Sample, expected_calibration_error
+from ranking.evaluation.predict import Predicted
 from ranking.training.options import TrainOptions
-from ranking.training.predict import Predicted
 from ranking.training.train import Trained, train
 
 

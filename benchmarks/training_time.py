@@ -18,7 +18,7 @@ from adcascade.towers.training.train import train_towers
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.encoder import TextEncoder
 from benchmarks.speed.machine import describe
-from ranking.training.dataset import load_dataset
+from ranking.data.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.train import train
 

@@ -248,7 +248,7 @@ def evaluate_pipeline_command(
     evaluate` measures the ranker alone, on what was really shown, and `adcascade evaluate-retrieval` retrieval alone.
     """
     from pipeline.evaluate import evaluate_pipeline, load_stages
-    from ranking.training.dataset import load_dataset
+    from ranking.data.dataset import load_dataset
     from ranking.training.versions import warn_of_rows_it_knows
 
     if report is not None:

@@ -24,9 +24,9 @@ from adcascade.vectors.vector_store import remembering
 from pipeline.order import order_of
 from pipeline.results import PipelineEvaluation, ranking_of
 from ranking.artifact import ModelVersion
+from ranking.data.dataset import Dataset
 from ranking.inputs.prepare import prepare
 from ranking.runtime.engine import EngineSettings, RankingEngine
-from ranking.training.dataset import Dataset
 from ranking.training.versions import load_named
 from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_of, retrieved, warn_of_known_rows
 from retrieval.evaluation.results import RECALLS, RETRIEVAL

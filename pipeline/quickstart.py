@@ -32,17 +32,17 @@ from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.processes import own_folder, running
 from pipeline.results import PipelineEvaluation
-from ranking.store import open_store
-from ranking.training.dataset import Dataset, load_dataset
-from ranking.training.options import TrainOptions
-from ranking.training.report import (
+from ranking.data.dataset import Dataset, load_dataset
+from ranking.evaluation.report import (
     cut_short_line,
     evaluation_table,
     stages_line,
     text_fit_line,
     train_report_as_dict,
 )
-from ranking.training.results import TrainReport
+from ranking.evaluation.results import TrainReport
+from ranking.store import open_store
+from ranking.training.options import TrainOptions
 from ranking.training.run import REPORT_FILE, train_and_save
 
 _USERS_SHOWN = 3

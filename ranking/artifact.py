@@ -38,7 +38,7 @@ from adcascade.vectors.model_check import (
     check_weights,
     position_limit,
 )
-from ranking.calibration import Calibration
+from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.inputs.context import CONTEXT_WORDS
 from ranking.inputs.features import FEATURES, Features

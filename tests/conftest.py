@@ -27,7 +27,7 @@ from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.train import train_and_save as train_and_save_towers
 from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions, build
-from ranking.training.dataset import load_dataset
+from ranking.data.dataset import load_dataset
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
 

@@ -14,8 +14,8 @@ from adcascade.records.users import read_users
 from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
-from ranking.training.dataset import load_dataset
-from ranking.training.results import RANKER
+from ranking.data.dataset import load_dataset
+from ranking.evaluation.results import RANKER
 from ranking.training.run import train_and_save
 
 

@@ -14,7 +14,7 @@ from index_builder.artifact import load_version
 from index_builder.artifact import open_store as open_index_store
 from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.results import ranking_of
-from ranking.training.dataset import load_dataset
+from ranking.data.dataset import load_dataset
 from ranking.training.versions import load_named
 from retrieval.evaluation.results import RETRIEVAL, ZERO_SHOT
 from retrieval.index import AdIndex

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 
 from adcascade.artifacts.errors import CorruptVersion
 from ranking.artifact import CtrSpec, check_lengths, load_base, load_version
-from ranking.calibration import Calibration
+from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.inputs.features import FEATURES
 from ranking.model.batch import PairBatch, pad

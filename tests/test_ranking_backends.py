@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 from adcascade.records.users import Context, UserProfile
 from pipeline.cli import app
 from ranking.artifact import load_base, load_version
+from ranking.calibration.recalibrate import recalibrate
+from ranking.data.dataset import load_dataset
 from ranking.errors import ModelError
+from ranking.export.export import export_passes, export_version
 from ranking.inputs.features import FEATURES
 from ranking.inputs.prepare import prepare
 from ranking.model.batch import PairBatch, TokenRows
@@ -23,9 +26,6 @@ from ranking.runtime.backends import OpenVinoBackend, TorchBackend, fastest
 from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.runtime.text_scorer import kept_by_length
 from ranking.store import open_store
-from ranking.training.dataset import load_dataset
-from ranking.training.export import export_passes, export_version
-from ranking.training.recalibrate import recalibrate
 
 
 @pytest.fixture(scope="module", params=["last layer joined", "all layers joined"])

@@ -6,9 +6,9 @@ import torch
 from conftest import tiny_options
 
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
+from ranking.data.dataset import load_dataset
 from ranking.inputs.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
 from ranking.model.behaviour import AdKeys, BehaviourModel, History, Shown, with_interests
-from ranking.training.dataset import load_dataset
 from ranking.training.train import train
 
 WIDTH, FEATURES, BUCKETS, ADS, EVENTS = 12, 3, 32, 4, 6

@@ -5,8 +5,7 @@ import pytest
 from pydantic import ValidationError
 from scipy.special import expit, logit
 
-from ranking.calibration import Calibration
-from ranking.training.calibrate import (
+from ranking.calibration.calibrate import (
     METHODS,
     fit_beta,
     fit_calibration,
@@ -15,6 +14,7 @@ from ranking.training.calibrate import (
     fit_platt,
     fit_temperature,
 )
+from ranking.calibration.calibration import Calibration
 
 RANDOM = np.random.default_rng(1)
 TRUE = RANDOM.normal(size=20_000)

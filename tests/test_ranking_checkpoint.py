@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_ranking_loop import PLAN, KilledError, fit
 
+from ranking.data.dataset import load_dataset
 from ranking.training.checkpoint import Checkpoint
-from ranking.training.dataset import load_dataset
 from ranking.training.train import train
 
 WEIGHT = "weight/1.weight"

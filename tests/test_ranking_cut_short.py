@@ -9,14 +9,14 @@ import pytest
 from conftest import tiny_options
 from test_ranking_metrics import make_sample
 
+from ranking.data.dataset import load_dataset
+from ranking.evaluation import plots
+from ranking.evaluation.evaluate import evaluate
+from ranking.evaluation.metrics import at_threshold, top_share
+from ranking.evaluation.page import write_page
+from ranking.evaluation.report import cut_short_line, evaluation_table, stages_line, text_fit_line
+from ranking.evaluation.results import CurvePoint, Slice, TextFit
 from ranking.store import open_store
-from ranking.training import plots
-from ranking.training.dataset import load_dataset
-from ranking.training.evaluate import evaluate
-from ranking.training.metrics import at_threshold, top_share
-from ranking.training.page import write_page
-from ranking.training.report import cut_short_line, evaluation_table, stages_line, text_fit_line
-from ranking.training.results import CurvePoint, Slice, TextFit
 from ranking.training.run import _fingerprint, train_and_save
 from ranking.training.stage import Fit
 from ranking.training.versions import load_from, warn_of_rows_it_knows

@@ -10,17 +10,17 @@ from conftest import save_tiny_bert, tiny_options
 from torch.distributions import Bernoulli
 
 from ranking.artifact import load_base, load_version
+from ranking.data.dataset import load_dataset
+from ranking.data.scorer import Scored
+from ranking.data.text_batches import make_blocks
 from ranking.errors import ModelError
+from ranking.evaluation.predict import Predictor, predict
+from ranking.evaluation.results import RANKER, TEACHER
 from ranking.model.shared_user import JOINT, SHARED_USER
 from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.store import open_store
-from ranking.training.batches import make_blocks
-from ranking.training.dataset import load_dataset
 from ranking.training.distill import keep_layers, make_lessons
-from ranking.training.predict import Predictor, predict
-from ranking.training.results import RANKER, TEACHER
 from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, train_and_save
-from ranking.training.scorer import Scored
 from ranking.training.train import train
 from ranking.training.versions import load_named
 

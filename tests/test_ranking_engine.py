@@ -11,6 +11,7 @@ from conftest import tiny_options
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, UserProfile
 from ranking.artifact import load_version
+from ranking.data.dataset import load_dataset
 from ranking.errors import ModelError
 from ranking.inputs.context import context_buckets
 from ranking.inputs.features import COUNTED, keys_of
@@ -18,7 +19,6 @@ from ranking.inputs.query import PastEvent, RankQuery
 from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.runtime.hardware import choose_device, choose_precision, has_bfloat16
 from ranking.store import open_store
-from ranking.training.dataset import load_dataset
 from ranking.training.run import train_and_save
 
 

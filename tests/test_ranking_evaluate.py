@@ -12,19 +12,19 @@ from conftest import tiny_options
 from adcascade.records.clicks import NO_TIME
 from adcascade.records.errors import InputError
 from ranking.artifact import load_version
-from ranking.calibration import Calibration
+from ranking.calibration.calibration import Calibration
+from ranking.calibration.recalibrate import recalibrate
+from ranking.data.dataset import load_dataset
+from ranking.data.log_report import report_on
+from ranking.evaluation.baselines import BI_ENCODER, CLICK_RATES, IDS, POPULARITY, TREES, ZERO_SHOT
+from ranking.evaluation.evaluate import evaluate
+from ranking.evaluation.report import log_lines
+from ranking.evaluation.results import RANKER
+from ranking.evaluation.slices import slices
 from ranking.inputs.features import FEATURES
 from ranking.store import open_store
 from ranking.training.commands import show_log
-from ranking.training.dataset import load_dataset
-from ranking.training.evaluate import evaluate
-from ranking.training.log_report import report_on
-from ranking.training.peers import BI_ENCODER, CLICK_RATES, IDS, POPULARITY, TREES, ZERO_SHOT
-from ranking.training.recalibrate import recalibrate
-from ranking.training.report import log_lines
-from ranking.training.results import RANKER
 from ranking.training.run import train_and_save
-from ranking.training.slices import slices
 from ranking.training.train import train
 from ranking.training.versions import load_named, warn_of_rows_it_knows
 
@@ -251,6 +251,6 @@ def test_a_version_that_may_know_what_is_tested_is_warned_of(world, caplog, othe
 
 
 def test_without_the_libraries_of_reports_the_error_says_what_to_install():
-    script = "import sys; sys.modules['matplotlib'] = None; import ranking.training.page"
+    script = "import sys; sys.modules['matplotlib'] = None; import ranking.evaluation.page"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "ModelError: reports need matplotlib: pip install 'adcascade[train]'" in ended.stderr

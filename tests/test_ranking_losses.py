@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ranking.training.labels import all_labels, thinned_labels
+from ranking.data.labels import all_labels, thinned_labels
+from ranking.evaluation.metrics import log_loss
 from ranking.training.losses import click_loss, conversion_loss, listwise_loss, pairwise_loss
-from ranking.training.metrics import log_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(6, generator=GENERATOR, dtype=torch.float64)

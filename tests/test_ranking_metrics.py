@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from ranking.training.bootstrap import with_intervals
-from ranking.training.metrics import (
+from ranking.evaluation.bootstrap import with_intervals
+from ranking.evaluation.metrics import (
     METRICS,
     Sample,
     at_threshold,

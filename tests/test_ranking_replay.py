@@ -13,13 +13,13 @@ from adcascade.records.history import with_history
 from index_builder.artifact import ADS_FILE
 from index_builder.artifact import open_store as open_index_store
 from ranking.artifact import load_version
+from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
+from ranking.data.dataset import load_dataset
+from ranking.data.scorer import Scorer, predict_logits
+from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.inputs.prepare import prepare
 from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.store import open_store
-from ranking.training.batches import AdTexts, BatchMaker, make_blocks
-from ranking.training.dataset import load_dataset
-from ranking.training.rows import BehaviourRows, behaviour_logits
-from ranking.training.scorer import Scorer, predict_logits
 
 
 @pytest.fixture(scope="module")

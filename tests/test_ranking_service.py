@@ -18,11 +18,11 @@ from adcascade.v1 import types_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
 from index_builder.artifact import open_store as open_index_store
 from ranking.__main__ import _load_catalog, _load_engine
+from ranking.data.dataset import load_dataset
 from ranking.inputs.prepare import prepare
 from ranking.runtime.engine import EngineSettings
 from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.store import open_store
-from ranking.training.dataset import load_dataset
 from ranking.training.run import train_and_save
 
 IDS = ["coffee-1", "garden-1", "running-1", "running-2"]

@@ -10,16 +10,16 @@ from conftest import tiny_options, write_world_files
 
 from adcascade.records.errors import InputError
 from ranking.artifact import load_base, load_version
+from ranking.data.dataset import load_dataset
+from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
+from ranking.evaluation.baselines import CLICK_RATES, POPULARITY
+from ranking.evaluation.evaluate import evaluate
+from ranking.evaluation.report import text_fit_line
+from ranking.evaluation.results import RANKER
 from ranking.inputs.features import FEATURES
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.store import open_store
-from ranking.training.batches import AdTexts, BatchMaker, make_blocks
-from ranking.training.dataset import load_dataset
-from ranking.training.evaluate import evaluate
-from ranking.training.peers import CLICK_RATES, POPULARITY
-from ranking.training.report import text_fit_line
-from ranking.training.results import RANKER
 from ranking.training.run import train_and_save
 from ranking.training.train import train
 

@@ -12,13 +12,13 @@ from conftest import tiny_options, write_world_files
 
 from adcascade.artifacts.errors import ArtifactError
 from ranking.artifact import load_version
+from ranking.data.dataset import load_dataset
 from ranking.errors import ModelError
+from ranking.evaluation.metrics import pair_accuracies
+from ranking.evaluation.predict import predict
+from ranking.evaluation.report import text_fit_line
+from ranking.evaluation.results import RANKER
 from ranking.store import open_store
-from ranking.training.dataset import load_dataset
-from ranking.training.metrics import pair_accuracies
-from ranking.training.predict import predict
-from ranking.training.report import text_fit_line
-from ranking.training.results import RANKER
 from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, _fingerprint, train_and_save
 from ranking.training.train import _calibration_blocks, train
 

@@ -11,7 +11,7 @@ from adcascade.records.joined import read_joined
 from adcascade.records.log_summary import span_line, summary_lines, warning_lines
 from adcascade.terminal.log_display import show_log_read
 from adcascade.towers.training.parts import split_log
-from ranking.training.dataset import load_dataset
+from ranking.data.dataset import load_dataset
 
 DAY = 86_400
 T = 1_767_225_600  # 2026-01-01

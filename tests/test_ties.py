@@ -20,8 +20,8 @@ from adcascade.towers.evaluation.metrics import (
     shown_first,
 )
 from adcascade.towers.training.sequences import Sequences
-from ranking.training.evaluate import _cumulative
-from ranking.training.metrics import METRICS, Sample, reliability
+from ranking.evaluation.evaluate import _cumulative
+from ranking.evaluation.metrics import METRICS, Sample, reliability
 from retrieval.evaluation.judge import Judge
 
 NOTHING = np.empty(0, np.int64)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.history import Window, merged
+from ranking.data.behaviour_rows import CELLS_PER_WINDOW, BehaviourRows, behaviour_logits
+from ranking.data.dataset import Dataset
+from ranking.data.labels import Labels, all_labels
 from ranking.model.behaviour import BehaviourModel
-from ranking.training.dataset import Dataset
-from ranking.training.labels import Labels, all_labels
 from ranking.training.loop import Loop
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
 from ranking.training.options import TrainOptions
-from ranking.training.rows import CELLS_PER_WINDOW, BehaviourRows, behaviour_logits
 from ranking.training.stage import Conditions, Fit, Plan
 
 _AVERAGE_DECAY = 0.998

@@ -17,9 +17,7 @@ from adcascade.terminal.log_display import show_log_read
 from adcascade.terminal.options import Json, MaxRejected, Newest, Rejected, Users
 from adcascade.terminal.progress import working
 from adcascade.towers.training.commands import Ads
-from ranking.store import open_store
-from ranking.training.options import TrainOptions
-from ranking.training.report import (
+from ranking.evaluation.report import (
     calibration_line,
     cut_short_line,
     evaluation_as_dict,
@@ -30,9 +28,11 @@ from ranking.training.report import (
     text_fit_line,
     train_report_as_dict,
 )
+from ranking.store import open_store
+from ranking.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from ranking.training.dataset import Dataset
+    from ranking.data.dataset import Dataset
 
 Clicks = Annotated[
     Path,
@@ -83,7 +83,7 @@ def train_command(
     A training that was killed is taken up again by the same command. To train in several processes, start it with
     torchrun --standalone --nproc-per-node N -m pipeline.cli train ...
     """
-    from ranking.training.dataset import load_dataset
+    from ranking.data.dataset import load_dataset
     from ranking.training.run import REPORT_FILE, help_to_train, train_and_save
     from ranking.training.workers import is_first_worker
 
@@ -148,9 +148,9 @@ def evaluate_command(
     With the files, --newest, --split and --seed that it was trained with, these are the rows it was tested on then.
     """
     from adcascade.reports.page import make_room, never_at_the_cost_of
-    from ranking.training.dataset import load_dataset
-    from ranking.training.evaluate import evaluate
-    from ranking.training.page import write_page
+    from ranking.data.dataset import load_dataset
+    from ranking.evaluation.evaluate import evaluate
+    from ranking.evaluation.page import write_page
     from ranking.training.versions import load_from, warn_of_rows_it_knows
 
     if report is not None:
@@ -194,8 +194,8 @@ def calibrate_command(
     already serve as histories alone, so the log may reach back beyond its training. Temperature, Platt, beta and
     isotonic calibration of p_click are compared.
     """
-    from ranking.training.dataset import load_dataset
-    from ranking.training.recalibrate import recalibrate
+    from ranking.calibration.recalibrate import recalibrate
+    from ranking.data.dataset import load_dataset
 
     rejected_file = rejected or model / REJECTED_FILE
     data = load_dataset(
@@ -239,8 +239,8 @@ def export_command(
     The export is refused if its logits are not those of the model, or if fewer bits cost quality: with a log (--ads and
     --clicks) that goes by the AUC on its newest tenth, too.
     """
-    from ranking.training.dataset import load_dataset
-    from ranking.training.export import export_version
+    from ranking.data.dataset import load_dataset
+    from ranking.export.export import export_version
 
     if (ads is None) != (clicks is None):
         raise InputError("a log is --ads and --clicks together")
@@ -262,7 +262,7 @@ def export_command(
 
 def show_log(data: "Dataset", users: Path | None = None, rejected_file: Path | None = None) -> None:
     """The data report, on standard error."""
-    from ranking.training.log_report import report_on
+    from ranking.data.log_report import report_on
 
     show_log_read(data.log, data.report, None if users is None else data.users.keys(), rejected_file)
     Console(stderr=True).print(log_lines(report_on(data)), highlight=False, markup=False)

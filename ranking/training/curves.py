@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adcascade.reports.page import never_at_the_cost_of
 from ranking.errors import ModelError
-from ranking.training.results import CurvePoint
+from ranking.evaluation.results import CurvePoint
 from ranking.training.stage import Step, Watch
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranking.artifact import ModelVersion, RankerModel, default_join_layer
+from ranking.data.dataset import Dataset
+from ranking.data.scorer import Scored
+from ranking.data.text_batches import LabelledBatch
 from ranking.errors import ModelError
+from ranking.evaluation.predict import Predictor
 from ranking.model.shared_user import SharedUserCrossEncoder
-from ranking.training.batches import LabelledBatch
-from ranking.training.dataset import Dataset
 from ranking.training.options import TrainOptions
-from ranking.training.predict import Predictor
-from ranking.training.scorer import Scored
 from ranking.training.versions import warn_of_rows_it_knows
 
 

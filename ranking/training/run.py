@@ -16,15 +16,15 @@ from adcascade.records.counters import CounterSnapshot
 from adcascade.reports.page import never_at_the_cost_of
 from adcascade.terminal.progress import working
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
+from ranking.data.dataset import Dataset
+from ranking.evaluation.evaluate import evaluate
+from ranking.evaluation.page import write_page
+from ranking.evaluation.report import train_progress, train_report_as_dict
+from ranking.evaluation.results import RANKER, TrainReport
+from ranking.export.export import Exports, export_after_training
 from ranking.store import FORMAT_VERSION, open_store
 from ranking.training.curves import LossCurves
-from ranking.training.dataset import Dataset
-from ranking.training.evaluate import evaluate
-from ranking.training.export import Exports, export_after_training
 from ranking.training.options import TrainOptions
-from ranking.training.page import write_page
-from ranking.training.report import train_progress, train_report_as_dict
-from ranking.training.results import RANKER, TrainReport
 from ranking.training.train import Trained, train
 from ranking.training.versions import exact_name
 

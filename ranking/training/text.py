@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import RankerModel
+from ranking.data.dataset import Dataset
+from ranking.data.labels import all_labels
+from ranking.data.scorer import Scorer
+from ranking.data.text_batches import BatchMaker, LabelledBatch, make_blocks
 from ranking.model.shared_user import SharedUserCrossEncoder
-from ranking.training.batches import BatchMaker, LabelledBatch, make_blocks
-from ranking.training.dataset import Dataset
 from ranking.training.distill import Lessons
-from ranking.training.labels import all_labels
 from ranking.training.loop import Loop
 from ranking.training.lora import add_adapters, merge_adapters
 from ranking.training.options import TrainOptions
-from ranking.training.scorer import Scorer
 from ranking.training.stage import Conditions, Fit, Plan
 
 

@@ -19,20 +19,20 @@ from ranking.artifact import (
     default_join_layer,
     load_base,
 )
+from ranking.calibration.calibrate import fit_calibration, fit_conversions
+from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
+from ranking.data.dataset import Dataset
+from ranking.data.scorer import Scorer, predict_logits
+from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
+from ranking.evaluation.results import TextFit
 from ranking.inputs.features import FEATURES
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
 from ranking.runtime.hardware import choose_device, choose_precision
-from ranking.training.batches import AdTexts, BatchMaker, make_blocks
 from ranking.training.behaviour import train_behaviour
-from ranking.training.calibrate import fit_calibration, fit_conversions
-from ranking.training.dataset import Dataset
 from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.losses import GROUP_LOSSES
 from ranking.training.options import TrainOptions
-from ranking.training.results import TextFit
-from ranking.training.rows import BehaviourRows, behaviour_logits
-from ranking.training.scorer import Scorer, predict_logits
 from ranking.training.stage import Conditions, Fit, Watch
 from ranking.training.text import train_text, validation_blocks
 from ranking.training.versions import load_named

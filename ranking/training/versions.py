@@ -5,8 +5,8 @@ from pathlib import Path
 
 from adcascade.artifacts.store import VersionStore
 from ranking.artifact import ModelVersion, load_version
+from ranking.data.dataset import Dataset
 from ranking.store import open_store
-from ranking.training.dataset import Dataset
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from benchmarks.architectures import LITTLE_TEXT, unseen_ads
 from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster
 from benchmarks.speed.results import BenchResult, Entry
-from ranking.training.dataset import Dataset
+from ranking.data.dataset import Dataset
 from ranking.training.options import TrainOptions
 from ranking.training.stage import Step
 from ranking.training.train import train

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec, RankerModel
+from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
+from ranking.data.dataset import Dataset
+from ranking.data.scorer import Scored, Scorer, predict_logits
+from ranking.data.text_batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
 from ranking.inputs.features import Features
 from ranking.runtime.hardware import choose_precision
-from ranking.training.batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
-from ranking.training.dataset import Dataset
-from ranking.training.rows import BehaviourRows, behaviour_logits
-from ranking.training.scorer import Scored, Scorer, predict_logits
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Predictor:
         return Predicted(found, logits, self._conversion[found].astype(np.float64), self._features)
 
     def batch(self, blocks: Sequence[Integers]) -> LabelledBatch:
-        """Blocks of rows (see `ranking.training.batches.make_blocks`) as this model reads them, in their order."""
+        """Blocks of rows (see `ranking.data.text_batches.make_blocks`) as this model reads them, in their order."""
         return self._maker.batch(blocks)
 
     @torch.no_grad()

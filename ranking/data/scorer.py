@@ -10,9 +10,9 @@ from torch import Tensor
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec, RankerModel
+from ranking.data.text_batches import BatchMaker, LabelledBatch
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.ad_state_cache import AdStateCache
-from ranking.training.batches import BatchMaker, LabelledBatch
 
 _CACHED_ADS = 50_000
 

@@ -11,11 +11,11 @@ from adcascade.artifacts.store import VersionStore
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
-from ranking.calibration import Calibration
+from ranking.calibration.calibrate import fit_calibration
+from ranking.calibration.calibration import Calibration
+from ranking.data.dataset import Dataset
+from ranking.evaluation.predict import predict
 from ranking.runtime.hardware import choose_device
-from ranking.training.calibrate import fit_calibration
-from ranking.training.dataset import Dataset
-from ranking.training.predict import predict
 from ranking.training.versions import load_from
 
 

@@ -11,11 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.vectors.encoder import TextEncoder, load_encoder
+from ranking.data.dataset import Dataset
+from ranking.evaluation.metrics import Probabilities
 from ranking.inputs.context import CONTEXT_BUCKETS
 from ranking.inputs.features import FEATURES, Features, id_bucket
 from ranking.inputs.text import HISTORY_EVENTS
-from ranking.training.dataset import Dataset
-from ranking.training.metrics import Probabilities
 
 log = logging.getLogger(__name__)
 

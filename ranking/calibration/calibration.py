@@ -12,7 +12,7 @@ Probabilities = npt.NDArray[np.float64]
 
 
 class Calibration(BaseModel):
-    """A rising function of the logit, fitted on rows that were not trained on (see `ranking.training.calibrate`).
+    """A rising function of the logit, fitted on rows that were not trained on (see `ranking.calibration.calibrate`).
 
     Attributes:
         method: "none" is the sigmoid itself; "temperature" scales the logit (Guo et al. 2017), "platt" scales and

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from ranking.artifact import CtrSpec, ModelVersion, RankerModel
-from ranking.runtime.hardware import choose_device
-from ranking.training.bootstrap import with_intervals
-from ranking.training.dataset import Dataset
-from ranking.training.metrics import (
+from ranking.data.dataset import Dataset
+from ranking.evaluation.baselines import peers
+from ranking.evaluation.bootstrap import with_intervals
+from ranking.evaluation.metrics import (
     Sample,
     at_threshold,
     auc,
@@ -22,11 +22,11 @@ from ranking.training.metrics import (
     top_share,
     unrolled,
 )
-from ranking.training.peers import peers
-from ranking.training.predict import Predictor
-from ranking.training.results import RANKER, TEACHER, Curves, Evaluation, Slice, Surprise
-from ranking.training.slices import slices
-from ranking.training.speed import milliseconds_per_request
+from ranking.evaluation.predict import Predictor
+from ranking.evaluation.results import RANKER, TEACHER, Curves, Evaluation, Slice, Surprise
+from ranking.evaluation.slices import slices
+from ranking.evaluation.speed import milliseconds_per_request
+from ranking.runtime.hardware import choose_device
 
 _CURVE_POINTS = 100
 _SURPRISES = 10
@@ -49,7 +49,7 @@ def evaluate(
     The ranker and its peers see the same counters, made for each row from what it may look back on.
 
     Args:
-        which_peers: See `ranking.training.peers.peers`.
+        which_peers: See `ranking.evaluation.baselines.peers`.
         threshold: From which p_click on precision, recall and accuracy call a click; None for that from which on as
             large a share of the impressions is called as was clicked in the training part: of a log with a CTR of 2 %,
             a threshold of a half would call none.

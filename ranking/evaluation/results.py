@@ -57,7 +57,7 @@ class Evaluation:
     """A ranker and its peers on one part of a log.
 
     Attributes:
-        metrics: model name -> metric name (see `ranking.training.metrics.METRICS`) -> value with its 95 % interval;
+        metrics: model name -> metric name (see `ranking.evaluation.metrics.METRICS`) -> value with its 95 % interval;
             the ranker comes first.
         differences: peer -> metric -> the ranker's value minus the peer's, with the interval of the difference.
         impressions, clicks: of the rows evaluated.
@@ -67,7 +67,7 @@ class Evaluation:
         units: what a bootstrap draws: "users", "requests" where no row names a user, or both.
         calibration_noise: the calibration error (ECE) that chance alone would give a ranker that is exactly right.
         curves: of each model.
-        milliseconds: in which the ranker and its teacher read a request (see `ranking.training.speed`); empty without
+        milliseconds: in which the ranker and its teacher read a request (see `ranking.evaluation.speed`); empty without
             a teacher.
     """
 

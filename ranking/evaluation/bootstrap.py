@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ranking.artifact import Metric
-from ranking.training.metrics import METRICS, Sample
+from ranking.evaluation.metrics import METRICS, Sample
 
 # What two models are compared by, on the same draws.
 COMPARED = ("auc", "log_loss")

@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from adcascade.records.clicks import NO_TIME, Integers
 from adcascade.records.history import Past, Window, merged
 from ranking.artifact import CtrSpec
+from ranking.data.dataset import Dataset
+from ranking.data.text_batches import AdTexts
 from ranking.inputs.features import gap_classes, id_bucket
 from ranking.inputs.text import HISTORY_EVENTS
 from ranking.model.batch import pad, tokenize
 from ranking.model.behaviour import AdKeys, Behaviour, BehaviourModel, History, Shown, with_interests
 from ranking.model.shared_user import TextVectors
-from ranking.training.batches import AdTexts
-from ranking.training.dataset import Dataset
 
 # Of (impression, event) pairs in one pass; the windows of small users are merged up to this.
 CELLS_PER_WINDOW = 65_536

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from adcascade.reports.figures import COLOURS, cycle, figure, lines_plot, plain, svg
-from ranking.training.results import RANKER, CurvePoint, Curves, Slice
+from ranking.evaluation.results import RANKER, CurvePoint, Curves, Slice
 
 # A line through so few points says nothing of how a loss fell.
 _FEW_POINTS = 2

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from adcascade.reports.page import render
 from ranking.errors import ModelError
-from ranking.training.report import calibration_line, cut_short_line, stages_line, text_fit_line
-from ranking.training.results import RANKER, Evaluation, TrainReport
+from ranking.evaluation.report import calibration_line, cut_short_line, stages_line, text_fit_line
+from ranking.evaluation.results import RANKER, Evaluation, TrainReport
 
 try:
-    from ranking.training import plots
+    from ranking.evaluation import plots
 except ModuleNotFoundError as missing:  # said before minutes are spent on a training that could not be reported
     raise ModelError(f"reports need {missing.name}: pip install 'adcascade[train]'") from missing
 
@@ -34,7 +34,7 @@ def write_page(path: Path, evaluation: Evaluation, title: str, trained: TrainRep
     stages = dict.fromkeys(point.stage for point in trained.losses if point.step) if trained else {}
     path.write_text(
         render(
-            "ranking.training",
+            "ranking.evaluation",
             "page.html.j2",
             title=title,
             evaluation=evaluation,

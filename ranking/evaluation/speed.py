@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ranking.training.predict import Predictor
+from ranking.evaluation.predict import Predictor
 
 ADS = 100
 _ROUNDS = 7

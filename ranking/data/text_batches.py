@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec
+from ranking.data.dataset import Dataset
 from ranking.inputs.features import Features
 from ranking.model.batch import PairBatch, TokenIds, pad, tokenize
 from ranking.model.shared_user import TextVectors
-from ranking.training.dataset import Dataset
 
 _MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
 

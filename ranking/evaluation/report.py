@@ -11,11 +11,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.table import Table
 
 from adcascade.terminal.progress import LongWork
-from ranking.training.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
+from ranking.evaluation.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:
     from ranking.artifact import ExportParity, Metric
-    from ranking.training.log_report import Day, LogFacts
+    from ranking.data.log_report import Day, LogFacts
     from ranking.training.stage import Step, Watch
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}

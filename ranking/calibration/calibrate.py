@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
 from adcascade.records.clicks import Integers
-from ranking.calibration import Calibration
-from ranking.training.metrics import log_loss
+from ranking.calibration.calibration import Calibration
+from ranking.evaluation.metrics import log_loss
 
 Logits = npt.NDArray[np.float64]
 _FOLDS = 5

@@ -16,10 +16,10 @@ from adcascade.records.history import EarlierRows, Histories, OtherFolds, Past, 
 from adcascade.records.joined import read_joined
 from adcascade.records.splits import split_at_random, split_by_key, split_by_time, split_each_user
 from adcascade.records.users import UserProfile
+from ranking.data.labels import Labels, thinned_labels
 from ranking.inputs.context import CONTEXT_WORDS, context_buckets
 from ranking.inputs.features import COUNTED, Features, dense_features, keys_of, snapshot_features
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
-from ranking.training.labels import Labels, thinned_labels
 from ranking.training.options import TrainOptions
 
 SPLITS = ("time", "user", "random", "request", "ad")

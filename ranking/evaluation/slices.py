@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, Integers
+from ranking.data.dataset import Dataset
 from ranking.inputs.text import HISTORY_EVENTS
-from ranking.training.dataset import Dataset
 
 # A context column with more values than this is no slice that people read.
 _MOST_VALUES = 12

@@ -11,15 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import CtrSpec, ExportParity
+from ranking.data.dataset import Dataset
+from ranking.data.text_batches import make_blocks
 from ranking.errors import ModelError
+from ranking.evaluation.metrics import auc
+from ranking.evaluation.predict import Predictor
 from ranking.model.batch import PairBatch, TokenRows
 from ranking.model.passes import AdPass
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.backends import TextBackend, TorchBackend
-from ranking.training.batches import make_blocks
-from ranking.training.dataset import Dataset
-from ranking.training.metrics import auc
-from ranking.training.predict import Predictor
 
 # Of a logit, in float32: a thousandth moves a probability by at most 0.00025.
 TOLERANCE = 1e-3

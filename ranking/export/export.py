@@ -21,7 +21,17 @@ from adcascade.artifacts.manifest import MANIFEST_FILE
 from adcascade.artifacts.store import VersionStore
 from adcascade.serving.telemetry import switch_off_telemetry
 from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity, ModelVersion
+from ranking.data.dataset import Dataset
 from ranking.errors import ModelError
+from ranking.export.export_check import (
+    TOLERANCE,
+    Parity,
+    batches_of_log,
+    check_exact,
+    check_near,
+    made_up_pairs,
+    pairs_of_log,
+)
 from ranking.model.batch import PairBatch
 from ranking.model.passes import AdPass, JoinPass, UserPass
 from ranking.model.shared_user import SharedUserCrossEncoder
@@ -36,16 +46,6 @@ from ranking.runtime.backends import (
     TorchBackend,
 )
 from ranking.runtime.hardware import has_bfloat16
-from ranking.training.dataset import Dataset
-from ranking.training.parity import (
-    TOLERANCE,
-    Parity,
-    batches_of_log,
-    check_exact,
-    check_near,
-    made_up_pairs,
-    pairs_of_log,
-)
 from ranking.training.versions import load_from
 
 log = logging.getLogger(__name__)

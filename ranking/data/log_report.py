@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 
 from adcascade.records.clicks import NO_TIME, Integers
-from ranking.training.dataset import Dataset
+from ranking.data.dataset import Dataset
 
 _DAY = 86_400_000_000
 
