@@ -112,8 +112,10 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     def _prepare(self, request: ranking_pb2.RankRequest) -> tuple[Candidates, str]:
         user, context = user_from_wire(request.user), context_from_wire(request.context)
-        wanted, fresher = _candidates(request), _fresher(request)
-        prepared = partial(prepare, user, context, wanted, skip_unknown=request.skip_unknown, fresher=fresher)
+        wanted, counter_overrides = _candidates(request), _counter_overrides(request)
+        prepared = partial(
+            prepare, user, context, wanted, skip_unknown=request.skip_unknown, counter_overrides=counter_overrides
+        )
         if self._catalogs is None:
             return prepared(None), ""
         with self._catalogs.lease() as loaded:
@@ -145,7 +147,7 @@ def _candidates(request: ranking_pb2.RankRequest) -> list[str | Ad]:
     ]
 
 
-def _fresher(request: ranking_pb2.RankRequest) -> dict[str, dict[str, Total]]:
+def _counter_overrides(request: ranking_pb2.RankRequest) -> dict[str, dict[str, Total]]:
     """Totals of the request by what is counted and id."""
     totals: dict[str, dict[str, Total]] = {}
     for key, name, total in counters_from_wire(request.counters):

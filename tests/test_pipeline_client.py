@@ -302,11 +302,11 @@ def test_a_retrieval_whose_texts_do_not_fit_says_what_to_do(long_texts):
 
 def test_counters_of_a_request_move_its_scores(retrieval_address, ranking_address):
     user, counter = types_pb2.UserProfile(user_id="u0", interests="trail stride"), ranking_pb2.COUNTER_KIND_AD
-    fresher = [ranking_pb2.Counter(kind=counter, id="running-1", impressions=300, clicks=290)]
+    counter_overrides = [ranking_pb2.Counter(kind=counter, id="running-1", impressions=300, clicks=290)]
     with gateway(retrieval_address, ranking_address) as stub:
         asked = [
             recommend_pb2.RecommendRequest(user=user, k=60, candidates=60, counters=counters)
-            for counters in ([], fresher)
+            for counters in ([], counter_overrides)
         ]
         before, after = (
             {item.ad.ad_id: item.p_click for item in stub.Recommend(request, timeout=60).recommendations}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_records_history import FOLDS, LOGS, make_log
 
 from adcascade.records.clicks import NO_TIME
-from adcascade.records.counters import CounterSnapshot, Total, counts_before, counts_of_other_folds
+from adcascade.records.counters import CounterSnapshot, Total, out_of_fold_counts, point_in_time_counts
 
 
 def as_rows(counts):
@@ -22,7 +22,7 @@ def moments_of(log, rows):
 
 
 def slow_counts_before(keys, log):
-    """What `counts_before` promises, by looking at every pair of rows."""
+    """What `point_in_time_counts` promises, by looking at every pair of rows."""
     found = []
     for row in range(len(log)):
         earlier = [
@@ -39,14 +39,14 @@ def slow_counts_before(keys, log):
 @given(LOGS, st.sampled_from(["ad_id", "user_id"]))
 def test_counts_before_equals_looking_at_every_pair_of_rows(log, column):
     keys = getattr(log, column)
-    assert as_rows(counts_before(keys, log)) == slow_counts_before(keys, log)
+    assert as_rows(point_in_time_counts(keys, log)) == slow_counts_before(keys, log)
 
 
 @settings(max_examples=200, deadline=None)
 @given(LOGS, st.sampled_from(["ad_id", "user_id"]), FOLDS)
 def test_counts_of_other_folds_equal_looking_at_every_pair_of_rows(log, column, folds):
     keys, fold = getattr(log, column), np.array(folds[: len(log)])
-    counts, used = counts_of_other_folds(keys, log, fold), max(0, fold.max()) + 1
+    counts, used = out_of_fold_counts(keys, log, fold), max(0, fold.max()) + 1
     for row in range(len(log)):
         others = [
             other
@@ -101,6 +101,6 @@ def test_fresher_totals_go_before_those_of_the_snapshot():
 def test_a_snapshot_holds_what_the_counters_would_say_after_the_last_row():
     rows = [(time, f"u{time % 3}", f"a{time % 5}", time % 2, 1) for time in range(40)]
     log = make_log([*rows, *((99, f"u{number}", f"a{number}", 0, 1) for number in range(3))])
-    head, at_end = snapshot_of(log.take(np.arange(40))), counts_before(log.ad_id, log)
+    head, at_end = snapshot_of(log.take(np.arange(40))), point_in_time_counts(log.ad_id, log)
     want = head.counts("ad", log.ad_id[40:].tolist())
     assert as_rows(at_end)[40:] == as_rows(want)

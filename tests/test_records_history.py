@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcascade.records.clicks import NO_TIME, ClickLog
-from adcascade.records.history import EarlierRows, Histories, OtherFolds, with_history
+from adcascade.records.history import Histories, OutOfFoldHistory, PointInTimeHistory, with_history
 from adcascade.records.users import EventType, UserProfile
 
 ROWS = st.tuples(
@@ -62,9 +62,9 @@ def rows_of(past, log, limit):
     """For each row of the log, the rows that it looks back on."""
     found = {}
     for window in past.windows(np.arange(len(log)), limit):
-        assert window.seen.shape == (len(window.rows), len(window.past))
+        assert window.visible.shape == (len(window.rows), len(window.events))
         assert len(set(log.user_id[window.rows])) == 1
-        found |= {int(row): window.past[mask].tolist() for row, mask in zip(window.rows, window.seen, strict=True)}
+        found |= {int(row): window.events[mask].tolist() for row, mask in zip(window.rows, window.visible, strict=True)}
     assert sorted(found) == list(range(len(log)))
     return found
 
@@ -73,7 +73,7 @@ def rows_of(past, log, limit):
 @given(LOGS, st.integers(0, 5))
 def test_windows_of_earlier_rows_agree_with_histories_row_by_row(log, limit):
     histories = Histories(log)
-    for row, seen in rows_of(EarlierRows(log), log, limit).items():
+    for row, seen in rows_of(PointInTimeHistory(log), log, limit).items():
         want = plain(histories.before(log.user_id[row], int(log.time[row]), limit)) if log.time[row] != NO_TIME else []
         assert [(log.ad_id[other], log.time[other]) for other in seen] == [(ad, time) for ad, _, time in want]
 
@@ -82,7 +82,7 @@ def test_windows_of_a_user_with_thousands_of_events_agree_with_histories():
     random = np.random.default_rng(0)
     log = make_log([(int(time), "u1", f"a{number}", 0, 1) for number, time in enumerate(random.integers(0, 900, 1500))])
     histories = Histories(log)
-    for row, seen in rows_of(EarlierRows(log), log, 7).items():
+    for row, seen in rows_of(PointInTimeHistory(log), log, 7).items():
         want = [event.ad_id for event in histories.before("u1", int(log.time[row]), 7)]
         assert log.ad_id[seen].tolist() == want
 
@@ -94,7 +94,7 @@ FOLDS = st.lists(st.integers(-1, 3), min_size=40, max_size=40)
 @given(LOGS, FOLDS)
 def test_a_row_sees_all_training_rows_of_its_user_but_those_of_its_own_fold(log, folds):
     fold = np.array(folds[: len(log)])
-    for row, seen in rows_of(OtherFolds(log, fold), log, 100).items():
+    for row, seen in rows_of(OutOfFoldHistory(log, fold), log, 100).items():
         want = [
             other
             for other in range(len(log))
@@ -107,7 +107,7 @@ def test_a_row_sees_all_training_rows_of_its_user_but_those_of_its_own_fold(log,
 def test_a_long_history_of_other_folds_shows_the_events_nearest_in_time():
     log = make_log([(time, "u1", f"a{time}", 0, 1) for time in range(300)])
     fold = np.arange(300) % 2
-    seen = rows_of(OtherFolds(log, fold), log, 20)
+    seen = rows_of(OutOfFoldHistory(log, fold), log, 20)
     assert set(seen[150]) <= set(range(140, 161))
     assert set(seen[0]) <= set(range(21))
     assert all(5 <= len(rows) <= 20 for rows in seen.values())
@@ -119,20 +119,20 @@ def test_a_planted_click_of_the_same_moment_or_later_is_not_seen(delay):
     past = [(moment - 1, "u1", "a1", 0, 1), (moment, "u1", "a1", 0, 1)]
     clean, planted = make_log(past), make_log([*past, (moment + delay, "u1", "a1", 3, 0)])
     for keys in ("ad_id", "user_id"):
-        before = EarlierRows(clean).counts(getattr(clean, keys))
-        after = EarlierRows(planted).counts(getattr(planted, keys))
+        before = PointInTimeHistory(clean).counts(getattr(clean, keys))
+        after = PointInTimeHistory(planted).counts(getattr(planted, keys))
         assert after.clicks.max() == 0
         assert after.impressions[:2].tolist() == before.impressions.tolist() == [0, 1]
     assert Histories(planted).before("u1", moment, 10) == Histories(clean).before("u1", moment, 10)
     assert len(Histories(planted).before("u1", moment + delay + 1, 10)) == 3
-    assert rows_of(EarlierRows(planted), planted, 10)[1] == [0]
+    assert rows_of(PointInTimeHistory(planted), planted, 10)[1] == [0]
 
 
 @pytest.mark.parametrize("row", [(5, "", "a1", 1, 1), (None, "u1", "a1", 1, 1), (None, "", "a1", 1, 1)])
 def test_a_log_without_users_or_times_has_no_histories(row):
     log = make_log([row] * 3)
     assert Histories(log).before("u1", 100, 5) == ()
-    assert rows_of(EarlierRows(log), log, 5) == {0: [], 1: [], 2: []}
+    assert rows_of(PointInTimeHistory(log), log, 5) == {0: [], 1: [], 2: []}
 
 
 def test_with_history_replaces_only_the_history():

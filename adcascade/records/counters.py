@@ -1,7 +1,7 @@
 """How often and when an ad, an advertiser, a category or a user was shown and clicked, but for the row itself.
 
-`counts_before` and `counts_of_other_folds` replay a log for training; `CounterSnapshot` is what serving reads. Knows no
-models.
+`point_in_time_counts` and `out_of_fold_counts` replay a log for training; `CounterSnapshot` is what serving reads.
+Knows no models.
 """
 
 import math
@@ -48,7 +48,7 @@ _SNAPSHOT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Counts:
-    """Impressions and clicks, not always whole numbers (see `counts_of_other_folds`), and when the key was shown.
+    """Impressions and clicks, not always whole numbers (see `out_of_fold_counts`), and when the key was shown.
 
     Attributes:
         impressions, clicks: float64 arrays of one shape.
@@ -61,7 +61,7 @@ class Counts:
     last: Floats
 
 
-def counts_before(keys: Texts, log: ClickLog) -> Counts:
+def point_in_time_counts(keys: Texts, log: ClickLog) -> Counts:
     """For each row of `log`: what was counted of its key in strictly earlier rows. Arrays of shape [rows].
 
     Rows of the same moment do not see each other; a row without a time neither sees nor is seen. An empty key counts
@@ -93,7 +93,7 @@ def counts_before(keys: Texts, log: ClickLog) -> Counts:
     return Counts(before(log.impressions), before(log.clicks), first, last)
 
 
-def counts_of_other_folds(keys: Texts, log: ClickLog, fold: Integers) -> Counts:
+def out_of_fold_counts(keys: Texts, log: ClickLog, fold: Integers) -> Counts:
     """For each row of `log`: what was counted of its key in the folds that the row is not in. Shape [rows].
 
     Args:
@@ -224,13 +224,14 @@ class CounterSnapshot:
         places = {key: np.flatnonzero(keys == key) for key in dict.fromkeys(keys.tolist())}
         return cls({key: CounterTable(ids[rows].tolist(), values[rows]) for key, rows in places.items()})
 
-    def counts(self, key: str, ids: Sequence[str], fresher: Mapping[str, Total] = _NONE) -> Counts:
-        """Counts of the given ids, arrays of shape [ids]; `fresher` totals go before, unknown ids count nothing."""
+    def counts(self, key: str, ids: Sequence[str], counter_overrides: Mapping[str, Total] = _NONE) -> Counts:
+        """Counts of the given ids, arrays of shape [ids]; `counter_overrides` totals go before, unknown ids count
+        nothing."""
         values = self._tables.get(key, _NO_TABLE).values_of(ids)
-        if fresher:
+        if counter_overrides:
             for row, name in enumerate(ids):
-                if name in fresher:
-                    values[row] = fresher[name]  # None becomes NaN
+                if name in counter_overrides:
+                    values[row] = counter_overrides[name]  # None becomes NaN
         return Counts(*values.T)
 
 

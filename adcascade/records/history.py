@@ -1,8 +1,8 @@
 """What each row of a log may look back on: the user's strictly earlier events, or those of other folds.
 
-A training must never see its own answer. In a split by time, a row sees only what happened before it (`EarlierRows`).
-In any other split it sees the training rows of other folds than its own (`OtherFolds`): were it alone left out of its
-own counters, what is missing there would still tell its answer. Knows no models.
+A training must never see its own answer. In a split by time, a row sees only what happened before it
+(`PointInTimeHistory`). In any other split it sees the training rows of other folds than its own (`OutOfFoldHistory`):
+were it alone left out of its own counters, what is missing there would still tell its answer. Knows no models.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.linalg import block_diag
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
-from adcascade.records.counters import Counts, counts_before, counts_of_other_folds
+from adcascade.records.counters import Counts, out_of_fold_counts, point_in_time_counts
 from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
@@ -28,35 +28,35 @@ class Window:
 
     Attributes:
         rows: row indices, [rows].
-        past: row indices of events that any of them sees, oldest first, [past].
-        seen: which of those each row sees, bool [rows, past].
+        events: row indices of events that any of them sees, oldest first, [events].
+        visible: which of those each row sees, bool [rows, events].
     """
 
     rows: Integers
-    past: Integers
-    seen: npt.NDArray[np.bool_]
+    events: Integers
+    visible: npt.NDArray[np.bool_]
 
 
 def merged(windows: Iterable[Window], max_cells: int) -> Iterator[Window]:
-    """The same windows, neighbours put together while rows x past stays within `max_cells`; no row sees more."""
+    """The same windows, neighbours put together while rows x events stays within `max_cells`; no row sees more."""
     waiting: list[Window] = []
-    rows = past = 0
+    rows = events = 0
     for window in windows:
-        rows, past = rows + len(window.rows), past + len(window.past)
-        if waiting and rows * past > max_cells:
+        rows, events = rows + len(window.rows), events + len(window.events)
+        if waiting and rows * events > max_cells:
             yield _together(waiting)
-            waiting, rows, past = [], len(window.rows), len(window.past)
+            waiting, rows, events = [], len(window.rows), len(window.events)
         waiting.append(window)
     if waiting:
         yield _together(waiting)
 
 
 def _together(windows: list[Window]) -> Window:
-    rows, past = ([getattr(window, name) for window in windows] for name in ("rows", "past"))
-    return Window(np.concatenate(rows), np.concatenate(past), block_diag(*(window.seen for window in windows)))
+    rows, events = ([getattr(window, name) for window in windows] for name in ("rows", "events"))
+    return Window(np.concatenate(rows), np.concatenate(events), block_diag(*(window.visible for window in windows)))
 
 
-class Past(Protocol):
+class HistoryView(Protocol):
     """What each row of a log may look back on."""
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
@@ -66,7 +66,7 @@ class Past(Protocol):
         """Impressions and clicks of each row's key in the rows it may look back on; `keys` has one for each row."""
 
 
-class EarlierRows:
+class PointInTimeHistory:
     """Each row sees the strictly earlier rows of the log: rows of the same moment do not see each other."""
 
     def __init__(self, log: ClickLog) -> None:
@@ -74,7 +74,7 @@ class EarlierRows:
         self._histories = Histories(log)
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
-        """See `Past`."""
+        """See `HistoryView`."""
         for user, wanted in _by_user(self._log, rows):
             mine = self._histories.rows_of(user)
             time = self._log.time[mine]
@@ -86,11 +86,11 @@ class EarlierRows:
                 yield Window(part, mine[first:last], seen & (self._log.time[part] != NO_TIME)[:, None])
 
     def counts(self, keys: Texts) -> Counts:
-        """See `Past`."""
-        return counts_before(keys, self._log)
+        """See `HistoryView`."""
+        return point_in_time_counts(keys, self._log)
 
 
-class OtherFolds:
+class OutOfFoldHistory:
     """Each training row sees the training rows of other folds, any other row all of them; time plays no part.
 
     Args:
@@ -104,7 +104,7 @@ class OtherFolds:
         self._mine = dict(_by_user(log, training))
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
-        """See `Past`; of a user with more events than `limit`, those nearest in time."""
+        """See `HistoryView`; of a user with more events than `limit`, those nearest in time."""
         for user, wanted in _by_user(self._log, rows):
             mine = self._mine.get(user, _NOBODY)
             for part in _parts(wanted[np.argsort(self._log.time[wanted], kind="stable")]):
@@ -120,8 +120,8 @@ class OtherFolds:
         return different
 
     def counts(self, keys: Texts) -> Counts:
-        """See `Past`."""
-        return counts_of_other_folds(keys, self._log, self._fold)
+        """See `HistoryView`."""
+        return out_of_fold_counts(keys, self._log, self._fold)
 
 
 def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[str, Integers]]:

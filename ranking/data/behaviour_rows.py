@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import NO_TIME, Integers
-from adcascade.records.history import Past, Window, merged
+from adcascade.records.history import HistoryView, Window, merged
 from ranking.artifact import CtrSpec
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts
@@ -52,11 +52,11 @@ class BehaviourRows:
         self._positions = torch.from_numpy(data.log.position).to(device)
         self._look_back(data.past)
 
-    def _look_back(self, past: Past) -> None:
+    def _look_back(self, past: HistoryView) -> None:
         self.past = past
         self.dense = self._spec.normalise(self._data.features(past, self._spec.prior_ctr))
 
-    def looking_back_on(self, past: Past) -> "BehaviourRows":
+    def with_history_of(self, past: HistoryView) -> "BehaviourRows":
         """The same rows, each of which sees what `past` lets it see."""
         if past is self.past:
             return self
@@ -88,10 +88,10 @@ class BehaviourRows:
 
     def _history(self, window: Window) -> History:
         history = History(
-            self._keys(window.past),
-            self._classes[window.past].to(self._device),
+            self._keys(window.events),
+            self._classes[window.events].to(self._device),
             torch.from_numpy(self._gaps(window)).to(self._device),
-            torch.from_numpy(window.seen).to(self._device),
+            torch.from_numpy(window.visible).to(self._device),
         )
         users = self._data.log.user_id[window.rows].astype(str)
         stated = [user for user in np.unique(users).tolist() if user in self._interests]
@@ -105,7 +105,7 @@ class BehaviourRows:
         return AdKeys(self._ads.vectors[ads], self._ads.buckets[ads])
 
     def _gaps(self, window: Window) -> Integers:
-        now, then = self._data.log.time[window.rows, None], self._data.log.time[None, window.past]
+        now, then = self._data.log.time[window.rows, None], self._data.log.time[None, window.events]
         known = (now != NO_TIME) & (then != NO_TIME)
         return gap_classes(np.where(known, (now - then) / 1e6, np.nan))
 

@@ -12,7 +12,7 @@ from adcascade.records.ads import Ad
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.errors import InputError
-from adcascade.records.history import EarlierRows, Histories, OtherFolds, Past, event_of
+from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, event_of
 from adcascade.records.joined import read_joined
 from adcascade.records.splits import split_at_random, split_by_key, split_by_time, split_each_user
 from adcascade.records.users import UserProfile
@@ -106,17 +106,17 @@ class Dataset:
         return self._draw_folds(np.random.default_rng(0))
 
     @cached_property
-    def past(self) -> Past:
+    def past(self) -> HistoryView:
         """What each row may look back on."""
-        return EarlierRows(self.log) if self._looks_back_in_time else OtherFolds(self.log, self.fold)
+        return PointInTimeHistory(self.log) if self._looks_back_in_time else OutOfFoldHistory(self.log, self.fold)
 
     @property
     def _looks_back_in_time(self) -> bool:
         return self.split in ("time", "user", "none")
 
-    def redrawn_past(self, generator: np.random.Generator) -> Past:
+    def redrawn_history(self, generator: np.random.Generator) -> HistoryView:
         """The same with other folds, so that no training row is seen in one way only."""
-        return self.past if self._looks_back_in_time else OtherFolds(self.log, self._draw_folds(generator))
+        return self.past if self._looks_back_in_time else OutOfFoldHistory(self.log, self._draw_folds(generator))
 
     def _draw_folds(self, generator: np.random.Generator) -> Integers:
         """A fold for each training row, -1 for others; what the split keeps together is in one fold."""
@@ -130,7 +130,7 @@ class Dataset:
         of_training[self.parts[0]] = fold[self.parts[0]]
         return of_training
 
-    def features(self, past: Past, ctr: float) -> Features:
+    def features(self, past: HistoryView, ctr: float) -> Features:
         """Dense features of each row from what it may look back on, float32 [rows, features], not normalised."""
         moments = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
         if self.counters is None:
@@ -169,7 +169,7 @@ class Dataset:
         user_id = str(self.log.user_id[row])
         user = self.users.get(user_id, UserProfile(user_id))
         (window,) = self.past.windows(np.array([row]), HISTORY_EVENTS)
-        history = tuple(event_of(self.log, int(event)) for event in window.past[window.seen[0]])
+        history = tuple(event_of(self.log, int(event)) for event in window.events[window.visible[0]])
         return render_user(replace(user, history=history), self.log.context_at(row), self.ads.get)
 
 

@@ -141,8 +141,8 @@ def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.ND
     vectors, place = _ad_vectors(data, encoder)
     cosine = np.zeros(len(data.log), np.float32)
     for window in data.past.windows(rows, HISTORY_EVENTS):
-        liked = window.seen * (data.log.clicks[window.past] > 0)
-        interest = liked @ vectors[place[window.past]]
+        liked = window.visible * (data.log.clicks[window.events] > 0)
+        interest = liked @ vectors[place[window.events]]
         interest /= np.maximum(np.linalg.norm(interest, axis=1, keepdims=True), 1e-9)
         cosine[window.rows] = (interest * vectors[place[window.rows]]).sum(axis=1)
     return cosine[rows]

@@ -45,7 +45,7 @@ def _known(ids: npt.NDArray[np.object_], training: npt.NDArray[np.object_]) -> L
 def _history_lengths(data: Dataset, rows: Integers) -> Integers:
     found = np.zeros(len(data.log), np.int64)
     for window in data.past.windows(rows, HISTORY_EVENTS):
-        found[window.rows] = window.seen.sum(axis=1)
+        found[window.rows] = window.visible.sum(axis=1)
     return found[rows]
 
 

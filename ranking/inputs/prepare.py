@@ -52,7 +52,7 @@ def prepare(
     catalog: AdCatalog | None,
     *,
     skip_unknown: bool,
-    fresher: Mapping[str, Mapping[str, Total]] = MappingProxyType({}),
+    counter_overrides: Mapping[str, Mapping[str, Total]] = MappingProxyType({}),
 ) -> Candidates:
     """Resolves ids, leaves out ads that may not be shown at the context's time (or now), and renders texts.
 
@@ -60,7 +60,7 @@ def prepare(
         candidates: Ads, or ids of ads in `catalog`.
         catalog: Where ids are looked up; None if the server has no index version.
         skip_unknown: Leave out ids that are not in the catalog instead of failing.
-        fresher: See `RankQuery.fresher`.
+        counter_overrides: See `RankQuery.counter_overrides`.
 
     Raises:
         InputError: An id stands twice.
@@ -82,7 +82,7 @@ def prepare(
     moment = context.timestamp or datetime.now(UTC)
     found = [(place, ad) for place, ad in enumerate(ads) if ad is not None]
     shown = [(place, ad) for place, ad in found if may_be_shown(ad.start_time, ad.end_time, moment)]
-    query = _query(user, context, moment, [ad for _, ad in shown], known, fresher)
+    query = _query(user, context, moment, [ad for _, ad in shown], known, counter_overrides)
     ineligible = {ad.ad_id for _, ad in found} - {ad.ad_id for _, ad in shown}
     left_out = tuple(ad_id for ad_id in ids if ad_id in ineligible)
     return Candidates(query, tuple(place for place, _ in shown), unknown, left_out)
@@ -94,7 +94,7 @@ def _query(
     moment: datetime,
     ads: Sequence[Ad],
     known: Mapping[str, Ad],
-    fresher: Mapping[str, Mapping[str, Total]],
+    counter_overrides: Mapping[str, Mapping[str, Total]],
 ) -> RankQuery:
     keys = [keys_of(ad, user.user_id) for ad in ads]
     return RankQuery(
@@ -106,7 +106,7 @@ def _query(
         keys={name: [ids[name] for ids in keys] for name in COUNTED},
         context=context_buckets(user, context, moment, MAX_CONTEXT_WORDS),
         moment=moment.timestamp(),
-        fresher=fresher,
+        counter_overrides=counter_overrides,
     )
 
 

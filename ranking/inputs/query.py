@@ -43,7 +43,7 @@ class RankQuery:
     keys: Mapping[str, Sequence[str]]
     context: Sequence[int]
     moment: float
-    fresher: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
+    counter_overrides: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
     cost: int = 1
 
 

@@ -203,7 +203,7 @@ class RankingEngine:
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters
-        counts = {key: counters.counts(key, query.keys[key], query.fresher.get(key, {})) for key in COUNTED}
+        counts = {key: counters.counts(key, query.keys[key], query.counter_overrides.get(key, {})) for key in COUNTED}
         moments = np.full(len(query.ad_ids), query.moment)
         features = snapshot_features(counts, self.loaded.spec.prior_ctr, moments, counters.end)
         return torch.from_numpy(self.loaded.spec.normalise(features)).to(self.device)

@@ -55,7 +55,7 @@ def train_behaviour(
     def batches(epoch: int) -> Iterator[list[Window]]:
         nonlocal seen
         generator = np.random.default_rng([options.seed, epoch])
-        seen = rows.looking_back_on(data.redrawn_past(generator))
+        seen = rows.with_history_of(data.redrawn_history(generator))
         return _batches(seen.windows(labels.rows), options.behaviour_batch, generator)
 
     def loss(batch: list[Window]) -> tuple[Tensor, float]:
