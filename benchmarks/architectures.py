@@ -155,8 +155,8 @@ def _unseen_ads(run: Run, seed: int) -> Dataset:
 def unseen_ads(files: DatasetFiles, seed: int) -> Dataset:
     """A log split by ad, with few test rows."""
     data = load_dataset(files.ads, files.clicks, files.users, split="ad", seed=seed)
-    test = np.random.default_rng(seed).permutation(data.parts[2])[:_TEST_ROWS]
-    return data.with_parts((*data.parts[:2], np.sort(test)))
+    test = np.random.default_rng(seed).permutation(data.split.test)[:_TEST_ROWS]
+    return data.with_split(data.split._replace(test=np.sort(test)))
 
 
 def _as_version(trained: Trained, data: Dataset) -> ModelVersion:

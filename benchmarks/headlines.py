@@ -58,7 +58,7 @@ def _half_by_the_other(log: ClickLog) -> tuple[float, float]:
 
 def _upworthy(ads: Path, clicks: Path, fold: int) -> tuple[float, float]:
     data = load_dataset(ads, clicks, None, split="request")
-    data = data.with_parts(split_folds(data.log.request_id, _FOLDS, fold))
+    data = data.with_split(split_folds(data.log.request_id, _FOLDS, fold))
     options = TrainOptions(
         behaviour_epochs=0,  # nobody has a past, and no ad is in two tests
         train_layers="all",
@@ -66,7 +66,7 @@ def _upworthy(ads: Path, clicks: Path, fold: int) -> tuple[float, float]:
         learning_rate=3e-5,
         head_learning_rate=3e-4,
         pairs_per_step=64,
-        average_decay=0.99,
+        ema_decay=0.99,
         group_loss="listwise",
         group_weight=1.0,  # how often a test was clicked says nothing of its headlines
         validate_every=40,

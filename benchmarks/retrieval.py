@@ -153,9 +153,9 @@ def _for_each_seed(
 
 def _of_known_users(data: RetrievalData) -> RetrievalData:
     """The same with a test of users alone who have events in the training part, as published tables have it."""
-    known = np.unique(data.log.user_id[data.parts.training].astype(str))
-    test = data.parts.test[np.isin(data.log.user_id[data.parts.test].astype(str), known)]
-    return replace(data, parts=replace(data.parts, test=test))
+    known = np.unique(data.log.user_id[data.split.train].astype(str))
+    test = data.split.test[np.isin(data.log.user_id[data.split.test].astype(str), known)]
+    return replace(data, split=replace(data.split, test=test))
 
 
 def _both_stages(files: DatasetFiles, root: Path, split: str, seed: int) -> PipelineEvaluation:

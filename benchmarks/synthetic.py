@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from adcascade.records.datasets.synthetic import TRUTH_FILE, SyntheticOptions, make_synthetic
+from adcascade.records.splits import Split
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run, predicted
 from ranking.data.dataset import Dataset, load_dataset
@@ -91,7 +92,7 @@ def _own_model_error(data: Dataset, options: TrainOptions, true_cvr: np.ndarray)
         data,
         log=replace(log, impressions=log.clicks, clicks=log.conversions, conversions=np.zeros_like(log.clicks)),
         keys={name: ids[clicked] for name, ids in data.keys.items()},
-        parts=tuple(place[part][place[part] >= 0] for part in data.parts),
+        split=Split(*(place[part][place[part] >= 0] for part in data.split)),
     )
     trained = train(alone, options)
     found = predicted(alone, trained)

@@ -70,10 +70,10 @@ def _measured(ads: int, rows: int, folder: Path, encoder: TextEncoder) -> Traini
     options = TrainOptions(behaviour_epochs=1, behaviour_min_steps=0, export=False)
     dataset = load_dataset(files.ads, files.clicks, files.users)
     pairs = TrainOptions().pairs_per_step
-    part = _TEXT_STEPS * pairs / len(dataset.parts[0])
+    part = _TEXT_STEPS * pairs / len(dataset.split.train)
     stages = train(dataset, replace(options, epochs=part, validate_every=10**6, validation_rows=1)).stages
     text = stages["text"]
-    passes = len(dataset.parts[0]) / pairs
+    passes = len(dataset.split.train) / pairs
     return TrainingTime(
         ads, len(dataset.log), embedding, towers, stages["behaviour"].seconds, text.seconds / text.steps * passes
     )

@@ -17,7 +17,7 @@ from adcascade.records.users import Context, UserProfile
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import tracked
 from adcascade.towers.training.data import RetrievalData
-from adcascade.towers.training.parts import Parts
+from adcascade.towers.training.split import TowerSplit
 from adcascade.vectors.bulk_encoder import in_bulk
 from adcascade.vectors.encoder import TextEncoder
 from adcascade.vectors.vector_store import remembering
@@ -48,9 +48,9 @@ def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
 
 def retrieval_data_of(data: Dataset, encoder: TextEncoder) -> RetrievalData:
     """The ranker's data as retrieval is judged on it: the same log, with the same test part."""
-    first, chosen_by, test = data.parts
-    parts = Parts(first, chosen_by, np.sort(np.concatenate([first, chosen_by])), test)
-    return RetrievalData.of(list(data.ads.values()), data.log, data.report, dict(data.users), parts, encoder)
+    split = data.split
+    rows = TowerSplit(split.train, split.valid, np.sort(np.concatenate([split.train, split.valid])), split.test)
+    return RetrievalData.of(list(data.ads.values()), data.log, data.report, dict(data.users), rows, encoder)
 
 
 def evaluate_pipeline(
@@ -108,7 +108,7 @@ def _embedded(data: Dataset, retriever: Retriever, vectors: Path | None) -> Retr
 
 
 def _counters(data: Dataset) -> CounterSnapshot:
-    earlier = np.sort(np.concatenate(data.parts[:2]))
+    earlier = np.sort(np.concatenate([data.split.train, data.split.valid]))
     return CounterSnapshot.of(data.log.take(earlier), {name: ids[earlier] for name, ids in data.keys.items()})
 
 

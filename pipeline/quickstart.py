@@ -161,7 +161,7 @@ def _build(console: Console, folder: QuickstartFolder, files: DatasetFiles) -> B
 
 def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, minutes: float) -> TrainReport:
     console.rule("4. Train the ranker")
-    training, validation, test = map(len, data.parts)
+    training, validation, test = map(len, data.split)
     console.print(
         f"{len(data.log):,} impressions, CTR {data.log.ctr:.3f}; by time: {training:,} to train on, "
         f"{validation:,} to choose and calibrate, {test:,} to test. At most {minutes:g} minutes of training."

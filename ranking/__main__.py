@@ -65,7 +65,7 @@ def serve(settings: RankingSettings) -> None:
         engines,
         catalogs,
         settings.batch_candidates,
-        keep_ads=settings.keep_ads,
+        prewarm_ads=settings.prewarm_ads,
         light=light_cost(settings.device),
     )
     server.add(SERVICE_NAME, partial(add_RankingServiceServicer_to_server, servicer), SCOPES)

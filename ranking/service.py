@@ -28,7 +28,7 @@ from ranking.inputs.prepare import Candidates, CatalogVersion, prepare
 from ranking.inputs.query import MAX_CANDIDATES, RankAnswer, RankQuery
 from ranking.model.shared_user import SHARED_USER
 from ranking.runtime.engine import LIGHT_COST, RankingEngine
-from ranking.runtime.prewarm import AdKeeper
+from ranking.runtime.prewarm import AdCachePrewarmer
 
 SERVICE_NAME = "adcascade.v1.RankingService"
 SCOPES = {"Rank": scopes.RANK, "GetModel": scopes.MODELS_READ}
@@ -39,7 +39,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     Args:
         batch_candidates: What the calls of a batch may cost together, see `engine.RankingEngine.cost_of`.
-        keep_ads: Read the ads of the index between calls.
+        prewarm_ads: Read the ads of the index between calls.
         light: What a call costs at most that need not wait behind others; see `engine.light_cost`.
     """
 
@@ -49,7 +49,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         catalogs: HotSwap[CatalogVersion] | None,
         batch_candidates: int,
         *,
-        keep_ads: bool = True,
+        prewarm_ads: bool = True,
         light: int = LIGHT_COST,
     ) -> None:
         self._engines = engines
@@ -62,7 +62,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             light=light,
             max_waiting=MAX_WAITING,
             max_heavy=MAX_HEAVY,
-            meanwhile=AdKeeper(engines, catalogs).step if keep_ads and catalogs is not None else None,
+            idle_work=AdCachePrewarmer(engines, catalogs).step if prewarm_ads and catalogs is not None else None,
         )
 
     def close(self) -> None:

@@ -17,13 +17,13 @@ OPTIONS = TowerOptions(neighbour_penalty=3.0, impression_weight=0.5)
 
 @pytest.fixture(scope="module")
 def sequences(tower_data):
-    return sequences_of(tower_data.log, tower_data.parts.training, tower_data.number_of)
+    return sequences_of(tower_data.log, tower_data.split.train, tower_data.number_of)
 
 
 @pytest.fixture(scope="module")
 def met(tower_data):
     """What each user met, by hand: 1 for a click, 0.5 for an impression, [users, ads]."""
-    log, rows = tower_data.log, tower_data.parts.training
+    log, rows = tower_data.log, tower_data.split.train
     users = sorted(set(log.user_id[rows]))
     table = np.zeros((len(users), len(tower_data.ads)))
     for row in rows:

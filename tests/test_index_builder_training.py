@@ -21,9 +21,9 @@ from adcascade.towers.training.data import load_retrieval_data
 from adcascade.towers.training.fit import fit_towers, short_widths
 from adcascade.towers.training.loss import softmax_loss
 from adcascade.towers.training.options import TowerOptions
-from adcascade.towers.training.parts import split_log
 from adcascade.towers.training.score_weights import fit_score_weights
 from adcascade.towers.training.sequences import moments_of, sequences_of
+from adcascade.towers.training.split import split_log
 from adcascade.towers.training.train import train_towers
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
@@ -83,7 +83,7 @@ def test_later_clicks_count_less_and_impressions_a_share():
 
 def test_planted_future_events_change_nothing_that_was_trained(tower_data):
     """Rows after the training part may say anything."""
-    data, later = tower_data, np.concatenate([tower_data.parts.chosen_by, tower_data.parts.test])
+    data, later = tower_data, np.concatenate([tower_data.split.tune, tower_data.split.test])
     clicks = data.log.clicks.copy()
     clicks[later] = 1 - clicks[later]
     devices = data.log.context["device"].copy()
@@ -92,12 +92,12 @@ def test_planted_future_events_change_nothing_that_was_trained(tower_data):
     options = tiny_towers(epochs=2)
     weights = []
     for one in (data, planted):
-        found = sequences_of(one.log, one.parts.first, one.number_of)
+        found = sequences_of(one.log, one.split.fit, one.number_of)
         shape = _shape(options)
-        catalog = catalog_of(one.ad_ids, frozenset(one.log.ad_id[one.parts.first].tolist()), one.texts, shape)
+        catalog = catalog_of(one.ad_ids, frozenset(one.log.ad_id[one.split.fit].tolist()), one.texts, shape)
         weights.append(fit_towers(found, catalog, attributes_of(one.users, list(found.users)), shape, options).towers)
     assert weights[0].sha256 == weights[1].sha256
-    judged = [held_out(one.log, one.parts.first, one.parts.chosen_by, one.number_of) for one in (data, planted)]
+    judged = [held_out(one.log, one.split.fit, one.split.tune, one.number_of) for one in (data, planted)]
     profiles = dict(data.users)
     shared = sorted(set(judged[0].users) & set(judged[1].users))[:5]
     judged = [one.take(np.array([list(one.users).index(user) for user in shared])) for one in judged]
@@ -127,7 +127,7 @@ def test_towers_find_what_each_user_likes(tower_data, interests):
     trained = train_towers(tower_data, ENCODER, tiny_towers(interests=interests))
     ads = trained.ad_vectors(tower_data.ad_ids, tower_data.texts)
     topic_of_ad = np.array([ad_id.split("-")[0] for ad_id in tower_data.ad_ids])
-    judged = held_out(tower_data.log, tower_data.parts.training, tower_data.parts.test, tower_data.number_of)
+    judged = held_out(tower_data.log, tower_data.split.train, tower_data.split.test, tower_data.number_of)
     shape = trained.spec.shape
     catalog = catalog_of(tower_data.ad_ids, trained.known_ads, tower_data.texts, shape)
     vectors = interests_of(trained.towers, catalog, judged, tower_data.users)
@@ -244,16 +244,16 @@ def test_ranks_by_hand():
 
 def test_each_split_keeps_the_future_from_training(tower_data):
     log = tower_data.log
-    for split in ("time", "user", "ad", "none"):
-        parts = split_log(log, split, 0)
-        assert not set(parts.training) & set(parts.test)
-        assert not set(parts.first) & set(parts.chosen_by)
-        for earlier, later in ((parts.first, parts.chosen_by), (parts.training, parts.test)):
+    for how in ("time", "user", "ad", "none"):
+        split = split_log(log, how, 0)
+        assert not set(split.train) & set(split.test)
+        assert not set(split.fit) & set(split.tune)
+        for earlier, later in ((split.fit, split.tune), (split.train, split.test)):
             for user in ("u0", "u7"):
                 times = [log.time[rows[log.user_id[rows] == user]] for rows in (earlier, later)]
                 assert not (len(times[0]) and len(times[1])) or times[0].max() <= times[1].min()
     hidden = split_log(log, "ad", 0)
-    assert not set(log.ad_id[hidden.training]) & set(log.ad_id[hidden.test])
+    assert not set(log.ad_id[hidden.train]) & set(log.ad_id[hidden.test])
     with pytest.raises(InputError, match="there is no split 'week'"):
         split_log(log, "week", 0)
 
@@ -281,7 +281,7 @@ def test_types_that_the_log_lacks_keep_their_meaning(tower_data):
 
 def test_steps_hold_moments_of_users_within_their_windows(tower_data):
     options = tiny_towers(history=10, users_per_step=8)
-    found = sequences_of(tower_data.log, tower_data.parts.training, tower_data.number_of)
+    found = sequences_of(tower_data.log, tower_data.split.train, tower_data.number_of)
     users = 0
     for step in steps(found, attributes_of(tower_data.users, list(found.users)), options, np.random.default_rng(0)):
         users += len(step.events.lengths)

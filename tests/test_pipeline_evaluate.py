@@ -53,7 +53,7 @@ def with_rows(data, rows):
     """The same dataset with these rows of its log once more at the end, as part of the test."""
     log = data.log
     every = np.r_[np.arange(len(log)), rows]
-    parts = (*data.parts[:2], np.r_[data.parts[2], np.arange(len(log), len(every))])
+    parts = (*data.split[:2], np.r_[data.split.test, np.arange(len(log), len(every))])
     return replace(data, log=log.take(every), keys={name: ids[every] for name, ids in data.keys.items()}, parts=parts)
 
 
@@ -76,7 +76,7 @@ def recall(found, order, k=10):
 
 def test_ranking_puts_more_of_the_clicks_on_top(data, retriever, model):
     found = evaluate_pipeline(data, retriever, model, [50, 100], 0.0)
-    earlier, test = (data.log.take(np.concatenate(rows)) for rows in (data.parts[:2], data.parts[2:]))
+    earlier, test = (data.log.take(np.concatenate(rows)) for rows in (data.split[:2], data.split[2:]))
     seen = set(zip(earlier.user_id, earlier.ad_id, strict=True))
     clicked = set(zip(test.user_id[test.clicks > 0], test.ad_id[test.clicks > 0], strict=True))
     compared = found.comparison
@@ -110,7 +110,7 @@ def test_towers_that_know_other_rows_are_warned_of(world, data, tower_retriever,
 
 def test_what_happens_later_is_not_read(data, retriever, model):
     want = evaluate(data, retriever, model, 20)
-    strangers = with_rows(data, np.repeat(data.parts[2][:5], 200))
+    strangers = with_rows(data, np.repeat(data.split.test[:5], 200))
     later = changed(
         strangers,
         user_id=np.full(1000, "", object),
@@ -123,7 +123,7 @@ def test_what_happens_later_is_not_read(data, retriever, model):
 
 def test_a_user_of_whom_nothing_is_known_has_no_candidates_and_counts_as_missed(data, retriever, model):
     want = evaluate(data, retriever, model, 60)
-    clicked = data.parts[2][data.log.clicks[data.parts[2]] > 0][:1]
+    clicked = data.split.test[data.log.clicks[data.split.test] > 0][:1]
     stranger = changed(with_rows(data, clicked), user_id=np.array(["stranger"], object))
     found = evaluate(stranger, retriever, model, 60)
     users, clicks = want.comparison.users, want.comparison.clicks
@@ -132,14 +132,14 @@ def test_a_user_of_whom_nothing_is_known_has_no_candidates_and_counts_as_missed(
 
 
 def test_a_test_part_without_clicks_is_an_error(data, retriever, model):
-    count = len(data.parts[2])
+    count = len(data.split.test)
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(changed(data, clicks=np.zeros(count, np.int64)), retriever, model, 10)
 
 
 def test_an_ad_met_long_before_is_not_asked_for_again(world, data, retriever, model, tmp_path):
     """A history is read to its newest 200 events; what a user met before those is still no news to them."""
-    log, test = data.log, set(data.parts[2].tolist())
+    log, test = data.log, set(data.split.test.tolist())
     pairs = list(zip(log.user_id.tolist(), log.ad_id.tolist(), strict=True))
     met = {pair for row, pair in enumerate(pairs) if row not in test}
     user, ad = next(pairs[row] for row in sorted(test) if log.clicks[row] > 0 and pairs[row] not in met)
@@ -148,8 +148,8 @@ def test_an_ad_met_long_before_is_not_asked_for_again(world, data, retriever, mo
     early = [f"e{event},{ad if event == 0 else other},{user},{1_600_000_000 + event},0,1,phone" for event in range(301)]
     (tmp_path / "clicks.csv").write_text("\n".join([header, *early, *rows]) + "\n")
     longer = load_dataset(world.ads, tmp_path / "clicks.csv", world.users, split="time")
-    training, *others = (part + len(early) for part in data.parts)
-    longer = longer.with_parts((np.r_[np.arange(len(early)), training], *others))
+    training, *others = (part + len(early) for part in data.split)
+    longer = longer.with_split((np.r_[np.arange(len(early)), training], *others))
     want = evaluate(data, retriever, model, 60)
     assert evaluate(longer, retriever, model, 60).comparison.clicks == want.comparison.clicks - 1
 

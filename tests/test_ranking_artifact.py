@@ -61,7 +61,7 @@ def test_any_published_reranker_runs_as_a_joint_model(tmp_path):
     model, _ = load_base(str(tmp_path), "joint", 0, 256)
     assert isinstance(model, JointCrossEncoder)
     model.eval()
-    assert model.adds_nothing
+    assert model.text_is_untrained
     torch.nn.init.constant_(model.head.weight, 0.5)
     user, ad = [2, 10, 11, 12, 3], [2, 20, 21, 3]
     batch = PairBatch(pad([user], 0), pad([ad, [*ad[:2], 3]], 0), (2,), torch.zeros(2, len(FEATURES)))
@@ -71,7 +71,7 @@ def test_any_published_reranker_runs_as_a_joint_model(tmp_path):
             token_type_ids=torch.tensor([[0] * len(user) + [1] * (len(ad) - 1)]),
         ).logits[0, 0]
         torch.testing.assert_close(model(batch)[0], 0.5 * want, atol=1e-5, rtol=0)
-    assert not model.adds_nothing
+    assert not model.text_is_untrained
 
 
 def test_a_classifier_of_many_labels_is_no_click_model(tmp_path):

@@ -7,8 +7,8 @@ from conftest import tiny_options
 
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
 from ranking.data.dataset import load_dataset
-from ranking.inputs.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
-from ranking.model.behaviour import AdKeys, BehaviourModel, History, Shown, with_interests
+from ranking.inputs.features import EVENT_CLASSES, INTERESTS_CLASS, TIME_GAP_BUCKETS, UNKNOWN_TIME_GAP
+from ranking.model.behaviour import AdInputs, BehaviourModel, History, Impressions, with_interests
 from ranking.training.train import train
 
 WIDTH, FEATURES, BUCKETS, ADS, EVENTS = 12, 3, 32, 4, 6
@@ -31,12 +31,12 @@ def model():
 def keys(rows, seed, first_bucket=1):
     random = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(rows, WIDTH, generator=random), dim=1)
-    return AdKeys(vectors, torch.arange(first_bucket, first_bucket + rows) % BUCKETS)
+    return AdInputs(vectors, torch.arange(first_bucket, first_bucket + rows) % BUCKETS)
 
 
 def shown(rows=ADS):
     random = torch.Generator().manual_seed(1)
-    return Shown(
+    return Impressions(
         torch.randn(rows, FEATURES, generator=random), torch.randint(1, 50, (rows, 3), generator=random), keys(rows, 2)
     )
 
@@ -46,7 +46,7 @@ def history(seen, events=EVENTS):
     return History(
         keys(events, 4, first_bucket=10),
         torch.randint(0, EVENT_CLASSES, (events,), generator=random),
-        torch.randint(0, GAP_CLASSES, (len(seen), events), generator=random),
+        torch.randint(0, TIME_GAP_BUCKETS, (len(seen), events), generator=random),
         seen,
     )
 
@@ -60,8 +60,8 @@ def with_other_event(past, place):
     vectors, buckets = past.ads.vectors.clone(), past.ads.buckets.clone()
     types, gaps = past.types.clone(), past.gaps.clone()
     vectors[place], buckets[place] = -vectors[place], 31
-    types[place], gaps[:, place] = (types[place] + 1) % EVENT_CLASSES, (gaps[:, place] + 1) % GAP_CLASSES
-    return History(AdKeys(vectors, buckets), types, gaps, past.seen)
+    types[place], gaps[:, place] = (types[place] + 1) % EVENT_CLASSES, (gaps[:, place] + 1) % TIME_GAP_BUCKETS
+    return History(AdInputs(vectors, buckets), types, gaps, past.seen)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def test_an_event_that_nobody_sees_is_as_if_it_were_not_there(model):
     seen[:, -2:] = False
     whole, past = model(shown(), history(seen)), history(seen)
     cut = History(
-        AdKeys(past.ads.vectors[:-2], past.ads.buckets[:-2]), past.types[:-2], past.gaps[:, :-2], past.seen[:, :-2]
+        AdInputs(past.ads.vectors[:-2], past.ads.buckets[:-2]), past.types[:-2], past.gaps[:, :-2], past.seen[:, :-2]
     )
     torch.testing.assert_close(whole.click, model(shown(), cut).click)
 
@@ -91,7 +91,9 @@ def test_each_impression_is_scored_as_if_it_were_alone(model):
     seen = torch.rand(ADS, EVENTS, generator=torch.Generator().manual_seed(5)) < 0.5
     together, some, past = model(shown(), history(seen)).click, shown(), history(seen)
     for row in range(ADS):
-        one = Shown(some.dense[[row]], some.context[[row]], AdKeys(some.ads.vectors[[row]], some.ads.buckets[[row]]))
+        one = Impressions(
+            some.dense[[row]], some.context[[row]], AdInputs(some.ads.vectors[[row]], some.ads.buckets[[row]])
+        )
         mine = History(past.ads, past.types, past.gaps[[row]], past.seen[[row]])
         torch.testing.assert_close(model(one, mine).click[0], together[row])
 
@@ -100,7 +102,7 @@ def test_each_impression_is_scored_as_if_it_were_alone(model):
 def test_the_order_of_the_events_is_nothing_but_their_gaps(model):
     order, past = torch.tensor([3, 0, 5, 1, 4, 2]), history(everything())
     turned = History(
-        AdKeys(past.ads.vectors[order], past.ads.buckets[order]), past.types[order], past.gaps[:, order], past.seen
+        AdInputs(past.ads.vectors[order], past.ads.buckets[order]), past.types[order], past.gaps[:, order], past.seen
     )
     torch.testing.assert_close(model(shown(), past).click, model(shown(), turned).click)
 
@@ -111,9 +113,9 @@ def test_who_has_no_past_attends_to_nothing_and_finds_nothing(model, events):
     """Attention has a place for nothing, so that its weights are numbers, and zeros, where no event may be seen."""
     nobody = history(torch.zeros(ADS, events, dtype=torch.bool), events)
     some = shown()
-    attended, liking = model._attend(some.ads.vectors, model._ads(some.ads), nobody)
+    attended, event_value = model._attend(some.ads.vectors, model._ads(some.ads), nobody)
     assert attended.abs().max() == 0
-    assert liking.abs().max() == 0
+    assert event_value.abs().max() == 0
     assert torch.isfinite(model(some, nobody).click).all()
 
 
@@ -121,36 +123,36 @@ def test_who_has_no_past_attends_to_nothing_and_finds_nothing(model, events):
 def test_the_more_is_attended_to_nothing_the_less_the_past_counts(model):
     some, past = shown(), history(everything())
     found = {}
-    for indifference in (-30.0, 0.0, 30.0):
-        model.indifference.fill_(indifference)
-        attended, liking = model._attend(some.ads.vectors, model._ads(some.ads), past)
-        found[indifference] = float(attended.abs().mean()), float(liking.abs().mean())
+    for null_logit in (-30.0, 0.0, 30.0):
+        model.null_logit.fill_(null_logit)
+        attended, event_value = model._attend(some.ads.vectors, model._ads(some.ads), past)
+        found[null_logit] = float(attended.abs().mean()), float(event_value.abs().mean())
     assert found[30.0] == pytest.approx((0, 0), abs=1e-6)
     assert found[-30.0][0] > found[0.0][0] > 1e-4
     # With nothing to attend to but events, liking is a mean of what their types are worth.
-    model.indifference.fill_(-30.0)
-    model.liking.weight.fill_(0.7)
-    liking = model._attend(some.ads.vectors, model._ads(some.ads), past)[1]
-    torch.testing.assert_close(liking, torch.full_like(liking, 0.7))
+    model.null_logit.fill_(-30.0)
+    model.event_value.weight.fill_(0.7)
+    event_value = model._attend(some.ads.vectors, model._ads(some.ads), past)[1]
+    torch.testing.assert_close(event_value, torch.full_like(event_value, 0.7))
 
 
 @torch.no_grad()
 def test_the_head_of_likeness_finds_the_event_of_the_same_text(model):
     past, some = history(everything()), shown()
     model.gaps.weight.zero_()
-    model.sharpness.fill_(50.0)
-    model.liking.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
+    model.inverse_temperature.fill_(50.0)
+    model.event_value.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
     types = torch.zeros(EVENTS, dtype=torch.int64)
     types[3] = 2
-    same = AdKeys(past.ads.vectors[[3]].expand(ADS, -1), some.ads.buckets)
-    liking = model._attend(same.vectors, model._ads(same), History(past.ads, types, past.gaps, past.seen))[1]
-    assert (liking[:, -1] > 0.99).all()
+    same = AdInputs(past.ads.vectors[[3]].expand(ADS, -1), some.ads.buckets)
+    event_value = model._attend(same.vectors, model._ads(same), History(past.ads, types, past.gaps, past.seen))[1]
+    assert (event_value[:, -1] > 0.99).all()
 
 
 @torch.no_grad()
 def test_a_text_that_is_no_ad_has_no_id(model):
     some = keys(3, 7)
-    nameless = AdKeys(some.vectors, torch.zeros(3, dtype=torch.int64))
+    nameless = AdInputs(some.vectors, torch.zeros(3, dtype=torch.int64))
     model.ids.weight[0] = 5.0
     torch.testing.assert_close(model._ads(nameless), model.text(some.vectors))
     assert not torch.allclose(model._ads(some), model.text(some.vectors))
@@ -159,7 +161,7 @@ def test_a_text_that_is_no_ad_has_no_id(model):
 @torch.no_grad()
 def test_ids_are_dropped_in_training_alone_and_as_a_whole(model):
     rows = 4000
-    some = AdKeys(keys(1, 8).vectors.expand(rows, -1), torch.full((rows,), 7))
+    some = AdInputs(keys(1, 8).vectors.expand(rows, -1), torch.full((rows,), 7))
     by_text, whole = model.text(some.vectors), model.text(some.vectors) + model.ids.weight[7]
     torch.testing.assert_close(model._ads(some), whole)
     model.train()
@@ -199,7 +201,7 @@ def test_interests_stand_before_the_events_of_those_alone_who_state_them(model):
     joined = with_interests(past, interests, mine)
     assert joined.ads.buckets.tolist() == [0, *past.ads.buckets.tolist()]
     assert joined.types[0] == INTERESTS_CLASS
-    assert (joined.gaps[:, 0] == UNKNOWN_GAP).all()
+    assert (joined.gaps[:, 0] == UNKNOWN_TIME_GAP).all()
     before, after = model(shown(), past).click, model(shown(), joined).click
     torch.testing.assert_close(before[[1, 3]], after[[1, 3]])
     assert ((before - after)[[0, 2]].abs() > 1e-4).all()
@@ -229,7 +231,7 @@ def test_a_training_leaves_places_with_a_mean_effect_of_zero(tiny_bert, tmp_path
     files = make_synthetic(tmp_path, made)
     data = load_dataset(files.ads, files.clicks, files.users, split="time")
     model = train(data, tiny_options(tiny_bert, epochs=0, behaviour_min_steps=60, behaviour_epochs=1)).model.behaviour
-    part = data.log.take(data.parts[0])
+    part = data.log.take(data.split.train)
     with torch.no_grad():
         effects = model.of_position(torch.from_numpy(part.position)).numpy()
     assert np.average(effects, weights=part.impressions) == pytest.approx(0, abs=1e-5)

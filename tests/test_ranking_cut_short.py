@@ -18,7 +18,7 @@ from ranking.evaluation.report import cut_short_line, evaluation_table, stages_l
 from ranking.evaluation.results import CurvePoint, Slice, TextFit
 from ranking.store import open_store
 from ranking.training.run import _fingerprint, train_and_save
-from ranking.training.stage import Fit
+from ranking.training.stage import StageResult
 from ranking.training.versions import load_from, warn_of_rows_it_knows
 
 
@@ -28,7 +28,7 @@ def data(world):
 
 
 def fit(steps, *, by_clock=False, planned=834):
-    return Fit(steps, 0, 0.5, 0.5, 1.0, planned, by_clock=by_clock)
+    return StageResult(steps, 0, 0.5, 0.5, 1.0, planned, by_clock=by_clock)
 
 
 def test_a_stage_says_why_it_ended():
@@ -96,7 +96,7 @@ def test_intervals_are_over_what_the_log_names(data, world):
     loaded = load_from(open_store(world.model), "")
     nobody = replace(data, log=replace(data.log, user_id=np.full(len(data.log), "", object)))
     some = data.log.user_id.copy()
-    some[data.parts[2][::2]] = ""
+    some[data.split.test[::2]] = ""
     half = replace(data, log=replace(data.log, user_id=some))
     for one, units in ((data, "users"), (nobody, "requests"), (half, "users, and requests of nobody")):
         found = evaluate(one, loaded.model, loaded.tokenizer, loaded.spec, which_peers="none")

@@ -43,12 +43,12 @@ def teacher(data, tiny_bert, tmp_path_factory):
 
 def text_logits(data, model, tokenizer, spec):
     """What the text adds for rows of the test part."""
-    with_text = predict(data, model, tokenizer, spec, data.parts[2], CPU, "float32").logits
+    with_text = predict(data, model, tokenizer, spec, data.split.test, CPU, "float32").logits
     kept = [weight.detach().clone() for weight in model.head.last_weights]
     with torch.no_grad():
         for weight in model.head.last_weights:
             weight.zero_()
-        without = predict(data, model, tokenizer, spec, data.parts[2], CPU, "float32").logits
+        without = predict(data, model, tokenizer, spec, data.split.test, CPU, "float32").logits
         for weight, value in zip(model.head.last_weights, kept, strict=True):
             weight.copy_(value)
     return with_text - without
@@ -102,7 +102,7 @@ def test_only_another_than_the_teacher_has_something_to_learn(data, teacher, tin
     loaded = load_named(str(teacher))
     taught = Predictor(data, loaded.model, loaded.tokenizer, loaded.spec, CPU, "float32")
     lessons = make_lessons(data, loaded, loaded.model, options, CPU)
-    blocks = make_blocks(data, data.parts[2], max_ads=8, merge_requests=False)[:3]
+    blocks = make_blocks(data, data.split.test, max_ads=8, merge_requests=False)[:3]
     batch, same = taught.batch(blocks), taught.score(blocks)
     ones = torch.ones(len(batch.rows))
     other = Scored(same.logits + 1, same.states.flip(1))

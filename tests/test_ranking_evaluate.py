@@ -80,9 +80,9 @@ def test_surprises_are_wrong_and_of_different_ads(evaluation):
 
 
 def test_labels_of_slices_are_what_they_say(data):
-    rows = data.parts[2]
+    rows = data.split.test
     labels = dict(slices(data, rows))
-    seen = set(data.log.ad_id[data.parts[0]])
+    seen = set(data.log.ad_id[data.split.train])
     assert [label == "in training" for label in labels["ad"]] == [ad in seen for ad in data.log.ad_id[rows]]
     hours = (data.log.time[rows] // 3_600_000_000) % 24
     assert all(int(label[:2]) <= hour <= int(label[3:]) for label, hour in zip(labels["hour"], hours, strict=True))
@@ -94,7 +94,7 @@ def test_labels_of_slices_are_what_they_say(data):
 
 def test_a_test_without_clicks_is_evaluated_and_says_what_it_cannot_know(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    quiet = replace(data, parts=(*data.parts[:2], data.parts[2][data.log.clicks[data.parts[2]] == 0]))
+    quiet = replace(data, parts=(*data.split[:2], data.split.test[data.log.clicks[data.split.test] == 0]))
     found = evaluate(quiet, trained.model, trained.tokenizer, trained.spec)
     assert found.clicks == 0
     assert np.isnan(found.metrics[RANKER]["auc"].value)
@@ -103,7 +103,7 @@ def test_a_test_without_clicks_is_evaluated_and_says_what_it_cannot_know(data, t
 
 def test_an_empty_test_is_an_error(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    empty = replace(data, parts=(*data.parts[:2], np.empty(0, np.int64)))
+    empty = replace(data, parts=(*data.split[:2], np.empty(0, np.int64)))
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(empty, trained.model, trained.tokenizer, trained.spec)
 
@@ -235,7 +235,7 @@ def test_only_the_newest_rows_are_used_and_older_ones_are_told_of(world, capsys)
     data = load_dataset(world.ads, world.clicks, world.users, newest=500)
     whole = load_dataset(world.ads, world.clicks, world.users).log
     assert data.log.request_id.tolist() == whole.request_id[-500:].tolist()
-    assert sum(map(len, data.parts)) == 500
+    assert sum(map(len, data.split)) == 500
     show_log(data)
     assert "700 older rows were left out" in capsys.readouterr().err
 

@@ -9,14 +9,14 @@ from adcascade.records.users import EVENT_WEIGHT, EventType
 from ranking.inputs.features import (
     COUNTED,
     FEATURES,
-    GAP_CLASSES,
-    UNKNOWN_GAP,
+    TIME_GAP_BUCKETS,
+    UNKNOWN_TIME_GAP,
     counter_id,
     dense_features,
     event_class,
-    gap_classes,
     id_bucket,
     keys_of,
+    time_gap_buckets,
 )
 
 
@@ -63,11 +63,11 @@ def test_ids_have_fixed_buckets_and_no_id_has_its_own():
 
 
 def test_gaps_fall_into_classes_that_grow_with_time_and_have_no_sign():
-    classes = gap_classes(np.array([np.nan, 0.0, 5.0, 3600.0, -3600.0, 1e5, 1e9]))
-    assert classes[0] == UNKNOWN_GAP
+    classes = time_gap_buckets(np.array([np.nan, 0.0, 5.0, 3600.0, -3600.0, 1e5, 1e9]))
+    assert classes[0] == UNKNOWN_TIME_GAP
     assert classes[3] == classes[4]
     assert (np.diff(classes[[1, 2, 3, 5, 6]]) > 0).all()
-    assert classes.max() == GAP_CLASSES - 1
+    assert classes.max() == TIME_GAP_BUCKETS - 1
 
 
 @pytest.mark.parametrize("kind", EventType)

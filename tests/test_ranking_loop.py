@@ -54,8 +54,8 @@ def fit(plan, *, kill_at=None, rate=0.05, seen=None):
 
 @pytest.mark.parametrize("average_decay", [None, 0.9])
 @pytest.mark.parametrize("kill_at", [1, 7, 8, 13, 39])
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, kill_at, average_decay):
-    plan = replace(PLAN, average_decay=average_decay)
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, kill_at, ema_decay):
+    plan = replace(PLAN, ema_decay=ema_decay)
     want, want_fit, _ = fit(plan)
     kept = replace(plan, checkpoint=tmp_path / "run" / "test.safetensors", checkpoint_every=4)
     with pytest.raises(KilledError):

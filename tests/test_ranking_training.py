@@ -39,7 +39,7 @@ def test_training_learns_tastes_that_click_rates_cannot_know(data, tiny_bert):
 
 def test_text_that_does_not_help_is_left_out_and_the_report_says_so(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0.5, min_text_gain=1.0))
-    assert trained.model.adds_nothing
+    assert trained.model.text_is_untrained
     assert (trained.text_fit.kept_step, trained.text_fit.loss_kept) == (0, trained.text_fit.loss_before)
     assert "leaves its text layers out" in text_fit_line(trained.text_fit)
     before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].encoder.state_dict()
@@ -50,7 +50,7 @@ def test_text_that_does_not_help_is_left_out_and_the_report_says_so(data, tiny_b
 def test_no_epochs_train_no_text(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
     assert trained.text_fit.steps == 0
-    assert trained.model.adds_nothing
+    assert trained.model.text_is_untrained
     assert "were not fine-tuned" in text_fit_line(trained.text_fit)
 
 
@@ -132,13 +132,13 @@ def test_the_label_of_a_row_is_in_none_of_its_own_inputs(data, world, tmp_path):
 
 
 def test_a_block_holds_one_user_and_its_text_is_older_than_all_its_rows(data):
-    blocks = make_blocks(data, data.parts[0], max_ads=8, merge_requests=True)
-    assert sorted(row for block in blocks for row in block) == sorted(data.parts[0])
+    blocks = make_blocks(data, data.split.train, max_ads=8, merge_requests=True)
+    assert sorted(row for block in blocks for row in block) == sorted(data.split.train)
     for block in blocks:
         assert len(set(data.log.user_id[block])) == 1
         assert len(block) <= 8
         assert data.log.time[block[0]] == data.log.time[block].min()
-    by_request = make_blocks(data, data.parts[0], max_ads=1000, merge_requests=False)
+    by_request = make_blocks(data, data.split.train, max_ads=1000, merge_requests=False)
     assert all(len(set(data.log.request_id[block])) == 1 for block in by_request)
 
 
@@ -150,7 +150,7 @@ def test_a_batch_lines_up_users_ads_features_and_labels(data, tiny_bert):
     behaviour = np.arange(len(data.log), dtype=np.float32)
     of_position = -behaviour
     maker = BatchMaker(data, ads, features, behaviour, of_position, tokenizer, spec, torch.device("cpu"))
-    blocks = make_blocks(data, data.parts[0], max_ads=4, merge_requests=True)[:3]
+    blocks = make_blocks(data, data.split.train, max_ads=4, merge_requests=True)[:3]
     batch = maker.batch(blocks)
     assert batch.pairs.ads_per_user == tuple(map(len, blocks))
     np.testing.assert_array_equal(batch.pairs.dense.numpy(), features[batch.rows])
@@ -184,10 +184,10 @@ def test_an_aggregated_log_without_users_and_times_trains(tmp_path, tiny_bert):
     lines += [f"test{n // 3},{random.choice(ads)},{random.integers(0, 50)},{1000 + n}" for n in range(150)]
     (tmp_path / "tests.csv").write_text("\n".join(lines) + "\n")
     data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "tests.csv", None)
-    assert data.split == "request"
+    assert data.split_by == "request"
     trained = train(data, tiny_options(tiny_bert, epochs=0.5))
     evaluation = evaluate(data, trained.model, trained.tokenizer, trained.spec)
-    assert evaluation.impressions == data.log.impressions[data.parts[2]].sum()
+    assert evaluation.impressions == data.log.impressions[data.split.test].sum()
     assert 0.3 < evaluation.predicted_over_actual < 3
 
 

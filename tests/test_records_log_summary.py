@@ -10,7 +10,7 @@ from adcascade.records.errors import InputError
 from adcascade.records.joined import read_joined
 from adcascade.records.log_summary import span_line, summary_lines, warning_lines
 from adcascade.terminal.log_display import show_log_read
-from adcascade.towers.training.parts import split_log
+from adcascade.towers.training.split import split_log
 from ranking.data.dataset import load_dataset
 
 DAY = 86_400
@@ -96,7 +96,7 @@ def files_of(tmp_path, rows):
 
 def test_a_log_of_one_date_is_split_by_request_and_says_so(tmp_path):
     data = load_dataset(*files_of(tmp_path, rows_at([20260101] * 60)), None)
-    assert data.split == "request"
+    assert data.split_by == "request"
     assert "Split by request, not by time: all 60 rows are of 2026-01-01 00:00 UTC." in data.report.notes
     with pytest.raises(InputError, match="rows of several times: all 60 rows are of 2026-01-01"):
         load_dataset(*files_of(tmp_path, rows_at([20260101] * 60)), None, split="time")
@@ -104,7 +104,7 @@ def test_a_log_of_one_date_is_split_by_request_and_says_so(tmp_path):
 
 def test_a_log_of_two_dates_is_split_by_request_and_says_so(tmp_path):
     data = load_dataset(*files_of(tmp_path, rows_at([20260101] * 3 + [20260102] * 57)), None)
-    assert data.split == "request"
+    assert data.split_by == "request"
     assert "Split by request, not by time: too many of the 60 rows share one of 2 times." in data.report.notes
 
 
@@ -112,7 +112,7 @@ def test_rows_without_a_time_change_no_split_in_silence(tmp_path):
     few = load_dataset(*files_of(tmp_path, [*rows_at(range(T, T + 199)), ROW]), None)
     assert (few.split, few.report.rejected, len(few.log)) == ("time", {"missing_time": 1}, 199)
     many = load_dataset(*files_of(tmp_path, [*rows_at(range(T, T + 90)), *[ROW] * 10]), None)
-    assert many.split == "request"
+    assert many.split_by == "request"
     assert "Split by request, not by time: 10 of 100 rows are without a timestamp." in many.report.notes
     with pytest.raises(InputError, match="10 of 100 rows are without a timestamp"):
         load_dataset(*files_of(tmp_path, [*rows_at(range(T, T + 90)), *[ROW] * 10]), None, split="time")

@@ -149,9 +149,9 @@ def test_ads_that_were_never_shown_are_a_slice(world, retriever):
 
 
 def test_nobody_to_judge_by_is_an_error(tower_data, retriever):
-    parts = replace(tower_data.parts, test=np.empty(0, np.int64))
+    split = replace(tower_data.split, test=np.empty(0, np.int64))
     with pytest.raises(InputError, match="keeps no rows to test"):
-        evaluate_retrieval(replace(tower_data, parts=parts), retriever)
+        evaluate_retrieval(replace(tower_data, split=split), retriever)
     nobody = replace(tower_data.log, clicks=np.zeros_like(tower_data.log.clicks))
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate_retrieval(replace(tower_data, log=nobody), retriever)

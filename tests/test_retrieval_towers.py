@@ -47,10 +47,10 @@ def topics(answer):
 
 def test_served_interests_are_those_that_training_judged(retriever, loaded, tower_data):
     data, towers = tower_data, loaded.towers
-    judged = held_out(data.log, data.parts.training, data.parts.test, data.number_of)
+    judged = held_out(data.log, data.split.train, data.split.test, data.number_of)
     catalog = catalog_of(data.ad_ids, towers.known_ads, data.texts, towers.spec.shape)
     evaluated = interests_of(towers.towers, catalog, judged, data.users)
-    histories = Histories(data.log.take(data.parts.training))
+    histories = Histories(data.log.take(data.split.train))
     profiles = [
         UserProfile(user, "", data.users[user].attributes, histories.before(user, np.iinfo(np.int64).max, 1000))
         for user in judged.users

@@ -242,7 +242,7 @@ def ranking_channel(world, timed_root):
     catalogs = HotSwap(indexes, lambda version: CatalogVersion(version, AdCatalog(indexes.path(version) / ADS_FILE)))
     engines.start()
     catalogs.start()
-    servicer = RankingServicer(engines, catalogs, 1000, keep_ads=False)
+    servicer = RankingServicer(engines, catalogs, 1000, prewarm_ads=False)
     add = partial(ranking_pb2_grpc.add_RankingServiceServicer_to_server, servicer)
     with serving_server("ranking", add) as (server, channel):
         yield server, channel

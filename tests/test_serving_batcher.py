@@ -394,14 +394,14 @@ def test_over_the_wire_work_for_a_caller_who_cancels_is_dropped(work):
 def test_work_between_queries_goes_on_until_there_is_none_and_never_before_a_query(work):
     done, left = [], [5]
 
-    def meanwhile():
+    def idle_work():
         if not left[0]:
             return False
         left[0] -= 1
         done.append(len(work.processed()))
         return left[0] > 0
 
-    batcher = MicroBatcher("test", work, cost=lambda _: 1, budget=10, max_waiting=10, meanwhile=meanwhile)
+    batcher = MicroBatcher("test", work, cost=lambda _: 1, budget=10, max_waiting=10, idle_work=idle_work)
     try:
         assert batcher.submit(3, Caller()).value == 30
         deadline = time.monotonic() + 20
@@ -414,10 +414,10 @@ def test_work_between_queries_goes_on_until_there_is_none_and_never_before_a_que
 
 
 def test_work_between_queries_that_fails_is_given_up_and_queries_go_on(work, caplog):
-    def meanwhile():
+    def idle_work():
         raise RuntimeError("broken")
 
-    batcher = MicroBatcher("test", work, cost=lambda _: 1, budget=10, max_waiting=10, meanwhile=meanwhile)
+    batcher = MicroBatcher("test", work, cost=lambda _: 1, budget=10, max_waiting=10, idle_work=idle_work)
     try:
         for query in (1, 2):
             assert batcher.submit(query, Caller()).value == 10 * query

@@ -1,6 +1,6 @@
 """A click log cut into training, validation and test: by time, by request, by ad, at random. Knows no models."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,15 @@ from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
 from adcascade.records.errors import InputError
 
 
-def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
+class Split(NamedTuple):
+    """Row indices of the three parts of a log; a part may be empty."""
+
+    train: Integers
+    valid: Integers
+    test: Integers
+
+
+def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
     """Row indices of training, validation and test: earliest rows first. No moment falls into two parts.
 
     Raises InputError if a row has no time, all rows have one time, or a part would be empty.
@@ -22,7 +30,7 @@ def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1,
     return _non_empty(np.split(np.arange(len(log)), cuts))
 
 
-def split_each_user(log: ClickLog, shares: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> tuple[Integers, ...]:
+def split_each_user(log: ClickLog, shares: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> Split:
     """Row indices of training, validation and test: of each user the earliest rows, the next and the newest.
 
     Rows without a user or a time are in no part. Raises InputError if all rows have one time, or a part is empty.
@@ -40,7 +48,7 @@ def split_each_user(log: ClickLog, shares: tuple[float, float, float] = (0.7, 0.
     return _non_empty([np.sort(rows[part == number]) for number in range(3)])
 
 
-def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> tuple[Integers, ...]:
+def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
     """Row indices of training, validation and test: all rows of one key together, keys at random.
 
     With request ids, no request is torn apart; with ad ids, the test holds ads that no training row has. Raises
@@ -50,7 +58,7 @@ def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0
     return split_at_random(len(names), seed, shares, group)
 
 
-def split_folds(keys: Texts, folds: int, fold: int, seed: int = 0) -> tuple[Integers, ...]:
+def split_folds(keys: Texts, folds: int, fold: int, seed: int = 0) -> Split:
     """Row indices of training, validation and test: the keys of one fold test, an eighth of the others validate.
 
     Raises InputError if a part is empty.
@@ -66,7 +74,7 @@ def split_at_random(
     seed: int,
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     group: npt.NDArray[np.integer[Any]] | None = None,
-) -> tuple[Integers, ...]:
+) -> Split:
     """Row indices of training, validation and test: `count` rows (or groups, with the group of each row) at random.
 
     Raises InputError if a part is empty.
@@ -82,9 +90,9 @@ def _cut(time: Integers, share: float) -> int:
     return int(np.searchsorted(time, time[row], side="left"))
 
 
-def _non_empty(parts: list[npt.NDArray[Any]]) -> tuple[Integers, ...]:
+def _non_empty(parts: list[npt.NDArray[Any]]) -> Split:
     for name, part in zip(("training", "validation", "test"), parts, strict=True):
         if len(part) == 0:
             rows = sum(map(len, parts))
             raise InputError(f"the log is too small to split: the {name} part would be empty ({rows:,} rows in all)")
-    return tuple(parts)
+    return Split(*parts)

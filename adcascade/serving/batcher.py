@@ -35,7 +35,7 @@ MAX_WAIT_SECONDS = 3600.0
 # What servers let wait: of all calls, and of the heavy ones of one caller.
 MAX_WAITING, MAX_HEAVY = 1024, 16
 # How often to ask for work between queries, if there was none.
-_MEANWHILE_SECONDS = 1.0
+_IDLE_WORK_SECONDS = 1.0
 # Parts of the time that light calls get while heavy ones wait, too, for each part of those.
 _LIGHT_WEIGHT = 3.0
 
@@ -139,7 +139,7 @@ class MicroBatcher(Generic[Query, Answer]):
         max_waiting: Queries beyond this many waiting are refused.
         max_heavy: So are heavy ones beyond this many waiting of one caller, who would take the room of the others;
             `max_waiting` if not given.
-        meanwhile: A short piece of work that is done in the same thread as long as no query waits; it returns whether
+        idle_work: A short piece of work that is done in the same thread as long as no query waits; it returns whether
             there is more of it, and is asked again every second if not.
     """
 
@@ -153,7 +153,7 @@ class MicroBatcher(Generic[Query, Answer]):
         max_waiting: int,
         light: int | None = None,
         max_heavy: int | None = None,
-        meanwhile: Callable[[], bool] | None = None,
+        idle_work: Callable[[], bool] | None = None,
     ) -> None:
         self._process = process
         self._cost = cost
@@ -161,7 +161,7 @@ class MicroBatcher(Generic[Query, Answer]):
         self._light_cost = budget if light is None else min(light, budget)
         self._max_waiting = max_waiting
         self._max_heavy = max_waiting if max_heavy is None else max_heavy
-        self._meanwhile = meanwhile
+        self._idle_work = idle_work
         self._light: _Lane[Query, Answer] = _Lane(_LIGHT_WEIGHT)
         self._heavy: _Lane[Query, Answer] = _Lane(1.0)
         self._lanes = (self._light, self._heavy)  # of equals, the first goes first
@@ -249,20 +249,20 @@ class MicroBatcher(Generic[Query, Answer]):
                     return lane
                 if self._closed:
                     return None
-            if self._work_meanwhile():
+            if self._do_idle_work():
                 continue
             with self._changed:
                 if not any(lane.has_work for lane in self._lanes) and not self._closed:
-                    self._changed.wait(None if self._meanwhile is None else _MEANWHILE_SECONDS)
+                    self._changed.wait(None if self._idle_work is None else _IDLE_WORK_SECONDS)
 
-    def _work_meanwhile(self) -> bool:
-        if self._meanwhile is None:
+    def _do_idle_work(self) -> bool:
+        if self._idle_work is None:
             return False
         try:
-            return self._meanwhile()
+            return self._idle_work()
         except Exception:  # nobody waits for it, and the queries must go on
             log.exception("the work between queries failed and is given up")
-            self._meanwhile = None
+            self._idle_work = None
             return False
 
     def _step(self, lane: _Lane[Query, Answer]) -> None:

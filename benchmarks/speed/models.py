@@ -31,6 +31,6 @@ def kept_ranker(
         )
         train_and_save(unseen_ads(files, seed), root, options, which_peers="none")
     found = load_from(open_store(root), "")
-    if found.model.adds_nothing:
+    if found.model.text_is_untrained:
         raise RuntimeError("fine-tuning brought nothing, so that a server would leave the text out and look fast")
     return root, found

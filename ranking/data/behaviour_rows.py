@@ -13,10 +13,10 @@ from adcascade.records.history import HistoryView, Window, merged
 from ranking.artifact import CtrSpec
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts
-from ranking.inputs.features import gap_classes, id_bucket
+from ranking.inputs.features import id_bucket, time_gap_buckets
 from ranking.inputs.text import HISTORY_EVENTS
 from ranking.model.batch import pad, tokenize
-from ranking.model.behaviour import AdKeys, Behaviour, BehaviourModel, History, Shown, with_interests
+from ranking.model.behaviour import AdInputs, BehaviourLogits, BehaviourModel, History, Impressions, with_interests
 from ranking.model.shared_user import TextVectors
 
 # Of (impression, event) pairs in one pass; the windows of small users are merged up to this.
@@ -45,7 +45,7 @@ class BehaviourRows:
         self._ad = torch.tensor([place[ad_id] for ad_id in data.log.ad_id])
         buckets = torch.tensor([id_bucket(ad_id, spec.id_buckets) for ad_id in ads.texts])
         pad_id = int(tokenizer.pad_token_id or 0)
-        self._ads = AdKeys(ads.vectors(text, pad_id).to(device), buckets.to(device))
+        self._ads = AdInputs(ads.vectors(text, pad_id).to(device), buckets.to(device))
         self._interests = _interests(data, text, tokenizer, spec.max_ad_tokens, device)
         self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
         self._context = torch.from_numpy(data.reading(spec.context_words).context_buckets).to(device)
@@ -68,9 +68,9 @@ class BehaviourRows:
         """The rows in windows of one user."""
         return list(self.past.windows(rows, HISTORY_EVENTS))
 
-    def score(self, model: BehaviourModel, window: Window) -> Behaviour:
+    def score(self, model: BehaviourModel, window: Window) -> BehaviourLogits:
         """Logits of the rows of a window."""
-        scored: Behaviour = model(self._shown(window.rows), self._history(window))
+        scored: BehaviourLogits = model(self._shown(window.rows), self._history(window))
         return scored
 
     def of_position(self, model: BehaviourModel, rows: Integers) -> Tensor:
@@ -82,9 +82,9 @@ class BehaviourRows:
         impressions = torch.from_numpy(self._data.log.impressions[rows]).to(self._device)
         model.center_positions(self._positions[torch.from_numpy(rows).to(self._device)], impressions)
 
-    def _shown(self, rows: Integers) -> Shown:
+    def _shown(self, rows: Integers) -> Impressions:
         place = torch.from_numpy(rows).to(self._device)
-        return Shown(self._tensor(self.dense[rows]), self._context[place], self._keys(rows))
+        return Impressions(self._tensor(self.dense[rows]), self._context[place], self._keys(rows))
 
     def _history(self, window: Window) -> History:
         history = History(
@@ -100,14 +100,14 @@ class BehaviourRows:
         interests = torch.cat([self._interests[user] for user in stated])
         return with_interests(history, interests, torch.from_numpy(users[:, None] == np.array(stated)).to(self._device))
 
-    def _keys(self, rows: Integers) -> AdKeys:
+    def _keys(self, rows: Integers) -> AdInputs:
         ads = self._ad[rows].to(self._device)
-        return AdKeys(self._ads.vectors[ads], self._ads.buckets[ads])
+        return AdInputs(self._ads.vectors[ads], self._ads.buckets[ads])
 
     def _gaps(self, window: Window) -> Integers:
         now, then = self._data.log.time[window.rows, None], self._data.log.time[None, window.events]
         known = (now != NO_TIME) & (then != NO_TIME)
-        return gap_classes(np.where(known, (now - then) / 1e6, np.nan))
+        return time_gap_buckets(np.where(known, (now - then) / 1e6, np.nan))
 
     def _tensor(self, values: npt.NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
@@ -126,7 +126,7 @@ def _interests(
 
 
 @torch.no_grad()
-def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> Behaviour:
+def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
     """Logits of the wanted rows in evaluation mode, in their order, on the CPU."""
     model.eval()
     order: list[Integers] = []
@@ -137,4 +137,4 @@ def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integer
         clicks.append(scored.click.cpu())
         conversions.append(scored.conversion.cpu())
     back = torch.from_numpy(np.argsort(np.concatenate(order))[np.argsort(np.argsort(wanted))])
-    return Behaviour(torch.cat(clicks)[back], torch.cat(conversions)[back])
+    return BehaviourLogits(torch.cat(clicks)[back], torch.cat(conversions)[back])

@@ -14,7 +14,7 @@ from adcascade.records.counters import CounterSnapshot
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, event_of
 from adcascade.records.joined import read_joined
-from adcascade.records.splits import split_at_random, split_by_key, split_by_time, split_each_user
+from adcascade.records.splits import Split, split_at_random, split_by_key, split_by_time, split_each_user
 from adcascade.records.users import UserProfile
 from ranking.data.labels import Labels, thinned_labels
 from ranking.inputs.context import CONTEXT_WORDS, context_buckets
@@ -32,8 +32,8 @@ class Dataset:
 
     Attributes:
         keys: for each of `ranking.inputs.features.COUNTED`, what each row's counters are looked up by.
-        parts: row indices of training, validation and test.
-        split: how the parts were made, one of `SPLITS`.
+        split: rows to train on, to validate on and to test on.
+        split_by: how they were chosen, one of `SPLITS`.
         counters: of a model version, which then stand in for those of the log; None for the log's own.
         context_words: how many values of an impression are read; see `ranking.inputs.context`.
     """
@@ -43,14 +43,14 @@ class Dataset:
     ads: Mapping[str, Ad]
     users: Mapping[str, UserProfile]
     keys: Mapping[str, Texts]
-    parts: tuple[Integers, ...]
-    split: str
+    split: Split
+    split_by: str
     counters: CounterSnapshot | None = None
     context_words: int = CONTEXT_WORDS
 
-    def with_parts(self, parts: tuple[Integers, ...]) -> "Dataset":
+    def with_split(self, split: Split) -> "Dataset":
         """The same log with other rows to train on, validate on and test on."""
-        return replace(self, parts=parts)
+        return replace(self, split=split)
 
     def reading(self, context_words: int) -> "Dataset":
         """The same log with so many values of an impression read."""
@@ -78,7 +78,7 @@ class Dataset:
 
     def _sha256_with(self, ad_ids: Sequence[str]) -> str:
         digest = hashlib.sha256()
-        for part in self.parts[:2]:
+        for part in (self.split.train, self.split.valid):
             digest.update(f"{len(part)} ".encode() + part.tobytes())
         for column in (self.log.request_id, self.log.ad_id, self.log.user_id):
             digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
@@ -91,7 +91,7 @@ class Dataset:
     @property
     def prior_ctr(self) -> float:
         """Clicks per impression of the training part."""
-        return self.log.take(self.parts[0]).ctr
+        return self.log.take(self.split.train).ctr
 
     @cached_property
     def histories(self) -> Histories:
@@ -127,7 +127,7 @@ class Dataset:
             names, codes = np.unique(units.astype(str), return_inverse=True)
             fold = generator.integers(0, _FOLDS, len(names))[codes]
         of_training = np.full(len(self.log), -1)
-        of_training[self.parts[0]] = fold[self.parts[0]]
+        of_training[self.split.train] = fold[self.split.train]
         return of_training
 
     def features(self, past: HistoryView, ctr: float) -> Features:
@@ -155,7 +155,7 @@ class Dataset:
 
     def labels(self, options: TrainOptions) -> Labels:
         """What is learned from the training part."""
-        return thinned_labels(self.log, self.groups, self.parts[0], options.negative_rate, options.seed)
+        return thinned_labels(self.log, self.groups, self.split.train, options.negative_rate, options.seed)
 
     def ad_text(self, ad_id: str) -> str:
         """What the model reads of an ad."""
@@ -227,7 +227,7 @@ def _why_not_by_time(log: ClickLog) -> str:
     return ""
 
 
-def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:
+def _split(log: ClickLog, split: str, seed: int) -> Split:
     if split == "time":
         return split_by_time(log)
     if split == "user":
@@ -236,7 +236,7 @@ def _split(log: ClickLog, split: str, seed: int) -> tuple[Integers, ...]:
         return split_at_random(len(log), seed)
     if split == "none":
         everything, nothing = np.arange(len(log)), np.empty(0, np.int64)
-        return everything, nothing, nothing
+        return Split(everything, nothing, nothing)
     if split in ("request", "ad"):
         return split_by_key(log.request_id if split == "request" else log.ad_id, seed)
     raise InputError(f"there is no split {split!r}; choose auto or one of {', '.join(SPLITS)}")

@@ -50,7 +50,7 @@ class LogFacts:
 
 def report_on(data: Dataset) -> LogFacts:
     """Looks at all rows; takes a second or two for a hundred thousand."""
-    log, (training, _, test) = data.log, data.parts
+    log, training, test = data.log, data.split.train, data.split.test
     users = log.user_id.astype(str)
     return LogFacts(
         rows=len(log),
@@ -60,8 +60,8 @@ def report_on(data: Dataset) -> LogFacts:
         ads=len(np.unique(log.ad_id.astype(str))),
         users=len(np.unique(users[users != ""])),
         requests=int(data.groups.max()) + 1,
-        split=data.split,
-        ctr=tuple(log.take(part).ctr if len(part) else None for part in data.parts),
+        split=data.split_by,
+        ctr=tuple(log.take(part).ctr if len(part) else None for part in data.split),
         days=tuple(_days(data)),
         unseen_ads=_unseen(log.ad_id.astype(str), training, test),
         unseen_users=_unseen(users, training, test),

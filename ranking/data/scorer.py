@@ -39,7 +39,7 @@ class Scorer:
 
     def logits(self, batch: LabelledBatch) -> Tensor:
         """Logits of a batch, float32 [pairs]."""
-        if not torch.is_grad_enabled() and self._model.adds_nothing:
+        if not torch.is_grad_enabled() and self._model.text_is_untrained:
             return batch.behaviour
         return self.score(batch).logits
 

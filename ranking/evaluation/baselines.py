@@ -70,20 +70,20 @@ def peers(data: Dataset, features: Features, rows: Integers, *, which: str = "fa
     if which == "none":
         return {}
     predictions = {
-        name: _logistic(data, features[:, [FEATURES.index(feature) for feature in wanted]], rows, data.parts[0])
+        name: _logistic(data, features[:, [FEATURES.index(feature) for feature in wanted]], rows, data.split.train)
         for name, wanted in _ON_FEATURES.items()
     }
-    predictions[IDS] = _logistic(data, _one_hot(data), rows, data.parts[0], strength=0.1)
+    predictions[IDS] = _logistic(data, _one_hot(data), rows, data.split.train, strength=0.1)
     trees = _trees(data, features, rows)
     if trees is not None:
         predictions[TREES] = trees
     if which == "all":
         encoder = load_encoder()
         for name, likeness in ((BI_ENCODER, _liked_cosine), (ZERO_SHOT, _text_cosine)):
-            wanted = np.concatenate([data.parts[1], rows])
+            wanted = np.concatenate([data.split.valid, rows])
             column = np.zeros((len(data.log), 1), np.float32)
             column[wanted, 0] = likeness(data, encoder, wanted)
-            predictions[name] = _logistic(data, column, rows, data.parts[1])
+            predictions[name] = _logistic(data, column, rows, data.split.valid)
     return predictions
 
 
@@ -108,7 +108,7 @@ def _one_hot(data: Dataset) -> csr_matrix:
     columns = np.concatenate([ids, np.where(data.context_buckets > 0, _ID_BUCKETS + data.context_buckets, 0)], axis=1)
     rows = np.repeat(np.arange(len(columns)), columns.shape[1])
     matrix = csr_matrix((np.ones(columns.size), (rows, columns.ravel())), (len(columns), _ID_BUCKETS + CONTEXT_BUCKETS))
-    used = np.unique(matrix[data.parts[0]].indices)
+    used = np.unique(matrix[data.split.train].indices)
     return matrix[:, used[used > 0]]
 
 
@@ -127,9 +127,9 @@ def _trees(data: Dataset, features: Features, rows: Integers) -> Probabilities |
     settings = {"objective": "binary", "learning_rate": 0.05, "verbose": -1, "seed": 0, "deterministic": True}
     model = lightgbm.train(
         settings,
-        table(data.parts[0]),
+        table(data.split.train),
         _TREE_ROUNDS,
-        valid_sets=[table(data.parts[1])],
+        valid_sets=[table(data.split.valid)],
         callbacks=[lightgbm.early_stopping(50, verbose=False)],
     )
     p_click: Probabilities = np.asarray(model.predict(features[rows]), np.float64)

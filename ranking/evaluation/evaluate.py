@@ -59,15 +59,15 @@ def evaluate(
         ModelError: The device is not there.
         InputError: The test part has no rows.
     """
-    if not len(data.parts[2]):
+    if not len(data.split.test):
         raise InputError("there is nothing to evaluate: the test part of the log has no rows")
     predictor = Predictor(data, model, tokenizer, spec, choose_device(device), precision)
-    predicted = predictor.predict(data.parts[2])
+    predicted = predictor.predict(data.split.test)
     rows, p_click = predicted.rows, spec.calibration.probability(predicted.logits)
     predictions, milliseconds = {RANKER: p_click}, {}
     if teacher is not None:
         slower = Predictor(data, teacher.model, teacher.tokenizer, teacher.spec, choose_device(device), precision)
-        predictions[TEACHER] = teacher.spec.calibration.probability(slower.predict(data.parts[2]).logits)
+        predictions[TEACHER] = teacher.spec.calibration.probability(slower.predict(data.split.test).logits)
         milliseconds = milliseconds_per_request({RANKER: predictor, TEACHER: slower})
     model.cpu()
     predictions |= peers(data, predicted.features, rows, which=which_peers)

@@ -56,7 +56,7 @@ def reliability_plot(curves: Mapping[str, Curves]) -> str:
 def loss_plot(losses: Sequence[CurvePoint], stage: str) -> str:
     """Training and validation loss of a stage by step."""
     points = [point for point in losses if point.stage == stage]
-    drawn, axes = figure("Step", "Loss")
+    drawn, axes = figure("TrainingProgress", "Loss")
     axes.plot(
         [p.step for p in points],
         [p.training_loss for p in points],

@@ -16,7 +16,7 @@ from ranking.evaluation.results import RANKER, TEACHER, Evaluation, TextFit, Tra
 if TYPE_CHECKING:
     from ranking.artifact import ExportParity, Metric
     from ranking.data.log_report import Day, LogFacts
-    from ranking.training.stage import Step, Watch
+    from ranking.training.stage import OnProgress, TrainingProgress
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
 # Columns of the table in a terminal; all metrics are in the report and in the JSON.
@@ -24,13 +24,13 @@ _SHOWN = {"auc": "AUC", "log_loss": "log loss", "gauc": "GAUC", "ece": "ECE"}
 
 
 @contextmanager
-def train_progress() -> "Iterator[Watch]":
+def train_progress() -> "Iterator[OnProgress]":
     """A progress bar for each stage on standard error, with the best validation loss so far."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
     with LongWork(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bars:
         tasks = {}
 
-        def show(step: "Step") -> None:
+        def show(step: "TrainingProgress") -> None:
             if step.stage not in tasks:
                 tasks[step.stage] = bars.add_task("", total=1.0)
             description = f"{_STAGES[step.stage]}, step {step.step}, validation loss {step.best_loss:.4f}"

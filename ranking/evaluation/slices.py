@@ -20,7 +20,7 @@ Labels = npt.NDArray[np.str_]
 
 def slices(data: Dataset, rows: Integers) -> Iterator[tuple[str, Labels]]:
     """Names of ways to slice the given rows, and the label of each row; labels sort in the order to be shown."""
-    log, training = data.log, data.parts[0]
+    log, training = data.log, data.split.train
     yield "ad", _known(log.ad_id[rows], log.ad_id[training])
     if (log.user_id[rows] != "").any():
         yield "user", _known(log.user_id[rows], log.user_id[training])
@@ -50,7 +50,7 @@ def _history_lengths(data: Dataset, rows: Integers) -> Integers:
 
 
 def _impressions(data: Dataset, rows: Integers) -> Integers:
-    training = data.parts[0]
+    training = data.split.train
     ids, codes = np.unique(data.log.ad_id.astype(str), return_inverse=True)
     total = np.bincount(codes[training], data.log.impressions[training], len(ids)).astype(np.int64)
     return total[codes[rows]]

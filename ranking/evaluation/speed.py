@@ -20,7 +20,7 @@ def milliseconds_per_request(predictors: Mapping[str, Predictor]) -> dict[str, f
     test rows, some are taken more than once.
     """
     data = next(iter(predictors.values())).data
-    block = np.resize(data.parts[2], ADS)
+    block = np.resize(data.split.test, ADS)
     rounds: dict[str, list[float]] = {name: [] for name in predictors}
     for number in range(_ROUNDS + 1):
         for name, predictor in predictors.items():

@@ -82,7 +82,7 @@ def export_version(
         ArtifactError: The version is not there or damaged, or the root cannot be written.
     """
     loaded = load_from(store, version)
-    if not isinstance(loaded.model, SharedUserCrossEncoder) or loaded.model.adds_nothing:
+    if not isinstance(loaded.model, SharedUserCrossEncoder) or loaded.model.text_is_untrained:
         raise ModelError(f"model version {loaded.version} serves without text layers: there is nothing to export")
     with store.begin() as draft:
         shutil.copytree(
@@ -106,7 +106,7 @@ def export_after_training(trained: ModelVersion, folder: Path, data: Dataset) ->
 
     Nothing is exported without OpenVINO, or if no text is read.
     """
-    if not isinstance(trained.model, SharedUserCrossEncoder) or trained.model.adds_nothing or not _has_openvino():
+    if not isinstance(trained.model, SharedUserCrossEncoder) or trained.model.text_is_untrained or not _has_openvino():
         return {}
     for int8 in (True, False):
         try:
@@ -143,7 +143,7 @@ def export_checked(
     else:
         parity = Parity(model, pairs_of_log(data, model, loaded.tokenizer, loaded.spec))
         if int8:
-            drawn = batches_of_log(data, data.parts[0], _CALIBRATION_ROWS, model, loaded.tokenizer, loaded.spec)
+            drawn = batches_of_log(data, data.split.train, _CALIBRATION_ROWS, model, loaded.tokenizer, loaded.spec)
             quantise_passes(folder, drawn.batches)
     exact = OpenVinoBackend(folder, bfloat16=False)
     exports = {exact.name: parity.of(exact)}

@@ -73,7 +73,7 @@ def pairs_of_log(
     data: Dataset, model: SharedUserCrossEncoder, tokenizer: PreTrainedTokenizerBase, spec: CtrSpec
 ) -> Pairs:
     """Pairs of the newest part of the log that has any: the one held out for the test, if there is one."""
-    rows = next((part for part in reversed(data.parts) if len(part)), data.parts[0])
+    rows = next((part for part in reversed(data.split) if len(part)), data.split.train)
     return batches_of_log(data, rows, _LOG_ROWS, model, tokenizer, spec)
 
 

@@ -32,8 +32,8 @@ _SHORT_TEXTS, _SHORT_CHARS = 2**15, 64
 
 # Upper ends, in seconds, of the classes into which the time between an event and an impression falls.
 _GAP_ENDS = (1, 10, 60, 300, 1800, 6 * 3600, 86_400, 7 * 86_400, 60 * 86_400)
-UNKNOWN_GAP = 0
-GAP_CLASSES = len(_GAP_ENDS) + 2
+UNKNOWN_TIME_GAP = 0
+TIME_GAP_BUCKETS = len(_GAP_ENDS) + 2
 
 # What a click log can teach of an event: passed over, liked, converted. Other kinds count as the nearest of these.
 EVENT_CLASSES = 3
@@ -145,10 +145,10 @@ def _hashed(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def gap_classes(seconds: npt.NDArray[np.float64]) -> Integers:
+def time_gap_buckets(seconds: npt.NDArray[np.float64]) -> Integers:
     """The class of each time between an event and an impression, whichever came first; NaN is unknown.
 
-    Takes float64 of any shape, and returns int64 of that shape, 0 to `GAP_CLASSES` - 1.
+    Takes float64 of any shape, and returns int64 of that shape, 0 to `TIME_GAP_BUCKETS` - 1.
     """
     classes = 1 + np.searchsorted(_GAP_ENDS, np.abs(seconds), side="right")
-    return np.where(np.isnan(seconds), UNKNOWN_GAP, classes).astype(np.int64)
+    return np.where(np.isnan(seconds), UNKNOWN_TIME_GAP, classes).astype(np.int64)

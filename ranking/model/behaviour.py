@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranking.inputs.context import CONTEXT_BUCKETS
-from ranking.inputs.features import EVENT_CLASSES, GAP_CLASSES, INTERESTS_CLASS, UNKNOWN_GAP
+from ranking.inputs.features import EVENT_CLASSES, INTERESTS_CLASS, TIME_GAP_BUCKETS, UNKNOWN_TIME_GAP
 
 _WIDTH, _HEADS, _HIDDEN = 32, 4, 64
 _ALL_HEADS = _HEADS + 1
 # Where the head of likeness begins: how fast attention falls as texts differ, and how much of it goes to nothing.
-_SHARPNESS, _LIKENESS_INDIFFERENCE = 4.0, 2.8
+_INVERSE_TEMPERATURE, _SIMILARITY_NULL_LOGIT = 4.0, 2.8
 _DROPOUT, _DROP_IDS, _DROP_EVENTS, _DROP_WORDS = 0.3, 0.2, 0.2, 0.5
 # Places on a page from here on share what is learned of them.
 _POSITIONS = 64
 
 
 @dataclass(frozen=True)
-class AdKeys:
+class AdInputs:
     """What the behaviour part reads of ads.
 
     Attributes:
@@ -49,7 +49,7 @@ class History:
         seen: which events each impression may look back on, bool [impressions, events].
     """
 
-    ads: AdKeys
+    ads: AdInputs
     types: Tensor
     gaps: Tensor
     seen: Tensor
@@ -64,15 +64,15 @@ def with_interests(history: History, interests: Tensor, seen: Tensor) -> History
     """
     texts = len(interests)
     return History(
-        AdKeys(torch.cat([interests, history.ads.vectors]), F.pad(history.ads.buckets, (texts, 0))),
+        AdInputs(torch.cat([interests, history.ads.vectors]), F.pad(history.ads.buckets, (texts, 0))),
         F.pad(history.types, (texts, 0), value=INTERESTS_CLASS),
-        F.pad(history.gaps, (texts, 0), value=UNKNOWN_GAP),
+        F.pad(history.gaps, (texts, 0), value=UNKNOWN_TIME_GAP),
         torch.cat([seen, history.seen], dim=1),
     )
 
 
 @dataclass(frozen=True)
-class Shown:
+class Impressions:
     """Impressions to be scored.
 
     Attributes:
@@ -83,11 +83,11 @@ class Shown:
 
     dense: Tensor
     context: Tensor
-    ads: AdKeys
+    ads: AdInputs
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class BehaviourLogits:
     """Logits of a click, and of a conversion given the click, float32 [impressions]."""
 
     click: Tensor
@@ -111,15 +111,15 @@ class BehaviourModel(nn.Module):
         self.text = nn.Linear(text_width, _WIDTH)
         self.ids = nn.Embedding(buckets, _WIDTH)
         self.types = nn.Embedding(EVENT_CLASSES, _WIDTH)
-        self.gaps = nn.Embedding(GAP_CLASSES, _ALL_HEADS)
+        self.gaps = nn.Embedding(TIME_GAP_BUCKETS, _ALL_HEADS)
         # What attributes, context and hour say of any ad, and of this one (a factorisation machine, Rendle 2010).
         self.context = nn.EmbeddingBag(CONTEXT_BUCKETS, _WIDTH, mode="sum", padding_idx=0)
         self.positions = nn.Embedding(_POSITIONS, 1, padding_idx=0)
         self.query, self.key, self.value = (nn.Linear(_WIDTH, _WIDTH) for _ in range(3))
         # How much each kind of event speaks for the ad that it is about, and how strongly nothing is attended to.
-        self.liking = nn.Embedding(EVENT_CLASSES, 1)
-        self.indifference = nn.Parameter(torch.tensor([1.0] * _HEADS + [_LIKENESS_INDIFFERENCE]))
-        self.sharpness = nn.Parameter(torch.tensor(_SHARPNESS))
+        self.event_value = nn.Embedding(EVENT_CLASSES, 1)
+        self.null_logit = nn.Parameter(torch.tensor([1.0] * _HEADS + [_SIMILARITY_NULL_LOGIT]))
+        self.inverse_temperature = nn.Parameter(torch.tensor(_INVERSE_TEMPERATURE))
         self.dropout = nn.Dropout(_DROPOUT)
         self.wide = nn.Linear(features + _ALL_HEADS, 1)
         self.deep = nn.Sequential(
@@ -131,17 +131,17 @@ class BehaviourModel(nn.Module):
         for embedding in (self.ids, self.gaps, self.context, self.positions):
             nn.init.zeros_(embedding.weight)
         with torch.no_grad():
-            self.liking.weight.copy_(torch.linspace(-0.5, 1.0, EVENT_CLASSES)[:, None])
+            self.event_value.weight.copy_(torch.linspace(-0.5, 1.0, EVENT_CLASSES)[:, None])
         nn.init.normal_(self.types.weight, std=0.1)
 
-    def forward(self, shown: Shown, history: History) -> Behaviour:
+    def forward(self, shown: Impressions, history: History) -> BehaviourLogits:
         """Logits of impressions at an average place on the page."""
         ads = self._ads(shown.ads)
-        attended, liking = self._attend(shown.ads.vectors, ads, history)
+        attended, event_value = self._attend(shown.ads.vectors, ads, history)
         context = self.context(self._words(shown.context))
         vectors = torch.cat([ads, attended, attended * ads, context, context * ads], dim=1)
-        click, conversion = self.deep(torch.cat([shown.dense, self.dropout(vectors), liking], dim=1)).unbind(dim=1)
-        return Behaviour(click + self.wide(torch.cat([shown.dense, liking], dim=1))[:, 0], conversion)
+        click, conversion = self.deep(torch.cat([shown.dense, self.dropout(vectors), event_value], dim=1)).unbind(dim=1)
+        return BehaviourLogits(click + self.wide(torch.cat([shown.dense, event_value], dim=1))[:, 0], conversion)
 
     def of_position(self, positions: Tensor) -> Tensor:
         """What the place on the page adds to the logit of a click, [impressions]; nothing for an unknown place, 0.
@@ -167,7 +167,7 @@ class BehaviourModel(nn.Module):
             return context
         return context * (torch.rand(context.shape, device=context.device) >= _DROP_WORDS)
 
-    def _ads(self, ads: AdKeys) -> Tensor:
+    def _ads(self, ads: AdInputs) -> Tensor:
         ids = self.ids(ads.buckets) * (ads.buckets > 0)[:, None]
         if self.training:
             ids = ids * (torch.rand(ads.buckets.shape, device=ids.device) >= _DROP_IDS)[:, None]
@@ -180,17 +180,17 @@ class BehaviourModel(nn.Module):
         keys = _split(self.key(events))
         values = _split(self.value(self.dropout(events) + self.types(history.types)))
         learned = _split(self.query(ads)) @ keys.transpose(1, 2) / math.sqrt(_WIDTH // _HEADS)
-        likeness = self.sharpness * (texts @ history.ads.vectors.T)
+        similarity = self.inverse_temperature * (texts @ history.ads.vectors.T)
         seen = history.seen
         if self.training:
             seen = seen & (torch.rand(history.types.shape, device=seen.device) >= _DROP_EVENTS)
-        scores = torch.cat([learned, likeness[None]]) + self.gaps(history.gaps).permute(2, 0, 1)
-        nothing = self.indifference[:, None, None].expand(_ALL_HEADS, len(ads), 1)
+        scores = torch.cat([learned, similarity[None]]) + self.gaps(history.gaps).permute(2, 0, 1)
+        nothing = self.null_logit[:, None, None].expand(_ALL_HEADS, len(ads), 1)
         scores = torch.cat([scores.masked_fill(~seen, float("-inf")), nothing], dim=2)
         weights = scores.softmax(dim=2)[:, :, :-1]
         attended = (weights[:_HEADS] @ values).transpose(0, 1).flatten(1)
-        liking = (weights @ self.liking(history.types))[:, :, 0].transpose(0, 1)
-        return attended, liking
+        event_value = (weights @ self.event_value(history.types))[:, :, 0].transpose(0, 1)
+        return attended, event_value
 
 
 def _split(x: Tensor) -> Tensor:

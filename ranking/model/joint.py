@@ -55,8 +55,8 @@ class JointCrossEncoder(nn.Module):
         return added
 
     @property
-    def adds_nothing(self) -> bool:
-        """See `SharedUserCrossEncoder.adds_nothing`."""
+    def text_is_untrained(self) -> bool:
+        """See `SharedUserCrossEncoder.text_is_untrained`."""
         return not (self.head.weight.any() or self.head.bias.any())
 
     def _pairs(self, batch: PairBatch) -> tuple[TokenRows, Tensor]:

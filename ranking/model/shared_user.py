@@ -115,7 +115,7 @@ class SharedUserCrossEncoder(nn.Module):
         self._ad_segment = min(1, int(getattr(config, "type_vocab_size", 1)) - 1)
 
     @property
-    def adds_nothing(self) -> bool:
+    def text_is_untrained(self) -> bool:
         """Whether the text has not been trained for clicks, so that reading it would be in vain."""
         return not any(bool(weight.any()) for weight in self.head.last_weights)
 

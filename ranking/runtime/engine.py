@@ -18,9 +18,9 @@ from adcascade.vectors.encoder import estimated_tokens
 from ranking.artifact import ModelVersion
 from ranking.errors import ModelError
 from ranking.inputs.context import CONTEXT_WORDS
-from ranking.inputs.features import COUNTED, gap_classes, id_bucket, snapshot_features
+from ranking.inputs.features import COUNTED, id_bucket, snapshot_features, time_gap_buckets
 from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
-from ranking.model.behaviour import AdKeys, Behaviour, History, Shown, with_interests
+from ranking.model.behaviour import AdInputs, BehaviourLogits, History, Impressions, with_interests
 from ranking.model.passes import AdPass
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.ad_state_cache import AdStateCache
@@ -96,7 +96,7 @@ class RankingEngine:
     def _text_layers(self, settings: EngineSettings) -> TextLayers:
         model, bfloat16 = self._model, choose_precision(settings.precision, self.device)
         token_budget = settings.token_budget * (_GPU_BUDGETS if self.device.type == "cuda" else 1)
-        if model.adds_nothing:
+        if model.text_is_untrained:
             log.info("its text layers were not trained for clicks and are left out")
             return NoText()
         if not isinstance(model, SharedUserCrossEncoder):
@@ -125,9 +125,9 @@ class RankingEngine:
         self.rank([RankQuery("warm up", "ads", past, ["a", "b"], texts, keys, [0] * CONTEXT_WORDS, 0.0)])
 
     @torch.inference_mode()
-    def keep(self, ad_texts: Sequence[str]) -> bool:
+    def prefetch(self, ad_texts: Sequence[str]) -> bool:
         """Reads ads before anybody asks for them; False if there is no room left, or nothing that could be kept."""
-        return isinstance(self._text, SharedText) and self._text.keep(ad_texts)
+        return isinstance(self._text, SharedText) and self._text.prefetch(ad_texts)
 
     def readable(self, query: RankQuery) -> RankQuery:
         """The query with texts that are cut to what the model reads of them."""
@@ -172,10 +172,10 @@ class RankingEngine:
             dense.append(self._dense(query))
             behaviour.append(self._behaviour(query, dense[-1]))
             yield
-        text = yield from self._text.added(users, [query.ad_texts for query in queries], dense)
+        text = yield from self._text.text_logits(users, [query.ad_texts for query in queries], dense)
         scored = [
-            ((known.click + added).cpu().numpy(), known.conversion.cpu().numpy(), cached)
-            for known, (added, cached) in zip(behaviour, text, strict=True)
+            ((known.click + text_logits).cpu().numpy(), known.conversion.cpu().numpy(), cached)
+            for known, (text_logits, cached) in zip(behaviour, text, strict=True)
         ]
         compute_ms = 1000 * (time.perf_counter() - tokenized)
         return [
@@ -183,23 +183,23 @@ class RankingEngine:
             for *logits, cached in scored
         ]
 
-    def _behaviour(self, query: RankQuery, dense: Tensor) -> Behaviour:
+    def _behaviour(self, query: RankQuery, dense: Tensor) -> BehaviourLogits:
         """Logits from counters and the user's past events; what they are about is read once an ad, and kept."""
         texts = self._text_vectors(_texts_of(query))
         count, interests = len(query.ad_texts), [query.interests] if query.interests else []
         stated, past = texts[count : count + len(interests)], texts[count + len(interests) :]
-        gaps = self._integers(gap_classes(np.array([event.seconds for event in query.past])))
+        gaps = self._integers(time_gap_buckets(np.array([event.seconds for event in query.past])))
         history = History(
-            AdKeys(past, self._buckets([event.ad_id for event in query.past])),
+            AdInputs(past, self._buckets([event.ad_id for event in query.past])),
             self._integers([event.event_class for event in query.past]),
             gaps.expand(count, -1),
             torch.ones((count, len(query.past)), dtype=torch.bool, device=self.device),
         )
         if interests:
             history = with_interests(history, stated, history.seen.new_ones((count, 1)))
-        candidates = AdKeys(texts[:count], self._buckets(query.ad_ids))
+        candidates = AdInputs(texts[:count], self._buckets(query.ad_ids))
         context = self._integers(query.context[: self.loaded.spec.context_words]).expand(count, -1)
-        return self._model.behaviour(Shown(dense, context, candidates), history)  # type: ignore[no-any-return]
+        return self._model.behaviour(Impressions(dense, context, candidates), history)  # type: ignore[no-any-return]
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 _ADS_AT_ONCE = 8
 
 
-class AdKeeper:
+class AdCachePrewarmer:
     """Fills the ad states of whatever model version is loaded, from whatever index version is, until no more fit.
 
     Belongs to the thread of the model.
@@ -44,7 +44,7 @@ class AdKeeper:
         """Whether there is more to keep, and room for it."""
         ads = len(loaded.catalog)
         rows = range(self._kept, min(self._kept + _ADS_AT_ONCE, ads))
-        if not engine.keep([render_ad(ad) for ad in loaded.catalog.ads(rows)]):
+        if not engine.prefetch([render_ad(ad) for ad in loaded.catalog.ads(rows)]):
             if self._kept:
                 log.info("the states of %d of %d ads fill the memory for them (cache_mib)", self._kept, ads)
             return False

@@ -92,7 +92,7 @@ class TextLayers(Protocol):
     def cost_of(self, ad_texts: Sequence[str], user_tokens: int) -> int:
         """About how many tokens must be read of a user's candidates, and of the user for each of them."""
 
-    def added(
+    def text_logits(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
     ) -> Slices[list[tuple[Tensor, int]]]:
         """For each user, what the text adds to the logits of their ads, float32 [ads], and how many ads were known.
@@ -111,7 +111,7 @@ class NoText:
         """See `TextLayers`."""
         return 0
 
-    def added(
+    def text_logits(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
     ) -> Slices[list[tuple[Tensor, int]]]:
         """See `TextLayers`."""
@@ -154,7 +154,7 @@ class SharedText:
         """See `TextLayers`; ads whose states are kept cost nothing."""
         return sum(map(self._reader.tokens_of_ad, self._cache.missing(ad_texts)))
 
-    def added(
+    def text_logits(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
     ) -> Slices[list[tuple[Tensor, int]]]:
         """See `TextLayers`."""
@@ -165,7 +165,7 @@ class SharedText:
             found.append((yield from self._of_user(*one)))
         return found
 
-    def keep(self, texts: Sequence[str]) -> bool:
+    def prefetch(self, texts: Sequence[str]) -> bool:
         """Reads these ads before anybody asks; False, and nothing done, if others would have to give way."""
         if not self._cache.has_room(len(texts)):
             return False
@@ -210,7 +210,7 @@ class JointText:
         """See `TextLayers`; the user is read anew for each ad."""
         return sum(user_tokens + self._reader.tokens_of_ad(text) for text in ad_texts)
 
-    def added(
+    def text_logits(
         self, users: TokenRows, ad_texts: Sequence[Sequence[str]], dense: Sequence[Tensor]
     ) -> Slices[list[tuple[Tensor, int]]]:
         """See `TextLayers`."""

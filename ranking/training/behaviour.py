@@ -20,9 +20,9 @@ from ranking.model.behaviour import BehaviourModel
 from ranking.training.loop import Loop
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
 from ranking.training.options import TrainOptions
-from ranking.training.stage import Conditions, Fit, Plan
+from ranking.training.stage import Plan, StageContext, StageResult
 
-_AVERAGE_DECAY = 0.998
+_EMA_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
 _CONTEXT_RATE = 0.1
 _POSITION_PRIOR = 0.5  # a place that was hardly seen is taken for an average one
@@ -33,10 +33,10 @@ def train_behaviour(
     rows: BehaviourRows,
     data: Dataset,
     options: TrainOptions,
-    under: Conditions,
+    context: StageContext,
     *,
     is_new: bool = True,
-) -> Fit:
+) -> StageResult:
     """Trains `model` in place; keeps the (averaged) weights that are best on the validation part.
 
     Args:
@@ -46,10 +46,10 @@ def train_behaviour(
         ModelError: The loss is not a number.
     """
     labels, everything = data.labels(options), all_labels(data.log, data.groups)
-    validation = list(merged(rows.windows(data.parts[1]), CELLS_PER_WINDOW))
+    validation = list(merged(rows.windows(data.split.valid), CELLS_PER_WINDOW))
     if is_new:
         nn.init.constant_(model.wide.bias, math.log(data.prior_ctr / (1 - data.prior_ctr)))
-    conversion_weight = options.conversion_weight if data.log.conversions[data.parts[0]].any() else 0.0
+    conversion_weight = options.conversion_weight if data.log.conversions[data.split.train].any() else 0.0
     seen = rows
 
     def batches(epoch: int) -> Iterator[list[Window]]:
@@ -67,9 +67,9 @@ def train_behaviour(
     def validate() -> float:
         model.eval()
         losses = [_loss(model, rows, window, everything, options, 0.0) for window in validation]
-        return float(torch.stack(losses).sum()) / int(data.log.impressions[data.parts[1]].sum())
+        return float(torch.stack(losses).sum()) / int(data.log.impressions[data.split.valid].sum())
 
-    plan = _plan(options, len(labels.rows), under)
+    plan = _plan(options, len(labels.rows), context)
     weights = dict(model.named_parameters())
     # Attributes of a user almost tell who it is: learned fast, they are learned by heart.
     slow = set(model.context.parameters())
@@ -82,27 +82,27 @@ def train_behaviour(
     ]
     if not plan.steps and is_new:
         _say_nothing(model)
-    loop: Loop[list[Window]] = Loop(plan, weights, groups, validate, under.watch, under.workers)
+    loop: Loop[list[Window]] = Loop(plan, weights, groups, validate, context.watch, context.workers)
     fit = loop.run(batches, loss)
     _refit_positions(model, rows, data)
-    rows.center_positions(model, data.parts[0])
+    rows.center_positions(model, data.split.train)
     return fit
 
 
-def _plan(options: TrainOptions, rows: int, under: Conditions) -> Plan:
-    steps = math.ceil(options.behaviour_epochs * rows / options.behaviour_batch / under.workers.count)
-    per_epoch = math.ceil(rows / options.behaviour_batch / under.workers.count)
+def _plan(options: TrainOptions, rows: int, context: StageContext) -> Plan:
+    steps = math.ceil(options.behaviour_epochs * rows / options.behaviour_batch / context.workers.count)
+    per_epoch = math.ceil(rows / options.behaviour_batch / context.workers.count)
     return Plan(
         stage="behaviour",
         steps=max(options.behaviour_min_steps, steps) if options.behaviour_epochs else 0,
-        seconds=under.seconds,
+        seconds=context.seconds,
         validate_every=max(_STEPS_PER_VALIDATION, per_epoch),
         patience=options.patience,
         weight_decay=options.weight_decay,
         seed=options.seed,
-        average_decay=_AVERAGE_DECAY,
-        checkpoint=under.checkpoint,
-        identity=under.identity,
+        ema_decay=_EMA_DECAY,
+        checkpoint=context.checkpoint,
+        identity=context.identity,
         too_fast="lower --behaviour-learning-rate",
     )
 
@@ -120,7 +120,7 @@ def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) 
 
     The noise that dropout adds to a logit makes every effect look smaller (log-odds do not collapse, Gail et al. 1984).
     """
-    part = data.parts[0][data.log.position[data.parts[0]] > 0]
+    part = data.split.train[data.log.position[data.split.train] > 0]
     if not len(part):
         return
     known = behaviour_logits(model, rows, part).click.to(torch.float64)

@@ -165,9 +165,9 @@ def evaluate_command(
     warn_of_rows_it_knows(loaded, data)
     with working("Evaluating"):
         evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
-    title = f"Model version {loaded.version}, split by {data.split}"
+    title = f"Model version {loaded.version}, split by {data.split_by}"
     if as_json:
-        document = {"version": loaded.version, "split": data.split, "rejected": data.report.rejected}
+        document = {"version": loaded.version, "split": data.split_by, "rejected": data.report.rejected}
         print(json.dumps({**document, "test": evaluation_as_dict(evaluation)}, indent=2))  # noqa: T201
     else:
         Console().print(evaluation_table(evaluation, title))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from adcascade.reports.page import never_at_the_cost_of
 from ranking.errors import ModelError
 from ranking.evaluation.results import CurvePoint
-from ranking.training.stage import Step, Watch
+from ranking.training.stage import OnProgress, TrainingProgress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +23,7 @@ class LossCurves:
         ModelError: TensorBoard is asked for, but not installed.
     """
 
-    def __init__(self, watch: Watch, folder: Path | None) -> None:
+    def __init__(self, watch: OnProgress, folder: Path | None) -> None:
         self.points: list[CurvePoint] = []
         self._pass_on = watch
         self._writer = _writer(folder) if folder is not None else None
@@ -38,7 +38,7 @@ class LossCurves:
             with never_at_the_cost_of("what was learned stays", "TensorBoard may lack some of its points"):
                 self._writer.close()
 
-    def watch(self, step: Step) -> None:
+    def watch(self, step: TrainingProgress) -> None:
         """Told of every step."""
         self._pass_on(step)
         if step.validation_loss is None:

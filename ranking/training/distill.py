@@ -22,7 +22,7 @@ from ranking.training.options import TrainOptions
 from ranking.training.versions import warn_of_rows_it_knows
 
 
-class Lessons(nn.Module):
+class DistillationLoss(nn.Module):
     """What a student is taught beside the labels.
 
     Attributes:
@@ -51,20 +51,20 @@ class Lessons(nn.Module):
 
 def make_lessons(
     data: Dataset, teacher: ModelVersion, model: RankerModel, options: TrainOptions, device: torch.device
-) -> Lessons:
+) -> DistillationLoss:
     """Lessons of a model version for `model`, which reads the same log.
 
     Raises:
         ModelError: The teacher reads no text, so that it has nothing to teach.
     """
-    if teacher.model.adds_nothing:
+    if teacher.model.text_is_untrained:
         raise ModelError(
             f"the teacher {teacher.version} reads no text: its fine-tuning brought too little to be kept. Train it "
             "longer (--epochs), or with --min-text-gain -1 to keep its text whatever it brings"
         )
     warn_of_rows_it_knows(teacher, data)
     predictor = Predictor(data, teacher.model, teacher.tokenizer, teacher.spec, device, options.precision)
-    return Lessons(predictor, _width(model), options).to(device)
+    return DistillationLoss(predictor, _width(model), options).to(device)
 
 
 def _width(model: RankerModel) -> int:

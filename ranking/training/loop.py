@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ranking.errors import ModelError
 from ranking.training.checkpoint import Checkpoint, DamagedCheckpointError
-from ranking.training.stage import Fit, Plan, Step, Watch
+from ranking.training.stage import OnProgress, Plan, StageResult, TrainingProgress
 from ranking.training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Loop(Generic[Batch]):
         weights: Mapping[str, nn.Parameter],
         groups: list[dict[str, Any]],
         validate: Callable[[], float],
-        watch: Watch,
+        watch: OnProgress,
         workers: Workers = Workers(),  # noqa: B008 (a frozen value)
     ) -> None:
         self._plan, self._weights, self._validate, self._watch, self._workers = plan, weights, validate, watch, workers
@@ -61,7 +61,9 @@ class Loop(Generic[Batch]):
         self._seconds = 0.0
         self._last_tick = time.monotonic()
 
-    def run(self, batches: Callable[[int], Iterable[Batch]], loss: Callable[[Batch], tuple[Tensor, float]]) -> Fit:
+    def run(
+        self, batches: Callable[[int], Iterable[Batch]], loss: Callable[[Batch], tuple[Tensor, float]]
+    ) -> StageResult:
         """Trains to the end of the plan; leaves the best weights in place.
 
         Args:
@@ -72,24 +74,24 @@ class Loop(Generic[Batch]):
             ModelError: The loss is not a number.
         """
         self._last_tick = time.monotonic()
-        if not self._take_up():
+        if not self._resume():
             self._before = self._best_loss = self._validated()
-            self._tell(self._before)
+            self._report(self._before)
         while not self._is_over():
             for group in itertools.islice(self._grouped(batches(self._epoch)), self._in_epoch, None):
                 self._make_step(group, loss)
                 self._tick()
                 self._in_epoch += 1
                 validated = self._step % self._plan.validate_every == 0 or self._done() >= 1.0
-                self._tell(self._check() if validated else None)
+                self._report(self._check() if validated else None)
                 self._keep_checkpoint()
                 if self._is_over():
                     break
             else:
                 self._epoch, self._in_epoch = self._epoch + 1, 0
-        self._put(self._best)
+        self._load_weights(self._best)
         by_clock = self._step < self._plan.steps and self._stale < self._plan.patience
-        return Fit(
+        return StageResult(
             self._step, self._kept, self._before, self._best_loss, self._seconds, self._plan.steps, by_clock=by_clock
         )
 
@@ -129,9 +131,9 @@ class Loop(Generic[Batch]):
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        if self._plan.average_decay is None:
+        if self._plan.ema_decay is None:
             return
-        decay = min(self._plan.average_decay, (1 + self._step) / (10 + self._step))
+        decay = min(self._plan.ema_decay, (1 + self._step) / (10 + self._step))
         for name, weight in self._weights.items():
             self._average[name].lerp_(weight, 1 - decay)
 
@@ -141,15 +143,15 @@ class Loop(Generic[Batch]):
         self._stale = 0 if loss < self._best_loss else self._stale + 1
         if loss < self._best_loss:
             self._best_loss, self._kept = loss, self._step
-            self._best = self._copy() if self._plan.average_decay is None else _clones(self._average)
+            self._best = self._copy() if self._plan.ema_decay is None else _clones(self._average)
         return loss
 
     def _validated(self) -> float:
         mine = self._copy()
-        if self._plan.average_decay is not None:
-            self._put(self._average)
+        if self._plan.ema_decay is not None:
+            self._load_weights(self._average)
         loss = self._validate()
-        self._put(mine)
+        self._load_weights(mine)
         return self._workers.agree(loss, self._device)
 
     def _done(self) -> float:
@@ -169,11 +171,11 @@ class Loop(Generic[Batch]):
     def _is_over(self) -> bool:
         return self._done() >= 1.0 or self._stale >= self._plan.patience
 
-    def _tell(self, validation_loss: float | None) -> None:
+    def _report(self, validation_loss: float | None) -> None:
         mean = self._loss_sum / self._loss_weight if self._loss_weight else math.nan
         rate = float(self._optimizer.param_groups[0]["lr"])
         done = 1.0 if self._is_over() else self._done()
-        self._watch(Step(self._plan.stage, self._step, done, rate, mean, validation_loss, self._best_loss))
+        self._watch(TrainingProgress(self._plan.stage, self._step, done, rate, mean, validation_loss, self._best_loss))
         if validation_loss is not None:
             self._loss_sum = self._loss_weight = 0.0
 
@@ -183,7 +185,7 @@ class Loop(Generic[Batch]):
         return _clones(self._weights)
 
     @torch.no_grad()
-    def _put(self, values: Mapping[str, Tensor]) -> None:
+    def _load_weights(self, values: Mapping[str, Tensor]) -> None:
         for name, weight in self._weights.items():
             weight.copy_(values[name])
 
@@ -216,7 +218,7 @@ class Loop(Generic[Batch]):
             "seconds": self._seconds,
         }
 
-    def _take_up(self) -> bool:
+    def _resume(self) -> bool:
         """Goes on from the checkpoint, if there is one that this training wrote."""
         path = self._plan.checkpoint
         if path is None:
@@ -259,7 +261,7 @@ class Loop(Generic[Batch]):
         for path, tensor in found.tensors.items():
             kind, name = path.split("/", 1)
             by_kind[kind][name] = tensor if name.endswith("/step") else tensor.to(self._device)
-        self._put(by_kind["weight"])
+        self._load_weights(by_kind["weight"])
         self._average, self._best = by_kind["average"], by_kind["best"]
         for path, tensor in by_kind["optimizer"].items():
             name, key = path.rsplit("/", 1)

@@ -73,7 +73,7 @@ class TrainOptions:
         _TEXT, 1e-4, "Highest step size of the text layers; lower it if the validation loss rises at once.", min=0
     )
     head_learning_rate: float = _option(_TEXT, 1e-3, "The same for the head above them.", min=0)
-    average_decay: float = _option(
+    ema_decay: float = _option(
         _TEXT,
         0.0,
         "Keep a running average of the text layers' weights: 0.99 is over about 100 steps, 0 is off.",

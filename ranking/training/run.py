@@ -103,7 +103,7 @@ def _report(
     )
     return TrainReport(
         version=version,
-        split=data.split,
+        split=data.split_by,
         seed=options.seed,
         rows=len(data.log),
         rejected=dict(data.report.rejected),

@@ -18,7 +18,7 @@ class Plan:
         validate_every: steps between validations.
         patience: validations without improvement after which the stage ends.
         accumulate: batches that make one step.
-        average_decay: of the running average of the weights (Polyak and Juditsky 1992), which is then what is
+        ema_decay: of the running average of the weights (Polyak and Juditsky 1992), which is then what is
             validated and kept; None keeps the weights themselves.
         checkpoint: file of the checkpoint, None for none; written every `checkpoint_every` steps.
         identity: of the training; a checkpoint with another one is not taken up.
@@ -32,7 +32,7 @@ class Plan:
     weight_decay: float
     seed: int
     accumulate: int = 1
-    average_decay: float | None = None
+    ema_decay: float | None = None
     checkpoint: Path | None = None
     checkpoint_every: int = 100
     identity: str = ""
@@ -40,7 +40,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingProgress:
     """What those who watch a training are told.
 
     Attributes:
@@ -59,15 +59,15 @@ class Step:
     best_loss: float
 
 
-Watch = Callable[[Step], None]
+OnProgress = Callable[[TrainingProgress], None]
 
 
 @dataclass(frozen=True)
-class Conditions:
+class StageContext:
     """Under which a stage trains: who watches, which processes share it, its checkpoint's file and the identity of the
     training that it must be of, and how long it may."""
 
-    watch: Watch
+    watch: OnProgress
     workers: Workers = Workers()  # noqa: RUF009 (a frozen value)
     checkpoint: Path | None = None
     seconds: float | None = None
@@ -75,7 +75,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Fit:
+class StageResult:
     """What a stage brought: validation loss before it, and at the step that was kept (0 keeps what it began with).
 
     Attributes:

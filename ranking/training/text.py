@@ -15,11 +15,11 @@ from ranking.data.labels import all_labels
 from ranking.data.scorer import Scorer
 from ranking.data.text_batches import BatchMaker, LabelledBatch, make_blocks
 from ranking.model.shared_user import SharedUserCrossEncoder
-from ranking.training.distill import Lessons
+from ranking.training.distill import DistillationLoss
 from ranking.training.loop import Loop
 from ranking.training.lora import add_adapters, merge_adapters
 from ranking.training.options import TrainOptions
-from ranking.training.stage import Conditions, Fit, Plan
+from ranking.training.stage import Plan, StageContext, StageResult
 
 
 def train_text(
@@ -28,9 +28,9 @@ def train_text(
     maker: BatchMaker,
     data: Dataset,
     options: TrainOptions,
-    under: Conditions,
-    lessons: Lessons | None = None,
-) -> Fit:
+    context: StageContext,
+    lessons: DistillationLoss | None = None,
+) -> StageResult:
     """Trains the text layers in place, the behaviour part being given; keeps the weights best on the validation part.
 
     Nothing is changed if the validation loss falls by less than `options.min_text_gain`.
@@ -68,9 +68,9 @@ def train_text(
             total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, options))
         return total / int(data.log.impressions[np.concatenate(validation)].sum())
 
-    plan = _plan(options, len(labels.rows), under)
+    plan = _plan(options, len(labels.rows), context)
     loop: Loop[LabelledBatch] = Loop(
-        plan, weights, _groups(model, lessons, options), validate, under.watch, under.workers
+        plan, weights, _groups(model, lessons, options), validate, context.watch, context.workers
     )
     fit = loop.run(batches, loss)
     is_kept = fit.loss_before - fit.loss_kept >= options.min_text_gain
@@ -83,27 +83,27 @@ def train_text(
     return fit if is_kept else replace(fit, kept_step=0, loss_kept=fit.loss_before)
 
 
-def _plan(options: TrainOptions, rows: int, under: Conditions) -> Plan:
-    pairs = options.pairs_per_step * options.accumulate * under.workers.count
+def _plan(options: TrainOptions, rows: int, context: StageContext) -> Plan:
+    pairs = options.pairs_per_step * options.accumulate * context.workers.count
     return Plan(
         stage="text",
         steps=math.ceil(options.epochs * rows / pairs),
-        seconds=under.seconds,
+        seconds=context.seconds,
         validate_every=options.validate_every,
         patience=options.patience,
         weight_decay=options.weight_decay,
         seed=options.seed,
         accumulate=options.accumulate,
-        average_decay=options.average_decay or None,
-        checkpoint=under.checkpoint,
-        identity=under.identity,
+        ema_decay=options.ema_decay or None,
+        checkpoint=context.checkpoint,
+        identity=context.identity,
         too_fast="lower --learning-rate",
     )
 
 
 def validation_blocks(data: Dataset, options: TrainOptions, rows: int) -> list[Integers]:
     """Whole blocks drawn from the validation part, about so many rows."""
-    blocks = make_blocks(data, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
+    blocks = make_blocks(data, data.split.valid, max_ads=options.max_ads_per_user, merge_requests=True)
     order = np.random.default_rng(options.seed).permutation(len(blocks))
     rows_before = np.cumsum([0, *(len(blocks[place]) for place in order)])[:-1]
     return [blocks[place] for place in order[rows_before < rows]]
@@ -137,7 +137,7 @@ def _train_mode(model: RankerModel, options: TrainOptions) -> None:
         module.eval()
 
 
-def _groups(model: RankerModel, lessons: Lessons | None, options: TrainOptions) -> list[dict[str, object]]:
+def _groups(model: RankerModel, lessons: DistillationLoss | None, options: TrainOptions) -> list[dict[str, object]]:
     encoder = [weight for weight in model.encoder.parameters() if weight.requires_grad]
     return [
         {"params": encoder, "lr": options.learning_rate},
@@ -145,5 +145,5 @@ def _groups(model: RankerModel, lessons: Lessons | None, options: TrainOptions) 
     ]
 
 
-def _bridge(lessons: Lessons | None) -> dict[str, nn.Parameter]:
+def _bridge(lessons: DistillationLoss | None) -> dict[str, nn.Parameter]:
     return {} if lessons is None else dict(lessons.named_parameters())

@@ -33,7 +33,7 @@ from ranking.training.behaviour import train_behaviour
 from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.losses import GROUP_LOSSES
 from ranking.training.options import TrainOptions
-from ranking.training.stage import Conditions, Fit, Watch
+from ranking.training.stage import OnProgress, StageContext, StageResult
 from ranking.training.text import train_text, validation_blocks
 from ranking.training.versions import load_named
 from ranking.training.workers import join_workers, worker_device
@@ -49,7 +49,7 @@ class Trained:
     tokenizer: PreTrainedTokenizerBase
     spec: CtrSpec
     text_fit: TextFit
-    stages: dict[str, Fit]
+    stages: dict[str, StageResult]
     teacher: ModelVersion | None = None
 
 
@@ -67,7 +67,7 @@ class _Start:
 def train(
     data: Dataset,
     options: TrainOptions,
-    watch: Watch = lambda _: None,
+    watch: OnProgress = lambda _: None,
     *,
     checkpoints: Path | None = None,
 ) -> Trained:
@@ -90,7 +90,7 @@ def train(
     model, spec, rows = start.model.to(device), start.spec, start.rows
     seconds = None if options.max_minutes is None else 60 * options.max_minutes
     identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(start.model)}"
-    whole = Conditions(watch, workers, seconds=seconds, identity=identity)
+    whole = StageContext(watch, workers, seconds=seconds, identity=identity)
     learned = train_behaviour(
         model.behaviour, rows, data, options, _first_part(whole, options, checkpoints), is_new=not options.warm_start
     )
@@ -111,13 +111,13 @@ def train(
     return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
 
 
-def _first_part(whole: Conditions, options: TrainOptions, checkpoints: Path | None) -> Conditions:
+def _first_part(whole: StageContext, options: TrainOptions, checkpoints: Path | None) -> StageContext:
     """Of the behaviour part: its share of the time."""
     seconds = None if whole.seconds is None else options.behaviour_share * whole.seconds
     return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "behaviour"))
 
 
-def _rest(whole: Conditions, behaviour: Fit, checkpoints: Path | None) -> Conditions:
+def _rest(whole: StageContext, behaviour: StageResult, checkpoints: Path | None) -> StageContext:
     """Of the text layers: the time that the behaviour part left."""
     seconds = None if whole.seconds is None else max(0.0, whole.seconds - behaviour.seconds)
     return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "text"))
@@ -141,16 +141,16 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
     log = data.log.take(rows)
     calibration = fit_calibration(click, log.clicks, log.impressions)
     update: dict[str, object] = {"calibration": calibration}
-    if data.log.conversions[data.parts[0]].any():
+    if data.log.conversions[data.split.train].any():
         p_click = calibration.probability(click)
         update["conversion"] = fit_conversions(p_click, conversion, log.conversions, log.impressions)
     return spec.model_copy(update=update)
 
 
-def _text_fit(model: RankerModel, fit: Fit, data: Dataset, options: TrainOptions) -> TextFit:
+def _text_fit(model: RankerModel, fit: StageResult, data: Dataset, options: TrainOptions) -> TextFit:
     rows = sum(map(len, validation_blocks(data, options, options.validation_rows)))
     return TextFit(
-        not model.adds_nothing,
+        not model.text_is_untrained,
         fit.steps,
         fit.kept_step,
         rows,
@@ -176,7 +176,7 @@ def _check(options: TrainOptions) -> None:
 
 
 def _check_clicks(data: Dataset) -> None:
-    training = data.log.take(data.parts[0])
+    training = data.log.take(data.split.train)
     clicks, impressions = int(training.clicks.sum()), int(training.impressions.sum())
     if clicks in (0, impressions):
         raise InputError(
@@ -230,7 +230,7 @@ def _id_buckets(ads: int) -> int:
 
 def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int) -> CtrSpec:
     prior_ctr = data.prior_ctr
-    features = data.features(data.past, prior_ctr)[data.parts[0]].astype(np.float64)
+    features = data.features(data.past, prior_ctr)[data.split.train].astype(np.float64)
     known = ~np.isnan(features)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, features, 0).sum(axis=0) / count
@@ -255,6 +255,6 @@ def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int
 
 def _calibration_blocks(model: RankerModel, data: Dataset, options: TrainOptions) -> list[Integers]:
     """All of the validation part where that costs nothing, since no text is read."""
-    if model.adds_nothing:
-        return make_blocks(data, data.parts[1], max_ads=options.max_ads_per_user, merge_requests=True)
+    if model.text_is_untrained:
+        return make_blocks(data, data.split.valid, max_ads=options.max_ads_per_user, merge_requests=True)
     return validation_blocks(data, options, options.calibration_rows)

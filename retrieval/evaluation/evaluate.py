@@ -93,7 +93,7 @@ def warn_of_known_rows(data: RetrievalData, retriever: Retriever) -> None:
             "the towers were trained on other rows than this split's, so they may know what they are tested on: "
             "give the files, the number of newest rows, the split and the seed of their training"
         )
-    elif towers.popularity.moment > int(data.log.time[data.parts.training].max()) + 1:
+    elif towers.popularity.moment > int(data.log.time[data.split.train].max()) + 1:
         log.warning(
             "the index was refreshed with clicks of the test part, so it knows how popular ads are then: "
             "judge a version as it was built"
@@ -102,12 +102,12 @@ def warn_of_known_rows(data: RetrievalData, retriever: Retriever) -> None:
 
 def judge_of(data: RetrievalData) -> tuple[Judge, PopularitySnapshot]:
     """The users of the test part, and how popular ads were before it. Raises what `evaluate_retrieval` does."""
-    if not len(data.parts.test):
+    if not len(data.split.test):
         raise InputError("this split keeps no rows to test: choose time, user or ad")
-    judged = held_out(data.log, data.parts.training, data.parts.test, data.number_of)
+    judged = held_out(data.log, data.split.train, data.split.test, data.number_of)
     if not len(judged):
         raise InputError("there is nothing to evaluate: nobody clicked an ad that was new to them in the test part")
-    popularity = PopularitySnapshot.of(data.log.take(data.parts.training))
+    popularity = PopularitySnapshot.of(data.log.take(data.split.train))
     schedule = Schedule.of([(ad.start_time, ad.end_time) for ad in data.ads])
     return Judge(judged, popularity.clicks(data.ad_ids, np.inf), schedule), popularity
 
@@ -121,7 +121,7 @@ def _in_parts(progress: Progress, parts: int, users: int) -> Callable[[int], Pro
 
 def profiles_of(data: RetrievalData, judged: HeldOut) -> list[UserProfile]:
     """Users as of the end of what they did in the training part, with their newest events."""
-    histories = Histories(data.log.take(data.parts.training))
+    histories = Histories(data.log.take(data.split.train))
     end = np.iinfo(np.int64).max
     return [
         UserProfile(
@@ -244,7 +244,7 @@ def _by_events(judge: Judge, k: int) -> list[Slice]:
 
 def _by_ads(judge: Judge, data: RetrievalData, k: int) -> list[Slice]:
     """Users with a click on such an ad, and those clicks alone."""
-    shown = frozenset(data.log.ad_id[data.parts.training].tolist())
+    shown = frozenset(data.log.ad_id[data.split.train].tolist())
     known = np.array([ad_id in shown for ad_id in data.ad_ids])
     clicks = np.where(known, judge.clicks_of_ads, -1)
     found = []

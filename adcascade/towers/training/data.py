@@ -14,7 +14,7 @@ from adcascade.records.clicks import ClickLog, LogReport
 from adcascade.records.joined import Joined, read_joined
 from adcascade.records.users import UserProfile
 from adcascade.terminal.progress import Progress
-from adcascade.towers.training.parts import Parts, split_log
+from adcascade.towers.training.split import TowerSplit, split_log
 from adcascade.vectors.encoder import TextEncoder, Vectors
 
 _TEXTS_AT_ONCE = 512
@@ -35,7 +35,7 @@ class RetrievalData:
     log: ClickLog
     report: LogReport
     users: dict[str, UserProfile]
-    parts: Parts
+    split: TowerSplit
 
     @classmethod
     def of(
@@ -44,7 +44,7 @@ class RetrievalData:
         log: ClickLog,
         report: LogReport,
         users: dict[str, UserProfile],
-        parts: Parts,
+        split: TowerSplit,
         encoder: TextEncoder,
         progress: Progress = lambda *_: None,
     ) -> "RetrievalData":
@@ -54,7 +54,7 @@ class RetrievalData:
             some = ads[start : start + _TEXTS_AT_ONCE]
             texts[start : start + len(some)] = encoder.encode([embedding_text(ad) for ad in some])
             progress("embed", start + len(some), len(ads))
-        return cls(ads, texts, log, report, users, parts)
+        return cls(ads, texts, log, report, users, split)
 
     @cached_property
     def ad_ids(self) -> list[str]:
@@ -69,7 +69,7 @@ class RetrievalData:
     @cached_property
     def training_sha256(self) -> str:
         """Hash of the rows that are trained on."""
-        rows, digest = self.parts.training, hashlib.sha256()
+        rows, digest = self.split.train, hashlib.sha256()
         for column in (self.log.ad_id, self.log.user_id):
             digest.update("\0".join(column[rows]).encode("utf-8", "surrogatepass"))
         for numbers in (self.log.time, self.log.clicks, self.log.impressions):
@@ -96,7 +96,7 @@ def load_retrieval_data(
     A few rows without a timestamp (no more than may be rejected) are left out.
 
     Args:
-        split, seed: see `parts.split_log`.
+        split, seed: see `split.split_log`.
         max_rejected, newest, rejected_file: see `adcascade.records.clicks.read_clicks`.
         on_read: Called with what was read, before it is split and embedded.
 
@@ -107,5 +107,5 @@ def load_retrieval_data(
         ads, clicks, users, max_rejected=max_rejected, newest=newest, timed=True, rejected_file=rejected_file
     )
     on_read(read)
-    parts = split_log(read.log, split, seed)
-    return RetrievalData.of(list(read.ads.values()), read.log, read.report, read.users, parts, encoder, progress)
+    rows = split_log(read.log, split, seed)
+    return RetrievalData.of(list(read.ads.values()), read.log, read.report, read.users, rows, encoder, progress)

@@ -54,7 +54,7 @@ class TowerReport:
 def train_towers(
     data: RetrievalData, encoder: TextEncoder, options: TowerOptions, watch: Watch = lambda *_: None
 ) -> TrainedTowers:
-    """Trains towers on `data.parts`.
+    """Trains towers on `data.split`.
 
     Raises:
         InputError: Too few users clicked anything to learn from, or to choose by.
@@ -63,7 +63,7 @@ def train_towers(
     _check(options)
     half = replace(options, max_minutes=None if options.max_minutes is None else options.max_minutes / 2)
     choice, chosen_in = _chosen(data, half, watch)
-    fitted = _fitted(data, data.parts.training, half, lambda *at: watch("train", *at))
+    fitted = _fitted(data, data.split.train, half, lambda *at: watch("train", *at))
     neighbours = fit_neighbours(fitted.sequences, data.ad_ids, options)
     queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
     spec = TowerSpec(
@@ -82,7 +82,7 @@ def train_towers(
         compared=choice.compared,
         passes={"choose": chosen_in, "train": fitted.passes},
     )
-    rows = data.log.take(data.parts.training)
+    rows = data.log.take(data.split.train)
     known = frozenset(rows.ad_id.tolist())
     trained = TrainedTowers(spec, fitted.towers, known, PopularitySnapshot.of(rows), queries, neighbours)
     return replace(trained, spec=spec.model_copy(update={"spread": _spread(trained, fitted, data, options.seed)}))
@@ -114,8 +114,8 @@ def train_and_save(
     published = publish and (publish_anyway or not trained.spec.better_than())
     if published:
         store.publish(draft.version)
-    sequences = sequences_of(data.log, data.parts.training, data.number_of)
-    clicked = data.parts.training[data.log.clicks[data.parts.training] > 0]
+    sequences = sequences_of(data.log, data.split.train, data.number_of)
+    clicked = data.split.train[data.log.clicks[data.split.train] > 0]
     return TowerReport(
         draft.version,
         published,
@@ -145,17 +145,17 @@ class _Fitted:
 
 
 def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[Choice, Passes]:
-    parts = data.parts
-    judged = held_out(data.log, parts.first, parts.chosen_by, data.number_of)
+    split = data.split
+    judged = held_out(data.log, split.fit, split.tune, data.number_of)
     if not len(judged):
         if not (data.log.clicks > 0).any():
             raise InputError("the log has no click to learn from")
         raise InputError(
             "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
         )
-    fitted = _fitted(data, parts.first, options, lambda *at: watch("choose", *at))
+    fitted = _fitted(data, split.fit, options, lambda *at: watch("choose", *at))
     sequences = fitted.sequences
-    popularity = PopularitySnapshot.of(data.log.take(parts.first))
+    popularity = PopularitySnapshot.of(data.log.take(split.fit))
     novel = options.exploration * novelty(popularity.impressions(data.ad_ids))
     neighbours = fit_neighbours(sequences, data.ad_ids, options)
     shape = (len(sequences.users) + 1, len(data.ads))

@@ -12,7 +12,7 @@ from benchmarks.speed.gpu.card import describe_with_card, faster
 from benchmarks.speed.results import BenchResult, Entry
 from ranking.data.dataset import Dataset
 from ranking.training.options import TrainOptions
-from ranking.training.stage import Step
+from ranking.training.stage import TrainingProgress
 from ranking.training.train import train
 
 _STAGES = ("behaviour", "text")
@@ -63,7 +63,7 @@ def _seconds_per_step(data: Dataset, options: TrainOptions) -> dict[str, list[fl
     """Of the steps of each part, the first three left out."""
     moments: dict[str, list[float]] = {stage: [] for stage in _STAGES}
 
-    def watch(step: Step) -> None:
+    def watch(step: TrainingProgress) -> None:
         if step.stage in moments:
             moments[step.stage].append(time.perf_counter())
 

@@ -13,23 +13,23 @@ _HIDDEN_ADS = 0.2
 
 
 @dataclass(frozen=True)
-class Parts:
+class TowerSplit:
     """Row indices of a log.
 
     Attributes:
-        first: what the towers are trained on to choose by `chosen_by`.
-        chosen_by: later rows, by which weights of popularity and quotas are chosen.
-        training: what the towers are then trained on anew, once all is chosen.
+        fit: what the towers are trained on to choose by `tune`.
+        tune: later rows, by which weights of popularity and quotas are chosen.
+        train: what the towers are then trained on anew, once all is chosen.
         test: rows that no training sees; empty if all rows train.
     """
 
-    first: Integers
-    chosen_by: Integers
-    training: Integers
+    fit: Integers
+    tune: Integers
+    train: Integers
     test: Integers
 
 
-def split_log(log: ClickLog, split: str, seed: int) -> Parts:
+def split_log(log: ClickLog, split: str, seed: int) -> TowerSplit:
     """Cuts a log.
 
     Args:
@@ -48,28 +48,28 @@ def split_log(log: ClickLog, split: str, seed: int) -> Parts:
             f"the towers learn from what users did over time, but {log.one_moment_rows}: give each row its own time"
         )
     if split == "time":
-        first, chosen_by, test = split_by_time(log)
-        return Parts(first, chosen_by, np.concatenate([first, chosen_by]), test)
+        fit, tune, test = split_by_time(log)
+        return TowerSplit(fit, tune, np.concatenate([fit, tune]), test)
     if split == "none":
-        first, chosen_by, last = split_by_time(log)
-        return Parts(np.concatenate([first, chosen_by]), last, np.arange(len(log)), np.empty(0, np.int64))
-    first, chosen_by, test = split_each_user(log)
-    training = np.sort(np.concatenate([first, chosen_by]))
+        fit, tune, last = split_by_time(log)
+        return TowerSplit(np.concatenate([fit, tune]), last, np.arange(len(log)), np.empty(0, np.int64))
+    fit, tune, test = split_each_user(log)
+    train = np.sort(np.concatenate([fit, tune]))
     if split == "user":
-        return Parts(first, chosen_by, training, test)
+        return TowerSplit(fit, tune, train, test)
     if split == "ad":
         to_test, to_choose = _hidden_ads(log, seed)
-        return Parts(
-            first[~(to_test | to_choose)[first]],
-            chosen_by[~to_test[chosen_by]],
-            training[~to_test[training]],
+        return TowerSplit(
+            fit[~(to_test | to_choose)[fit]],
+            tune[~to_test[tune]],
+            train[~to_test[train]],
             test[to_test[test]],
         )
     raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
 
 
 def _hidden_ads(log: ClickLog, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are of ads that are hidden from all training, and from the first one alone."""
+    """Which rows are of ads that are hidden from all training, and from `fit` alone."""
     names, ads = np.unique(log.ad_id.astype(str), return_inverse=True)
     place = np.random.default_rng(seed).permutation(len(names)) / len(names)
     return (place < _HIDDEN_ADS)[ads], ((place >= _HIDDEN_ADS) & (place < 2 * _HIDDEN_ADS))[ads]
