@@ -69,7 +69,7 @@ def distillation(run: Run) -> list[Finding]:
         data = _unseen_ads(run, seed)
         options = replace(LITTLE_TEXT, seed=seed)
         folder = run.folder / f"teacher-{seed}"
-        train_and_save(data, folder, replace(options, join_layer=0), which_peers="none")
+        train_and_save(data, folder, replace(options, join_layer=0), which_baselines="none")
         student = train(data, replace(options, teacher=str(folder)))
         return _evaluated(data, student, load_named(str(folder)))
 
@@ -84,7 +84,7 @@ def join_layers(run: Run) -> list[Finding]:
         data = _unseen_ads(run, seed)
         options = replace(LITTLE_TEXT, seed=seed, epochs=_JOIN_EPOCHS)
         folder = run.folder / f"all-joined-{seed}"
-        train_and_save(data, folder, replace(options, join_layer=0), which_peers="none")
+        train_and_save(data, folder, replace(options, join_layer=0), which_baselines="none")
         all_joined = load_named(str(folder))
         how = {str(layer): replace(options, join_layer=layer) for layer in _JOIN_LAYERS}
         how[_TAUGHT] = replace(options, join_layer=_JOIN_LAYERS[-1], teacher=str(folder))
@@ -165,7 +165,7 @@ def _as_version(trained: Trained, data: Dataset) -> ModelVersion:
 
 
 def _evaluated(data: Dataset, trained: Trained, slower: ModelVersion) -> Evaluation:
-    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="none", teacher=slower)
+    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_baselines="none", teacher=slower)
 
 
 def _against_slower(check: str, whose: str, evaluations: Sequence[Evaluation], minutes: float) -> list[Finding]:

@@ -36,7 +36,7 @@ def _movielens(run: Run, check: str, split: str, targets: dict[str, tuple[str, f
     def measure(seed: int) -> Evaluation:
         data = load_dataset(files.ads, files.clicks, files.users, split=split, seed=seed)
         trained = train(data, TrainOptions(seed=seed, epochs=0))
-        return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="all")
+        return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_baselines="all")
 
     evaluations, minutes = run.for_each_seed(check, measure)
     return _click_findings(check, evaluations, targets, minutes)
@@ -53,9 +53,9 @@ def _click_findings(
         met = None if not words else bool(ends[0] >= bound if name == "auc" else ends[0] <= bound)
         findings.append(finding(check, label, words, ends, met, evaluations, minutes))
     leads = np.array([_lead(one) for one in evaluations])
-    peers = ", ".join(dict.fromkeys(_best_peer(one) for one in evaluations))
+    baselines = ", ".join(dict.fromkeys(_best_peer(one) for one in evaluations))
     ends = np.r_[leads[:, 0].mean(), leads[:, 1].min(), leads[:, 2].max()]
-    note = f"best peer: {peers}; interval: the widest of the seeds"
+    note = f"best peer: {baselines}; interval: the widest of the seeds"
     above = "interval above 0"
     findings.append(finding(check, "AUC minus best peer's", above, ends, bool(ends[1] > 0), evaluations, minutes, note))
     ends = np.array([_ends(one, "ece") for one in evaluations]).mean(axis=0)

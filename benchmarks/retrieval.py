@@ -68,7 +68,7 @@ def retrieval_users(run: Run) -> list[Finding]:
             "recall@100 minus EASE's", "interval above 0", _leads(compared, "EASE", "recall@100"), _above_zero
         ),
         of_retrieval("recall@10", "at least 0.20", _metric(compared, "recall@10"), _at_least(0.20)),
-        *_peers(_USERS, compared, minutes),
+        *_baselines(_USERS, compared, minutes),
         of_retrieval(
             "recall@100 minus popularity's, as if one click of each user were known",
             "interval above 0",
@@ -103,7 +103,7 @@ def retrieval_time(run: Run) -> list[Finding]:
     return [
         _finding(_TIME, "recall@100", "at least 0.55", _metric(compared, "recall@100"), _at_least(0.55), minutes),
         _finding(_TIME, "recall@10", "at least 0.27", _metric(compared, "recall@10"), _at_least(0.27), minutes),
-        *_peers(_TIME, compared, minutes),
+        *_baselines(_TIME, compared, minutes),
     ]
 
 
@@ -170,7 +170,7 @@ def _both_stages(files: DatasetFiles, root: Path, split: str, seed: int) -> Pipe
         retriever.close()
 
 
-def _peers(check: str, compared: Sequence[Comparison], minutes: float) -> list[Finding]:
+def _baselines(check: str, compared: Sequence[Comparison], minutes: float) -> list[Finding]:
     """What the peers reach in the same run."""
     others = [name for name in compared[0].metrics if name != RETRIEVAL]
     return [

@@ -30,7 +30,7 @@ from adcascade.vectors.faiss_index import check_kind
 from adcascade.vectors.vector_file import StoredVectors, load_vectors
 from adcascade.vectors.vector_store import RememberingEncoder, text_key
 from index_builder.artifact import ADS_FILE, VECTORS_FILE, IndexManifest, open_store, read_manifest
-from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
+from index_builder.make_index import AssemblyOptions, Contents, assemble, index_words
 
 if TYPE_CHECKING:
     from adcascade.towers.artifact import TrainedTowers

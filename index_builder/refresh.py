@@ -31,9 +31,9 @@ from index_builder.artifact import (
     open_store,
     read_manifest,
 )
-from index_builder.assembly import AssemblyOptions, Contents, assemble, index_words
 from index_builder.build import REJECTED_FILE as REJECTED_ADS_FILE
 from index_builder.build import BuildReport
+from index_builder.make_index import AssemblyOptions, Contents, assemble, index_words
 
 
 def refresh(

@@ -22,7 +22,7 @@ def check_width(towers: TrainedTowers, width: int | None) -> None:
         raise BuildError(f"vectors of {width} numbers cannot be cut from those of the towers, which have {most}")
 
 
-def into_space(folder: Path, texts: Vectors, towers: TrainedTowers, width: int | None, progress: Progress) -> Vectors:
+def project_ads(folder: Path, texts: Vectors, towers: TrainedTowers, width: int | None, progress: Progress) -> Vectors:
     """Writes the towers and their vectors of all ads; returns those to search, memory-mapped."""
     shape = towers.spec.shape
     check_width(towers, width)

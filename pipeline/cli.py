@@ -234,7 +234,9 @@ def evaluate_pipeline_command(
         typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank; give it again for another number."),
     ] = [100, 500],  # noqa: B006 (typer copies it)
     retrieval_weight: RetrievalWeight = DEFAULT_RETRIEVAL_WEIGHT,
-    peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
+    baselines: Annotated[
+        bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")
+    ] = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     rejected: Rejected = None,
@@ -269,7 +271,7 @@ def evaluate_pipeline_command(
         ranker,
         candidates,
         retrieval_weight,
-        with_peers=peers,
+        with_baselines=baselines,
         vectors=vectors or default_folder(index),
     )
     if report is not None:

@@ -28,7 +28,7 @@ from ranking.data.dataset import Dataset
 from ranking.inputs.prepare import prepare
 from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.training.versions import load_named
-from retrieval.evaluation.evaluate import Found, add_peers, judge_of, profiles_of, retrieved, warn_of_known_rows
+from retrieval.evaluation.evaluate import Found, add_baselines, judge_of, profiles_of, retrieved, warn_of_known_rows
 from retrieval.evaluation.results import RECALLS, RETRIEVAL
 from retrieval.loading import load_published
 from retrieval.retriever import Retriever
@@ -60,7 +60,7 @@ def evaluate_pipeline(
     candidates: Sequence[int],
     retrieval_weight: float,
     *,
-    with_peers: bool = True,
+    with_baselines: bool = True,
     vectors: Path | None = None,
 ) -> PipelineEvaluation:
     """Asks both stages for each user of the test part of a log that is split by time or user by user.
@@ -91,8 +91,8 @@ def evaluate_pipeline(
             )
         ]
         judge.add_lists(ranking_of(count), ranked, count)
-    if with_peers:
-        add_peers(judge, judged_by, retriever, profiles, popularity)
+    if with_baselines:
+        add_baselines(judge, judged_by, retriever, profiles, popularity)
     ours = [RETRIEVAL, *(ranking_of(count) for count in sorted(candidates))]
     return PipelineEvaluation(judge.comparison(ours), without, retrieval_weight)
 

@@ -30,10 +30,10 @@ from retrieval.sources import (
     INTERESTS,
     NEIGHBOURS,
     POPULARITY,
-    Additions,
-    Asked,
-    Found,
+    ScoreBoost,
     SourcePool,
+    SourceRequest,
+    SourceResult,
     SourceSettings,
     sources_of,
 )
@@ -278,12 +278,12 @@ class Retriever:
 
     def _ask_sources(
         self, query: Query, found: Interests, wanted: int, eligible: Eligibility
-    ) -> "dict[str, Future[Found]]":
+    ) -> "dict[str, Future[SourceResult]]":
         """Asks the sources that have a share in the answer; ready vectors are searched with and nothing else."""
         if query.user is None or not query.k:
             return {}
         shares = self._shares_of(query)
-        asked = Asked(query.user, found.vectors, wanted, eligible)
+        asked = SourceRequest(query.user, found.vectors, wanted, eligible)
         names = [name for name in self._pool.names if name == NEIGHBOURS or shares.get(name, 0.0) > 0]
         return {name: self._pool.ask(name, asked) for name in names}
 
@@ -331,7 +331,7 @@ class Retriever:
         query: Query,
         found: Interests,
         nearest: tuple[Vectors, Rows] | None,
-        answers: "dict[str, Future[Found]]",
+        answers: "dict[str, Future[SourceResult]]",
         deadline: float,
     ) -> tuple[list[Candidate], list[str]]:
         if query.k == 0:
@@ -361,7 +361,7 @@ class Retriever:
         return candidates, skipped
 
     def _scores(
-        self, rows: Sequence[int], own: Mapping[int, tuple[float, int]], added: Additions | None
+        self, rows: Sequence[int], own: Mapping[int, tuple[float, int]], added: ScoreBoost | None
     ) -> list[float]:
         """Of these rows, highest first; see `Candidate.score`."""
         if self.index.loaded.towers is None:
@@ -369,17 +369,17 @@ class Retriever:
         return sorted((own[row][0] + _added_to(row, added) for row in rows), reverse=True)
 
     def _collected(
-        self, answers: "dict[str, Future[Found]]", deadline: float, excluded: set[int]
-    ) -> tuple[dict[str, Sequence[int]], Additions | None, list[str]]:
+        self, answers: "dict[str, Future[SourceResult]]", deadline: float, excluded: set[int]
+    ) -> tuple[dict[str, Sequence[int]], ScoreBoost | None, list[str]]:
         """Rows of each source, the additions of neighbours, and the sources that were left out."""
         by_source: dict[str, Sequence[int]] = {INTERESTS: []}  # first: equals stay in this order
-        added: Additions | None = None
+        added: ScoreBoost | None = None
         skipped = []
         for name, answer in answers.items():
             rows = self._pool.result_of(name, answer, deadline)
             if rows is None:
                 skipped.append(name)
-            elif isinstance(rows, Additions):
+            elif isinstance(rows, ScoreBoost):
                 added = rows
             else:
                 by_source[name] = [row for row in rows if row not in excluded]
@@ -390,7 +390,7 @@ class Retriever:
         k: int,
         found: Interests,
         nearest: tuple[Vectors, Rows],
-        added: Additions | None,
+        added: ScoreBoost | None,
         excluded: set[int],
     ) -> dict[int, tuple[float, int]]:
         """The `k` rows of the highest similarity and addition together, best first, with similarity and interest."""
@@ -415,7 +415,7 @@ class Retriever:
         return np.asarray(self.index.loaded.searched_vectors[rows])
 
 
-def _added_to(row: int, added: Additions | None) -> float:
+def _added_to(row: int, added: ScoreBoost | None) -> float:
     return 0.0 if added is None else float(added.to[row])
 
 

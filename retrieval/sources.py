@@ -18,7 +18,7 @@ from adcascade.catalog.schedule import Eligibility
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import Floats
 from adcascade.records.users import EventType, UserProfile
-from adcascade.towers.item_to_item import Neighbours
+from adcascade.towers.item_to_item import ItemToItem
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.faiss_index import Rows
 from adcascade.vectors.vector_file import StoredVectors
@@ -69,7 +69,7 @@ def check_shares(shares: Mapping[str, float]) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SourceRequest:
     """What a source may know of a request.
 
     Attributes:
@@ -85,7 +85,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Additions:
+class ScoreBoost:
     """What a source adds to the similarity to interests.
 
     Attributes:
@@ -98,13 +98,13 @@ class Additions:
 
 
 # Rows of the catalog, best first, or additions.
-Found = Sequence[int] | Additions
+SourceResult = Sequence[int] | ScoreBoost
 
 
 class Source(Protocol):
     """Anything that finds rows of the catalog for a user; called from threads of its own."""
 
-    def find(self, asked: Asked) -> Found:
+    def find(self, asked: SourceRequest) -> SourceResult:
         """What the source finds; nothing if it has nothing to say of this user."""
 
 
@@ -115,24 +115,24 @@ class NeighbourSource:
         row_of: Row of each ad id.
     """
 
-    def __init__(self, neighbours: Neighbours, weight: float, ids: Sequence[str], row_of: Mapping[str, int]) -> None:
+    def __init__(self, neighbours: ItemToItem, weight: float, ids: Sequence[str], row_of: Mapping[str, int]) -> None:
         self._neighbours = neighbours
         self._strengths = weight * neighbours.over(ids)
         self._row_of = row_of
 
-    def find(self, asked: Asked) -> Additions:
+    def find(self, asked: SourceRequest) -> ScoreBoost:
         """See `Source`."""
-        worth = self._neighbours.worth(asked.user, self._row_of)
-        met = self._strengths[np.array(list(worth), np.int64)]
-        times = np.repeat(np.array(list(worth.values()), np.float32), np.diff(met.indptr))
+        event_weight = self._neighbours.event_weight(asked.user, self._row_of)
+        met = self._strengths[np.array(list(event_weight), np.int64)]
+        times = np.repeat(np.array(list(event_weight.values()), np.float32), np.diff(met.indptr))
         added = np.bincount(met.indices, met.data * times, minlength=self._strengths.shape[1]).astype(np.float32)
         rows = asked.eligible.rows
         wanted = min(asked.wanted, len(rows))
         if not wanted:
-            return Additions(added, rows)
+            return ScoreBoost(added, rows)
         own = added if asked.eligible.is_everything else added[rows]
         best = rows[np.argpartition(-own, wanted - 1)[:wanted]]
-        return Additions(added, best[np.argsort(-added[best], kind="stable")])
+        return ScoreBoost(added, best[np.argsort(-added[best], kind="stable")])
 
 
 class LexicalSource:
@@ -141,7 +141,7 @@ class LexicalSource:
     def __init__(self, index: LexicalIndex) -> None:
         self._index = index
 
-    def find(self, asked: Asked) -> Sequence[int]:
+    def find(self, asked: SourceRequest) -> Sequence[int]:
         """See `Source`."""
         searches = [event.text for event in asked.user.history if event.type is EventType.SEARCH and event.text]
         text = " ".join([*searches[: -_SEARCHES - 1 : -1], asked.user.interests])[:_SEARCHED_CHARS]
@@ -156,7 +156,7 @@ class PopularitySource:
         order = np.argsort(-clicks, kind="stable")
         self._rows: Rows = order[clicks[order] > 0]
 
-    def find(self, asked: Asked) -> Sequence[int]:
+    def find(self, asked: SourceRequest) -> Sequence[int]:
         """See `Source`."""
         found: list[int] = _first(self._rows, asked.eligible, min(asked.wanted, _MOST_POPULAR)).tolist()
         return found
@@ -170,7 +170,7 @@ class FreshSource:
         self._eligible: Eligibility | None = None
         self._rows, self._vectors = rows[:0], np.empty((0, vectors.shape[1] - self._first), np.float32)
 
-    def find(self, asked: Asked) -> Sequence[int]:
+    def find(self, asked: SourceRequest) -> Sequence[int]:
         """See `Source`."""
         if asked.eligible is not self._eligible:  # mostly the same from one request to the next
             self._look_at(asked.eligible)
@@ -230,7 +230,7 @@ class SourcePool:
         self._on_skip = on_skip
         self._threads = {name: ThreadPoolExecutor(1, f"source-{name}") for name in sources}
 
-    def ask(self, name: str, asked: Asked) -> "Future[Found]":
+    def ask(self, name: str, asked: SourceRequest) -> "Future[SourceResult]":
         """Asks a source; `result_of` waits for it."""
         return self._threads[name].submit(self._sources[name].find, asked)
 
@@ -238,7 +238,7 @@ class SourcePool:
         """Until when a batch waits from now on, on the monotonic clock."""
         return time.monotonic() + self._timeout_seconds
 
-    def result_of(self, name: str, answer: "Future[Found]", deadline: float) -> Found | None:
+    def result_of(self, name: str, answer: "Future[SourceResult]", deadline: float) -> SourceResult | None:
         """What the source found, or None if it is late or failed."""
         try:
             return answer.result(max(0.0, deadline - time.monotonic()))

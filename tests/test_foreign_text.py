@@ -122,7 +122,7 @@ def index(files):
 
 @pytest.fixture(scope="module")
 def model(files, log_of, tiny_bert):
-    how = ["--epochs", 0, "--behaviour-epochs", 1, "--behaviour-min-steps", 5, "--peers", "none", "--no-export"]
+    how = ["--epochs", 0, "--behaviour-epochs", 1, "--behaviour-min-steps", 5, "--baselines", "none", "--no-export"]
     sizes = ["--max-user-tokens", 48, "--max-ad-tokens", 24]
     out, err = adcascade("train", *log_of, "--out", files / "model", "--base", tiny_bert, *how, *sizes)
     assert "Report with plots" in out, err
@@ -152,14 +152,14 @@ def test_a_training_on_nasty_texts_is_saved_with_its_report(model):
 
 
 def test_an_evaluation_and_its_page(model, log_of, tmp_path):
-    out, _ = adcascade("evaluate", *log_of, "--model", model, "--peers", "none", "--report", tmp_path / "page.html")
+    out, _ = adcascade("evaluate", *log_of, "--model", model, "--baselines", "none", "--report", tmp_path / "page.html")
     assert "ranker" in out
     assert r"$\x$" in check_page((tmp_path / "page.html").read_text())
 
 
 def test_an_evaluation_of_retrieval_and_its_page(index, log_of, tmp_path):
     page = tmp_path / "[page] $x$.html"
-    adcascade("evaluate-retrieval", *log_of, "--index", index, "--no-peers", "--report", page)
+    adcascade("evaluate-retrieval", *log_of, "--index", index, "--no-baselines", "--report", page)
     check_page(page.read_text())
 
 
@@ -206,7 +206,7 @@ def test_a_report_that_fails_never_costs_the_version(files, tiny_bert, tmp_path,
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: 1 / 0)
     data = load_dataset(files / "ads.jsonl", files / "clicks.jsonl", files / "users.jsonl")
     options = tiny_options(tiny_bert, epochs=0, behaviour_epochs=1, behaviour_min_steps=2)
-    report = train_and_save(data, tmp_path / "model", options, which_peers="none")
+    report = train_and_save(data, tmp_path / "model", options, which_baselines="none")
     store = open_model_store(tmp_path / "model")
     assert store.current() == report.version
     store.verify(report.version)

@@ -13,10 +13,9 @@ from adcascade.records.clicks import ClickLog
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, EventType
 from adcascade.towers.evaluation.holdout import held_out
-from adcascade.towers.evaluation.metrics import Places, ndcg_at, places_of, recall_at, reciprocal_rank, with_interval
+from adcascade.towers.evaluation.metrics import Places, ndcg_at, ranks_of, recall_at, reciprocal_rank, with_interval
 from adcascade.towers.model import EVENT_TYPES, attribute_buckets
 from adcascade.towers.training.batches import AdSampler, Step, attributes_of, catalog_of, padded, steps, user_events
-from adcascade.towers.training.choose import interests_of
 from adcascade.towers.training.data import load_retrieval_data
 from adcascade.towers.training.fit import fit_towers, short_widths
 from adcascade.towers.training.loss import softmax_loss
@@ -25,6 +24,7 @@ from adcascade.towers.training.score_weights import fit_score_weights
 from adcascade.towers.training.sequences import moments_of, sequences_of
 from adcascade.towers.training.split import split_log
 from adcascade.towers.training.train import train_towers
+from adcascade.towers.training.tune import interests_of
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
 
@@ -236,7 +236,7 @@ def test_ranks_by_hand():
     ideal = 1 + 1 / np.log2(3) + 1 / 2
     assert ndcg_at(places, 10) == pytest.approx([(1 + 1 / np.log2(5)) / ideal, 0])
     scores = np.array([0.5, 0.9, 0.5, 0.1], np.float32)
-    found = places_of(scores, np.array([2, 0, 3]), np.array([1]))
+    found = ranks_of(scores, np.array([2, 0, 3]), np.array([1]))
     assert (found.first.tolist(), found.tied.tolist()) == ([0, 0, 2], [2, 2, 1])
     interval = with_interval([0, 1] * 200)
     assert interval.low < 0.5 == interval.value < interval.high

@@ -241,14 +241,14 @@ def shared(world, tmp_path_factory):
     commands = {
         "train-retrieval": [*files, "--out", str(root / "towers"), *encoder, *sizes, "--publish-anyway"],
         "build": ["--ads", str(world.ads), "--out", str(root / "index"), "--towers", str(root / "towers"), *encoder],
-        "evaluate-retrieval": [*files, "--index", str(root / "index"), "--no-peers"],
+        "evaluate-retrieval": [*files, "--index", str(root / "index"), "--no-baselines"],
         "evaluate-pipeline": [
             *files,
             "--index",
             str(root / "index"),
             "--model",
             str(world.model),
-            "--no-peers",
+            "--no-baselines",
             "--candidates",
             "20",
         ],

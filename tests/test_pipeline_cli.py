@@ -74,7 +74,7 @@ def test_build_train_evaluate_recommend_with_the_users_own_files(world, platform
     for name in ("auc", "log_loss"):
         want = report["test"]["metrics"]["ranker"][name]["value"]
         assert evaluated["test"]["metrics"]["ranker"][name]["value"] == pytest.approx(want, abs=1e-6)
-    other = adcascade("evaluate", *files, "--model", tmp_path / "model", "--split", "request", "--peers", "none")
+    other = adcascade("evaluate", *files, "--model", tmp_path / "model", "--split", "request", "--baselines", "none")
     assert "rows that it knows may be tested" in " ".join(other.stderr.split())
     _, addresses = platform
     where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"]]
@@ -188,7 +188,7 @@ LOG = ("--ads", "{ads}", "--clicks", "{clicks}", "--out", "{tmp}/model")
         (["train", *LOG, "--users", "{ads}"], "there is no user_id; the columns are ad_id"),
         (["train", *LOG, "--architecture", "foo"], "architecture must be shared_user or joint"),
         (["train", *LOG, "--split", "moon"], "there is no split 'moon'"),
-        (["train", *LOG, "--peers", "moon"], "'moon' is not one of"),
+        (["train", *LOG, "--baselines", "moon"], "'moon' is not one of"),
         (["train", *LOG[:4], "--out", "/proc/none/model"], "cannot write"),
         (
             ["build", "--ads", "{ads}", "--out", "/proc/none", "--encoder", "hashing:64"],

@@ -67,7 +67,7 @@ def changed(data, **columns):
 
 
 def evaluate(data, retriever, model, *candidates, weight=0.0):
-    return evaluate_pipeline(data, retriever, model, candidates, weight, with_peers=False)
+    return evaluate_pipeline(data, retriever, model, candidates, weight, with_baselines=False)
 
 
 def recall(found, order, k=10):

@@ -37,7 +37,7 @@ def teacher(data, tiny_bert, tmp_path_factory):
     """The root of a model version whose text layers, all joined, have moved far from where they began."""
     root = tmp_path_factory.mktemp("teacher")
     options = tiny_options(tiny_bert, join_layer=0, train_layers="all", learning_rate=3e-3, min_text_gain=-9.0)
-    train_and_save(data, root, replace(options, head_learning_rate=1e-2), which_peers="none")
+    train_and_save(data, root, replace(options, head_learning_rate=1e-2), which_baselines="none")
     return root
 
 
@@ -70,7 +70,7 @@ def test_a_student_comes_to_say_what_its_teacher_says(data, teacher, tiny_bert):
 def test_a_student_of_another_width_and_shape_learns_and_is_compared_with_its_teacher(data, teacher, world, tmp_path):
     narrow = save_tiny_bert(tmp_path / "narrow", layers=3, width=16)
     options = tiny_options(narrow, epochs=0.5, layers=2, teacher=str(teacher), min_text_gain=-9.0)
-    report = train_and_save(data, tmp_path / "student", options, which_peers="none")
+    report = train_and_save(data, tmp_path / "student", options, which_baselines="none")
     assert set(report.evaluation.metrics) == {RANKER, TEACHER}
     assert set(report.evaluation.milliseconds) == {RANKER, TEACHER}
     store = open_store(tmp_path / "student")
@@ -85,7 +85,7 @@ def test_a_student_of_another_width_and_shape_learns_and_is_compared_with_its_te
 
 
 def test_a_teacher_that_reads_no_text_is_refused(data, tiny_bert, tmp_path):
-    train_and_save(data, tmp_path, tiny_options(tiny_bert, epochs=0), which_peers="none")
+    train_and_save(data, tmp_path, tiny_options(tiny_bert, epochs=0), which_baselines="none")
     with pytest.raises(ModelError, match="reads no text"):
         train(data, tiny_options(tiny_bert, teacher=str(tmp_path)))
 

@@ -39,7 +39,7 @@ def data(world):
 @pytest.fixture(scope="module")
 def evaluation(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_peers="all", threshold=0.4)
+    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_baselines="all", threshold=0.4)
 
 
 def test_every_peer_is_measured_and_compared(evaluation):
@@ -74,9 +74,9 @@ def test_curves_run_from_nothing_to_everything(evaluation):
 
 
 def test_surprises_are_wrong_and_of_different_ads(evaluation):
-    assert len({row.ad_id for row in evaluation.surprises}) == len(evaluation.surprises) == 10
-    assert all(abs(row.p_click - row.clicks / row.impressions) > 0.5 for row in evaluation.surprises[:3])
-    assert all(row.ad_text and row.user_text for row in evaluation.surprises)
+    assert len({row.ad_id for row in evaluation.worst_errors}) == len(evaluation.worst_errors) == 10
+    assert all(abs(row.p_click - row.clicks / row.impressions) > 0.5 for row in evaluation.worst_errors[:3])
+    assert all(row.ad_text and row.user_text for row in evaluation.worst_errors)
 
 
 def test_labels_of_slices_are_what_they_say(data):
@@ -191,7 +191,7 @@ def test_a_version_that_knows_no_times_may_be_calibrated_on_rows_it_knows(world,
     lines = [",".join([*row[:3], *row[4:]]) for row in (line.split(",") for line in world.clicks.open())]
     (tmp_path / "clicks.csv").write_text("".join(lines))
     data = load_dataset(world.ads, tmp_path / "clicks.csv", None)
-    train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_peers="none")
+    train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_baselines="none")
     warn_of_rows_it_knows(load_named(str(tmp_path / "model")), data)
     assert "rows that it knows may be tested" not in caplog.text
     every = load_dataset(world.ads, tmp_path / "clicks.csv", None, split="none")

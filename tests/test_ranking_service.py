@@ -284,7 +284,7 @@ def test_conversions_of_the_log_are_answered(roots, world, tmp_path, tiny_bert):
     path = tmp_path / "clicks.csv"
     path.write_text("\n".join([lines[0] + ",conversions", *converted]) + "\n")
     data = load_dataset(world.ads, path, world.users)
-    report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_peers="none")
+    report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_baselines="none")
     engine = _load_engine(open_store(tmp_path / "model"), EngineSettings("cpu"), report.version)
     catalog = _load_catalog(open_index_store(roots[1]), open_index_store(roots[1]).current()).catalog
     moment = datetime.fromtimestamp(engine.loaded.counters.end, UTC)  # later, two days of log teach nothing

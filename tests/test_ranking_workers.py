@@ -71,7 +71,7 @@ def test_torchrun_trains_one_version(world, tiny_bert, tmp_path):
     flags = ["--ads", world.ads, "--clicks", world.clicks, "--users", world.users, "--out", tmp_path / "model"]
     small = ["--base", tiny_bert, "--epochs", "0.3", "--behaviour-min-steps", "60", "--behaviour-epochs", "1"]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*run, "-m", "pipeline.cli", "train", *flags, *small, "--device", "cpu", "--peers", "none"]
+    command = [*run, "-m", "pipeline.cli", "train", *flags, *small, "--device", "cpu", "--baselines", "none"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     versions = open_store(tmp_path / "model").versions()

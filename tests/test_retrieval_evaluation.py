@@ -19,10 +19,10 @@ from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions
 from index_builder.refresh import refresh
 from pipeline.cli import app
+from retrieval.evaluation.baselines import baselines
 from retrieval.evaluation.evaluate import evaluate_retrieval, judge_of
-from retrieval.evaluation.judge import Judge
+from retrieval.evaluation.evaluator import RetrievalEvaluator
 from retrieval.evaluation.page import write_page
-from retrieval.evaluation.peers import peers
 from retrieval.evaluation.results import METRICS, RETRIEVAL, ZERO_SHOT
 from retrieval.loading import load_published
 
@@ -50,7 +50,8 @@ def scores():
             return np.array([2.0, 2, 2, 1, 1]) if days == np.inf else np.array([0.0, 0, 0, 0, 1])
 
     return {
-        name: peer(clicks.astype(float), np.arange(5)) for name, peer in peers(5, Popularity(), list("abcde")).items()
+        name: peer(clicks.astype(float), np.arange(5))
+        for name, peer in baselines(5, Popularity(), list("abcde")).items()
     }
 
 
@@ -101,7 +102,7 @@ def test_a_peer_is_asked_for_the_ads_of_the_moment_alone(tower_data):
     scores = (np.arange(ads) == clicked).astype(np.float32)
     place = {}
     for name, end in (("over", over), ("running", None)):
-        one = Judge(
+        one = RetrievalEvaluator(
             judge.judged, np.ones(ads), Schedule.of([(None, end if ad == clicked else None) for ad in range(ads)])
         )
         one.add_scores(name, lambda _: scores)
@@ -113,7 +114,7 @@ def test_a_peer_is_asked_for_the_ads_of_the_moment_alone(tower_data):
 def test_the_judge_counts_by_hand(tower_data):
     judge, _ = judge_of(tower_data)
     ads = len(tower_data.ads)
-    small = Judge(judge.judged, np.r_[4.0, np.ones(ads - 1)])
+    small = RetrievalEvaluator(judge.judged, np.r_[4.0, np.ones(ads - 1)])
     clicked = judge.judged.clicked
     small.add_lists("all of them", clicked, 500)
     small.add_lists("nothing", [np.empty(0, np.int64)] * len(clicked), 500)
@@ -144,7 +145,7 @@ def test_as_if_nothing_were_known_is_below_all_that_is(found):
 
 def test_ads_that_were_never_shown_are_a_slice(world, retriever):
     data = load_retrieval_data(world.ads, world.clicks, world.users, load_encoder("hashing:64"), split="ad")
-    parts = evaluate_retrieval(data, retriever, with_peers=False).by_ads
+    parts = evaluate_retrieval(data, retriever, with_baselines=False).by_ads
     assert [part.name for part in parts] == ["never shown"]
 
 
@@ -158,10 +159,10 @@ def test_nobody_to_judge_by_is_an_error(tower_data, retriever):
 
 
 def test_towers_that_know_other_rows_are_warned_of(world, tower_data, retriever, caplog):
-    evaluate_retrieval(tower_data, retriever, with_peers=False)
+    evaluate_retrieval(tower_data, retriever, with_baselines=False)
     assert "may know what they are tested on" not in caplog.text
     other = load_retrieval_data(world.ads, world.clicks, world.users, load_encoder("hashing:64"), split="user")
-    evaluate_retrieval(other, retriever, with_peers=False)
+    evaluate_retrieval(other, retriever, with_baselines=False)
     assert "may know what they are tested on" in caplog.text
 
 
@@ -169,7 +170,7 @@ def test_an_index_that_was_refreshed_with_the_test_is_warned_of(world, tower_dat
     shutil.copytree(tower_index, tmp_path / "index")
     refresh(tmp_path / "index", world.clicks, BuildOptions().assembly)
     refreshed, _ = load_published(tmp_path / "index")
-    evaluate_retrieval(tower_data, refreshed, with_peers=False)
+    evaluate_retrieval(tower_data, refreshed, with_baselines=False)
     refreshed.close()
     assert "knows how popular ads are then" in caplog.text
 
@@ -185,7 +186,7 @@ def test_the_page_shows_all_of_it(found, tmp_path):
 
 def test_the_command_prints_and_writes(world, tower_index, tmp_path):
     files = ["--ads", str(world.ads), "--clicks", str(world.clicks), "--users", str(world.users)]
-    args = ["evaluate-retrieval", "--index", str(tower_index), *files, "--no-peers"]
+    args = ["evaluate-retrieval", "--index", str(tower_index), *files, "--no-baselines"]
     shown = CliRunner().invoke(app, [*args, "--report", str(tmp_path / "new" / "page.html")])
     assert shown.exit_code == 0, shown.output
     assert "recall@10 of retrieval" in " ".join(shown.output.split())

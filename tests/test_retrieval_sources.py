@@ -118,8 +118,8 @@ def ask_fresh(loaded, interests):
 
 def test_neighbours_of_what_was_met_add_to_the_similarity(loaded):
     trained, vectors, row_of = loaded.towers, np.asarray(loaded.searched_vectors), loaded.catalog.row_of
-    louder = replace(trained, spec=trained.spec.model_copy(update={"neighbour_weight": 50.0}))
-    loaded = replace(loaded, towers=louder)
+    weight_scale = replace(trained, spec=trained.spec.model_copy(update={"neighbour_weight": 50.0}))
+    loaded = replace(loaded, towers=weight_scale)
     settings = SourceSettings(shares={}, timeout_seconds=5.0)
     retriever = Retriever(AdIndex(loaded, "cpu"), load_encoder("hashing:64"), InterestSettings(), 100, settings)
     user = UserProfile(

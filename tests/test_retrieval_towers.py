@@ -12,7 +12,7 @@ from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.towers.evaluation.holdout import held_out
 from adcascade.towers.model import attribute_bucket
 from adcascade.towers.training.batches import catalog_of
-from adcascade.towers.training.choose import interests_of
+from adcascade.towers.training.tune import interests_of
 from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from retrieval.index import AdIndex

@@ -14,7 +14,7 @@ from adcascade.towers.evaluation.metrics import (
     hit_at,
     ndcg_at,
     none_before,
-    places_of,
+    ranks_of,
     recall_at,
     reciprocal_rank,
     shown_first,
@@ -22,7 +22,7 @@ from adcascade.towers.evaluation.metrics import (
 from adcascade.towers.training.sequences import Sequences
 from ranking.evaluation.evaluate import _cumulative
 from ranking.evaluation.metrics import METRICS, Sample, reliability
-from retrieval.evaluation.judge import Judge
+from retrieval.evaluation.evaluator import RetrievalEvaluator
 
 NOTHING = np.empty(0, np.int64)
 
@@ -46,7 +46,7 @@ def orders(scores):
 
 
 def of_places(scores, clicked, seen=NOTHING):
-    places = [places_of(scores, np.array(clicked), seen)]
+    places = [ranks_of(scores, np.array(clicked), seen)]
     metrics = {f"recall@{k}": recall_at(places, k) for k in (1, 2, 4)}
     metrics |= {f"ndcg@{k}": ndcg_at(places, k) for k in (1, 3)} | {f"hit@{k}": hit_at(places, k) for k in (1, 2, 4)}
     return {name: float(values[0]) for name, values in {**metrics, "mrr": reciprocal_rank(places)}.items()}
@@ -141,7 +141,7 @@ def test_a_method_that_scores_all_ads_alike_gets_what_chance_gives(turned):
         np.full(users, -1),
     )
     popularity = np.arange(ads, dtype=np.float64) if not turned else np.arange(ads, dtype=np.float64)[::-1]
-    judge = Judge(judged, popularity)
+    judge = RetrievalEvaluator(judged, popularity)
     judge.add_scores("constant", lambda _: np.full(ads, 0.5, np.float32))
     found = judge.comparison(["constant"])
     metrics = {name: value.value for name, value in found.metrics["constant"].items()}
@@ -166,7 +166,7 @@ def test_who_is_shown_first_is_sure_above_the_last_score_and_by_chance_at_it():
 
 
 def test_a_score_that_is_no_number_stands_last():
-    found = places_of(np.array([np.nan, 0.1, np.nan], np.float32), np.array([0, 1]), NOTHING)
+    found = ranks_of(np.array([np.nan, 0.1, np.nan], np.float32), np.array([0, 1]), NOTHING)
     assert (found.first.tolist(), found.tied.tolist()) == ([1, 0], [2, 1])
 
 

@@ -2,7 +2,7 @@
 
 ``towers.safetensors`` (weights of both), ``towers.json`` (`TowerSpec`), ``popularity.parquet`` (see
 `PopularitySnapshot`), ``known_ads.parquet`` (ads that have a residual), ``queries.npy`` (float32 [queries, dimension]:
-interest vectors of users of the log, by which the recall of an index is measured), ``neighbours/`` (see `Neighbours`;
+interest vectors of users of the log, by which the recall of an index is measured), ``neighbours/`` (see `ItemToItem`;
 absent if the training kept none).
 """
 
@@ -22,7 +22,7 @@ from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.fallback import load_newest
 from adcascade.records.popularity import FEATURES, Floats, PopularitySnapshot
 from adcascade.towers.findings import Passes, Spread, TowerComparison
-from adcascade.towers.item_to_item import Neighbours
+from adcascade.towers.item_to_item import ItemToItem
 from adcascade.towers.model import Towers, TowerShape, id_bucket
 from adcascade.towers.store import open_store
 from adcascade.vectors.encoder import TextEncoder, Vectors
@@ -48,7 +48,7 @@ class TowerSpec(BaseModel):
         popularity_weights: what each counts in an ad's bias.
         exploration: what being new adds to an ad's bias: this over the square root of 1 + its impressions (optimism in
             the face of uncertainty, as UCB1, Auer et al. 2002).
-        neighbour_weight: what `Neighbours` count beside a similarity.
+        neighbour_weight: what `ItemToItem` count beside a similarity.
         interest_quota: share of the candidates that is divided evenly among a user's interests before the rest goes to
             the best, chosen on the validation part.
         recall: width -> recall@100 of the vectors cut to it, on the validation part.
@@ -96,7 +96,7 @@ class TrainedTowers:
     known_ads: frozenset[str]
     popularity: PopularitySnapshot
     queries: Vectors
-    neighbours: Neighbours | None
+    neighbours: ItemToItem | None
 
     def with_popularity(self, popularity: PopularitySnapshot) -> "TrainedTowers":
         """The same towers at a later moment."""
@@ -159,7 +159,7 @@ def load_towers(folder: Path) -> TrainedTowers:
         queries = np.load(folder / _QUERIES_FILE, allow_pickle=False)
         popularity = PopularitySnapshot.load(folder / _POPULARITY_FILE)
         has_neighbours = (folder / _NEIGHBOURS_FOLDER).is_dir()
-        neighbours = Neighbours.load(folder / _NEIGHBOURS_FOLDER) if has_neighbours else None
+        neighbours = ItemToItem.load(folder / _NEIGHBOURS_FOLDER) if has_neighbours else None
     except _UNREADABLE as error:
         raise CorruptVersion(f"{folder} holds no towers that can be read: {error}") from error
     if not all(bool(weight.isfinite().all()) for weight in towers.state_dict().values()):

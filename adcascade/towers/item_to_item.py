@@ -19,18 +19,18 @@ _STRENGTHS_FILE, _ADS_FILE = "neighbours.npz", "neighbour_ads.parquet"
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class ItemToItem:
     """What was learned of the ads that were met most.
 
     Attributes:
         ad_ids: of these ads.
         strengths: what having met the ad of a row speaks for the ad of a column, float32 [ads, ads], sparse.
-        impression_worth: what an impression without a click counts, beside a click's 1.
+        impression_weight: what an impression without a click counts, beside a click's 1.
     """
 
     ad_ids: Sequence[str]
     strengths: csr_matrix
-    impression_worth: float
+    impression_weight: float
 
     def over(self, ids: Sequence[str]) -> csr_matrix:
         """The strengths by row of a catalog with these ids, float32 [catalog, catalog]; other ads are left out."""
@@ -41,29 +41,29 @@ class Neighbours:
         known = (rows >= 0) & (columns >= 0)
         return csr_matrix((found.data[known], (rows[known], columns[known])), (len(ids), len(ids)))
 
-    def worth(self, user: UserProfile, row_of: Mapping[str, int]) -> dict[int, float]:
+    def event_weight(self, user: UserProfile, row_of: Mapping[str, int]) -> dict[int, float]:
         """Catalog row -> what it counts that the user met this ad; ads that were hidden or skipped count nothing."""
         found: dict[int, float] = {}
         for event in user.history:
             row = row_of.get(event.ad_id, -1)
             if row >= 0:
-                found[row] = max(found.get(row, 0.0), self._worth_of(event.type))
+                found[row] = max(found.get(row, 0.0), self._event_weight(event.type))
         return found
 
-    def _worth_of(self, kind: EventType) -> float:
+    def _event_weight(self, kind: EventType) -> float:
         if kind is EventType.IMPRESSION:
-            return self.impression_worth
+            return self.impression_weight
         return 1.0 if EVENT_WEIGHT[kind] > 0 else 0.0
 
     def save(self, folder: Path) -> None:
         """Writes two files into an existing folder."""
         save_npz(folder / _STRENGTHS_FILE, self.strengths)
-        table = pa.table({"ad_id": list(self.ad_ids)}, metadata={"impression_worth": repr(self.impression_worth)})
+        table = pa.table({"ad_id": list(self.ad_ids)}, metadata={"impression_worth": repr(self.impression_weight)})
         pq.write_table(table, folder / _ADS_FILE, compression="zstd")
 
     @classmethod
-    def load(cls, folder: Path) -> "Neighbours":
+    def load(cls, folder: Path) -> "ItemToItem":
         """Reads what `save` wrote."""
         table = pq.read_table(folder / _ADS_FILE)
-        worth = float(table.schema.metadata[b"impression_worth"])
-        return cls(table["ad_id"].to_pylist(), load_npz(folder / _STRENGTHS_FILE).tocsr(), worth)
+        event_weight = float(table.schema.metadata[b"impression_worth"])
+        return cls(table["ad_id"].to_pylist(), load_npz(folder / _STRENGTHS_FILE).tocsr(), event_weight)

@@ -29,7 +29,7 @@ def kept_ranker(
         options = replace(
             LITTLE_TEXT, join_layer=join_layer, max_user_tokens=_USER_TOKENS, max_ad_tokens=_AD_TOKENS, seed=seed
         )
-        train_and_save(unseen_ads(files, seed), root, options, which_peers="none")
+        train_and_save(unseen_ads(files, seed), root, options, which_baselines="none")
     found = load_from(open_store(root), "")
     if found.model.text_is_untrained:
         raise RuntimeError("fine-tuning brought nothing, so that a server would leave the text out and look fast")

@@ -55,7 +55,7 @@ def _labelled(clicks: Integers, impressions: Integers) -> tuple[Integers, Intege
     return kept % len(clicks), labels[kept], weights[kept]
 
 
-def peers(data: Dataset, features: Features, rows: Integers, *, which: str = "fast") -> dict[str, Probabilities]:
+def baselines(data: Dataset, features: Features, rows: Integers, *, which: str = "fast") -> dict[str, Probabilities]:
     """p_click of each peer for the given rows.
 
     Args:

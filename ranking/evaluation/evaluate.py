@@ -10,7 +10,7 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from ranking.artifact import CtrSpec, ModelVersion, RankerModel
 from ranking.data.dataset import Dataset
-from ranking.evaluation.baselines import peers
+from ranking.evaluation.baselines import baselines
 from ranking.evaluation.bootstrap import with_intervals
 from ranking.evaluation.metrics import (
     Sample,
@@ -23,7 +23,7 @@ from ranking.evaluation.metrics import (
     unrolled,
 )
 from ranking.evaluation.predict import Predictor
-from ranking.evaluation.results import RANKER, TEACHER, Curves, Evaluation, Slice, Surprise
+from ranking.evaluation.results import RANKER, TEACHER, Curves, Evaluation, Slice, WorstError
 from ranking.evaluation.slices import slices
 from ranking.evaluation.speed import milliseconds_per_request
 from ranking.runtime.hardware import choose_device
@@ -40,7 +40,7 @@ def evaluate(
     *,
     device: str = "auto",
     precision: str = "auto",
-    which_peers: str = "fast",
+    which_baselines: str = "fast",
     threshold: float | None = None,
     teacher: ModelVersion | None = None,
 ) -> Evaluation:
@@ -49,7 +49,7 @@ def evaluate(
     The ranker and its peers see the same counters, made for each row from what it may look back on.
 
     Args:
-        which_peers: See `ranking.evaluation.baselines.peers`.
+        which_baselines: See `ranking.evaluation.baselines.baselines`.
         threshold: From which p_click on precision, recall and accuracy call a click; None for that from which on as
             large a share of the impressions is called as was clicked in the training part: of a log with a CTR of 2 %,
             a threshold of a half would call none.
@@ -70,7 +70,7 @@ def evaluate(
         predictions[TEACHER] = teacher.spec.calibration.probability(slower.predict(data.split.test).logits)
         milliseconds = milliseconds_per_request({RANKER: predictor, TEACHER: slower})
     model.cpu()
-    predictions |= peers(data, predicted.features, rows, which=which_peers)
+    predictions |= baselines(data, predicted.features, rows, which=which_baselines)
     samples = {name: _sample(data, rows, values) for name, values in predictions.items()}
     intervals, ranker = with_intervals(samples), samples[RANKER]
     if threshold is None:
@@ -89,7 +89,7 @@ def evaluate(
         calibration_noise=calibration_noise(ranker),
         slices=tuple(_slices(data, rows, samples)),
         curves={name: _curves(sample) for name, sample in samples.items()},
-        surprises=tuple(_surprises(data, rows, ranker)),
+        worst_errors=tuple(_surprises(data, rows, ranker)),
         milliseconds=milliseconds,
     )
 
@@ -174,16 +174,16 @@ def _points(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, float], ...]:
     return tuple(zip(np.round(x, 6).tolist(), np.round(y, 6).tolist(), strict=True))
 
 
-def _surprises(data: Dataset, rows: Integers, sample: Sample) -> list[Surprise]:
+def _surprises(data: Dataset, rows: Integers, sample: Sample) -> list[WorstError]:
     """The rows with the greatest loss an impression, one of each ad."""
     p_click = np.clip(sample.p_click, 1e-7, 1 - 1e-7)
     ctr = sample.clicks / sample.impressions
     loss = -(ctr * np.log(p_click) + (1 - ctr) * np.log(1 - p_click))
-    found: dict[str, Surprise] = {}
+    found: dict[str, WorstError] = {}
     for place in np.argsort(-loss, kind="stable"):
         row, ad_id = int(rows[place]), str(data.log.ad_id[rows[place]])
         if ad_id not in found:
-            found[ad_id] = Surprise(
+            found[ad_id] = WorstError(
                 user_id=str(data.log.user_id[row]),
                 user_text=data.user_text(row),
                 ad_id=ad_id,

@@ -60,8 +60,8 @@ def _caption(evaluation: Evaluation) -> str:
         f"intervals over {evaluation.units}. Ranker: predicted / actual clicks {evaluation.predicted_over_actual:.3f}; "
         f"chance alone gives an ECE of {evaluation.calibration_noise:.4f}."
     )
-    peers = [name for name in evaluation.differences if name != TEACHER]
-    best = max(peers, key=lambda name: evaluation.metrics[name]["auc"].value, default="")
+    baselines = [name for name in evaluation.differences if name != TEACHER]
+    best = max(baselines, key=lambda name: evaluation.metrics[name]["auc"].value, default="")
     for name in (TEACHER, best):
         if name in evaluation.differences:
             lead = evaluation.differences[name]["auc"]

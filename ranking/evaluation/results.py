@@ -40,7 +40,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Surprise:
+class WorstError:
     """A test row that the ranker was most wrong about."""
 
     user_id: str
@@ -82,7 +82,7 @@ class Evaluation:
     calibration_noise: float
     slices: tuple[Slice, ...]
     curves: dict[str, Curves]
-    surprises: tuple[Surprise, ...]
+    worst_errors: tuple[WorstError, ...]
     milliseconds: dict[str, float]
 
     @property

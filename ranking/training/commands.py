@@ -50,7 +50,7 @@ Split = Annotated[
         "request (whole requests), ad (ads never trained on), or auto: time where every row has one, else request."
     ),
 ]
-Peers = Annotated[
+Baselines = Annotated[
     Literal["none", "fast", "all"],
     typer.Option(help="What to compare with: none, fast, or all (with two text encoders, which take minutes)."),
 ]
@@ -66,7 +66,7 @@ def train_command(
     options: TrainOptions,
     users: Users = None,
     split: Split = "auto",
-    peers: Peers = "fast",
+    baselines: Baselines = "fast",
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     rejected: Rejected = None,
@@ -104,7 +104,7 @@ def train_command(
     data = data.reading(options.context_words)
     show_log(data, users, rejected_file)
     show_unread(data)
-    report = train_and_save(data, out, options, publish=publish, which_peers=peers)
+    report = train_and_save(data, out, options, publish=publish, which_baselines=baselines)
     if as_json:
         print(json.dumps(train_report_as_dict(report), indent=2))  # noqa: T201
         return
@@ -127,7 +127,7 @@ def evaluate_command(
     version: Version = "",
     split: Split = "auto",
     seed: Seed = 0,
-    peers: Peers = "fast",
+    baselines: Baselines = "fast",
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -164,7 +164,9 @@ def evaluate_command(
     show_unread(data)
     warn_of_rows_it_knows(loaded, data)
     with working("Evaluating"):
-        evaluation = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_peers=peers, threshold=threshold)
+        evaluation = evaluate(
+            data, loaded.model, loaded.tokenizer, loaded.spec, which_baselines=baselines, threshold=threshold
+        )
     title = f"Model version {loaded.version}, split by {data.split_by}"
     if as_json:
         document = {"version": loaded.version, "split": data.split_by, "rejected": data.report.rejected}

@@ -32,7 +32,7 @@ REPORT_FILE, REPORT_JSON_FILE = "report.html", "report.json"
 
 
 def train_and_save(
-    data: Dataset, out: Path, options: TrainOptions, *, publish: bool = True, which_peers: str = "fast"
+    data: Dataset, out: Path, options: TrainOptions, *, publish: bool = True, which_baselines: str = "fast"
 ) -> TrainReport:
     """Trains, evaluates on the test part, and commits a version with its metrics and its report.
 
@@ -50,7 +50,7 @@ def train_and_save(
             trained = train(data, options, curves.watch, checkpoints=unfinished)
         minutes = (time.monotonic() - started) / 60
         with working("Evaluating on the test part"):
-            report = _report(data, trained, options, curves, draft.version, minutes, which_peers)
+            report = _report(data, trained, options, curves, draft.version, minutes, which_baselines)
         (draft.path / REPORT_JSON_FILE).write_text(json.dumps(train_report_as_dict(report), indent=2))
         _draw(draft, report)
         measured = report.evaluation.metrics[RANKER].items()
@@ -89,7 +89,7 @@ def _report(
     curves: LossCurves,
     version: str,
     minutes: float,
-    which_peers: str,
+    which_baselines: str,
 ) -> TrainReport:
     evaluation = evaluate(
         data,
@@ -98,7 +98,7 @@ def _report(
         trained.spec,
         device=options.device,
         precision=options.precision,
-        which_peers=which_peers,
+        which_baselines=which_baselines,
         teacher=trained.teacher,
     )
     return TrainReport(

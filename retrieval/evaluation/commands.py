@@ -20,7 +20,9 @@ def evaluate_retrieval_command(
     users: Users = None,
     split: Split = "time",
     seed: Annotated[int, typer.Option(help="Of a split by ad; give that of the training.")] = 0,
-    peers: Annotated[bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")] = True,
+    baselines: Annotated[
+        bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")
+    ] = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     rejected: Rejected = None,
@@ -64,7 +66,7 @@ def evaluate_retrieval_command(
             )
         console.print(kept.said, highlight=False, soft_wrap=True)
         found = evaluate_retrieval(
-            data, retriever, with_peers=peers, progress=lambda done, total: progress("ask", done, total)
+            data, retriever, with_baselines=baselines, progress=lambda done, total: progress("ask", done, total)
         )
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))  # noqa: T201

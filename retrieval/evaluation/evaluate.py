@@ -22,8 +22,8 @@ from adcascade.towers.evaluation.holdout import HeldOut, held_out
 from adcascade.towers.evaluation.metrics import Places, recall_at, with_interval
 from adcascade.towers.model import EVENT_TYPES
 from adcascade.towers.training.data import RetrievalData
-from retrieval.evaluation.judge import Judge, places_in
-from retrieval.evaluation.peers import UNPERSONAL, peers
+from retrieval.evaluation.baselines import UNPERSONAL, baselines
+from retrieval.evaluation.evaluator import RetrievalEvaluator, ranks_in
 from retrieval.evaluation.results import CURVE, RECALLS, RETRIEVAL, ZERO_SHOT, RetrievalEvaluation, Slice
 from retrieval.interests import Interests, InterestSettings, TextInterests
 from retrieval.retriever import MAX_K, Query, Retrieved, Retriever
@@ -50,7 +50,7 @@ class Found:
 
 
 def evaluate_retrieval(
-    data: RetrievalData, retriever: Retriever, *, with_peers: bool = True, progress: Progress = lambda *_: None
+    data: RetrievalData, retriever: Retriever, *, with_baselines: bool = True, progress: Progress = lambda *_: None
 ) -> RetrievalEvaluation:
     """Judges a retriever on the test part of a log.
 
@@ -63,8 +63,8 @@ def evaluate_retrieval(
     told = _in_parts(progress, len(_KNOWN_EVENTS) + 1, len(profiles))
     found = retrieved(retriever, profiles, judge.judged, data, max(RECALLS), told(0))
     judge.add_lists(RETRIEVAL, [one.ads for one in found], max(RECALLS))
-    if with_peers:
-        add_peers(judge, data, retriever, profiles, popularity)
+    if with_baselines:
+        add_baselines(judge, data, retriever, profiles, popularity)
     k = _K if len(data.ads) >= _FEW_ADS else _K_OF_FEW
     known = [
         _as_if(events, judge, data, retriever, profiles, told(part), k)
@@ -100,7 +100,7 @@ def warn_of_known_rows(data: RetrievalData, retriever: Retriever) -> None:
         )
 
 
-def judge_of(data: RetrievalData) -> tuple[Judge, PopularitySnapshot]:
+def judge_of(data: RetrievalData) -> tuple[RetrievalEvaluator, PopularitySnapshot]:
     """The users of the test part, and how popular ads were before it. Raises what `evaluate_retrieval` does."""
     if not len(data.split.test):
         raise InputError("this split keeps no rows to test: choose time, user or ad")
@@ -109,7 +109,7 @@ def judge_of(data: RetrievalData) -> tuple[Judge, PopularitySnapshot]:
         raise InputError("there is nothing to evaluate: nobody clicked an ad that was new to them in the test part")
     popularity = PopularitySnapshot.of(data.log.take(data.split.train))
     schedule = Schedule.of([(ad.start_time, ad.end_time) for ad in data.ads])
-    return Judge(judged, popularity.clicks(data.ad_ids, np.inf), schedule), popularity
+    return RetrievalEvaluator(judged, popularity.clicks(data.ad_ids, np.inf), schedule), popularity
 
 
 def _in_parts(progress: Progress, parts: int, users: int) -> Callable[[int], Progress]:
@@ -167,8 +167,8 @@ def retrieved(
     return found
 
 
-def add_peers(
-    judge: Judge,
+def add_baselines(
+    judge: RetrievalEvaluator,
     data: RetrievalData,
     retriever: Retriever,
     profiles: Sequence[UserProfile],
@@ -192,13 +192,13 @@ def add_peers(
     clicks = csr_matrix((np.ones(len(users)), (users, sequences.ads[clicked])), shape)
     clicks.data[:] = 1.0  # an ad clicked twice is clicked
     of_user = np.where(judged.of_user >= 0, judged.of_user, len(sequences.users))
-    for name, peer in peers(len(data.ads), popularity, data.ad_ids).items():
+    for name, peer in baselines(len(data.ads), popularity, data.ad_ids).items():
         judge.add_scores(name, peer(clicks, of_user).__getitem__)
 
 
 def _as_if(
     events: int,
-    judge: Judge,
+    judge: RetrievalEvaluator,
     data: RetrievalData,
     retriever: Retriever,
     profiles: Sequence[UserProfile],
@@ -212,7 +212,7 @@ def _as_if(
         few.append(UserProfile(user.user_id, user.interests, user.attributes, tuple(clicks[len(clicks) - events :])))
     found = retrieved(retriever, few, judge.judged, data, _K, progress)
     others = {name: places for name, places in judge.places.items() if name in UNPERSONAL}
-    return _slice(str(events), {RETRIEVAL: places_in([one.ads for one in found], judge.judged), **others}, k)
+    return _slice(str(events), {RETRIEVAL: ranks_in([one.ads for one in found], judge.judged), **others}, k)
 
 
 def _slice(name: str, places: Mapping[str, Sequence[Places]], k: int) -> Slice:
@@ -231,7 +231,7 @@ def _slice(name: str, places: Mapping[str, Sequence[Places]], k: int) -> Slice:
     )
 
 
-def _by_events(judge: Judge, k: int) -> list[Slice]:
+def _by_events(judge: RetrievalEvaluator, k: int) -> list[Slice]:
     events = judge.judged.events
     found = []
     for name, (low, high) in _EVENTS.items():
@@ -242,7 +242,7 @@ def _by_events(judge: Judge, k: int) -> list[Slice]:
     return found
 
 
-def _by_ads(judge: Judge, data: RetrievalData, k: int) -> list[Slice]:
+def _by_ads(judge: RetrievalEvaluator, data: RetrievalData, k: int) -> list[Slice]:
     """Users with a click on such an ad, and those clicks alone."""
     shown = frozenset(data.log.ad_id[data.split.train].tolist())
     known = np.array([ad_id in shown for ad_id in data.ad_ids])

@@ -58,7 +58,7 @@ class Places:
         return first, int(self.tied[leaders][0]), int(leaders.sum())
 
 
-def places_of(scores: npt.NDArray[np.float32], clicked: Integers, seen: Integers) -> Places:
+def ranks_of(scores: npt.NDArray[np.float32], clicked: Integers, seen: Integers) -> Places:
     """Places of the clicked ads when all ads but the seen ones stand by their scores, best first.
 
     Args:

@@ -52,15 +52,15 @@ def fit_score_weights(
     for user, (ads, before) in enumerate(zip(clicked, seen, strict=True)):
         offset[user, before] = -torch.inf
         share[user, ads] = 1 / len(ads)
-    shown, spoken = torch.from_numpy(features.astype(np.float64)), torch.from_numpy(neighbours.astype(np.float64))
-    spread = max(float(spoken.std()), 1e-9)  # so that the penalty means the same for all
-    spoken = spoken / spread
+    shown, item_scores = torch.from_numpy(features.astype(np.float64)), torch.from_numpy(neighbours.astype(np.float64))
+    spread = max(float(item_scores.std()), 1e-9)  # so that the penalty means the same for all
+    item_scores = item_scores / spread
     weights = torch.zeros(features.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logits = offset + shown @ weights[:-1] + spoken * weights[-1].clamp(min=0)
+        logits = offset + shown @ weights[:-1] + item_scores * weights[-1].clamp(min=0)
         surprise = torch.log_softmax(logits, dim=1).masked_fill(share == 0, 0.0)
         value = -(surprise * share).sum(dim=1).mean() + _PENALTY * (weights**2).sum()
         value.backward()  # type: ignore[no-untyped-call]

@@ -18,12 +18,12 @@ from adcascade.towers.findings import FIRST, Passes, Spread
 from adcascade.towers.model import Towers, TowerShape
 from adcascade.towers.store import open_store
 from adcascade.towers.training.batches import Catalog, attributes_of, catalog_of
-from adcascade.towers.training.choose import Beside, Choice, choose, interests_of
 from adcascade.towers.training.data import RetrievalData
 from adcascade.towers.training.fit import fit_towers
-from adcascade.towers.training.fit_neighbours import fit_neighbours, neighbour_scores
+from adcascade.towers.training.fit_ease import fit_ease, neighbour_scores
 from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.sequences import Sequences, sequences_of
+from adcascade.towers.training.tune import Choice, SideScores, interests_of, tune
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.errors import BuildError
 
@@ -64,7 +64,7 @@ def train_towers(
     half = replace(options, max_minutes=None if options.max_minutes is None else options.max_minutes / 2)
     choice, chosen_in = _chosen(data, half, watch)
     fitted = _fitted(data, data.split.train, half, lambda *at: watch("train", *at))
-    neighbours = fit_neighbours(fitted.sequences, data.ad_ids, options)
+    neighbours = fit_ease(fitted.sequences, data.ad_ids, options)
     queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
     spec = TowerSpec(
         shape=fitted.towers.shape,
@@ -157,11 +157,11 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[C
     sequences = fitted.sequences
     popularity = PopularitySnapshot.of(data.log.take(split.fit))
     novel = options.exploration * novelty(popularity.impressions(data.ad_ids))
-    neighbours = fit_neighbours(sequences, data.ad_ids, options)
+    neighbours = fit_ease(sequences, data.ad_ids, options)
     shape = (len(sequences.users) + 1, len(data.ads))
-    spoken = csr_matrix(shape) if neighbours is None else neighbour_scores(neighbours, sequences, data.ad_ids)
-    beside = Beside(popularity.features(data.ad_ids), novel, spoken)
-    return choose(fitted.towers, fitted.catalog, judged, data.users, beside, options.seed), fitted.passes
+    item_scores = csr_matrix(shape) if neighbours is None else neighbour_scores(neighbours, sequences, data.ad_ids)
+    beside = SideScores(popularity.features(data.ad_ids), novel, item_scores)
+    return tune(fitted.towers, fitted.catalog, judged, data.users, beside, options.seed), fitted.passes
 
 
 def _fitted(
@@ -217,8 +217,8 @@ def _spread(trained: TrainedTowers, fitted: _Fitted, data: RetrievalData, seed: 
     interests, vectors = _interests(fitted, places, data), trained.ad_vectors(data.ad_ids, data.texts)
     scores = np.max([interests[:, one] @ vectors.T for one in range(interests.shape[1])], axis=0)
     if trained.neighbours is not None:
-        spoken = neighbour_scores(trained.neighbours, fitted.sequences, data.ad_ids)[places].toarray()
-        scores += trained.spec.neighbour_weight * spoken
+        item_scores = neighbour_scores(trained.neighbours, fitted.sequences, data.ad_ids)[places].toarray()
+        scores += trained.spec.neighbour_weight * item_scores
     first = np.argsort(-scores, axis=1, kind="stable")[:, :FIRST]
     ads, counts = np.unique(first[:, 0], return_counts=True)
     return Spread(

@@ -74,9 +74,9 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
     towers, count = contents.towers, len(contents.texts)
     vectors = contents.texts
     if towers is not None:
-        from index_builder.space import into_space  # loads torch, which builds without towers do without
+        from index_builder.space import project_ads  # loads torch, which builds without towers do without
 
-        vectors = into_space(folder, contents.texts, towers, options.width, progress)
+        vectors = project_ads(folder, contents.texts, towers, options.width, progress)
     factory, index, recall = _index_with_recall(vectors, towers, options, progress)
     write_index(index, folder / INDEX_FILE)
     return IndexManifest(

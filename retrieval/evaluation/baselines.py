@@ -27,7 +27,7 @@ _ALS_FACTORS, _ALS_ROUNDS = 32, 15
 UNPERSONAL = ("popularity", "recent popularity")
 
 
-def peers(ads: int, popularity: PopularitySnapshot, ad_ids: list[str]) -> Mapping[str, Peer]:
+def baselines(ads: int, popularity: PopularitySnapshot, ad_ids: list[str]) -> Mapping[str, Peer]:
     """The peers that can be computed here, by name."""
     found: dict[str, Peer] = {
         "popularity": _constant(popularity.clicks(ad_ids, np.inf)),

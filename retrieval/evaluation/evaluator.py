@@ -14,7 +14,7 @@ from adcascade.towers.evaluation.metrics import (
     Shown,
     hit_at,
     ndcg_at,
-    places_of,
+    ranks_of,
     recall_at,
     reciprocal_rank,
     shown_first,
@@ -25,7 +25,7 @@ from retrieval.evaluation.results import RECALLS, Comparison
 _FIRST = 100
 
 
-class Judge:
+class RetrievalEvaluator:
     """Keeps what each method finds.
 
     Scores that are equal stand in no order (see `adcascade.towers.evaluation.metrics`); a list is judged as it is
@@ -57,7 +57,7 @@ class Judge:
         places, exposure = [], _Exposure(self.clicks_of_ads)
         for user in range(len(self.judged)):
             of_user, hidden = scores(user), self._hidden(user)
-            found = places_of(of_user, self.judged.clicked[user], hidden)
+            found = ranks_of(of_user, self.judged.clicked[user], hidden)
             places.append(found.without(np.isin(self.judged.clicked[user], hidden)))
             exposure.add(shown_first(of_user, hidden, _FIRST))
         self._add(name, places, exposure)
@@ -77,7 +77,7 @@ class Judge:
         for found in lists:
             first = found[:_FIRST]
             exposure.add(Shown(first, np.ones(len(first))))
-        self._add(name, places_in(lists, self.judged), exposure)
+        self._add(name, ranks_in(lists, self.judged), exposure)
 
     def _add(self, name: str, places: list[Places], exposure: "_Exposure") -> None:
         self.places[name] = places
@@ -138,7 +138,7 @@ class _Exposure:
         return float(mean / max(self._clicks.mean(), 1e-9))
 
 
-def places_in(lists: Sequence[Integers], judged: HeldOut) -> list[Places]:
+def ranks_in(lists: Sequence[Integers], judged: HeldOut) -> list[Places]:
     """Places of each user's clicked ads in the list that they got."""
     places = []
     for found, clicked in zip(lists, judged.clicked, strict=True):

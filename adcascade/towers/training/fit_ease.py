@@ -8,13 +8,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from adcascade.records.users import EventType
-from adcascade.towers.item_to_item import Neighbours
+from adcascade.towers.item_to_item import ItemToItem
 from adcascade.towers.model import EVENT_TYPES
 from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.sequences import Sequences
 
 
-def fit_neighbours(sequences: Sequences, ad_ids: list[str], options: TowerOptions) -> Neighbours | None:
+def fit_ease(sequences: Sequences, ad_ids: list[str], options: TowerOptions) -> ItemToItem | None:
     """Neighbours of the `options.neighbour_ads` ads that most users met; None if the option is 0.
 
     Takes memory for three dense matrices of these ads by these ads, float64.
@@ -34,23 +34,23 @@ def fit_neighbours(sequences: Sequences, ad_ids: list[str], options: TowerOption
     rows = np.repeat(np.arange(len(ads)), kept)
     values = np.take_along_axis(strengths, columns, axis=1).ravel().astype(np.float32)
     sparse = csr_matrix((values, (rows, columns.ravel())), strengths.shape)
-    return Neighbours([ad_ids[ad] for ad in ads.tolist()], sparse, options.impression_weight)
+    return ItemToItem([ad_ids[ad] for ad in ads.tolist()], sparse, options.impression_weight)
 
 
-def neighbour_scores(neighbours: Neighbours, sequences: Sequences, ad_ids: list[str]) -> csr_matrix:
+def neighbour_scores(neighbours: ItemToItem, sequences: Sequences, ad_ids: list[str]) -> csr_matrix:
     """What all that users met speaks for each ad, float32 [users + 1, ads]; the last row is of nobody."""
-    met = _met(sequences, len(ad_ids), neighbours.impression_worth)
+    met = _met(sequences, len(ad_ids), neighbours.impression_weight)
     return (met @ neighbours.over(ad_ids)).tocsr()
 
 
-def _met(sequences: Sequences, ads: int, impression_worth: float) -> csr_matrix:
+def _met(sequences: Sequences, ads: int, impression_weight: float) -> csr_matrix:
     """Which ads each user met, float32 [users + 1, ads]; the best of several events counts."""
     users = np.repeat(np.arange(len(sequences.users)), np.diff(sequences.start))
     shape = (len(sequences.users) + 1, ads)
     clicked = sequences.types != EVENT_TYPES.index(EventType.IMPRESSION)
     clicks = _marks(users[clicked], sequences.ads[clicked], shape)
     impressions = _marks(users[~clicked], sequences.ads[~clicked], shape)
-    return clicks.maximum(impressions * impression_worth).astype(np.float32)
+    return clicks.maximum(impressions * impression_weight).astype(np.float32)
 
 
 def _marks(users: np.ndarray, ads: np.ndarray, shape: tuple[int, int]) -> csr_matrix:

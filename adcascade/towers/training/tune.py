@@ -13,7 +13,7 @@ from adcascade.records.clicks import Integers
 from adcascade.records.popularity import FEATURES
 from adcascade.records.users import EventType, UserProfile
 from adcascade.towers.evaluation.holdout import HeldOut
-from adcascade.towers.evaluation.metrics import NOT_FOUND, Places, places_of, recall_at, with_interval
+from adcascade.towers.evaluation.metrics import NOT_FOUND, Places, ranks_of, recall_at, with_interval
 from adcascade.towers.findings import CUT_OFFS, Lead, TowerComparison
 from adcascade.towers.interest_merge import merge
 from adcascade.towers.model import EVENT_TYPES, Towers, UserEvents, attribute_buckets
@@ -45,13 +45,13 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Beside:
+class SideScores:
     """What is known of ads and users beside the towers.
 
     Attributes:
         popularity: features, float32 [ads, features].
         novelty: what being new adds to an ad's bias, float32 [ads].
-        neighbours: see `fit_neighbours.neighbour_scores`, of the users of the sequences.
+        neighbours: see `fit_ease.neighbour_scores`, of the users of the sequences.
     """
 
     popularity: npt.NDArray[np.float32]
@@ -84,12 +84,12 @@ def _events(towers: Towers, catalog: Catalog, judged: HeldOut, places: Integers,
     return user_events(towers.ads, catalog, padded(judged.sequences, windows), attributes[places])
 
 
-def choose(
+def tune(
     towers: Towers,
     catalog: Catalog,
     judged: HeldOut,
     profiles: dict[str, UserProfile],
-    beside: Beside,
+    beside: SideScores,
     seed: int,
 ) -> Choice:
     """Fits and chooses on users of the validation part.
@@ -110,14 +110,16 @@ def choose(
     with torch.no_grad():
         vectors = towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]).numpy()
     scores = _scores(interests, vectors, towers.shape.width)
-    features, spoken = beside.popularity[ads], beside.neighbours[judged.of_user][:, ads].toarray()
-    weights = fit_score_weights(scores, features, spoken, clicked, seen)
+    features, item_scores = beside.popularity[ads], beside.neighbours[judged.of_user][:, ads].toarray()
+    weights = fit_score_weights(scores, features, item_scores, clicked, seen)
     added = features @ weights.popularity + beside.novelty[ads]
     vectors[:, 0] += added
-    louder = max(_LOUDER, key=lambda times: _found(scores + added + times * weights.neighbours * spoken, clicked, seen))
-    weights = replace(weights, neighbours=louder * weights.neighbours)
+    weight_scale = max(
+        _LOUDER, key=lambda times: _found(scores + added + times * weights.neighbours * item_scores, clicked, seen)
+    )
+    weights = replace(weights, neighbours=weight_scale * weights.neighbours)
     widths = (towers.shape.width, *short_widths(towers.shape.width))
-    added_by_neighbours = weights.neighbours * spoken
+    added_by_neighbours = weights.neighbours * item_scores
     others = {
         "popularity": np.broadcast_to(features[:, _ALL_CLICKS], scores.shape),
         "recent popularity": np.broadcast_to(features[:, _RECENT_CLICKS], scores.shape),
@@ -126,7 +128,7 @@ def choose(
     known = np.flatnonzero(judged.events > 0).tolist()  # for the others popularity speaks when they are served
 
     def recalls(of_all: npt.NDArray[np.float32]) -> dict[int, npt.NDArray[np.float64]]:
-        places = [places_of(of_all[user], clicked[user], seen[user]) for user in known]
+        places = [ranks_of(of_all[user], clicked[user], seen[user]) for user in known]
         return {k: recall_at(places, k) for k in CUT_OFFS}
 
     compared = _compared(
@@ -181,7 +183,7 @@ def _places(ads: Integers, some: Integers) -> Integers:
 
 def _found(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> float:
     """Mean of recall@10 and recall@100."""
-    places = [places_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
+    places = [ranks_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
     return float(recall_at(places, 10).mean() + recall_at(places, _K).mean()) / 2
 
 
