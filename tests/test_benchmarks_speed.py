@@ -20,26 +20,26 @@ from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
 from adcascade.vectors.encoder import HashingEncoder
-from benchmarks.speed.arrivals import arrive, one_by_one
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
-from benchmarks.speed.contest import Contender, Spread, Turns, take_turns
 from benchmarks.speed.display import tables
 from benchmarks.speed.hostile import COSTLY, floods
 from benchmarks.speed.idle import held
+from benchmarks.speed.interleaved_timing import Contender, Spread, Turns, interleave
 from benchmarks.speed.load import LoadSettings, load_of
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.memory import own_mib, peak_mib
+from benchmarks.speed.open_loop import arrive, one_by_one
 from benchmarks.speed.page import write_page, write_plot
 from benchmarks.speed.peers import PeerMissing, peer_python
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.soak import SoakSettings, soak_of
 from benchmarks.speed.stages import published, serving_at
+from benchmarks.speed.synthetic_users import made_users, user_of_call
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.vectors import made_vectors
-from benchmarks.speed.visitors import made_users, user_of_call
 from index_builder.artifact import load_version, open_store
 
 MACHINE = Machine(
@@ -58,7 +58,9 @@ SLOW = Entry(case="100 ads", contender="slow", milliseconds=Spread(1000, 900, 11
 FAST = Entry(case="100 ads", contender="ours", milliseconds=Spread(10, 9, 12), times_faster=Spread(98, 80, 120))
 
 
-VERDICT = Verdict(what="100 ads", target="at least 99 times", reached="98 times", met=False, why="the floor is 9 ms")
+VERDICT = TargetResult(
+    what="100 ads", target="at least 99 times", reached="98 times", met=False, why="the floor is 9 ms"
+)
 
 
 def result(**changes):
@@ -69,7 +71,7 @@ def result(**changes):
 def test_contenders_take_turns_and_nobody_always_goes_first():
     calls, done = [], []
     contenders = [Contender(name, lambda name=name: calls.append(name)) for name in "abc"]
-    turns = take_turns(contenders, 3, progress=lambda *at: done.append(at))
+    turns = interleave(contenders, 3, progress=lambda *at: done.append(at))
     assert [sorted(calls[start : start + 3]) for start in range(0, 12, 3)] == [["a", "b", "c"]] * 4
     assert {calls[start] for start in range(3, 12, 3)} == {"a", "b", "c"}
     assert all(len(turns.seconds[name]) == 3 for name in "abc")  # the first round warms up

@@ -10,9 +10,9 @@ from adcascade.serving.channel import open_channel
 from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
 from benchmarks.fuzz.messages import Valid
 from benchmarks.fuzz.run import ALLOWED, Fuzzed, Target, fuzz
-from benchmarks.speed.contest import Progress, Spread
+from benchmarks.speed.interleaved_timing import Progress, Spread
 from benchmarks.speed.machine import describe
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from index_builder.artifact import load_version, open_store
 from pipeline.processes import ServerProcess
 
@@ -101,18 +101,18 @@ def valid_requests(ids: list[str]) -> dict[str, Valid]:
     }
 
 
-def verdicts(found: Fuzzed, calls: int) -> list[Verdict]:
+def verdicts(found: Fuzzed, calls: int) -> list[TargetResult]:
     """What must hold of a run."""
     bad = sum(count for (_, outcome), count in found.outcomes.items() if outcome not in ALLOWED)
     most = max(found.growth_mib.values(), default=0.0)
     return [
-        Verdict(
+        TargetResult(
             what=f"{calls:,} fuzzed calls",
             target=f"none but {', '.join(sorted(ALLOWED))}",
             reached=f"{bad:,} others",
             met=not bad,
         ),
-        Verdict(
+        TargetResult(
             what="memory of each server after the first fifth of the calls",
             target=f"grows by at most {_MOST_GROWTH_MIB:.0f} MiB",
             reached=", ".join(f"{name.rsplit('.', 1)[-1]} {mib:+.0f} MiB" for name, mib in found.growth_mib.items()),

@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 
 from adcascade.records.errors import InputError
-from benchmarks.speed.arrivals import Answered, Start, arrive, one_by_one
 from benchmarks.speed.attack_base import (
     P99_TIMES,
     SERVER_OF,
@@ -27,13 +26,14 @@ from benchmarks.speed.attack_base import (
     address_of,
     normal_calls,
 )
-from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.hostile import COSTLY, channel_to, floods, method_of
 from benchmarks.speed.idle import idle_streams
+from benchmarks.speed.interleaved_timing import Progress, Spread
 from benchmarks.speed.machine import describe
 from benchmarks.speed.memory import own_mib
+from benchmarks.speed.open_loop import Answered, Start, arrive, one_by_one
 from benchmarks.speed.outages import dead_servers, stopped_ranking
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.stages import Servers, as_entry, published, serving, serving_own
 
 _WARM_UP, _AFTER_DEADLINES = 20, 10
@@ -130,9 +130,9 @@ def heaviest_calls(servers: Servers, settings: AttackSettings) -> Part:
     return Part(entries, verdicts)
 
 
-def _of_neighbour(method: str, alone: Answered, beside: Answered) -> Verdict:
+def _of_neighbour(method: str, alone: Answered, beside: Answered) -> TargetResult:
     before, after = alone.percentile(99), beside.percentile(99)
-    return Verdict(
+    return TargetResult(
         what=f"p99 of another client's normal {method} while one sends the heaviest",
         target=f"at most {P99_TIMES:g} times that without it, none refused",
         reached=f"{after / before:.1f} times ({after:.0f} ms, {before:.0f} ms without), {beside.refused:.0%} refused",
@@ -140,7 +140,7 @@ def _of_neighbour(method: str, alone: Answered, beside: Answered) -> Verdict:
     )
 
 
-def _of_deadlines(method: str, channel: grpc.Channel, start: Start) -> Verdict:
+def _of_deadlines(method: str, channel: grpc.Channel, start: Start) -> TargetResult:
     """Of heavy calls whose deadline passed: how much longer the next call takes than without one."""
     usual = one_by_one(start, _AFTER_DEADLINES)
     taken: list[float] = []
@@ -151,7 +151,7 @@ def _of_deadlines(method: str, channel: grpc.Channel, start: Start) -> Verdict:
         heavy.exception()  # waits until it is late
         taken.append(one_by_one(start, 1).percentile(50))  # infinity if it got no answer
     more = np.array(taken) - np.median(usual.milliseconds)
-    return Verdict(
+    return TargetResult(
         what=f"a call right after a heavy {method} whose deadline of {_DEADLINE_SECONDS:g} s passed",
         target=f"takes at most {_LATE_MS:g} ms more",
         reached=f"{np.median(more):.0f} ms more (median of {len(more)}; the worst {more.max():.0f} ms)",
@@ -180,7 +180,7 @@ def cache_floods(servers: Servers, settings: AttackSettings) -> Part:
             Entry(case=f"flood: {what}", contender="AdCascade", milliseconds=Spread.of(milliseconds), figures=figures)
         )
         verdicts.append(
-            Verdict(
+            TargetResult(
                 what=f"memory of {server} under {settings.flood_calls:,} distinct {what}",
                 target=f"grows by at most {_FULL_GROWTH_MIB:g} MiB in the last third",
                 reached=f"{grown[3] - grown[2]:+.0f} MiB (in all {grown[3] - grown[0]:+.0f} MiB)",

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 
 from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2
-from benchmarks.speed.arrivals import Start
 from benchmarks.speed.hostile import method_of
-from benchmarks.speed.results import Entry, Verdict
+from benchmarks.speed.open_loop import Start
+from benchmarks.speed.results import Entry, TargetResult
 from benchmarks.speed.stages import K, Servers
 
 CANDIDATES = 100
@@ -58,7 +58,7 @@ class Part:
     """What one way of attacking showed."""
 
     entries: Sequence[Entry]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[TargetResult]
 
 
 def address_of(servers: Servers, name: str) -> str:

@@ -29,10 +29,10 @@ from adcascade.v1 import retrieval_pb2, types_pb2
 from adcascade.v1.retrieval_pb2_grpc import RetrievalServiceStub
 from adcascade.vectors.encoder import load_encoder
 from benchmarks.speed.catalog import write_catalog
-from benchmarks.speed.contest import Contender, Progress, Turns
+from benchmarks.speed.interleaved_timing import Contender, Progress, Turns
 from benchmarks.speed.machine import describe
 from benchmarks.speed.models import movielens_files
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads
 from index_builder.build import BuildOptions, build
@@ -72,7 +72,7 @@ def bench_auth(settings: AuthSettings, folder: Path, progress: Progress) -> Benc
     """
     index = _made_index(folder, settings.ads)
     entries: list[Entry] = []
-    verdicts: list[Verdict] = []
+    verdicts: list[TargetResult] = []
     with ExitStack() as stack:
         stubs = {way.name: stack.enter_context(_asking(way, index, folder)) for way in _ways(folder)}
         for case, include_ads in _CASES.items():
@@ -132,7 +132,7 @@ def _jwts(folder: Path) -> Authenticator:
 
 
 def _call_in_turns(contenders: Sequence[Contender], rounds: int, progress: Progress) -> Turns:
-    """As `take_turns`, of calls so short that a collection of garbage between them would take most of the time.
+    """As `interleave`, of calls so short that a collection of garbage between them would take most of the time.
 
     In an order that is drawn anew for each round: what one leaves behind would always meet the same next one.
     """
@@ -222,10 +222,10 @@ def _added(name: str, turns: Turns) -> float:
     return turns.milliseconds(name).median / turns.milliseconds(NOBODY).median - 1
 
 
-def _verdict(case: str, name: str, turns: Turns) -> Verdict:
+def _verdict(case: str, name: str, turns: Turns) -> TargetResult:
     added, most = _added(name, turns), _MOST - 1
     milliseconds = turns.milliseconds(name).median - turns.milliseconds(NOBODY).median
-    return Verdict(
+    return TargetResult(
         what=f"{case}: {name}",
         target=f"adds at most {most:.0%} to the p50",
         reached=f"{added:+.1%} ({milliseconds:+.3f} ms)",

@@ -17,12 +17,12 @@ from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.vectors.encoder import TextEncoder, Vectors, embedded_model_path
 from adcascade.vectors.exact_search import exact_search
 from benchmarks.speed.catalog import write_catalog
-from benchmarks.speed.contest import Contender, Progress, Spread, Turns, take_turns
 from benchmarks.speed.flops import token_layers
+from benchmarks.speed.interleaved_timing import Contender, Progress, Spread, Turns, interleave
 from benchmarks.speed.machine import Machine, describe
 from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.models import movielens_files
-from benchmarks.speed.results import BenchResult, Entry, Line, Plot, Verdict
+from benchmarks.speed.results import BenchResult, Entry, Line, Plot, TargetResult
 from benchmarks.speed.texts import real_ads, recombined_ads
 from index_builder.build import BuildOptions, build
 
@@ -66,7 +66,7 @@ def bench_build(settings: BuildSettings, folder: Path, progress: Progress = lamb
     gc.collect()
     gc.freeze()  # as the command does, so that no build pays for what the benchmark holds
     full = _build(next(catalogs), fast, folder)
-    turns = take_turns(
+    turns = interleave(
         [
             Contender(REFERENCE, lambda: slow.encode(texts[: settings.texts])),
             Contender(OURS, lambda: fast.encode(texts[: settings.texts])),
@@ -169,11 +169,11 @@ def _rebuild_case(settings: BuildSettings) -> str:
     return f"rebuild of {settings.catalog:,} ads with {_CHANGED:.0%} changed"
 
 
-def _embedding_verdicts(turns: Turns, recall: float, floor: float) -> list[Verdict]:
+def _embedding_verdicts(turns: Turns, recall: float, floor: float) -> list[TargetResult]:
     times = turns.times_faster(OURS, REFERENCE)
     most = turns.milliseconds(REFERENCE).median / floor
     return [
-        Verdict(
+        TargetResult(
             what=f"embedding: {OURS} against {REFERENCE}",
             target=f"at least {_FASTER:g} times faster",
             reached=f"{times.median:.1f} times ({times.low:.1f} to {times.high:.1f})",
@@ -181,7 +181,7 @@ def _embedding_verdicts(turns: Turns, recall: float, floor: float) -> list[Verdi
             why=f"matrix products alone, at the best rate of a type that keeps recall, allow {most:.1f} times; int8 is "
             "faster, but loses recall",
         ),
-        Verdict(
+        TargetResult(
             what=f"recall@{_K} of the vectors against float32",
             target=f"at least {_LEAST_RECALL}",
             reached=f"{recall:.4f}",
@@ -190,7 +190,7 @@ def _embedding_verdicts(turns: Turns, recall: float, floor: float) -> list[Verdi
     ]
 
 
-def _rebuild_verdict(settings: BuildSettings, turns: Turns, full: float) -> Verdict:
+def _rebuild_verdict(settings: BuildSettings, turns: Turns, full: float) -> TargetResult:
     """Of each round, the time of the rebuild over that of embedding all, reckoned from what was embedded in it."""
     all_texts = settings.catalog / settings.texts
     share = Spread.of(
@@ -200,7 +200,7 @@ def _rebuild_verdict(settings: BuildSettings, turns: Turns, full: float) -> Verd
         ]
     )
     rebuilt, embedding = (turns.milliseconds(name).median / 1000 for name in (REBUILD, OURS))
-    return Verdict(
+    return TargetResult(
         what=_rebuild_case(settings),
         target=f"under {_REBUILD_SHARE:.0%} of the time to embed all",
         reached=f"{share.median:.1%} ({share.low:.1%} to {share.high:.1%}; {rebuilt:.1f} s, embedding takes "
@@ -211,8 +211,8 @@ def _rebuild_verdict(settings: BuildSettings, turns: Turns, full: float) -> Verd
     )
 
 
-def _memory_verdict(sizes: Sequence[int], peaks: Sequence[float]) -> Verdict:
-    return Verdict(
+def _memory_verdict(sizes: Sequence[int], peaks: Sequence[float]) -> TargetResult:
+    return TargetResult(
         what=f"memory of a build of {sizes[-1]:,} ads",
         target=f"under {_MOST_MIB:,} MiB for a million",
         reached=f"{peaks[-1]:,.0f} MiB ({peaks[0]:,.0f} MiB for {sizes[0]:,})",

@@ -15,7 +15,7 @@ from adcascade.terminal.progress import LongWork
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from benchmarks.speed.contest import Progress
+    from benchmarks.speed.interleaved_timing import Progress
     from benchmarks.speed.results import BenchResult
 
 OUT = Path("adcascade-bench")

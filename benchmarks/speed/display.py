@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from adcascade.terminal.console import Console
-from benchmarks.speed.contest import Spread
+from benchmarks.speed.interleaved_timing import Spread
 from benchmarks.speed.results import BenchResult, Entry
 
 _TIMES, _FLOOR = "times faster", "floor's share"

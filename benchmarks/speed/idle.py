@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.speed.arrivals import OK, Answered, Start, arrive, one_by_one
 from benchmarks.speed.attack_base import (
     P99_TIMES,
     TIMEOUT_SECONDS,
@@ -22,7 +21,8 @@ from benchmarks.speed.attack_base import (
     normal_calls,
 )
 from benchmarks.speed.hostile import channel_to
-from benchmarks.speed.results import Entry, Verdict
+from benchmarks.speed.open_loop import OK, Answered, Start, arrive, one_by_one
+from benchmarks.speed.results import Entry, TargetResult
 from benchmarks.speed.stages import Servers, as_entry
 
 _METHOD = "/adcascade.v1.RecommendService/Recommend"
@@ -120,9 +120,9 @@ def _entries(case: str, normal: Answered, health: Answered) -> list[Entry]:
     return [as_entry(f"idle streams: Recommend {case}", normal), as_entry(f"idle streams: health {case}", health)]
 
 
-def _verdict(what: str, alone: Answered, beside: Answered) -> Verdict:
+def _verdict(what: str, alone: Answered, beside: Answered) -> TargetResult:
     before, after = alone.percentile(99), beside.percentile(99)
-    return Verdict(
+    return TargetResult(
         what=what,
         target=f"none refused, p99 at most {P99_TIMES:g} times that without",
         reached=f"{beside.refused:.0%} refused, p50 {beside.percentile(50):.0f} ms, p99 {after:.0f} ms "

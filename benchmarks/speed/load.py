@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.speed.arrivals import DEGRADED, OK, Answered, arrive, one_by_one
-from benchmarks.speed.contest import Progress
+from benchmarks.speed.interleaved_timing import Progress
 from benchmarks.speed.machine import describe
-from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
+from benchmarks.speed.open_loop import DEGRADED, OK, Answered, arrive, one_by_one
+from benchmarks.speed.results import BenchResult, Line, Plot, TargetResult
 from benchmarks.speed.stages import P99_MS, K, Servers, as_entry, of_times, serving
 
 _CANDIDATES = (1, 10, 100, 500)
@@ -104,7 +104,7 @@ def _is_fast(found: Answered) -> bool:
     return _is_carried(found) and found.percentile(99) <= P99_MS
 
 
-def _of_steady_calls(found: Answered, alone: Answered) -> Verdict:
+def _of_steady_calls(found: Answered, alone: Answered) -> TargetResult:
     why = (
         f"one call at a time takes p50 {alone.percentile(50):.0f} ms, p99 {alone.percentile(99):.0f} ms: those of new "
         "users, whose candidates are mostly new to the ranker; the rest is calls that wait for such a one"
@@ -112,8 +112,8 @@ def _of_steady_calls(found: Answered, alone: Answered) -> Verdict:
     return of_times(f"Recommend, {K} of {_JUDGED} candidates, {_RATE:g} calls a second", found, why)
 
 
-def _of_rates(fast: float, carried: float) -> Verdict:
-    return Verdict(
+def _of_rates(fast: float, carried: float) -> TargetResult:
+    return TargetResult(
         what=f"highest rate with a p99 of at most {P99_MS:g} ms",
         target=f"at least {_RATE:g} calls a second",
         reached=f"{fast:.0f} calls a second; without shedding more than {_SHED:.0%}, {carried:.0f}",
@@ -122,8 +122,8 @@ def _of_rates(fast: float, carried: float) -> Verdict:
     )
 
 
-def _of_overload(found: Answered) -> Verdict:
-    return Verdict(
+def _of_overload(found: Answered) -> TargetResult:
+    return TargetResult(
         what=f"at twice the rate that is carried ({found.rate:.0f} calls a second)",
         target="sheds, and answers what it accepts",
         reached=f"{found.refused:.0%} refused, {found.shed - found.refused:.0%} answered without ranking, "
@@ -133,9 +133,9 @@ def _of_overload(found: Answered) -> Verdict:
     )
 
 
-def _of_recovery(before: Answered, after: Answered) -> Verdict:
+def _of_recovery(before: Answered, after: Answered) -> TargetResult:
     p99, usual = after.percentile(99), before.percentile(99)
-    return Verdict(
+    return TargetResult(
         what="right after it",
         target=f"sheds nothing, p99 at most {_RECOVERED:g} times that before",
         reached=f"{after.shed:.0%} shed, p99 {p99:.0f} ms, before {usual:.0f} ms",

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import grpc
 
-from benchmarks.speed.arrivals import DEGRADED, OK, Answered, arrive, one_by_one
 from benchmarks.speed.attack_base import TIMEOUT_SECONDS, AttackSettings, Part, address_of, normal_call, normal_calls
-from benchmarks.speed.contest import Spread
 from benchmarks.speed.hostile import channel_to, method_of
-from benchmarks.speed.results import Entry, Verdict
+from benchmarks.speed.interleaved_timing import Spread
+from benchmarks.speed.open_loop import DEGRADED, OK, Answered, arrive, one_by_one
+from benchmarks.speed.results import Entry, TargetResult
 from benchmarks.speed.stages import Servers, as_entry
 
 _WARM_UP = 20
@@ -77,7 +77,7 @@ def _retrieval_gone(servers: Servers, settings: AttackSettings, channel: grpc.Ch
     case = f"retrieval gone for {settings.outage_seconds:g} s: Recommend"
     note = ", ".join(f"{count:,} {name}" for name, count in sorted(outcomes.items()))
     waited = Spread.of(milliseconds)
-    at_once = Verdict(
+    at_once = TargetResult(
         what=case,
         target=f"UNAVAILABLE at once: all within {_AT_ONCE_MS:g} ms",
         reached=f"{note}; median {waited.median:.0f} ms, slowest {waited.high:.0f} ms",
@@ -111,10 +111,10 @@ def _seconds_until(wanted: str, outcome: Callable[[], str]) -> float:
     return float("inf")
 
 
-def _of_callers(what: str, found: Answered) -> Verdict:
+def _of_callers(what: str, found: Answered) -> TargetResult:
     p50, p99 = found.percentile(50), found.percentile(99)
     degraded = found.outcomes.get(DEGRADED, 0)
-    return Verdict(
+    return TargetResult(
         what=what,
         target=f"none refused, p50 at most {_P50_MS:g} ms, p99 at most {_P99_MS:,.0f} ms",
         reached=f"{found.refused:.0%} refused, {degraded:,} of {sum(found.outcomes.values()):,} in the retrieval "
@@ -123,7 +123,7 @@ def _of_callers(what: str, found: Answered) -> Verdict:
     )
 
 
-def _of_return(what: str, seconds: float) -> Verdict:
-    return Verdict(
+def _of_return(what: str, seconds: float) -> TargetResult:
+    return TargetResult(
         what=what, target=f"at most {_BACK_SECONDS:g} s", reached=f"{seconds:.2f} s", met=seconds <= _BACK_SECONDS
     )

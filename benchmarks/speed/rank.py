@@ -24,12 +24,12 @@ from adcascade.v1 import ranking_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
 from adcascade.vectors.encoder import embedded_model_path
 from adcascade.wire import ad_to_wire, user_to_wire
-from benchmarks.speed.contest import Contender, Progress, Turns, take_turns
 from benchmarks.speed.flops import token_layers
+from benchmarks.speed.interleaved_timing import Contender, Progress, Turns, interleave
 from benchmarks.speed.machine import Machine, describe
 from benchmarks.speed.models import JOIN_LAYER, kept_ranker, movielens_files
 from benchmarks.speed.peers import PeerMissing, RerankPeer, rerank_peer
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads, user_of_tokens
 from ranking.artifact import ModelVersion
@@ -123,7 +123,7 @@ def bench_rank(
         peer = _reranker(stack, slow, folder, missing)
         for number, case in enumerate(cases):
             asked = _Asked.of(case, user_of_tokens(case.user_tokens, sources, ranker.tokenizer), fresh, settings.rounds)
-            turns = take_turns(
+            turns = interleave(
                 _contenders(asked, channel, slow, peer),
                 settings.rounds,
                 progress=_part_of(progress, number, len(cases)),
@@ -265,7 +265,7 @@ def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float]) -> list[
     ]
 
 
-def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[Verdict]:
+def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[TargetResult]:
     found = {(one.case, one.contender): one for one in entries}
     verdicts = [
         _faster(found[case.name, contender], found[case.name, CROSS_ENCODER], target)
@@ -278,15 +278,15 @@ def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[Verdi
         times = by_count[1000] / by_count[100]
         what = "1,000 candidates against 100"
         verdicts.append(
-            Verdict(what=what, target="under 8 times the time", reached=f"{times:.1f} times", met=times < 8)
+            TargetResult(what=what, target="under 8 times the time", reached=f"{times:.1f} times", met=times < 8)
         )
     return verdicts
 
 
-def _of_quality(ranker: ModelVersion) -> list[Verdict]:
+def _of_quality(ranker: ModelVersion) -> list[TargetResult]:
     """What each way to run the text layers costs on the newest tenth of the log."""
     return [
-        Verdict(
+        TargetResult(
             what=f"AUC of {name}",
             target=f"within {_AUC_MARGIN} of torch in float32",
             reached=f"{parity.auc:.4f} ({parity.auc_difference:+.4f}, {parity.pairs:,} pairs)",
@@ -297,12 +297,12 @@ def _of_quality(ranker: ModelVersion) -> list[Verdict]:
     ]
 
 
-def _faster(one: Entry, reference: Entry, target: float) -> Verdict:
+def _faster(one: Entry, reference: Entry, target: float) -> TargetResult:
     times = one.times_faster
     assert times is not None
     assert one.floor is not None
     most = reference.milliseconds.median / one.floor
-    return Verdict(
+    return TargetResult(
         what=f"{one.case}: {one.contender} against {CROSS_ENCODER}",
         target=f"at least {target:g} times faster",
         reached=f"{times.median:.1f} times ({times.low:.1f} to {times.high:.1f})",

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adcascade.records.errors import InputError
-from benchmarks.speed.contest import Spread
+from benchmarks.speed.interleaved_timing import Spread
 from benchmarks.speed.machine import Machine
 
 
@@ -37,7 +37,7 @@ class Entry(BaseModel):
         return None if self.floor is None else self.floor / self.milliseconds.median
 
 
-class Verdict(BaseModel):
+class TargetResult(BaseModel):
     """A target beside what was reached; `why` says what stands in the way of one that was missed."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -88,7 +88,7 @@ class BenchResult(BaseModel):
     machine: Machine
     settings: dict[str, str | int | float]
     entries: list[Entry]
-    verdicts: list[Verdict] = []
+    verdicts: list[TargetResult] = []
     floors: dict[str, float] = {}
     peers: dict[str, str] = {}
     missing: dict[str, str] = {}

@@ -25,11 +25,11 @@ from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.exact_search import exact_search
 from adcascade.vectors.faiss_index import Rows, import_faiss, set_search_parameters
 from benchmarks.speed.catalog import made_index
-from benchmarks.speed.contest import Progress, Turns
+from benchmarks.speed.interleaved_timing import Progress, Turns
 from benchmarks.speed.machine import describe
 from benchmarks.speed.models import movielens_files
 from benchmarks.speed.peers import PeerMissing, search_peer
-from benchmarks.speed.results import BenchResult, Entry, Line, Plot, Verdict
+from benchmarks.speed.results import BenchResult, Entry, Line, Plot, TargetResult
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
@@ -271,7 +271,7 @@ def _entry(one: Contestant, turns: Turns, ads: int) -> Entry:
     )
 
 
-def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -> list[Verdict]:
+def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -> list[TargetResult]:
     by_name = {one.name: one for one in contestants}
     ours, own = by_name[OURS], turns.milliseconds(OURS).median
     verdicts = []
@@ -280,7 +280,7 @@ def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -
             continue
         peer, milliseconds = by_name[name], turns.milliseconds(name).median
         verdicts.append(
-            Verdict(
+            TargetResult(
                 what=f"{OURS} against {name}",
                 target=f"faster at a recall of {_LEAST_RECALL}",
                 reached=f"{milliseconds / own:.2f} times as fast ({own:.2f} ms at a recall of {ours.recall:.3f}, "
@@ -292,7 +292,7 @@ def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -
         assert ours.mib is not None
         assert peer.mib is not None
         verdicts.append(
-            Verdict(
+            TargetResult(
                 what=f"memory against {name}",
                 target="at most a third",
                 reached=f"{ours.mib / peer.mib:.2f} ({ours.mib:,.0f} MiB, {peer.mib:,.0f} MiB)",
@@ -302,7 +302,7 @@ def _verdicts(contestants: Sequence[Contestant], turns: Turns, explained: str) -
     bound = own + turns.milliseconds(EMPTY_CALL).median
     served = turns.milliseconds(SERVER).median
     verdicts.append(
-        Verdict(
+        TargetResult(
             what="server p50 against the bare FAISS call and an empty gRPC call",
             target=f"at most {_SERVER_TIMES} times",
             reached=f"{served / bound:.2f} times ({served:.2f} ms, {bound:.2f} ms)",

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 
 from adcascade.v1 import recommend_pb2
-from benchmarks.speed.arrivals import Answered, Start, arrive
-from benchmarks.speed.contest import Progress
+from benchmarks.speed.interleaved_timing import Progress
 from benchmarks.speed.machine import describe
-from benchmarks.speed.results import BenchResult, Line, Plot, Verdict
+from benchmarks.speed.open_loop import Answered, Start, arrive
+from benchmarks.speed.results import BenchResult, Line, Plot, TargetResult
 from benchmarks.speed.stages import K, Servers, as_entry, of_times, serving, time_spent
 
 _CANDIDATES = 100
@@ -95,7 +95,7 @@ def _of_the_slowest(timings: Sequence[recommend_pb2.StageTimings]) -> str:
     return f"the slowest hundredth of the calls, medians: {time_spent(slowest)}"
 
 
-def _flat(memory: Sequence[dict[str, float]]) -> Verdict:
+def _flat(memory: Sequence[dict[str, float]]) -> TargetResult:
     """Whether no server grew from the second fifth of the time to the last."""
     fifth = len(memory) // 5
 
@@ -103,7 +103,7 @@ def _flat(memory: Sequence[dict[str, float]]) -> Verdict:
         return float(np.mean([one[name] for one in memory[part]]))
 
     growth = {name: mean(name, slice(-fifth, None)) / mean(name, slice(fifth, 2 * fifth)) for name in memory[0]}
-    return Verdict(
+    return TargetResult(
         what="memory of each server without mapped files, last fifth of the time over the second",
         target=f"at most {_FLAT:.2f}",
         reached=", ".join(f"{name} {times:.3f}" for name, times in growth.items()),
@@ -111,13 +111,13 @@ def _flat(memory: Sequence[dict[str, float]]) -> Verdict:
     )
 
 
-def _nothing_refused(found: Answered) -> Verdict:
-    return Verdict(
+def _nothing_refused(found: Answered) -> TargetResult:
+    return TargetResult(
         what="calls without an answer", target="none", reached=f"{found.refused:.2%}", met=found.refused == 0
     )
 
 
-def _of_all_calls(settings: SoakSettings, whole: Answered, windows: Sequence[Answered]) -> Verdict:
+def _of_all_calls(settings: SoakSettings, whole: Answered, windows: Sequence[Answered]) -> TargetResult:
     tails = [one.percentile(99) for one in windows]
     what = f"Recommend, {K} of {_CANDIDATES}, {settings.rate:g} calls a second for {settings.minutes:g} minutes"
     why = (

@@ -19,15 +19,15 @@ from adcascade.v1 import recommend_pb2
 from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub
 from adcascade.vectors.bulk_encoder import load_bulk_encoder
 from adcascade.wire import user_to_wire
-from benchmarks.speed.arrivals import Answered, Start, one_by_one
 from benchmarks.speed.catalog import made_index
-from benchmarks.speed.contest import Spread
+from benchmarks.speed.interleaved_timing import Spread
 from benchmarks.speed.memory import own_mib
 from benchmarks.speed.models import kept_ranker, movielens_files
-from benchmarks.speed.results import Entry, Verdict
+from benchmarks.speed.open_loop import Answered, Start, one_by_one
+from benchmarks.speed.results import Entry, TargetResult
+from benchmarks.speed.synthetic_users import PRESENT, made_users, user_of_call
 from benchmarks.speed.texts import real_ads
 from benchmarks.speed.vectors import made_vectors
-from benchmarks.speed.visitors import PRESENT, made_users, user_of_call
 from index_builder.artifact import IndexVersion, load_version, open_store
 from pipeline.processes import ServerProcess, running
 
@@ -211,10 +211,10 @@ def as_entry(case: str, found: Answered, cores: float | None = None) -> Entry:
     )
 
 
-def of_times(what: str, found: Answered, why: str) -> Verdict:
+def of_times(what: str, found: Answered, why: str) -> TargetResult:
     """Whether calls are answered as fast as they should be; `why` is said of those that are not."""
     p50, p99 = found.percentile(50), found.percentile(99)
-    return Verdict(
+    return TargetResult(
         what=what,
         target=f"p50 under {_P50_MS:g} ms, p99 under {P99_MS:g} ms",
         reached=f"p50 {p50:.0f} ms, p99 {p99:.0f} ms",

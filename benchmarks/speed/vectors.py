@@ -9,7 +9,7 @@ import numpy as np
 from adcascade.catalog.ad_text import embedding_text
 from adcascade.records.ads import Ad
 from adcascade.vectors.encoder import TextEncoder, Vectors
-from benchmarks.speed.contest import Progress
+from benchmarks.speed.interleaved_timing import Progress
 from benchmarks.speed.texts import recombined_ads
 
 _AT_ONCE = 2048

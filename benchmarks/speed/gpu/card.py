@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adcascade.records.errors import InputError
-from benchmarks.speed.contest import Spread
+from benchmarks.speed.interleaved_timing import Spread
 from benchmarks.speed.machine import Machine, describe
 
 _SIZE = 8192

@@ -12,9 +12,9 @@ import torch
 from adcascade.catalog.ad_text import embedding_text
 from adcascade.vectors.encoder import EMBEDDED, SentenceTransformerEncoder
 from benchmarks.speed.build import recall_of
-from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.interleaved_timing import Progress, Spread
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.texts import real_ads, recombined_ads
 
 GPU, DEFAULTS, CPU = (
@@ -64,13 +64,13 @@ def bench_embed(settings: EmbedSettings, ads: Path, progress: Progress = lambda 
         settings=asdict(settings),
         entries=entries,
         verdicts=[
-            Verdict(
+            TargetResult(
                 what="embedding on the GPU against two cores of the same machine",
                 target=f"at least {_TIMES:g} times faster",
                 reached=f"{times.median:.0f} times ({times.low:.0f} to {times.high:.0f})",
                 met=times.median >= _TIMES,
             ),
-            Verdict(
+            TargetResult(
                 what="recall@100 of these vectors against float32",
                 target=f"at least {_LEAST_RECALL}",
                 reached=f"{recall:.4f}",

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from adcascade.records.datasets.movielens import DatasetFiles
 from adcascade.records.errors import InputError
-from benchmarks.speed.contest import Progress
 from benchmarks.speed.gpu.embed import EmbedSettings, bench_embed
 from benchmarks.speed.gpu.rank import RankOnGpuSettings, bench_rank_on_gpu
 from benchmarks.speed.gpu.search import SearchSettings, bench_search
 from benchmarks.speed.gpu.train import TrainOnGpuSettings, bench_train_on_gpu
+from benchmarks.speed.interleaved_timing import Progress
 from benchmarks.speed.models import movielens_files
 from benchmarks.speed.results import BenchResult
 

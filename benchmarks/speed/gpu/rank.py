@@ -23,10 +23,10 @@ from adcascade.v1 import ranking_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
 from adcascade.vectors.encoder import embedded_model_path, load_encoder
 from adcascade.wire import user_to_wire
-from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
+from benchmarks.speed.interleaved_timing import Progress, Spread
 from benchmarks.speed.models import kept_ranker
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, user_of_tokens
 from index_builder.build import BuildOptions, build
@@ -175,19 +175,19 @@ def _throughput(count: int, rate: float, settings: RankOnGpuSettings) -> Entry:
     )
 
 
-def _verdicts(entries: list[Entry], by_count: dict[int, float]) -> list[Verdict]:
+def _verdicts(entries: list[Entry], by_count: dict[int, float]) -> list[TargetResult]:
     most = max(by_count)
     ours = next(one for one in entries if one.contender == SERVER and one.case.startswith(f"{most:,} candidates, user"))
     p99 = ours.figures["p99 ms"]
     best = max(by_count.values())
     return [
-        Verdict(
+        TargetResult(
             what=f"{most:,} candidates through the server",
             target=f"p99 under {_P99_MS:g} ms",
             reached=f"p50 {ours.milliseconds.median:.1f} ms, p99 {p99:.1f} ms",
             met=p99 < _P99_MS,
         ),
-        Verdict(
+        TargetResult(
             what="pairs of user and ad a second, 32 requests in flight",
             target=f"at least {_PAIRS:,}",
             reached=", ".join(f"{rate:,.0f} with {count:,} candidates" for count, rate in by_count.items()),

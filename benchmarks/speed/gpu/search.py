@@ -15,9 +15,9 @@ import torch
 from adcascade.records.errors import InputError
 from adcascade.vectors.encoder import Vectors
 from adcascade.vectors.faiss_index import build_index, factory_strings, import_faiss, to_gpu
-from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster, timed
-from benchmarks.speed.results import BenchResult, Entry, Verdict
+from benchmarks.speed.interleaved_timing import Progress, Spread
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
 
 GPU, CPU, PRODUCT = "FAISS Flat on the GPU, float16", "FAISS Flat on the CPU", "torch: product and topk, float16"
 _TARGET_MS = 10.0
@@ -155,10 +155,10 @@ def _entry(case: str, name: str, found: list[float], times: Spread | None, figur
     )
 
 
-def _verdicts(entries: list[Entry], settings: SearchSettings) -> list[Verdict]:
+def _verdicts(entries: list[Entry], settings: SearchSettings) -> list[TargetResult]:
     largest = f"{max(settings.ads):g} million"
     return [
-        Verdict(
+        TargetResult(
             what=one.case,
             target=f"exact, under {_TARGET_MS:g} ms a batch",
             reached=f"{one.milliseconds.median:.1f} ms ({one.milliseconds.low:.1f} to {one.milliseconds.high:.1f})",

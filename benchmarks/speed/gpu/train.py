@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 
 from adcascade.records.datasets.movielens import DatasetFiles
 from benchmarks.architectures import LITTLE_TEXT, unseen_ads
-from benchmarks.speed.contest import Progress, Spread
 from benchmarks.speed.gpu.card import describe_with_card, faster
+from benchmarks.speed.interleaved_timing import Progress, Spread
 from benchmarks.speed.results import BenchResult, Entry
 from ranking.data.dataset import Dataset
 from ranking.training.options import TrainOptions

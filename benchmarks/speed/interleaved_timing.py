@@ -48,7 +48,7 @@ class Turns:
         return Spread.of([slower / faster for slower, faster in pairs])
 
 
-def take_turns(
+def interleave(
     contenders: Sequence[Contender], rounds: int, *, warm_up: int = 1, progress: Progress = lambda *_: None
 ) -> Turns:
     """Calls each contender once a round, the first `warm_up` rounds untimed; the order turns from round to round."""
