@@ -47,6 +47,12 @@ from ranking.model.shared_user import BERT_LIKE, JOINT, SharedUserCrossEncoder
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
 EXPORT_FOLDER = "openvino"
+# Weights that versions of 0.1 know by other names.
+_RENAMED = {
+    "behaviour.liking.weight": "behaviour.event_value.weight",
+    "behaviour.indifference": "behaviour.null_logit",
+    "behaviour.sharpness": "behaviour.inverse_temperature",
+}
 
 RankerModel = SharedUserCrossEncoder | JointCrossEncoder
 
@@ -250,6 +256,11 @@ def _beside_encoder(model: RankerModel) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in model.state_dict().items() if not name.startswith("encoder.")}
 
 
+def _with_names_of_today(learned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a version that an earlier release saved, by the names that the network has now."""
+    return {_RENAMED.get(name, name): value for name, value in learned.items()}
+
+
 def load_version(store: VersionStore, version: str) -> ModelVersion:
     """Loads a (verified) version on the CPU, ready to score. Raises CorruptVersion or ModelError."""
     path = store.path(version)
@@ -260,7 +271,7 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
         raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
     model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer, spec.id_buckets)
     try:
-        learned = load((path / HEAD_FILE).read_bytes())
+        learned = _with_names_of_today(load((path / HEAD_FILE).read_bytes()))
         if learned.keys() != _beside_encoder(model).keys():
             raise RuntimeError(f"it holds {', '.join(learned)}")
         if not all(bool(tensor.isfinite().all()) for tensor in learned.values()):

@@ -157,7 +157,7 @@ class UserTower(nn.Module):
         # What each type of event counts in the wide part; those that no log has keep what they are known to mean.
         weights = [EVENT_WEIGHT[kind] for kind in EVENT_TYPES]
         self.weight = nn.Parameter(torch.tensor([*weights, 1.0]))
-        self.decay = nn.Parameter(torch.tensor(-5.0))
+        self.forgetting = nn.Parameter(torch.tensor(-5.0))
         self.contexts = nn.Parameter(torch.zeros(ATTRIBUTE_BUCKETS, shape.interests * width))
         self.dropout = nn.Dropout(dropout)
         self._event_dropout = event_dropout
@@ -206,7 +206,7 @@ class UserTower(nn.Module):
             weight = F.dropout(weight, self._event_dropout)
         place = torch.arange(length, device=weight.device)
         since = place[:, None] - place
-        forgotten = torch.exp(-F.softplus(self.decay) * since.clamp(min=0)) * (since >= 0)
+        forgotten = torch.exp(-F.softplus(self.forgetting) * since.clamp(min=0)) * (since >= 0)
         sums = (forgotten * weight[:, None]) @ events.vectors[..., self.shape.width :]
         return F.pad(self.dropout(sums / torch.sqrt(2.0 + place)[:, None]), (0, 0, 1, 0))
 

@@ -138,7 +138,7 @@ def _groups(towers: Towers, options: TowerOptions) -> list[dict[str, Any]]:
     """Residuals, tables and biases do not decay, or a rare ad would lose what it has learned; single numbers are many
     times faster, since they have far to go."""
     decaying = [weight for module in towers.modules() if isinstance(module, nn.Linear) for weight in [module.weight]]
-    numbers = [towers.users.weight, towers.users.decay]
+    numbers = [towers.users.weight, towers.users.forgetting]
     others = [one for one in towers.parameters() if not any(one is other for other in (*decaying, *numbers))]
     rate = options.learning_rate
     return [
