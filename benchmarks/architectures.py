@@ -23,7 +23,7 @@ from ranking.evaluation.results import RANKER, TEACHER, Evaluation
 from ranking.model.shared_user import JOINT, SHARED_USER
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
-from ranking.training.stage import Step
+from ranking.training.stage import TrainingProgress
 from ranking.training.train import Trained, train
 from ranking.training.versions import load_named
 
@@ -140,7 +140,7 @@ def _seconds_per_step(data: Dataset, options: TrainOptions) -> float:
     """Median over the first steps of the text layers, the very first left out."""
     moments: list[float] = []
 
-    def watch(step: Step) -> None:
+    def watch(step: TrainingProgress) -> None:
         if step.stage == "text":
             moments.append(time.monotonic())
 

@@ -12,6 +12,7 @@ from adcascade.serving.logs import set_up_command_logging
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.console import show_whatever_the_encoding
 from adcascade.terminal.exits import clean_exit
+from adcascade.terminal.options import Encoder, VectorsFolder
 from adcascade.towers.training.commands import train_retrieval_command
 from adcascade.vectors.bulk_encoder import AUTO
 from adcascade.vectors.encoder import EMBEDDED
@@ -31,7 +32,7 @@ def build(
     ads: Annotated[Path | None, typer.Option(help="Catalog: Parquet, JSONL or CSV file, or a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Root of the index versions.")] = None,
     towers: commands.Towers = None,
-    encoder: commands.Encoder = EMBEDDED,
+    encoder: Encoder = EMBEDDED,
     engine: commands.Engine = AUTO,
     index: commands.Index = commands.DEFAULTS.index,
     min_recall: commands.MinRecall = commands.DEFAULTS.min_recall,
@@ -41,7 +42,7 @@ def build(
     publish: commands.Publish = True,
     as_json: commands.Json = False,
     publish_anyway: commands.PublishAnyway = False,
-    vectors: commands.VectorsFolder = None,
+    vectors: VectorsFolder = None,
 ) -> None:
     """Build an index version from a catalog of ads and publish it, or (with a command) manage versions."""
     if ctx.invoked_subcommand is not None:

@@ -106,7 +106,7 @@ def attack(name: str, address: str, calls_at_once: int, stop: threading.Event) -
                 stop.wait(0.05)  # refused, or late: an attacker tries again
 
     with channel_to(address) as channel:
-        method = channel.unary_unary(f"/{_SERVICES[name]}/{name}")
+        method: Method = channel.unary_unary(f"/{_SERVICES[name]}/{name}")
         threads = [threading.Thread(target=keep_calling, args=(method,)) for _ in range(calls_at_once)]
         for thread in threads:
             thread.start()

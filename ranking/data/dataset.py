@@ -112,7 +112,7 @@ class Dataset:
 
     @property
     def _looks_back_in_time(self) -> bool:
-        return self.split in ("time", "user", "none")
+        return self.split_by in ("time", "user", "none")
 
     def redrawn_history(self, generator: np.random.Generator) -> HistoryView:
         """The same with other folds, so that no training row is seen in one way only."""
@@ -120,7 +120,7 @@ class Dataset:
 
     def _draw_folds(self, generator: np.random.Generator) -> Integers:
         """A fold for each training row, -1 for others; what the split keeps together is in one fold."""
-        units = {"request": self.log.request_id, "ad": self.log.ad_id}.get(self.split)
+        units = {"request": self.log.request_id, "ad": self.log.ad_id}.get(self.split_by)
         if units is None:
             fold = generator.integers(0, _FOLDS, len(self.log))
         else:
