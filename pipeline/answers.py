@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from adcascade.records.ads import Ad
@@ -16,16 +17,21 @@ class Recommendation:
     """An ad, where it came from, and its probabilities: of a click, and of a conversion given the click.
 
     `similarity` and `retrieval_score` are those of `retrieval.retriever.Candidate`. Both probabilities are None if it
-    was not ranked; `p_conversion` also if the model has learned no conversions.
+    was not ranked; `p_conversion` also if the model has learned no conversions. `message` is the ad as it came.
     """
 
-    ad: Ad
+    message: types_pb2.Ad
     similarity: float
     retrieval_score: float
     retrieval_position: int
     p_click: float | None
     source: str
     p_conversion: float | None = None
+
+    @cached_property
+    def ad(self) -> Ad:
+        """The ad, read from its message when somebody asks for it."""
+        return ad_from_wire(self.message)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def recommendation(placed: Placed, ad: types_pb2.Ad) -> Recommendation:
     """A candidate together with its ad."""
     candidate, place, score = placed
     return Recommendation(
-        ad=ad_from_wire(ad),
+        message=ad,
         similarity=candidate.similarity,
         retrieval_score=candidate.score,
         retrieval_position=place,

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +24,7 @@ from adcascade.serving.auth.client import ClientSecurity
 from adcascade.serving.auth.commands import certs_app, tokens_app
 from adcascade.serving.errors import ServiceError
 from adcascade.serving.logs import set_up_command_logging
+from adcascade.serving.settings import ServerSettings
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.console import Console, show_whatever_the_encoding
 from adcascade.terminal.exits import clean_exit
@@ -41,8 +43,11 @@ from pipeline.display import as_dict, pipeline_notes, pipeline_table, recommenda
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.processes import own_folder
 from pipeline.security import ServeSecurity
+from pipeline.server_flags import ServerFlags, with_server_flags
+from pipeline.settings import GatewaySettings
 from pipeline.supervisor import RestartLimits, ServerSpec, Supervisor, supervised
 from ranking.errors import ModelError
+from ranking.settings import RankingSettings
 from ranking.store import open_store as open_model_store
 from ranking.training.commands import (
     calibrate_command,
@@ -52,6 +57,7 @@ from ranking.training.commands import (
     train_command,
 )
 from retrieval.evaluation.commands import evaluate_retrieval_command
+from retrieval.settings import RetrievalSettings
 
 app = typer.Typer(
     add_completion=False,
@@ -80,6 +86,16 @@ app.add_typer(model_app, name="model")
 app.add_typer(tokens_app, name="tokens")
 app.add_typer(certs_app, name="certs")
 
+_SETTINGS: dict[str, type[ServerSettings]] = {
+    "retrieval": RetrievalSettings,
+    "ranking": RankingSettings,
+    "gateway": GatewaySettings,
+}
+# What `serve` has flags of its own for, or sets itself.
+_OWN_FLAGS = frozenset(
+    ["index", "model", "host", "port", "metrics_port", "address_file", "exit_with_parent", "retrieval", "ranking"]
+) | {one.name for one in fields(ServeSecurity)}
+
 PipelineSplit = Literal["time", "user"]
 RetrievalWeight = Annotated[
     float,
@@ -106,9 +122,11 @@ def quickstart_command(
 
 
 @app.command()
+@with_server_flags(_SETTINGS, _OWN_FLAGS)
 @with_flags_of(ServeSecurity)
 def serve(
     options: ServeSecurity,
+    server_flags: ServerFlags,
     index: Annotated[Path, typer.Option(help="Root of the index versions.")],
     model: Annotated[Path, typer.Option(help="Root of the model versions.")],
     port: Annotated[
@@ -124,7 +142,6 @@ def serve(
         "adcascade-logs"
     ),
     log_mib: Annotated[int, typer.Option(min=1, help="Size of a log at which the next part begins; 4 are kept.")] = 16,
-    max_message_mib: Annotated[int, typer.Option(min=1, max=512, help="Largest message of all three servers.")] = 8,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="How often a server is started again within ten minutes before all end.")
     ] = 5,
@@ -137,25 +154,32 @@ def serve(
 
     Each is a process of its own and swaps to newly published versions by itself. One that ends, or answers no more, is
     started again on the same port; exit code 69 says that this did not help. To run them on different machines, start
-    `python -m retrieval`, `python -m ranking` and `python -m pipeline`; their --help lists all settings.
+    `python -m retrieval`, `python -m ranking` and `python -m pipeline`, which have the same settings.
     """
 
-    def flags(offset: int) -> list[str]:
+    def flags(server: str, offset: int) -> list[str]:
         metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port + offset)]
-        return ["--host", host, "--max-message-mib", str(max_message_mib), *metrics, *options.server_flags()]
+        return ["--host", host, *metrics, *options.server_flags(), *server_flags[server]]
 
     options.check_servers(host)
 
     stages = [
-        ServerSpec("retrieval", ["--index", str(index), *flags(1)], retrieval_port),
-        ServerSpec("ranking", ["--model", str(model), "--index", str(index), *flags(2)], ranking_port),
+        ServerSpec("retrieval", ["--index", str(index), *flags("retrieval", 1)], retrieval_port),
+        ServerSpec("ranking", ["--model", str(model), "--index", str(index), *flags("ranking", 2)], ranking_port),
     ]
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     limits = RestartLimits(max_restarts=max_restarts, hang_seconds=hang_seconds)
     with own_folder(logs), supervised(Supervisor(logs, console.print, limits, log_mib, options.client())) as servers:
         with working("Loading", console):
             retrieval, ranking = servers.start(stages)
-            gateway_flags = ["--retrieval", retrieval, "--ranking", ranking, *flags(0), *options.gateway_flags()]
+            gateway_flags = [
+                "--retrieval",
+                retrieval,
+                "--ranking",
+                ranking,
+                *flags("gateway", 0),
+                *options.gateway_flags(),
+            ]
             (gateway,) = servers.start([ServerSpec("pipeline", gateway_flags, port, may_wait=True)])
         addresses = {"gateway": gateway, "retrieval": retrieval, "ranking": ranking}
         if as_json:

@@ -46,6 +46,7 @@ class _Asked:
 
     user: types_pb2.UserProfile
     context: types_pb2.Context
+    shares: Sequence[retrieval_pb2.SourceShare]
     counters: Sequence[ranking_pb2.Counter]
     timeout_seconds: float
     ends: float
@@ -150,12 +151,48 @@ class AdPipeline:
             ServiceError: Retrieval failed, or a server found the request wrong, or the ads are larger than
                 `max_ads_bytes`, or the caller left; the class carries the status.
         """
+        return self.recommend_message(
+            user_to_wire(user),
+            context_to_wire(context or Context()),
+            k,
+            candidates=candidates,
+            include_history=include_history,
+            retrieval_weight=retrieval_weight,
+            shares=[retrieval_pb2.SourceShare(source=source, share=share) for source, share in shares.items()],
+            counters=counters,
+            timeout_seconds=timeout_seconds,
+            request_id=request_id,
+            caller=caller,
+            max_ads_bytes=max_ads_bytes,
+        )
+
+    def recommend_message(
+        self,
+        user: types_pb2.UserProfile,
+        context: types_pb2.Context,
+        k: int,
+        *,
+        candidates: int = DEFAULT_CANDIDATES,
+        include_history: bool = False,
+        retrieval_weight: float = DEFAULT_RETRIEVAL_WEIGHT,
+        shares: Sequence[retrieval_pb2.SourceShare] = (),
+        counters: Sequence[ranking_pb2.Counter] = (),
+        timeout_seconds: float = 5.0,
+        request_id: str = "",
+        caller: Caller | None = None,
+        max_ads_bytes: int | None = None,
+    ) -> Recommendations:
+        """The same for a user and a context that came as messages: they are passed on unopened, and read by the stages.
+
+        See `recommend`.
+        """
         _check_range(k, candidates, retrieval_weight)
         started = time.perf_counter()
         request_id = request_id or uuid.uuid4().hex[:16]
         asked = _Asked(
-            user_to_wire(user),
-            context_to_wire(context or Context()),
+            user,
+            context,
+            shares,
             counters,
             timeout_seconds,
             time.monotonic() + timeout_seconds,
@@ -163,7 +200,7 @@ class AdPipeline:
             Calls(caller),
             max_ads_bytes,
         )
-        found = self._retrieve(asked, candidates, include_history=include_history, shares=shares)
+        found = self._retrieve(asked, candidates, include_history=include_history)
         retrieved = time.perf_counter()
         ranked, reason = self._rank([one.ad_id for one in found.candidates], asked)
         finished = time.perf_counter()
@@ -186,15 +223,13 @@ class AdPipeline:
             ranking=ranked.timing if ranked else types_pb2.Timing(),
         )
 
-    def _retrieve(
-        self, asked: _Asked, candidates: int, *, include_history: bool, shares: Mapping[str, float]
-    ) -> retrieval_pb2.RetrieveResponse:
+    def _retrieve(self, asked: _Asked, candidates: int, *, include_history: bool) -> retrieval_pb2.RetrieveResponse:
         request = retrieval_pb2.RetrieveRequest(
             user=asked.user,
             k=candidates,
             include_history=include_history,
             context=asked.context,
-            shares=[retrieval_pb2.SourceShare(source=source, share=share) for source, share in shares.items()],
+            shares=asked.shares,
         )
         seconds = asked.timeout_seconds * _RETRIEVAL_SHARE
         check = partial(check_candidates, k=candidates)

@@ -26,7 +26,8 @@ from pipeline.results import PipelineEvaluation, ranking_of
 from ranking.artifact import ModelVersion
 from ranking.data.dataset import Dataset
 from ranking.inputs.prepare import prepare
-from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.training.versions import load_named
 from retrieval.evaluation.evaluate import Found, add_baselines, judge_of, profiles_of, retrieved, warn_of_known_rows
 from retrieval.evaluation.results import RECALLS, RETRIEVAL

@@ -11,7 +11,7 @@ from adcascade.serving.errors import FailedPrecondition, PermissionDenied, Unaut
 from adcascade.serving.interceptors import request_id
 from adcascade.serving.messages import ReplyRoom
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
-from adcascade.wire import ad_to_wire, context_from_wire, counters_from_wire, shares_from_wire, user_from_wire
+from adcascade.wire import counters_from_wire
 from pipeline.answers import Recommendation, Recommendations
 from pipeline.client import AdPipeline
 from pipeline.settings import GatewaySettings
@@ -38,15 +38,15 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
         remaining = context.time_remaining()
         timeout = self.settings.timeout_seconds
         with _own_identity():
-            answer = self.pipeline.recommend(
-                user_from_wire(request.user),
-                context_from_wire(request.context),
+            answer = self.pipeline.recommend_message(
+                request.user,
+                request.context,
                 request.k,
                 candidates=request.candidates or max(self.settings.candidates, request.k),
                 include_history=request.include_history,
                 retrieval_weight=self.settings.retrieval_weight,
                 timeout_seconds=timeout if remaining is None else min(timeout, max(0.0, remaining - _REPLY_SECONDS)),
-                shares=shares_from_wire(request.shares),
+                shares=request.shares,
                 counters=request.counters,
                 request_id=request_id.get(),
                 caller=context,
@@ -86,8 +86,10 @@ def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
 
 
 def _item(item: Recommendation, with_bid: bool) -> recommend_pb2.Recommendation:
+    if not with_bid:
+        item.message.ClearField("bid_micros")
     return recommend_pb2.Recommendation(
-        ad=ad_to_wire(item.ad, with_bid=with_bid),
+        ad=item.message,
         similarity=item.similarity,
         retrieval_score=item.retrieval_score,
         retrieval_position=item.retrieval_position,

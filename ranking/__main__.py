@@ -26,7 +26,8 @@ from ranking.artifact import load_version
 from ranking.errors import ModelError
 from ranking.inputs.prepare import CatalogVersion
 from ranking.runtime.backends import OpenVinoBackend
-from ranking.runtime.engine import EngineSettings, RankingEngine, light_cost
+from ranking.runtime.engine import RankingEngine, light_cost
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.service import SCOPES, SERVICE_NAME, RankingServicer
 from ranking.settings import RankingSettings
 from ranking.store import open_store

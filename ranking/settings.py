@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from adcascade.serving.settings import ServerSettings
-from ranking.runtime.engine import EngineSettings
+from ranking.runtime.engine_settings import EngineSettings
 
 
 class RankingSettings(ServerSettings):

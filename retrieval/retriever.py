@@ -150,7 +150,7 @@ class Retriever:
         self.encoder = encoder
         self._model = interest_model(index.loaded, settings)
         self._shares = sources.shares
-        self._newcomers_popularity = sources.newcomers_popularity
+        self._newcomers_popularity = sources.cold_users_popularity
         self._on_skip = on_skip
         self._pool = SourcePool(sources_of(index.loaded, sources), sources.timeout_seconds, on_skip)
         self._encoded: ByteBudgetCache[Vectors] = ByteBudgetCache(text_cache_bytes, lambda vector: vector.nbytes)

@@ -33,7 +33,7 @@ class RetrievalSettings(ServerSettings):
     share_lexical: float = Field(0.1, ge=0, le=1, description="Candidates that words of interests and searches bring.")
     share_popularity: float = Field(0.0, ge=0, le=1, description="Candidates that recent popularity brings.")
     share_fresh: float = Field(0.02, ge=0, le=1, description="Candidates among ads that were hardly shown yet.")
-    newcomers_popularity: float = Field(
+    cold_users_popularity: float = Field(
         0.5, ge=0, le=1, description="Candidates that recent popularity brings to users of whom nothing is known."
     )
     fresh_below: int = Field(10, ge=1, description="Impressions below which an ad is fresh.")
@@ -48,7 +48,7 @@ class RetrievalSettings(ServerSettings):
         shares = {LEXICAL: self.share_lexical, POPULARITY: self.share_popularity, FRESH: self.share_fresh}
         check_shares(shares)
         return SourceSettings(
-            shares, self.newcomers_popularity, self.neighbours, self.fresh_below, self.source_timeout_ms / 1000
+            shares, self.cold_users_popularity, self.neighbours, self.fresh_below, self.source_timeout_ms / 1000
         )
 
     def interests(self) -> InterestSettings:

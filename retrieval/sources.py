@@ -51,7 +51,7 @@ class SourceSettings:
     """
 
     shares: Mapping[str, float] = field(default_factory=lambda: {LEXICAL: 0.1, POPULARITY: 0.0, FRESH: 0.02})
-    newcomers_popularity: float = 0.5
+    cold_users_popularity: float = 0.5
     neighbours: bool = True
     fresh_below: int = 10
     timeout_seconds: float = 0.05

@@ -28,7 +28,8 @@ from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from ranking.artifact import load_version as load_model
 from ranking.data.dataset import load_dataset
-from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from ranking.training.run import REPORT_FILE, train_and_save

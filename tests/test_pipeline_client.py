@@ -27,7 +27,7 @@ from pipeline.client import AdPipeline
 from pipeline.service import SERVICE_NAME, RecommendServicer
 from pipeline.settings import GatewaySettings
 from ranking.__main__ import _load_catalog, _load_engine
-from ranking.runtime.engine import EngineSettings
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.service import SERVICE_NAME as RANKING
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store

@@ -21,7 +21,8 @@ from ranking.__main__ import _load_catalog, _load_engine
 from ranking.inputs.context import context_buckets
 from ranking.inputs.features import hashed, id_bucket
 from ranking.inputs.prepare import prepare
-from ranking.runtime.engine import LIGHT_COST, EngineSettings
+from ranking.runtime.engine import LIGHT_COST
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.store import open_store
 

@@ -23,7 +23,8 @@ from ranking.model.batch import PairBatch, TokenRows
 from ranking.model.passes import AdPass
 from ranking.model.shared_user import SHARED_USER
 from ranking.runtime.backends import OpenVinoBackend, TorchBackend, fastest
-from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.runtime.text_scorer import kept_by_length
 from ranking.store import open_store
 

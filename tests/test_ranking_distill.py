@@ -17,7 +17,8 @@ from ranking.errors import ModelError
 from ranking.evaluation.predict import Predictor, predict
 from ranking.evaluation.results import RANKER, TEACHER
 from ranking.model.shared_user import JOINT, SHARED_USER
-from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.store import open_store
 from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, train_and_save

@@ -16,7 +16,8 @@ from ranking.errors import ModelError
 from ranking.inputs.context import context_buckets
 from ranking.inputs.features import COUNTED, keys_of
 from ranking.inputs.query import PastEvent, RankQuery
-from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.runtime.hardware import choose_device, choose_precision, has_bfloat16
 from ranking.store import open_store
 from ranking.training.run import train_and_save

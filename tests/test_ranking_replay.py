@@ -18,7 +18,8 @@ from ranking.data.dataset import load_dataset
 from ranking.data.scorer import Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.inputs.prepare import prepare
-from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.store import open_store
 
 

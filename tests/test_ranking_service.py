@@ -20,7 +20,7 @@ from index_builder.artifact import open_store as open_index_store
 from ranking.__main__ import _load_catalog, _load_engine
 from ranking.data.dataset import load_dataset
 from ranking.inputs.prepare import prepare
-from ranking.runtime.engine import EngineSettings
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.store import open_store
 from ranking.training.run import train_and_save

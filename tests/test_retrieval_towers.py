@@ -20,7 +20,7 @@ from retrieval.interests import InterestSettings
 from retrieval.retriever import Query, Retriever
 from retrieval.sources import SourceSettings
 
-INTERESTS_ALONE = SourceSettings(shares={}, newcomers_popularity=0.0, neighbours=False)
+INTERESTS_ALONE = SourceSettings(shares={}, cold_users_popularity=0.0, neighbours=False)
 
 
 @pytest.fixture(scope="module")

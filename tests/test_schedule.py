@@ -25,7 +25,8 @@ from index_builder.build import BuildOptions, build
 from pipeline.client import AdPipeline
 from ranking.artifact import load_version as load_model
 from ranking.inputs.prepare import CatalogVersion
-from ranking.runtime.engine import EngineSettings, RankingEngine
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.service import RankingServicer
 from ranking.store import open_store as open_model_store
 from retrieval.filtered_search import FilteredSearch

@@ -6,7 +6,7 @@ Picks device, precision and what runs the text layers. Belongs to one thread at 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from ranking.model.passes import AdPass
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.ad_state_cache import AdStateCache
 from ranking.runtime.backends import TextBackend, choose_backend
+from ranking.runtime.engine_settings import EngineSettings
 from ranking.runtime.hardware import choose_device, choose_precision
 from ranking.runtime.text_scorer import JointText, NoText, Reader, SharedText, TextLayers, read_ahead
 
@@ -43,28 +44,6 @@ _SLICE_CHARS = 8192
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How a model version is run.
-
-    Attributes:
-        device: torch device, or "auto" for the GPU where there is one.
-        precision: "float32", "bfloat16", or "auto" for bfloat16 where the hardware computes in it.
-        cache_mib: Memory for ad states, at most; at least one request's worth is always kept.
-        user_cache_mib: Memory for the states of users who asked lately, at most; 0 keeps none.
-        token_budget: Ad tokens in one pass of the joined layers on the CPU, at most; a GPU takes eight times as many,
-            since there starting a pass costs more than computing it.
-        backend: one of `ranking.runtime.backends.BACKENDS`; "auto" is the fastest here of those that the version has.
-    """
-
-    device: str = "auto"
-    precision: str = "auto"
-    cache_mib: int = 256
-    user_cache_mib: int = 64
-    token_budget: int = 8192
-    backend: str = "auto"
 
 
 def light_cost(device: str) -> int:
