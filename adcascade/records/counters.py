@@ -67,13 +67,15 @@ def point_in_time_counts(keys: Texts, log: ClickLog) -> Counts:
     Rows of the same moment do not see each other; a row without a time neither sees nor is seen. An empty key counts
     nothing.
     """
-    codes = np.unique(keys.astype(str), return_inverse=True)[1]
+    # Rows by key, then by time: those of a key that are earlier than row i are key_start[i] .. moment_start[i] - 1.
+    codes = np.unique(keys.astype(str), return_inverse=True)[1]  # [rows], equal keys have equal codes
     order = np.lexsort((log.time, codes))
     code, time = codes[order], log.time[order]
     new_key = np.r_[True, code[1:] != code[:-1]]
     new_moment = new_key | np.r_[True, time[1:] != time[:-1]]
     rows = np.arange(len(order))
-    first_time = new_key | np.r_[True, time[:-1] == NO_TIME]
+    first_time = new_key | np.r_[True, time[:-1] == NO_TIME]  # NO_TIME sorts before all times
+    # The place where the key, or the moment, of each row begins: the last place so far at which one began.
     key_start = np.maximum.accumulate(np.where(first_time, rows, 0))
     moment_start = np.maximum.accumulate(np.where(new_moment, rows, 0))
     usable = (time != NO_TIME) & (keys[order] != "")
@@ -84,6 +86,7 @@ def point_in_time_counts(keys: Texts, log: ClickLog) -> Counts:
         return result
 
     def before(column: Integers) -> Floats:
+        # sum(column[key_start:moment_start]) = total[moment_start] - total[key_start], total[i] = sum(column[:i])
         total = np.r_[0, np.cumsum(np.where(usable, column[order], 0))]
         return in_log_order(np.where(usable, total[moment_start] - total[key_start], 0))
 
@@ -131,6 +134,7 @@ def _earlier_moments(codes: Integers, time: Integers, asking: Integers, pool: In
     ranks = np.unique(time, return_inverse=True)[1]
     place = codes * (int(ranks.max()) + 1) + ranks  # orders by code, then by time
     pool = pool[np.argsort(place[pool], kind="stable")]
+    # pool[start:end] are earlier rows of the same code: below (code, time), and not below (code, -infinity).
     end = np.searchsorted(place[pool], place[asking], side="left")
     start = np.searchsorted(codes[pool], codes[asking], side="left")
     moments = time[pool] / 1e6

@@ -176,7 +176,11 @@ class BehaviourModel(nn.Module):
 
     def _attend(self, texts: Tensor, ads: Tensor, history: History) -> tuple[Tensor, Tensor]:
         """What the candidates find in the history, [impressions, width], and how it was liked, [impressions, heads]."""
-        events = self._ads(history.ads)
+        # DIN with multi-head attention and a place for "nothing" beside the events e of candidate c:
+        #   score_h(c, e) = q_h(c) k_h(e) / sqrt(size) + gap_h(c, e)      for the learned heads,
+        #   score(c, e)   = inverse_temperature cos(c, e) + gap(c, e)     for the head of similarity,
+        #   weights       = softmax over events and nothing, of which the share of nothing is then dropped.
+        events = self._ads(history.ads)  # [events, width]
         keys = _split(self.key(events))
         values = _split(self.value(self.dropout(events) + self.types(history.types)))
         learned = _split(self.query(ads)) @ keys.transpose(1, 2) / math.sqrt(_WIDTH // _HEADS)
@@ -184,6 +188,7 @@ class BehaviourModel(nn.Module):
         seen = history.seen
         if self.training:
             seen = seen & (torch.rand(history.types.shape, device=seen.device) >= _DROP_EVENTS)
+        # [heads + 1, impressions, events]
         scores = torch.cat([learned, similarity[None]]) + self.gaps(history.gaps).permute(2, 0, 1)
         nothing = self.null_logit[:, None, None].expand(_ALL_HEADS, len(ads), 1)
         scores = torch.cat([scores.masked_fill(~seen, float("-inf")), nothing], dim=2)

@@ -195,15 +195,17 @@ class SharedUserCrossEncoder(nn.Module):
             keys, values: what `projected` made of their states.
             mask: True where an ad has a token, bool [ads, tokens].
         """
+        # softmax([q K_user, q K_ad]) [V_user; V_ad] with one query q an ad and head: its [CLS] row's.
         layer = self.layers[-1]
         ads, tokens, hidden = keys.shape
         queries = layer.attention.self.query(cls) / math.sqrt(hidden // self._heads)
-        by_head = queries.view(ads, self._heads, -1).transpose(0, 1)
+        by_head = queries.view(ads, self._heads, -1).transpose(0, 1)  # [heads, ads, size]
+        # All ads meet the user's keys in one product: [heads, ads, size] @ [heads, size, user tokens].
         to_user = (by_head @ user.keys[0]).transpose(0, 1)
         # A query a head and ad: products of so small matrices are slower than multiplying and adding up.
         to_self = (keys * queries[:, None]).view(ads, tokens, self._heads, -1).sum(dim=3).transpose(1, 2)
         to_self = to_self.masked_fill(~mask[:, None], float("-inf"))
-        weights = torch.cat([to_user, to_self], dim=2).softmax(dim=2)
+        weights = torch.cat([to_user, to_self], dim=2).softmax(dim=2)  # [ads, heads, user tokens + ad tokens]
         user_tokens = to_user.shape[2]
         from_user = (weights[..., :user_tokens].transpose(0, 1) @ user.values[0]).transpose(0, 1).flatten(1)
         on_self = weights[..., user_tokens:].transpose(1, 2)[..., None]
