@@ -25,6 +25,7 @@ from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.display import tables
+from benchmarks.speed.gateway import GatewayBenchSettings, bench_gateway
 from benchmarks.speed.hostile import COSTLY, floods
 from benchmarks.speed.idle import held
 from benchmarks.speed.interleaved_timing import Contender, Spread, Turns, interleave
@@ -356,6 +357,16 @@ def test_the_heaviest_calls_fit_a_message_and_no_two_floods_send_the_same_value(
 def test_an_attack_that_there_is_not_is_refused_before_anything_is_built(tmp_path):
     with pytest.raises(InputError, match="there is no attack 'nothing'; choose of heaviest-calls, cache-floods"):
         bench_attack(AttackSettings(parts=("nothing",)), tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+def test_what_the_gateway_adds_is_timed_on_real_servers(world, tmp_path):
+    found = bench_gateway(GatewayBenchSettings(calls=20), tmp_path, tmp_path, own=(world.index, world.model))
+    whole, outside, fetching = (entry.milliseconds.median for entry in found.entries)
+    assert whole > outside > 0
+    assert fetching > 0
+    assert found.entries[0].figures["processor ms a call"] > 0
+    assert len(found.verdicts) == 1
 
 
 @pytest.mark.slow

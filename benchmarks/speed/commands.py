@@ -195,6 +195,28 @@ def attack_command(
     )
 
 
+@app.command("gateway")
+def gateway_command(
+    ads: Annotated[int, typer.Option(min=1000, help="Ads to search.")] = 20_000,
+    calls: Annotated[int, typer.Option(min=1, help="Calls that are timed, one after the other.")] = 400,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend, 10 of 100 candidates: what the gateway itself adds to the calls that it makes."""
+    with _explained():
+        from benchmarks.speed.gateway import GatewayBenchSettings, bench_gateway
+
+    settings = GatewayBenchSettings(ads, calls)
+    _run(
+        "gateway",
+        lambda folder, progress: bench_gateway(settings, folder, out / "kept", progress),
+        out,
+        compare,
+        as_json,
+    )
+
+
 @app.command("auth")
 def auth_command(
     ads: Annotated[int, typer.Option(min=1000, help="Ads to search.")] = 100_000,
