@@ -14,6 +14,8 @@ Answer = TypeVar("Answer")
 
 # Yields between slices, and returns the answer.
 Slices = Generator[None, None, Answer]
+# What the newest slice counts in the average.
+_NEWEST = 0.2
 
 
 def run_through(slices: "Slices[Answer]") -> Answer:
@@ -78,3 +80,30 @@ def by_cost(items: Sequence[Item], cost: Callable[[Item], int], budget: int) -> 
         total += of_item
     if part:
         yield part
+
+
+class SliceBudget:
+    """How much to do in one slice, so that each takes about as long, however fast this machine is.
+
+    Learns from the slices before: a moving average of the cost that a second pays for. Belongs to one thread.
+
+    Args:
+        seconds: that a slice should take.
+        first: cost of the first slices, of which nothing is known yet.
+        least, most: bounds of what is answered.
+    """
+
+    def __init__(self, seconds: float, first: int, *, least: int, most: int) -> None:
+        self._seconds, self._first, self._least, self._most = seconds, first, least, most
+        self._rate: float | None = None
+
+    @property
+    def cost(self) -> int:
+        """Of the next slice, at most."""
+        wanted = self._first if self._rate is None else round(self._rate * self._seconds)
+        return min(max(wanted, self._least), self._most)
+
+    def took(self, cost: int, seconds: float) -> None:
+        """Tells how long a slice of some cost took."""
+        rate = cost / max(seconds, 1e-6)
+        self._rate = rate if self._rate is None else _NEWEST * rate + (1 - _NEWEST) * self._rate

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adcascade.serving.slices import Slices, run_through
+from adcascade.serving.slices import SliceBudget, Slices, run_through
 from adcascade.vectors.encoder import estimated_tokens
 from ranking.artifact import ModelVersion
 from ranking.errors import ModelError
@@ -39,8 +39,8 @@ _GPU_BUDGETS = 8
 _READ_TOKENS, _LOOKED_UP_TOKENS = 2, 8
 # A call that costs more waits behind the others; on a GPU as many times more as `_GPU_BUDGETS` says.
 LIGHT_COST = 512
-# Characters that are split into tokens in one slice: some tens of milliseconds where each is a token of its own.
-_SLICE_CHARS = 8192
+# How long a slice may take that splits texts into tokens, and how many characters the first ones have.
+_SLICE_SECONDS, _FIRST_CHARS, _LEAST_CHARS, _MOST_CHARS = 0.04, 8192, 1024, 131_072
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -70,6 +70,7 @@ class RankingEngine:
         self._reader = Reader(loaded.tokenizer, spec.max_user_tokens, spec.max_ad_tokens, self.device)
         self.backend: TextBackend | None = None
         self._text = self._text_layers(settings)
+        self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_CHARS, least=_LEAST_CHARS, most=_MOST_CHARS)
         self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device, page_rows=1)
 
     def _text_layers(self, settings: EngineSettings) -> TextLayers:
@@ -147,7 +148,7 @@ class RankingEngine:
         yield
         dense, behaviour = [], []
         for query in queries:
-            yield from read_ahead(self._vectors.missing(_texts_of(query)), len, _SLICE_CHARS, self._text_vectors)
+            yield from read_ahead(self._vectors.missing(_texts_of(query)), len, self._slice, self._text_vectors)
             dense.append(self._dense(query))
             behaviour.append(self._behaviour(query, dense[-1]))
             yield

@@ -6,6 +6,7 @@ tokens, not by the size of a request, and belong to the thread of the engine.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adcascade.serving.byte_cache import ByteBudgetCache
-from adcascade.serving.slices import Slices, by_cost
+from adcascade.serving.slices import SliceBudget, Slices, by_cost
 from adcascade.vectors.encoder import CHARS_PER_TOKEN, estimated_tokens
 from ranking.model.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
 from ranking.model.joint import JointCrossEncoder
@@ -31,8 +32,9 @@ _ADS_A_PART = 16
 _ADS_STEP, _AD_TOKENS_STEP, _USER_TOKENS_STEP = 4, 4, 16
 # Memory for the tokens of ads: a new one is read more than once in the request that brings it.
 _TOKENS_BYTES, _BYTES_A_TOKEN = 16 * 2**20, 40
-# Tokens that are read in one slice, and pairs of user and ad, in tokens: some tens of milliseconds on two cores.
-_SLICE_TOKENS, _SLICE_PAIR_TOKENS = 1024, 2048
+# How long a slice may take, and how many tokens, or pairs of user and ad in tokens, the first ones read.
+_SLICE_SECONDS, _FIRST_TOKENS, _FIRST_PAIR_TOKENS = 0.04, 512, 1024
+_LEAST_TOKENS, _MOST_TOKENS = 64, 16_384
 
 
 class Reader:
@@ -149,6 +151,7 @@ class SharedText:
         fitting = cache_bytes // AdStateCache.bytes_per_ad(rows, passes.width, dtype)
         self._cache = AdStateCache(max(fitting, most_candidates), rows, passes.width, device, dtype)
         self._users = UserStateCache(user_cache_bytes)
+        self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_TOKENS, least=_LEAST_TOKENS, most=_MOST_TOKENS)
 
     def cost_of(self, ad_texts: Sequence[str], user_tokens: int) -> int:
         """See `TextLayers`; ads whose states are kept cost nothing."""
@@ -180,7 +183,7 @@ class SharedText:
         cached = sum(text not in new for text in texts) if new else len(texts)
         for chunk in _chunks(len(texts), self._ads_a_chunk):
             part = texts[chunk]
-            yield from read_ahead(self._cache.missing(part), self._reader.tokens_of_ad, _SLICE_TOKENS, self._kept)
+            yield from read_ahead(self._cache.missing(part), self._reader.tokens_of_ad, self._slice, self._kept)
             kept, mask = self._kept(part)
             logits.append(self._backend.join(user, kept, mask, dense[chunk]))
             yield
@@ -205,6 +208,7 @@ class JointText:
         self._reader = reader
         self._token_budget = token_budget
         self._bfloat16 = bfloat16
+        self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_PAIR_TOKENS, least=_LEAST_TOKENS, most=token_budget)
 
     def cost_of(self, ad_texts: Sequence[str], user_tokens: int) -> int:
         """See `TextLayers`; the user is read anew for each ad."""
@@ -223,20 +227,24 @@ class JointText:
     def _of_user(self, user: TokenRows, texts: Sequence[str], dense: Tensor) -> Slices[Tensor]:
         logits = []
         tokens_each = self._reader.max_ad_tokens + int(user.lengths[0])
-        for chunk in _chunks(len(texts), max(1, min(self._token_budget, _SLICE_PAIR_TOKENS) // tokens_each)):
+        for chunk in _chunks(len(texts), max(1, min(self._token_budget, self._slice.cost) // tokens_each)):
+            started = time.perf_counter()
             ads = self._reader.ads(texts[chunk])
             with torch.autocast(ads.ids.device.type, torch.bfloat16, enabled=self._bfloat16):
                 logits.append(self._model(PairBatch(user, ads, (len(ads.ids),), dense[chunk])).float())
+            self._slice.took(len(ads.ids) * tokens_each, time.perf_counter() - started)
             yield
         return torch.cat(logits)
 
 
 def read_ahead(
-    missing: Sequence[str], cost: Callable[[str], int], budget: int, read: Callable[[list[str]], object]
+    missing: Sequence[str], cost: Callable[[str], int], budget: SliceBudget, read: Callable[[list[str]], object]
 ) -> Slices[None]:
-    """Reads texts that a cache misses, in slices of at most `budget`, but for the last: who asks for all reads that."""
-    for part in list(by_cost(missing, cost, budget))[:-1]:
+    """Reads texts that a cache misses, in slices within `budget`, but for the last: who asks for all reads that."""
+    for part in list(by_cost(missing, cost, budget.cost))[:-1]:
+        started = time.perf_counter()
         read(part)
+        budget.took(sum(map(cost, part)), time.perf_counter() - started)
         yield
 
 
