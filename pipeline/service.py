@@ -11,7 +11,7 @@ from adcascade.serving.errors import FailedPrecondition, PermissionDenied, Unaut
 from adcascade.serving.interceptors import request_id
 from adcascade.serving.messages import ReplyRoom
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
-from adcascade.wire import counters_from_wire
+from adcascade.wire import counters_from_wire, shares_from_wire
 from pipeline.answers import Recommendation, Recommendations
 from pipeline.client import AdPipeline
 from pipeline.settings import GatewaySettings
@@ -35,6 +35,7 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
     def Recommend(self, request: recommend_pb2.RecommendRequest, context: Caller) -> recommend_pb2.RecommendResponse:
         """See the proto."""
         counters_from_wire(request.counters)  # refused here, too: ranking may not be asked
+        shares_from_wire(request.shares)
         remaining = context.time_remaining()
         timeout = self.settings.timeout_seconds
         with _own_identity():

@@ -52,7 +52,7 @@ def fit(plan, *, kill_at=None, rate=0.05, seen=None):
     return {name: weight.detach().clone() for name, weight in weights.items()}, found, told
 
 
-@pytest.mark.parametrize("average_decay", [None, 0.9])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
 @pytest.mark.parametrize("kill_at", [1, 7, 8, 13, 39])
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, kill_at, ema_decay):
     plan = replace(PLAN, ema_decay=ema_decay)
