@@ -32,8 +32,8 @@ class AdCascadeError(Exception):
     ...     try:
     ...         client.recommend(User(), k=3)
     ...     except InvalidRequest as error:
-    ...         print(error.message)
-    the user is empty...
+    ...         print("not worth repeating:", error.message)
+    not worth repeating: ...the user is empty...
     """
 
     status: grpc.StatusCode = grpc.StatusCode.UNKNOWN
