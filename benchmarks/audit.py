@@ -22,7 +22,8 @@ from adcascade.records.errors import InputError
 from adcascade.terminal.exits import clean_exit
 from adcascade.vectors.encoder import embedded_model_path
 
-HASHES = Path(__file__).parent.parent / "index_builder" / "embedded_encoder.sha256"
+_ROOT = Path(__file__).parent.parent
+HASHES = _ROOT / "adcascade" / "vectors" / "embedded_encoder.sha256"
 PASSED, FAILED, UNFINISHED = 0, 1, 3
 _OURS = "adcascade"
 _SHOWN = 5
@@ -111,7 +112,7 @@ def write_bill_of_materials(tools: Path, python: Path, out: Path) -> Part:
         out,
     ]
     done = subprocess.run(
-        [*command, "--pyproject", HASHES.parent.parent / "pyproject.toml"], capture_output=True, text=True
+        [*command, "--pyproject", _ROOT / "pyproject.toml"], capture_output=True, text=True
     )
     if done.returncode:
         return Part("bill of materials", "not written", [done.stderr.strip()[-500:] or "cyclonedx-py failed"])

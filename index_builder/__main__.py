@@ -1,5 +1,9 @@
 """``python -m index_builder --ads FILE --out ROOT``, training, refreshing, and the commands of the version store."""
 
+from adcascade.terminal.extras import require_serve
+
+require_serve()
+
 from pathlib import Path
 from typing import Annotated
 

@@ -1,5 +1,9 @@
 """``python -m pipeline --retrieval HOST:PORT --ranking HOST:PORT --port N``: the gateway."""
 
+from adcascade.terminal.extras import require_serve
+
+require_serve()
+
 import time
 from functools import partial
 

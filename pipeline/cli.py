@@ -364,7 +364,22 @@ def _tell(line: str) -> None:
 def add_commands_of_others() -> None:
     """Groups of commands that other packages bring, named as entry points."""
     for point in entry_points(group="adcascade.commands"):
-        app.add_typer(point.load(), name=point.name)
+        try:
+            app.add_typer(point.load(), name=point.name)
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").partition(".")[0] != point.module.partition(".")[0]:
+                raise
+            _add_absent(point.name)
+
+
+def _add_absent(name: str) -> None:
+    """A command in the place of a group whose package is not in the wheel."""
+
+    def absent() -> None:
+        raise InputError(f"adcascade {name} runs from a checkout of the repository (make install), not from the wheel")
+
+    takes_anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(name, help="Runs from a checkout of the repository alone.", context_settings=takes_anything)(absent)
 
 
 def main() -> None:

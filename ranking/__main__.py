@@ -1,5 +1,9 @@
 """``python -m ranking --model ROOT --port N``: the ranking server."""
 
+from adcascade.terminal.extras import require_serve
+
+require_serve()
+
 import os
 from functools import partial
 from pathlib import Path

@@ -1,5 +1,9 @@
 """``python -m retrieval --index ROOT --port N``: the retrieval server."""
 
+from adcascade.terminal.extras import require_serve
+
+require_serve()
+
 from collections.abc import Callable
 from functools import partial
 

@@ -146,4 +146,4 @@ def test_help_names_every_command_and_option():
 def test_without_faiss_the_message_names_the_extras(tmp_path):
     ads = write_ads(tmp_path / "ads.jsonl", 30)
     done = index_builder("--ads", ads, "--out", tmp_path / "index", start=("-c", WITHOUT_FAISS))
-    assert_refused(done, "pip install 'adcascade[cpu]', or 'adcascade[gpu]'")
+    assert_refused(done, "pip install 'adcascade[serve]', or 'adcascade[gpu]'")

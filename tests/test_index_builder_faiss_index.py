@@ -239,11 +239,13 @@ def test_the_faiss_module_is_imported_only_when_it_is_needed():
 
 
 def test_without_faiss_the_error_names_the_extras():
-    code = "import sys; sys.modules['faiss'] = None; from index_builder import faiss_index; faiss_index.import_faiss()"
+    code = (
+        "import sys; sys.modules['faiss'] = None; from adcascade.vectors import faiss_index; faiss_index.import_faiss()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1
     assert "BuildError: FAISS is not installed" in done.stderr
-    assert "pip install 'adcascade[cpu]', or 'adcascade[gpu]'" in done.stderr
+    assert "pip install 'adcascade[serve]', or 'adcascade[gpu]'" in done.stderr
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pydantic import ValidationError
 
 from adcascade.records.printable import printable
+from adcascade.terminal.extras import extra_module, missing_message
 
 EXIT_BAD_INPUT = 2
 EXIT_NO_OUTPUT = 74
@@ -22,7 +23,7 @@ _LAYOUT = "\n\t"  # what our own messages are laid out with; what they quote is 
 
 @contextmanager
 def clean_exit(*expected: type[Exception]) -> Iterator[None]:
-    """Turns `expected` errors, and settings that do not validate, into a message and an exit code."""
+    """Turns `expected` errors, settings that do not validate, and missing extras into a message and an exit code."""
     try:
         yield
     except ValidationError as error:
@@ -30,6 +31,11 @@ def clean_exit(*expected: type[Exception]) -> Iterator[None]:
         sys.exit(_say("these settings are wrong:\n" + "\n".join(lines)))
     except expected as error:
         sys.exit(_say(str(error), getattr(error, "exit_code", EXIT_BAD_INPUT)))
+    except ModuleNotFoundError as error:
+        module = extra_module(error)
+        if module is None:
+            raise
+        sys.exit(_say(missing_message(module)))
     except OSError as error:
         if error.errno not in _FULL or error.filename is not None:
             raise

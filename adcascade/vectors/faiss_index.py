@@ -38,7 +38,7 @@ def import_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise BuildError(
-            "FAISS is not installed: pip install 'adcascade[cpu]', or 'adcascade[gpu]' on a machine with CUDA"
+            "FAISS is not installed: pip install 'adcascade[serve]', or 'adcascade[gpu]' on a machine with CUDA"
         ) from error
     return faiss
 

@@ -370,7 +370,7 @@ def _explained() -> "Iterator[None]":
     try:
         yield
     except ModuleNotFoundError as missing:
-        raise InputError(f"benchmarks need {missing.name}: pip install 'adcascade[cpu,train,bench]'") from missing
+        raise InputError(f"benchmarks need {missing.name}: pip install -e '.[serve,train,bench]'") from missing
 
 
 def _run(
