@@ -94,7 +94,7 @@ def test_labels_of_slices_are_what_they_say(data):
 
 def test_a_test_without_clicks_is_evaluated_and_says_what_it_cannot_know(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    quiet = replace(data, parts=(*data.split[:2], data.split.test[data.log.clicks[data.split.test] == 0]))
+    quiet = data.with_split(data.split._replace(test=data.split.test[data.log.clicks[data.split.test] == 0]))
     found = evaluate(quiet, trained.model, trained.tokenizer, trained.spec)
     assert found.clicks == 0
     assert np.isnan(found.metrics[RANKER]["auc"].value)
@@ -103,7 +103,7 @@ def test_a_test_without_clicks_is_evaluated_and_says_what_it_cannot_know(data, t
 
 def test_an_empty_test_is_an_error(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    empty = replace(data, parts=(*data.split[:2], np.empty(0, np.int64)))
+    empty = data.with_split(data.split._replace(test=np.empty(0, np.int64)))
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(empty, trained.model, trained.tokenizer, trained.spec)
 

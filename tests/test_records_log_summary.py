@@ -110,7 +110,7 @@ def test_a_log_of_two_dates_is_split_by_request_and_says_so(tmp_path):
 
 def test_rows_without_a_time_change_no_split_in_silence(tmp_path):
     few = load_dataset(*files_of(tmp_path, [*rows_at(range(T, T + 199)), ROW]), None)
-    assert (few.split, few.report.rejected, len(few.log)) == ("time", {"missing_time": 1}, 199)
+    assert (few.split_by, few.report.rejected, len(few.log)) == ("time", {"missing_time": 1}, 199)
     many = load_dataset(*files_of(tmp_path, [*rows_at(range(T, T + 90)), *[ROW] * 10]), None)
     assert many.split_by == "request"
     assert "Split by request, not by time: 10 of 100 rows are without a timestamp." in many.report.notes
