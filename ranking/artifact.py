@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -40,9 +40,9 @@ from adcascade.vectors.model_check import (
 )
 from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
-from ranking.inputs.context import CONTEXT_WORDS
-from ranking.inputs.features import FEATURES, Features
+from ranking.inputs.features import FEATURES, Features, unknown_features
 from ranking.model.joint import JointCrossEncoder
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import BERT_LIKE, JOINT, SharedUserCrossEncoder
 
 CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
@@ -53,6 +53,9 @@ _RENAMED = {
     "behaviour.indifference": "behaviour.null_logit",
     "behaviour.sharpness": "behaviour.inverse_temperature",
 }
+
+# Sizes that versions of 0.1 keep beside their features.
+_SIZES_OF_BEFORE = ("id_buckets", "context_words")
 
 RankerModel = SharedUserCrossEncoder | JointCrossEncoder
 
@@ -85,7 +88,13 @@ class ExportParity(BaseModel):
 
 
 class CtrSpec(BaseModel):
-    """What ``ctr.json`` holds: everything beside the weights that serving must do as training did."""
+    """What ``ctr.json`` holds: everything beside the weights that serving must do as training did.
+
+    Attributes:
+        features: names in `ranking.inputs.features.REGISTRY`, in the order in which the network reads them.
+        feature_mean, feature_std: of each of them on the training data.
+        stages: how far each stage of the training came, in words.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,20 +108,28 @@ class CtrSpec(BaseModel):
     feature_mean: tuple[float, ...]
     feature_std: tuple[float, ...]
     prior_ctr: float
-    id_buckets: int
-    context_words: int = CONTEXT_WORDS
+    shape: ModelShape
     calibration: Calibration = Calibration()
     conversion: Calibration | None = None
     metrics: dict[str, Metric] = {}
     training: dict[str, Any] = {}
     training_sha256: str = ""
-    stages: dict[str, str] = {}  # how far each stage of the training came, in words
+    stages: dict[str, str] = {}
     exports: dict[str, ExportParity] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_a_shape(cls, document: Any) -> Any:
+        """Earlier releases kept two of the sizes by themselves, and of the others there was but one each."""
+        if not isinstance(document, dict) or "shape" in document:
+            return document
+        sizes = {name: document[name] for name in _SIZES_OF_BEFORE if name in document}
+        return {name: value for name, value in document.items() if name not in sizes} | {"shape": sizes}
+
     @model_validator(mode="after")
-    def _features_are_known(self) -> "CtrSpec":
-        if self.features != FEATURES or not len(self.feature_mean) == len(self.feature_std) == len(FEATURES):
-            raise ValueError(f"this program computes the features {FEATURES}, not {self.features}")
+    def _features_are_described(self) -> "CtrSpec":
+        if not len(self.features) == len(self.feature_mean) == len(self.feature_std):
+            raise ValueError("there are not as many means and deviations as features")
         return self
 
     def normalise(self, features: Features) -> Features:
@@ -143,9 +160,13 @@ class ModelVersion:
 
 
 def load_base(
-    base: str, architecture: str, join_layer: int, id_buckets: int
+    base: str, architecture: str, join_layer: int, shape: ModelShape, features: int = len(FEATURES)
 ) -> tuple[RankerModel, PreTrainedTokenizerBase]:
     """A network and its tokenizer from a Hugging Face directory or hub name, or the embedded MiniLM.
+
+    Args:
+        shape: Of what is learned beside the encoder.
+        features: How many dense ones it reads.
 
     Raises:
         ModelError: There is no such model, it is not BERT-like, it has fewer layers than `join_layer` needs, or it is
@@ -175,8 +196,8 @@ def load_base(
     except Exception as error:  # the library raises whatever its loaders raise
         raise ModelError(f"cannot load the weights of {base!r}: {error}") from error
     if architecture == JOINT:
-        return JointCrossEncoder(network, len(FEATURES), id_buckets), tokenizer
-    return SharedUserCrossEncoder(network, join_layer, len(FEATURES), id_buckets), tokenizer
+        return JointCrossEncoder(network, features, shape), tokenizer
+    return SharedUserCrossEncoder(network, join_layer, features, shape), tokenizer
 
 
 def _load_network(place: str, config: Any, architecture: str, own: dict[str, bool]) -> Any:
@@ -261,15 +282,43 @@ def _with_names_of_today(learned: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_RENAMED.get(name, name): value for name, value in learned.items()}
 
 
+def _read_spec(path: Path) -> CtrSpec:
+    """What ``ctr.json`` of a version says.
+
+    Raises:
+        CorruptVersion: It is missing, or no such file.
+        ModelError: It needs what only a later release can do.
+    """
+    try:
+        document = json.loads((path / CTR_FILE).read_bytes())
+        spec = CtrSpec.model_validate(_known_of(document, path.name))
+    except (OSError, ValueError) as error:  # pydantic's and the JSON decoder's errors are ValueErrors
+        raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
+    if unknown := unknown_features(spec.features):
+        raise ModelError(
+            f"model version {path.name} was trained with features that this release does not compute "
+            f"({', '.join(unknown)}); upgrade adcascade, or train it again"
+        )
+    return spec
+
+
+def _known_of(document: Any, version: str) -> Any:
+    """`document`; raises ModelError if it gives sizes that this release knows nothing of."""
+    shape = document.get("shape") if isinstance(document, dict) else None
+    if isinstance(shape, dict) and (later := shape.keys() - ModelShape.model_fields.keys()):
+        raise ModelError(
+            f"the network of model version {version} has sizes that this release knows nothing of "
+            f"({', '.join(sorted(later))}); upgrade adcascade, or train it again"
+        )
+    return document
+
+
 def load_version(store: VersionStore, version: str) -> ModelVersion:
     """Loads a (verified) version on the CPU, ready to score. Raises CorruptVersion or ModelError."""
     path = store.path(version)
     manifest = store.manifest(version)
-    try:
-        spec = CtrSpec.model_validate_json((path / CTR_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
-    model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer, spec.id_buckets)
+    spec = _read_spec(path)
+    model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer, spec.shape, features=len(spec.features))
     try:
         learned = _with_names_of_today(load((path / HEAD_FILE).read_bytes()))
         if learned.keys() != _beside_encoder(model).keys():

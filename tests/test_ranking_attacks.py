@@ -18,7 +18,7 @@ from adcascade.v1 import types_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
 from index_builder.artifact import open_store as open_index_store
 from ranking.__main__ import _load_catalog, _load_engine
-from ranking.inputs.context import context_buckets
+from ranking.inputs.context import context_hashes
 from ranking.inputs.features import hashed, id_bucket
 from ranking.inputs.prepare import prepare
 from ranking.runtime.engine import LIGHT_COST, EngineSettings
@@ -152,7 +152,7 @@ def test_hashes_of_long_texts_are_not_kept():
         before = tracemalloc.get_traced_memory()[0]
         for number in range(2000):
             wide = f"\U0001f600{number}" + "y" * 20_000
-            context_buckets(UserProfile(attributes={"a": wide}), Context(attributes={wide: "b"}), None)
+            context_hashes(UserProfile(attributes={"a": wide}), Context(attributes={wide: "b"}), None)
             id_bucket(f"\U0001f600{number}" + "y" * 250, 1000)
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:

@@ -16,6 +16,7 @@ from ranking.data.text_batches import make_blocks
 from ranking.errors import ModelError
 from ranking.evaluation.predict import Predictor, predict
 from ranking.evaluation.results import RANKER, TEACHER
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER
 from ranking.runtime.engine import EngineSettings, RankingEngine
 from ranking.store import open_store
@@ -116,7 +117,7 @@ def test_only_another_than_the_teacher_has_something_to_learn(data, teacher, tin
 @pytest.mark.parametrize("architecture", [SHARED_USER, JOINT])
 @pytest.mark.parametrize(("count", "kept"), [(1, [5]), (2, [0, 5]), (3, [0, 2, 5]), (6, [0, 1, 2, 3, 4, 5])])
 def test_kept_layers_are_spread_evenly(tmp_path, architecture, count, kept):
-    model, _ = load_base(str(save_tiny_bert(tmp_path, layers=6)), architecture, 0, 256)
+    model, _ = load_base(str(save_tiny_bert(tmp_path, layers=6)), architecture, 0, ModelShape(id_buckets=256))
     before = list(model.encoder.base_model.encoder.layer)
     keep_layers(model, count)
     after = model.encoder.base_model.encoder.layer

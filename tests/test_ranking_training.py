@@ -18,6 +18,7 @@ from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.report import text_fit_line
 from ranking.evaluation.results import RANKER
 from ranking.inputs.features import FEATURES
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.store import open_store
 from ranking.training.run import train_and_save
@@ -42,7 +43,7 @@ def test_text_that_does_not_help_is_left_out_and_the_report_says_so(data, tiny_b
     assert trained.model.text_is_untrained
     assert (trained.text_fit.kept_step, trained.text_fit.loss_kept) == (0, trained.text_fit.loss_before)
     assert "leaves its text layers out" in text_fit_line(trained.text_fit)
-    before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].encoder.state_dict()
+    before = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))[0].encoder.state_dict()
     for name, weight in trained.model.encoder.state_dict().items():
         torch.testing.assert_close(weight, before[name])
 
@@ -62,7 +63,7 @@ def test_the_same_seed_trains_the_same_model(data, tiny_bert):
 
 
 def test_only_what_is_to_be_trained_may_change(data, tiny_bert):
-    before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].state_dict()
+    before = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))[0].state_dict()
     options = tiny_options(tiny_bert, epochs=1, join_layer=2, min_text_gain=-1.0)
     joined = train(data, options)
     everything = train(data, replace(options, train_layers="all"))
@@ -143,7 +144,7 @@ def test_a_block_holds_one_user_and_its_text_is_older_than_all_its_rows(data):
 
 
 def test_a_batch_lines_up_users_ads_features_and_labels(data, tiny_bert):
-    model, tokenizer = load_base(str(tiny_bert), "shared_user", 2, 256)
+    model, tokenizer = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))
     spec = train(data, tiny_options(tiny_bert, epochs=0)).spec
     features = np.arange(len(data.log) * len(FEATURES), dtype=np.float32).reshape(-1, len(FEATURES))
     ads = AdTexts(data, tokenizer, spec.max_ad_tokens)

@@ -70,7 +70,7 @@ def evaluate(
         predictions[TEACHER] = teacher.spec.calibration.probability(slower.predict(data.split.test).logits)
         milliseconds = milliseconds_per_request({RANKER: predictor, TEACHER: slower})
     model.cpu()
-    predictions |= baselines(data, predicted.features, rows, which=which_baselines)
+    predictions |= baselines(data, predicted.features, spec.features, rows, which=which_baselines)
     samples = {name: _sample(data, rows, values) for name, values in predictions.items()}
     intervals, ranker = with_intervals(samples), samples[RANKER]
     if threshold is None:

@@ -159,7 +159,7 @@ def evaluate_command(
     data = load_dataset(
         ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest, rejected_file=rejected
     )
-    data = data.reading(loaded.spec.context_words)
+    data = data.reading(loaded.spec.shape.context_words)
     show_log(data, users, rejected)
     show_unread(data)
     warn_of_rows_it_knows(loaded, data)

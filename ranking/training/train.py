@@ -27,6 +27,7 @@ from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
 from ranking.evaluation.results import TextFit
 from ranking.inputs.features import FEATURES
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
 from ranking.runtime.hardware import choose_device, choose_precision
 from ranking.training.behaviour import train_behaviour
@@ -186,7 +187,7 @@ def _check_clicks(data: Dataset) -> None:
 
 
 def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start:
-    model, tokenizer, buckets = _earlier_version(options) if options.warm_start else _base(data, options)
+    model, tokenizer, shape, features = _earlier_version(options) if options.warm_start else _base(data, options)
     if options.layers is not None:
         keep_layers(model, options.layers)
     _set_join_layer(model, options)
@@ -194,25 +195,28 @@ def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start
     ads = AdTexts(data, tokenizer, options.max_ad_tokens)
     if not options.warm_start:
         model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
-    spec = _spec(data, options, model, buckets)
+    spec = _spec(data, options, model, shape.model_copy(update={"context_words": options.context_words}), features)
     return _Start(model, tokenizer, spec, ads, BehaviourRows(data, ads, model.text, tokenizer, spec, device))
 
 
-def _base(data: Dataset, options: TrainOptions) -> tuple[RankerModel, PreTrainedTokenizerBase, int]:
-    """Network, tokenizer and number of learned ids of a base model that knows no clicks."""
-    buckets = _id_buckets(len(data.ads))
-    model, tokenizer = load_base(options.base, options.architecture, 0, buckets)
+_Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ...]]
+
+
+def _base(data: Dataset, options: TrainOptions) -> _Network:
+    """Network, tokenizer, sizes and feature names of a base model that knows no clicks."""
+    shape = ModelShape(id_buckets=_id_buckets(len(data.ads)))
+    model, tokenizer = load_base(options.base, options.architecture, 0, shape, len(FEATURES))
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
-    return model, tokenizer, buckets
+    return model, tokenizer, shape, FEATURES
 
 
-def _earlier_version(options: TrainOptions) -> tuple[RankerModel, PreTrainedTokenizerBase, int]:
-    """Network, tokenizer and number of learned ids of a version trained before, on this log or on another."""
+def _earlier_version(options: TrainOptions) -> _Network:
+    """Network, tokenizer, sizes and feature names of a version trained before, on this log or on another."""
     loaded = load_named(options.warm_start)
     if loaded.spec.architecture != options.architecture:
         raise ModelError(f"version {loaded.version} is {loaded.spec.architecture}, not {options.architecture}")
-    return loaded.model, loaded.tokenizer, loaded.spec.id_buckets
+    return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features
 
 
 def _set_join_layer(model: RankerModel, options: TrainOptions) -> None:
@@ -228,9 +232,11 @@ def _id_buckets(ads: int) -> int:
     return int(2 ** np.clip(np.ceil(np.log2(4 * ads)), 8, 20))
 
 
-def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int) -> CtrSpec:
+def _spec(
+    data: Dataset, options: TrainOptions, model: RankerModel, shape: ModelShape, names: tuple[str, ...]
+) -> CtrSpec:
     prior_ctr = data.prior_ctr
-    features = data.features(data.past, prior_ctr)[data.split.train].astype(np.float64)
+    features = data.features(data.past, prior_ctr, names)[data.split.train].astype(np.float64)
     known = ~np.isnan(features)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, features, 0).sum(axis=0) / count
@@ -242,12 +248,11 @@ def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int
         join_layer=model.join_layer if isinstance(model, SharedUserCrossEncoder) else 0,
         max_user_tokens=options.max_user_tokens,
         max_ad_tokens=options.max_ad_tokens,
-        features=FEATURES,
+        features=names,
         feature_mean=tuple(mean.tolist()),
         feature_std=tuple(np.maximum(deviation, 0.1).tolist()),
         prior_ctr=prior_ctr,
-        id_buckets=buckets,
-        context_words=options.context_words,
+        shape=shape,
         training={name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
         training_sha256=data.training_sha256,
     )
