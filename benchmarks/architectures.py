@@ -161,11 +161,11 @@ def unseen_ads(files: DatasetFiles, seed: int) -> Dataset:
 
 def _as_version(trained: Trained, data: Dataset) -> ModelVersion:
     counters = CounterSnapshot.of(data.log, data.keys)
-    return ModelVersion("joint", datetime.now(UTC), trained.spec, trained.model, trained.tokenizer, counters)
+    return ModelVersion(trained.model, trained.tokenizer, trained.spec, "joint", datetime.now(UTC), counters)
 
 
 def _evaluated(data: Dataset, trained: Trained, slower: ModelVersion) -> Evaluation:
-    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_baselines="none", teacher=slower)
+    return evaluate(data, trained, which_baselines="none", teacher=slower)
 
 
 def _against_slower(check: str, whose: str, evaluations: Sequence[Evaluation], minutes: float) -> list[Finding]:

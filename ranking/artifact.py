@@ -143,18 +143,36 @@ class CtrSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class ModelVersion:
+class Ranker:
+    """A network with what it takes to read texts and features as it learned to, and to turn logits into probabilities.
+
+    Attributes:
+        model: The network; on whichever device it was put.
+        tokenizer: Of its texts.
+        spec: Everything else; see ``ctr.json``.
+    """
+
+    model: RankerModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: CtrSpec
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up short texts."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+
+@dataclass(frozen=True)
+class ModelVersion(Ranker):
     """A loaded model version.
 
     Attributes:
+        counters: past impressions and clicks, for the dense features.
         export: where its text layers lie for OpenVINO; None if they were not exported.
     """
 
     version: str
     created_at: datetime
-    spec: CtrSpec
-    model: RankerModel
-    tokenizer: PreTrainedTokenizerBase
     counters: CounterSnapshot
     export: Path | None = None
 
@@ -254,22 +272,15 @@ def check_lengths(model: RankerModel, max_user_tokens: int, max_ad_tokens: int) 
         raise ModelError(f"{needed} tokens do not fit the model's {positions} positions; lower --max-user-tokens")
 
 
-def save_version(
-    store: VersionStore,
-    draft: Draft,
-    spec: CtrSpec,
-    model: RankerModel,
-    tokenizer: PreTrainedTokenizerBase,
-    counters: CounterSnapshot,
-) -> Manifest:
+def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: CounterSnapshot) -> Manifest:
     """Writes all files of a version into `draft` and commits it (not yet published)."""
-    model.encoder.save_pretrained(draft.path)
-    tokenizer.save_pretrained(draft.path)
-    save_file(_beside_encoder(model), draft.path / HEAD_FILE)
+    ranker.model.encoder.save_pretrained(draft.path)
+    ranker.tokenizer.save_pretrained(draft.path)
+    save_file(_beside_encoder(ranker.model), draft.path / HEAD_FILE)
     counters.save(draft.path / COUNTERS_FILE)
-    document = spec.model_dump(mode="json")
+    document = ranker.spec.model_dump(mode="json")
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
-    return store.commit(draft, {"architecture": spec.architecture, "base": spec.base, "metrics": document["metrics"]})
+    return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
 
 
 def _beside_encoder(model: RankerModel) -> dict[str, Tensor]:
@@ -332,13 +343,7 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
     model.eval()
     export = path / EXPORT_FOLDER
     return ModelVersion(
-        version,
-        manifest.created_at,
-        spec,
-        model,
-        tokenizer,
-        counters,
-        export if export.is_dir() else None,
+        model, tokenizer, spec, version, manifest.created_at, counters, export if export.is_dir() else None
     )
 
 

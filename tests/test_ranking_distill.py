@@ -42,28 +42,28 @@ def teacher(data, tiny_bert, tmp_path_factory):
     return root
 
 
-def text_logits(data, model, tokenizer, spec):
+def text_logits(data, ranker):
     """What the text adds for rows of the test part."""
-    with_text = predict(data, model, tokenizer, spec, data.split.test, CPU, "float32").logits
-    kept = [weight.detach().clone() for weight in model.head.last_weights]
+    with_text = predict(data, ranker, data.split.test, CPU, "float32").logits
+    kept = [weight.detach().clone() for weight in ranker.model.head.last_weights]
     with torch.no_grad():
-        for weight in model.head.last_weights:
+        for weight in ranker.model.head.last_weights:
             weight.zero_()
-        without = predict(data, model, tokenizer, spec, data.split.test, CPU, "float32").logits
-        for weight, value in zip(model.head.last_weights, kept, strict=True):
+        without = predict(data, ranker, data.split.test, CPU, "float32").logits
+        for weight, value in zip(ranker.model.head.last_weights, kept, strict=True):
             weight.copy_(value)
     return with_text - without
 
 
 def test_a_student_comes_to_say_what_its_teacher_says(data, teacher, tiny_bert):
     loaded = load_named(str(teacher))
-    want = text_logits(data, loaded.model, loaded.tokenizer, loaded.spec)
+    want = text_logits(data, loaded)
     options = tiny_options(
         tiny_bert, join_layer=1, epochs=4, learning_rate=1e-3, head_learning_rate=1e-2, min_text_gain=-9.0, patience=99
     )
     alone = train(data, options)
     taught = train(data, replace(options, teacher=str(teacher), teacher_weight=1.0))
-    apart = [np.abs(text_logits(data, one.model, one.tokenizer, one.spec) - want).mean() for one in (alone, taught)]
+    apart = [np.abs(text_logits(data, one) - want).mean() for one in (alone, taught)]
     assert apart[1] < 0.7 * apart[0]
     assert taught.teacher.version == loaded.version
 
@@ -101,7 +101,7 @@ def test_a_teacher_of_other_rows_is_warned_of(world, teacher, tiny_bert, caplog)
 def test_only_another_than_the_teacher_has_something_to_learn(data, teacher, tiny_bert, weight):
     options = tiny_options(tiny_bert, **{"teacher_weight": 0.0, "state_weight": 0.0, weight: 1.0})
     loaded = load_named(str(teacher))
-    taught = Predictor(data, loaded.model, loaded.tokenizer, loaded.spec, CPU, "float32")
+    taught = Predictor(data, loaded, CPU, "float32")
     lessons = make_lessons(data, loaded, loaded.model, options, CPU)
     blocks = make_blocks(data, data.split.test, max_ads=8, merge_requests=False)[:3]
     batch, same = taught.batch(blocks), taught.score(blocks)

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_options, write_world_files
 
 from adcascade.records.errors import InputError
-from ranking.artifact import load_base, load_version
+from ranking.artifact import Ranker, load_base, load_version
 from ranking.data.dataset import load_dataset
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
@@ -32,7 +32,7 @@ def data(world):
 
 def test_training_learns_tastes_that_click_rates_cannot_know(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=2))
-    metrics = evaluate(data, trained.model, trained.tokenizer, trained.spec).metrics
+    metrics = evaluate(data, trained).metrics
     assert metrics[RANKER]["auc"].value > metrics[CLICK_RATES]["auc"].value + 0.1
     assert metrics[RANKER]["auc"].value > metrics[POPULARITY]["auc"].value + 0.1
     assert metrics[RANKER]["auc"].low <= metrics[RANKER]["auc"].value <= metrics[RANKER]["auc"].high
@@ -150,7 +150,7 @@ def test_a_batch_lines_up_users_ads_features_and_labels(data, tiny_bert):
     ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
     behaviour = np.arange(len(data.log), dtype=np.float32)
     of_position = -behaviour
-    maker = BatchMaker(data, ads, features, behaviour, of_position, tokenizer, spec, torch.device("cpu"))
+    maker = BatchMaker(data, ads, features, behaviour, of_position, Ranker(model, tokenizer, spec), torch.device("cpu"))
     blocks = make_blocks(data, data.split.train, max_ads=4, merge_requests=True)[:3]
     batch = maker.batch(blocks)
     assert batch.pairs.ads_per_user == tuple(map(len, blocks))
@@ -187,7 +187,7 @@ def test_an_aggregated_log_without_users_and_times_trains(tmp_path, tiny_bert):
     data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "tests.csv", None)
     assert data.split_by == "request"
     trained = train(data, tiny_options(tiny_bert, epochs=0.5))
-    evaluation = evaluate(data, trained.model, trained.tokenizer, trained.spec)
+    evaluation = evaluate(data, trained)
     assert evaluation.impressions == data.log.impressions[data.split.test].sum()
     assert 0.3 < evaluation.predicted_over_actual < 3
 
@@ -195,10 +195,7 @@ def test_an_aggregated_log_without_users_and_times_trains(tmp_path, tiny_bert):
 @pytest.mark.gpu
 def test_gpu_trains_and_predicts_as_the_cpu_does(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0.3, device="cuda", precision="float32"))
-    on_gpu, on_cpu = (
-        evaluate(data, trained.model, trained.tokenizer, trained.spec, device=device, precision="float32")
-        for device in ("cuda", "cpu")
-    )
+    on_gpu, on_cpu = (evaluate(data, trained, device=device, precision="float32") for device in ("cuda", "cpu"))
     for name, metric in on_gpu.metrics[RANKER].items():
         assert metric.value == pytest.approx(on_cpu.metrics[RANKER][name].value, abs=1e-4)
 

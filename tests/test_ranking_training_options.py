@@ -100,7 +100,7 @@ def right_pairs(data, base, **options):
     """Share of pairs of a request that differ for certain and are in the right order, on the test part."""
     trained = train(data, tiny_options(base, epochs=0, **options))
     cpu = torch.device("cpu")
-    found = predict(data, trained.model, trained.tokenizer, trained.spec, data.split.test, cpu, "float32")
+    found = predict(data, trained, data.split.test, cpu, "float32")
     log = data.log.take(found.rows)
     return pair_accuracies(found.logits, log.clicks, log.impressions, data.groups[found.rows])[1]
 

@@ -6,18 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import NO_TIME, Integers
 from adcascade.records.history import HistoryView, Window, merged
-from ranking.artifact import CtrSpec
+from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts
 from ranking.inputs.context import context_buckets
 from ranking.inputs.features import id_bucket, time_gap_buckets
 from ranking.model.batch import pad, tokenize
 from ranking.model.behaviour import AdInputs, BehaviourLogits, BehaviourModel, History, Impressions, with_interests
-from ranking.model.shared_user import TextVectors
 
 # Of (impression, event) pairs in one pass; the windows of small users are merged up to this.
 CELLS_PER_WINDOW = 65_536
@@ -33,20 +31,17 @@ class BehaviourRows:
         self,
         data: Dataset,
         ads: AdTexts,
-        text: TextVectors,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: CtrSpec,
+        ranker: Ranker,
         device: torch.device,
     ) -> None:
         self._data = data
-        self._spec = spec
+        self._spec = spec = ranker.spec
         self._device = device
         place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
         self._ad = torch.tensor([place[ad_id] for ad_id in data.log.ad_id])
         buckets = torch.tensor([id_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
-        pad_id = int(tokenizer.pad_token_id or 0)
-        self._ads = AdInputs(ads.vectors(text, pad_id).to(device), buckets.to(device))
-        self._interests = _interests(data, text, tokenizer, spec.max_ad_tokens, device)
+        self._ads = AdInputs(ads.vectors(ranker.model.text, ranker.pad_id).to(device), buckets.to(device))
+        self._interests = _interests(data, ranker, device)
         self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
         hashes = data.reading(spec.shape.context_words).context_hashes
         self._context = torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets)).to(device)
@@ -114,15 +109,14 @@ class BehaviourRows:
         return torch.from_numpy(values).to(self._device)
 
 
-def _interests(
-    data: Dataset, text: TextVectors, tokenizer: PreTrainedTokenizerBase, max_tokens: int, device: torch.device
-) -> dict[str, Tensor]:
+def _interests(data: Dataset, ranker: Ranker, device: torch.device) -> dict[str, Tensor]:
     """Text vector of the interests of each user of the log who states any, float32 [1, width]."""
     users = (data.users.get(user_id) for user_id in np.unique(data.log.user_id.astype(str)).tolist())
     stated = {user.user_id: user.interests.strip() for user in users if user and user.interests.strip()}
     if not stated:
         return {}
-    rows = pad(tokenize(tokenizer, list(stated.values()), max_tokens), int(tokenizer.pad_token_id or 0))
+    text = ranker.model.text
+    rows = pad(tokenize(ranker.tokenizer, list(stated.values()), ranker.spec.max_ad_tokens), ranker.pad_id)
     return dict(zip(stated, text(rows.to(text.center.device)).to(device).split(1), strict=True))
 
 

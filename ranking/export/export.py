@@ -141,9 +141,9 @@ def export_checked(
     if data is None:
         parity = Parity(model, made_up_pairs(model, features))
     else:
-        parity = Parity(model, pairs_of_log(data, model, loaded.tokenizer, loaded.spec))
+        parity = Parity(model, pairs_of_log(data, loaded))
         if int8:
-            drawn = batches_of_log(data, data.split.train, _CALIBRATION_ROWS, model, loaded.tokenizer, loaded.spec)
+            drawn = batches_of_log(data, data.split.train, _CALIBRATION_ROWS, loaded)
             quantise_passes(folder, drawn.batches)
     exact = OpenVinoBackend(folder, bfloat16=False)
     exports = {exact.name: parity.of(exact)}

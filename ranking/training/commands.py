@@ -164,9 +164,7 @@ def evaluate_command(
     show_unread(data)
     warn_of_rows_it_knows(loaded, data)
     with working("Evaluating"):
-        evaluation = evaluate(
-            data, loaded.model, loaded.tokenizer, loaded.spec, which_baselines=baselines, threshold=threshold
-        )
+        evaluation = evaluate(data, loaded, which_baselines=baselines, threshold=threshold)
     title = f"Model version {loaded.version}, split by {data.split_by}"
     if as_json:
         document = {"version": loaded.version, "split": data.split_by, "rejected": data.report.rejected}

@@ -63,7 +63,7 @@ def make_lessons(
             "longer (--epochs), or with --min-text-gain -1 to keep its text whatever it brings"
         )
     warn_of_rows_it_knows(teacher, data)
-    predictor = Predictor(data, teacher.model, teacher.tokenizer, teacher.spec, device, options.precision)
+    predictor = Predictor(data, teacher, device, options.precision)
     return DistillationLoss(predictor, _width(model), options).to(device)
 
 

@@ -58,7 +58,7 @@ def train_and_save(
         spec = trained.spec.model_copy(
             update={"metrics": metrics, "exports": _exported(data, trained, draft) if options.export else {}}
         )
-        save_version(store, draft, spec, trained.model, trained.tokenizer, CounterSnapshot.of(data.log, data.keys))
+        save_version(store, draft, replace(trained, spec=spec), CounterSnapshot.of(data.log, data.keys))
     if publish:
         store.publish(draft.version)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,7 +77,7 @@ def _draw(draft: Draft, report: TrainReport) -> None:
 def _exported(data: Dataset, trained: Trained, draft: Draft) -> Exports:
     """Of the version that `draft` will be, into its folder."""
     counters = CounterSnapshot.of(data.log, data.keys)
-    version = ModelVersion(draft.version, datetime.now(UTC), trained.spec, trained.model, trained.tokenizer, counters)
+    version = ModelVersion(trained.model, trained.tokenizer, trained.spec, draft.version, datetime.now(UTC), counters)
     with working("Exporting for OpenVINO"):
         return export_after_training(version, draft.path / EXPORT_FOLDER, data)
 
@@ -93,9 +93,7 @@ def _report(
 ) -> TrainReport:
     evaluation = evaluate(
         data,
-        trained.model,
-        trained.tokenizer,
-        trained.spec,
+        trained,
         device=options.device,
         precision=options.precision,
         which_baselines=which_baselines,

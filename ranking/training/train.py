@@ -14,6 +14,7 @@ from adcascade.records.errors import InputError
 from ranking.artifact import (
     CtrSpec,
     ModelVersion,
+    Ranker,
     RankerModel,
     check_lengths,
     default_join_layer,
@@ -43,12 +44,9 @@ Logits = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Ranker):
     """A trained model with all that a version needs but its test metrics; its stages, and its teacher, if any."""
 
-    model: RankerModel
-    tokenizer: PreTrainedTokenizerBase
-    spec: CtrSpec
     text_fit: TextFit
     stages: dict[str, StageResult]
     teacher: ModelVersion | None = None
@@ -58,9 +56,7 @@ class Trained:
 class _Start:
     """The base model before training, and every row of the log as its behaviour part reads it."""
 
-    model: RankerModel
-    tokenizer: PreTrainedTokenizerBase
-    spec: CtrSpec
+    ranker: Ranker
     ads: AdTexts
     rows: BehaviourRows
 
@@ -88,9 +84,9 @@ def train(
     device = worker_device(choose_device(options.device))
     workers = join_workers(device)
     start = _start(data, options, device)
-    model, spec, rows = start.model.to(device), start.spec, start.rows
+    model, rows = start.ranker.model.to(device), start.rows
     seconds = None if options.max_minutes is None else 60 * options.max_minutes
-    identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(start.model)}"
+    identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(model)}"
     whole = StageContext(watch, workers, seconds=seconds, identity=identity)
     learned = train_behaviour(
         model.behaviour, rows, data, options, _first_part(whole, options, checkpoints), is_new=not options.warm_start
@@ -98,18 +94,18 @@ def train(
     known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
     with torch.no_grad():
         of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
-    maker = BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.tokenizer, spec, device)
+    maker = BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.ranker, device)
     bfloat16 = choose_precision(options.precision, device)
-    scorer = Scorer(model, spec, device, bfloat16, keep=options.train_layers == "joined")
+    scorer = Scorer(start.ranker, device, bfloat16, keep=options.train_layers == "joined")
     teacher = load_named(options.teacher) if options.teacher else None
     lessons = None if teacher is None else make_lessons(data, teacher, model, options, device)
     fit = train_text(model, scorer, maker, data, options, _rest(whole, learned, checkpoints), lessons)
-    predicted, logits = predict_logits(scorer, model, maker, _calibration_blocks(model, data, options))
-    spec = _calibrated(spec, data, predicted, logits, known.conversion.numpy()[predicted])
+    predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
+    spec = _calibrated(start.ranker.spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
     stages = {"behaviour": learned, "text": fit}
     spec = spec.model_copy(update={"stages": {stage: str(one) for stage, one in stages.items() if one.planned}})
-    return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
+    return Trained(model, start.ranker.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
 
 
 def _first_part(whole: StageContext, options: TrainOptions, checkpoints: Path | None) -> StageContext:
@@ -196,7 +192,8 @@ def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start
     if not options.warm_start:
         model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
     spec = _spec(data, options, model, shape.model_copy(update={"context_words": options.context_words}), features)
-    return _Start(model, tokenizer, spec, ads, BehaviourRows(data, ads, model.text, tokenizer, spec, device))
+    ranker = Ranker(model, tokenizer, spec)
+    return _Start(ranker, ads, BehaviourRows(data, ads, ranker, device))
 
 
 _Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ...]]
