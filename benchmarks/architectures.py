@@ -16,11 +16,12 @@ from adcascade.records.counters import CounterSnapshot
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
-from ranking.artifact import Metric, ModelVersion
+from ranking.artifact import ModelVersion
 from ranking.data.dataset import Dataset, load_dataset
 from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.results import RANKER, TEACHER, Evaluation
 from ranking.model.shared_user import JOINT, SHARED_USER
+from ranking.spec import Metric
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
 from ranking.training.stage import TrainingProgress

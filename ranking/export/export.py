@@ -20,7 +20,7 @@ from torch import Tensor
 from adcascade.artifacts.manifest import MANIFEST_FILE
 from adcascade.artifacts.store import VersionStore
 from adcascade.serving.telemetry import switch_off_telemetry
-from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity, ModelVersion
+from ranking.artifact import EXPORT_FOLDER, ModelVersion
 from ranking.data.dataset import Dataset
 from ranking.errors import ModelError
 from ranking.export.export_check import (
@@ -46,6 +46,7 @@ from ranking.runtime.backends import (
     TorchBackend,
 )
 from ranking.runtime.hardware import has_bfloat16
+from ranking.spec import CTR_FILE, ExportParity
 from ranking.training.versions import load_from
 
 log = logging.getLogger(__name__)

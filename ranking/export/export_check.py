@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import Integers
-from ranking.artifact import ExportParity, Ranker
+from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import make_blocks
 from ranking.errors import ModelError
@@ -19,6 +19,7 @@ from ranking.model.batch import PairBatch, TokenRows
 from ranking.model.passes import AdPass
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.backends import TextBackend, TorchBackend
+from ranking.spec import ExportParity
 
 # Of a logit, in float32: a thousandth moves a probability by at most 0.00025.
 TOLERANCE = 1e-3

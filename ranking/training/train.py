@@ -11,15 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
-from ranking.artifact import (
-    CtrSpec,
-    ModelVersion,
-    Ranker,
-    RankerModel,
-    check_lengths,
-    default_join_layer,
-    load_base,
-)
+from ranking.artifact import ModelVersion, Ranker, RankerModel, check_lengths, default_join_layer, load_base
 from ranking.calibration.calibrate import fit_calibration, fit_conversions
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
 from ranking.data.dataset import Dataset
@@ -31,6 +23,7 @@ from ranking.inputs.features import FEATURES
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
 from ranking.runtime.hardware import choose_device, choose_precision
+from ranking.spec import CtrSpec
 from ranking.training.behaviour import train_behaviour
 from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.losses import GROUP_LOSSES
