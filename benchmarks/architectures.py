@@ -7,7 +7,6 @@ differences between architectures are what counts here, not how good either is. 
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -30,7 +29,7 @@ from ranking.training.versions import load_named
 
 _TEST_ROWS = 3000
 # So little of everything that a training takes minutes; the text is kept whatever it brings.
-LITTLE_TEXT = TrainOptions(
+LITTLE_TEXT = TrainOptions.of(
     join_layer=4,
     behaviour_epochs=1,
     behaviour_batch=8192,
@@ -55,8 +54,8 @@ def shared_and_joint(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> Evaluation:
         data = _unseen_ads(run, seed)
-        options = replace(LITTLE_TEXT, seed=seed)
-        joint = _as_version(train(data, replace(options, architecture=JOINT)), data)
+        options = LITTLE_TEXT.but(seed=seed)
+        joint = _as_version(train(data, options.but(architecture=JOINT)), data)
         return _evaluated(data, train(data, options), joint)
 
     return _against_slower(check, "joint's", *run.for_each_seed(check, measure))
@@ -68,10 +67,10 @@ def distillation(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> Evaluation:
         data = _unseen_ads(run, seed)
-        options = replace(LITTLE_TEXT, seed=seed)
+        options = LITTLE_TEXT.but(seed=seed)
         folder = run.folder / f"teacher-{seed}"
-        train_and_save(data, folder, replace(options, join_layer=0), which_baselines="none")
-        student = train(data, replace(options, teacher=str(folder)))
+        train_and_save(data, folder, options.but(join_layer=0), which_baselines="none")
+        student = train(data, options.but(teacher=str(folder)))
         return _evaluated(data, student, load_named(str(folder)))
 
     return _against_slower(check, "teacher's", *run.for_each_seed(check, measure))
@@ -83,12 +82,12 @@ def join_layers(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> dict[str, Evaluation]:
         data = _unseen_ads(run, seed)
-        options = replace(LITTLE_TEXT, seed=seed, epochs=_JOIN_EPOCHS)
+        options = LITTLE_TEXT.but(seed=seed, epochs=_JOIN_EPOCHS)
         folder = run.folder / f"all-joined-{seed}"
-        train_and_save(data, folder, replace(options, join_layer=0), which_baselines="none")
+        train_and_save(data, folder, options.but(join_layer=0), which_baselines="none")
         all_joined = load_named(str(folder))
-        how = {str(layer): replace(options, join_layer=layer) for layer in _JOIN_LAYERS}
-        how[_TAUGHT] = replace(options, join_layer=_JOIN_LAYERS[-1], teacher=str(folder))
+        how = {str(layer): options.but(join_layer=layer) for layer in _JOIN_LAYERS}
+        how[_TAUGHT] = options.but(join_layer=_JOIN_LAYERS[-1], teacher=str(folder))
         return {name: _evaluated(data, train(data, one), all_joined) for name, one in how.items()}
 
     measured, minutes = run.for_each_seed(check, measure)
@@ -112,7 +111,7 @@ def throughput(run: Run) -> list[Finding]:
     check = "training throughput, 128-token users"
     files = export_movielens(find_movielens(), run.folder / "movielens")
     data = load_dataset(files.ads, files.clicks, files.users, split="time")
-    options = TrainOptions(
+    options = TrainOptions.of(
         behaviour_epochs=0,
         epochs=0.008,
         pairs_per_step=128,
@@ -125,7 +124,7 @@ def throughput(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> float:
         joint, shared = (
-            _seconds_per_step(data, replace(options, seed=seed, architecture=architecture))
+            _seconds_per_step(data, options.but(seed=seed, architecture=architecture))
             for architecture in (JOINT, SHARED_USER)
         )
         return joint / shared

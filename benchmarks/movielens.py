@@ -35,7 +35,7 @@ def _movielens(run: Run, check: str, split: str, targets: dict[str, tuple[str, f
 
     def measure(seed: int) -> Evaluation:
         data = load_dataset(files.ads, files.clicks, files.users, split=split, seed=seed)
-        trained = train(data, TrainOptions(seed=seed, epochs=0))
+        trained = train(data, TrainOptions.of(seed=seed, epochs=0))
         return evaluate(data, trained, which_baselines="all")
 
     evaluations, minutes = run.for_each_seed(check, measure)

@@ -1,7 +1,6 @@
 """Learning from a teacher, and with fewer layers."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +37,7 @@ def teacher(data, tiny_bert, tmp_path_factory):
     """The root of a model version whose text layers, all joined, have moved far from where they began."""
     root = tmp_path_factory.mktemp("teacher")
     options = tiny_options(tiny_bert, join_layer=0, train_layers="all", learning_rate=3e-3, min_text_gain=-9.0)
-    train_and_save(data, root, replace(options, head_learning_rate=1e-2), which_baselines="none")
+    train_and_save(data, root, options.but(head_learning_rate=1e-2), which_baselines="none")
     return root
 
 
@@ -62,7 +61,7 @@ def test_a_student_comes_to_say_what_its_teacher_says(data, teacher, tiny_bert):
         tiny_bert, join_layer=1, epochs=4, learning_rate=1e-3, head_learning_rate=1e-2, min_text_gain=-9.0, patience=99
     )
     alone = train(data, options)
-    taught = train(data, replace(options, teacher=str(teacher), teacher_weight=1.0))
+    taught = train(data, options.but(teacher=str(teacher), teacher_weight=1.0))
     apart = [np.abs(text_logits(data, one) - want).mean() for one in (alone, taught)]
     assert apart[1] < 0.7 * apart[0]
     assert taught.teacher.version == loaded.version

@@ -1,7 +1,6 @@
 """Training on a small made-up log: it learns, it repeats, and it never reads the future."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,7 +65,7 @@ def test_only_what_is_to_be_trained_may_change(data, tiny_bert):
     before = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))[0].state_dict()
     options = tiny_options(tiny_bert, epochs=1, join_layer=2, min_text_gain=-1.0)
     joined = train(data, options)
-    everything = train(data, replace(options, train_layers="all"))
+    everything = train(data, options.but(train_layers="all"))
     assert joined.text_fit.kept_step > 0
     assert everything.text_fit.kept_step > 0
     lower, upper = "encoder.encoder.layer.0.output.dense.weight", "encoder.encoder.layer.2.output.dense.weight"

@@ -29,7 +29,7 @@ from ranking.inputs.features import (
     snapshot_features,
 )
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
-from ranking.training.options import TrainOptions
+from ranking.training.options import CommonOptions
 
 SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
@@ -163,7 +163,7 @@ class Dataset:
         """Number of each row's request, int64 [rows]."""
         return np.unique(self.log.request_id.astype(str), return_inverse=True)[1].astype(np.int64)
 
-    def labels(self, options: TrainOptions) -> Labels:
+    def labels(self, options: CommonOptions) -> Labels:
         """What is learned from the training part."""
         return thinned_labels(self.log, self.groups, self.split.train, options.negative_rate, options.seed)
 

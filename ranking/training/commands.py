@@ -93,7 +93,7 @@ def train_command(
         clicks,
         users,
         split=split,
-        seed=options.seed,
+        seed=options.common.seed,
         max_rejected=max_rejected,
         newest=newest,
         rejected_file=rejected_file,
@@ -101,7 +101,7 @@ def train_command(
     if not is_first_worker():
         help_to_train(data, out, options)
         return
-    data = data.reading(options.context_words)
+    data = data.reading(options.base.context_words)
     show_log(data, users, rejected_file)
     show_unread(data)
     report = train_and_save(data, out, options, publish=publish, which_baselines=baselines)

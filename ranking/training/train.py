@@ -1,7 +1,7 @@
 """A training from data to a model with its calibration. Knows no serving."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
 from ranking.evaluation.results import TextFit
 from ranking.inputs.features import FEATURES
+from ranking.model.behaviour import BehaviourLogits
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
 from ranking.runtime.hardware import choose_device, choose_precision
@@ -27,7 +28,7 @@ from ranking.spec import CtrSpec
 from ranking.training.behaviour import train_behaviour
 from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.losses import GROUP_LOSSES
-from ranking.training.options import TrainOptions
+from ranking.training.options import BaseOptions, BehaviourOptions, TrainOptions
 from ranking.training.stage import OnProgress, StageContext, StageResult
 from ranking.training.text import train_text, validation_blocks
 from ranking.training.versions import load_named
@@ -73,26 +74,27 @@ def train(
     """
     _check(options)
     _check_clicks(data)
-    torch.manual_seed(options.seed)
-    device = worker_device(choose_device(options.device))
+    common = options.common
+    torch.manual_seed(common.seed)
+    device = worker_device(choose_device(common.device))
     workers = join_workers(device)
     start = _start(data, options, device)
     model, rows = start.ranker.model.to(device), start.rows
-    seconds = None if options.max_minutes is None else 60 * options.max_minutes
+    seconds = None if common.max_minutes is None else 60 * common.max_minutes
     identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(model)}"
     whole = StageContext(watch, workers, seconds=seconds, identity=identity)
-    learned = train_behaviour(
-        model.behaviour, rows, data, options, _first_part(whole, options, checkpoints), is_new=not options.warm_start
-    )
+    first = _first_part(whole, options.behaviour, checkpoints)
+    is_new = not options.base.warm_start
+    learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
     known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
-    with torch.no_grad():
-        of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
-    maker = BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.ranker, device)
-    bfloat16 = choose_precision(options.precision, device)
-    scorer = Scorer(start.ranker, device, bfloat16, keep=options.train_layers == "joined")
-    teacher = load_named(options.teacher) if options.teacher else None
-    lessons = None if teacher is None else make_lessons(data, teacher, model, options, device)
-    fit = train_text(model, scorer, maker, data, options, _rest(whole, learned, checkpoints), lessons)
+    maker = _batch_maker(data, start, known, device)
+    bfloat16 = choose_precision(common.precision, device)
+    scorer = Scorer(start.ranker, device, bfloat16, keep=options.text.train_layers == "joined")
+    teacher = load_named(options.teacher.version) if options.teacher.version else None
+    lessons = None
+    if teacher is not None:
+        lessons = make_lessons(data, teacher, model, options.teacher, device, common.precision)
+    fit = train_text(model, scorer, maker, data, options.text, common, _rest(whole, learned, checkpoints), lessons)
     predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(start.ranker.spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
@@ -101,9 +103,17 @@ def train(
     return Trained(model, start.ranker.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
 
 
-def _first_part(whole: StageContext, options: TrainOptions, checkpoints: Path | None) -> StageContext:
+def _batch_maker(data: Dataset, start: _Start, known: BehaviourLogits, device: torch.device) -> BatchMaker:
+    """Batches for the text layers, with what the trained behaviour part says of every row."""
+    model, rows = start.ranker.model, start.rows
+    with torch.no_grad():
+        of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
+    return BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.ranker, device)
+
+
+def _first_part(whole: StageContext, options: BehaviourOptions, checkpoints: Path | None) -> StageContext:
     """Of the behaviour part: its share of the time."""
-    seconds = None if whole.seconds is None else options.behaviour_share * whole.seconds
+    seconds = None if whole.seconds is None else options.share * whole.seconds
     return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "behaviour"))
 
 
@@ -138,7 +148,7 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
 
 
 def _text_fit(model: RankerModel, fit: StageResult, data: Dataset, options: TrainOptions) -> TextFit:
-    rows = sum(map(len, validation_blocks(data, options, options.validation_rows)))
+    rows = sum(map(len, validation_blocks(data, options.text, options.text.validation_rows, options.common.seed)))
     return TextFit(
         not model.text_is_untrained,
         fit.steps,
@@ -158,11 +168,12 @@ def _check(options: TrainOptions) -> None:
         "group_loss": ("none", *GROUP_LOSSES),
         "conversions_over": ("impressions", "clicks"),
     }
+    given = options.flags
     for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise ModelError(f"{name} must be {' or '.join(allowed)}, not {getattr(options, name)!r}")
-    if not 0 < options.negative_rate <= 1:
-        raise ModelError(f"negative_rate must be above 0 and at most 1, not {options.negative_rate}")
+        if given[name] not in allowed:
+            raise ModelError(f"{name} must be {' or '.join(allowed)}, not {given[name]!r}")
+    if not 0 < options.common.negative_rate <= 1:
+        raise ModelError(f"negative_rate must be above 0 and at most 1, not {options.common.negative_rate}")
 
 
 def _check_clicks(data: Dataset) -> None:
@@ -176,15 +187,16 @@ def _check_clicks(data: Dataset) -> None:
 
 
 def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start:
-    model, tokenizer, shape, features = _earlier_version(options) if options.warm_start else _base(data, options)
-    if options.layers is not None:
-        keep_layers(model, options.layers)
-    _set_join_layer(model, options)
-    check_lengths(model, options.max_user_tokens, options.max_ad_tokens)
-    ads = AdTexts(data, tokenizer, options.max_ad_tokens)
-    if not options.warm_start:
+    base = options.base
+    model, tokenizer, shape, features = _earlier_version(base) if base.warm_start else _base(data, base)
+    if base.layers is not None:
+        keep_layers(model, base.layers)
+    _set_join_layer(model, base)
+    check_lengths(model, base.max_user_tokens, base.max_ad_tokens)
+    ads = AdTexts(data, tokenizer, base.max_ad_tokens)
+    if not base.warm_start:
         model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
-    spec = _spec(data, options, model, shape.model_copy(update={"context_words": options.context_words}), features)
+    spec = _spec(data, options, model, shape, features)
     ranker = Ranker(model, tokenizer, spec)
     return _Start(ranker, ads, BehaviourRows(data, ads, ranker, device))
 
@@ -192,16 +204,16 @@ def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start
 _Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ...]]
 
 
-def _base(data: Dataset, options: TrainOptions) -> _Network:
+def _base(data: Dataset, options: BaseOptions) -> _Network:
     """Network, tokenizer, sizes and feature names of a base model that knows no clicks."""
     shape = ModelShape(id_buckets=_id_buckets(len(data.ads)))
-    model, tokenizer = load_base(options.base, options.architecture, 0, shape, len(FEATURES))
+    model, tokenizer = load_base(options.name, options.architecture, 0, shape, len(FEATURES))
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
     return model, tokenizer, shape, FEATURES
 
 
-def _earlier_version(options: TrainOptions) -> _Network:
+def _earlier_version(options: BaseOptions) -> _Network:
     """Network, tokenizer, sizes and feature names of a version trained before, on this log or on another."""
     loaded = load_named(options.warm_start)
     if loaded.spec.architecture != options.architecture:
@@ -209,7 +221,7 @@ def _earlier_version(options: TrainOptions) -> _Network:
     return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features
 
 
-def _set_join_layer(model: RankerModel, options: TrainOptions) -> None:
+def _set_join_layer(model: RankerModel, options: BaseOptions) -> None:
     if options.join_layer is None or not isinstance(model, SharedUserCrossEncoder):
         return
     if not 0 <= options.join_layer < len(model.layers):
@@ -233,17 +245,17 @@ def _spec(
     deviation = np.sqrt((np.where(known, features - mean, 0) ** 2).sum(axis=0) / count)
     return CtrSpec(
         architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
-        base=options.base,
+        base=options.base.name,
         layers=int(model.encoder.config.num_hidden_layers),
         join_layer=model.join_layer if isinstance(model, SharedUserCrossEncoder) else 0,
-        max_user_tokens=options.max_user_tokens,
-        max_ad_tokens=options.max_ad_tokens,
+        max_user_tokens=options.base.max_user_tokens,
+        max_ad_tokens=options.base.max_ad_tokens,
         features=names,
         feature_mean=tuple(mean.tolist()),
         feature_std=tuple(np.maximum(deviation, 0.1).tolist()),
         prior_ctr=prior_ctr,
-        shape=shape,
-        training={name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
+        shape=shape.model_copy(update={"context_words": options.base.context_words}),
+        training={name: str(value) if isinstance(value, Path) else value for name, value in options.flags.items()},
         training_sha256=data.training_sha256,
     )
 
@@ -251,5 +263,5 @@ def _spec(
 def _calibration_blocks(model: RankerModel, data: Dataset, options: TrainOptions) -> list[Integers]:
     """All of the validation part where that costs nothing, since no text is read."""
     if model.text_is_untrained:
-        return make_blocks(data, data.split.valid, max_ads=options.max_ads_per_user, merge_requests=True)
-    return validation_blocks(data, options, options.calibration_rows)
+        return make_blocks(data, data.split.valid, max_ads=options.text.max_ads_per_user, merge_requests=True)
+    return validation_blocks(data, options.text, options.text.calibration_rows, options.common.seed)
