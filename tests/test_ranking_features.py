@@ -5,6 +5,7 @@ import pytest
 
 from adcascade.records.ads import Ad
 from adcascade.records.counters import Counts
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.users import EVENT_WEIGHT, EventType
 from ranking.inputs.features import (
     COUNTED,
@@ -15,7 +16,6 @@ from ranking.inputs.features import (
     counter_id,
     dense_features,
     event_class,
-    id_bucket,
     keys_of,
     time_gap_buckets,
 )
@@ -58,10 +58,10 @@ def test_a_click_rate_moves_from_the_prior_to_what_was_seen():
 
 
 def test_ids_have_fixed_buckets_and_no_id_has_its_own():
-    assert id_bucket("", 256) == 0
-    buckets = [id_bucket(f"ad-{number}", 256) for number in range(5000)]
+    assert blake2b_bucket("", 256) == 0
+    buckets = [blake2b_bucket(f"ad-{number}", 256) for number in range(5000)]
     assert (min(buckets), max(buckets)) == (1, 255)
-    assert id_bucket("ad-1", 4096) == 3968
+    assert blake2b_bucket("ad-1", 4096) == 3968
 
 
 def test_gaps_fall_into_classes_that_grow_with_time_and_have_no_sign():

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.history import HistoryView, Window, merged
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts
 from ranking.inputs.context import context_buckets
-from ranking.inputs.features import id_bucket, time_gap_buckets
+from ranking.inputs.features import time_gap_buckets
 from ranking.model.batch import pad, tokenize
 from ranking.model.behaviour import AdInputs, BehaviourLogits, BehaviourModel, History, Impressions, with_interests
 
@@ -39,7 +40,7 @@ class BehaviourRows:
         self._device = device
         place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
         self._ad = torch.tensor([place[ad_id] for ad_id in data.log.ad_id])
-        buckets = torch.tensor([id_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
+        buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self._ads = AdInputs(ads.vectors(ranker.model.text, ranker.pad_id).to(device), buckets.to(device))
         self._interests = _interests(data, ranker, device)
         self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))

@@ -10,11 +10,12 @@ from sklearn.linear_model import LogisticRegression
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.vectors.encoder import TextEncoder, load_encoder
 from ranking.data.dataset import Dataset
 from ranking.evaluation.metrics import Probabilities
 from ranking.inputs.context import CONTEXT_BUCKETS, context_buckets
-from ranking.inputs.features import Features, id_bucket
+from ranking.inputs.features import Features
 from ranking.inputs.text import HISTORY_EVENTS
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _one_hot(data: Dataset) -> csr_matrix:
     names = [
         [f"{key}={name}" for name in column] for key, column in data.keys.items() if key in ("ad", "user", "category")
     ]
-    ids = np.array([[id_bucket(name, _ID_BUCKETS) for name in column] for column in names]).T
+    ids = np.array([[blake2b_bucket(name, _ID_BUCKETS) for name in column] for column in names]).T
     words = context_buckets(data.context_hashes)
     columns = np.concatenate([ids, np.where(words > 0, _ID_BUCKETS + words, 0)], axis=1)
     rows = np.repeat(np.arange(len(columns)), columns.shape[1])

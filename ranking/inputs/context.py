@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
+from adcascade.records.hashing import blake2b_hash
 from adcascade.records.users import Context, UserProfile
-from ranking.inputs.features import hashed
 
 # Learned vectors, unless a model says otherwise.
 CONTEXT_BUCKETS = 4096
@@ -36,7 +36,7 @@ def context_hashes(
     Args:
         moment: When the ad is shown; None if nobody knows.
     """
-    found = [hashed(word) for word, _ in zip(_words(user, context, moment), range(words), strict=False)]
+    found = [blake2b_hash(word) for word, _ in zip(_words(user, context, moment), range(words), strict=False)]
     return tuple(found) + (0,) * (words - len(found))
 
 

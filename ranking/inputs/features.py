@@ -1,15 +1,14 @@
 """What the ranker knows beside the text, computed alike for training and for serving.
 
-How often ad, advertiser, category and user were shown and clicked, and how long ago; hashed ids. Knows no tensors.
+How often ad, advertiser, category and user were shown and clicked, and how long ago. Knows no tensors.
 
 Features stand in a registry by name. A model version names those that it was trained with, and reads exactly those, so
 that one more in the registry changes no version that was saved before. A formula that changes gets a new name.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -29,9 +28,6 @@ COUNTED = ("ad", "advertiser", "category", "user", "user_category", "user_advert
 PRIOR_IMPRESSIONS = 10.0
 # Counters that were brought up to date longer ago than this, in seconds, are read as if it were this long.
 _LONGEST_LAG = 86_400.0
-
-# Texts whose hashes are kept, and how long they may be: of four bytes a character, and some 200 that keep them.
-_SHORT_TEXTS, _SHORT_CHARS = 2**15, 64
 
 # Upper ends, in seconds, of the classes into which the time between an event and an impression falls, unless a model
 # says otherwise.
@@ -151,34 +147,6 @@ def snapshot_features(inputs: FeatureInputs, end: float | None, names: Sequence[
     # Long after the log's end all looks old alike, which training has never seen.
     latest = np.nan if end is None else end + _LONGEST_LAG
     return dense_features(replace(inputs, timestamp_s=np.minimum(inputs.timestamp_s, latest)), names)
-
-
-def id_bucket(ad_id: str, buckets: int) -> int:
-    """Where the learned vector of an id stands, 1 to buckets - 1; 0, which is never learned, for no id.
-
-    Ids share vectors where their hashes meet (the hashing trick, arXiv 0902.2206).
-    """
-    if not ad_id:
-        return 0
-    return 1 + hashed(ad_id) % (buckets - 1)
-
-
-def hashed(text: str) -> int:
-    """A number of 64 bits that is the same for a text on every machine and for ever.
-
-    Those of short texts, which come again, are kept: some 15 MiB at most, whatever is sent.
-    """
-    return _hashed_short(text) if len(text) <= _SHORT_CHARS else _hashed(text)
-
-
-@lru_cache(maxsize=_SHORT_TEXTS)
-def _hashed_short(text: str) -> int:
-    return _hashed(text)
-
-
-def _hashed(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def time_gap_buckets(seconds: npt.NDArray[np.float64], ends: Sequence[float] = TIME_GAP_ENDS) -> Integers:

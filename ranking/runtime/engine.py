@@ -13,12 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.serving.slices import Slices, run_through
 from adcascade.vectors.encoder import estimated_tokens
 from ranking.artifact import ModelVersion
 from ranking.errors import ModelError
 from ranking.inputs.context import CONTEXT_WORDS, context_buckets
-from ranking.inputs.features import COUNTED, FeatureInputs, id_bucket, snapshot_features, time_gap_buckets
+from ranking.inputs.features import COUNTED, FeatureInputs, snapshot_features, time_gap_buckets
 from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
 from ranking.model.behaviour import AdInputs, BehaviourLogits, History, Impressions, with_interests
 from ranking.model.passes import AdPass
@@ -216,7 +217,7 @@ class RankingEngine:
         return torch.from_numpy(spec.normalise(features)).to(self.device)
 
     def _buckets(self, ad_ids: Sequence[str]) -> Tensor:
-        return self._integers([id_bucket(ad_id, self.loaded.spec.shape.id_buckets) for ad_id in ad_ids])
+        return self._integers([blake2b_bucket(ad_id, self.loaded.spec.shape.id_buckets) for ad_id in ad_ids])
 
     def _integers(self, values: npt.ArrayLike) -> Tensor:
         return torch.from_numpy(np.array(values, np.int64)).to(self.device)
