@@ -7,7 +7,6 @@ differences between architectures are what counts here, not how good either is. 
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,11 +15,12 @@ from adcascade.records.counters import CounterSnapshot
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
-from ranking.artifact import Metric, ModelVersion
+from ranking.artifact import ModelVersion
 from ranking.data.dataset import Dataset, load_dataset
 from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.results import RANKER, TEACHER, Evaluation
 from ranking.model.shared_user import JOINT, SHARED_USER
+from ranking.spec import Metric
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
 from ranking.training.stage import TrainingProgress
@@ -29,7 +29,7 @@ from ranking.training.versions import load_named
 
 _TEST_ROWS = 3000
 # So little of everything that a training takes minutes; the text is kept whatever it brings.
-LITTLE_TEXT = TrainOptions(
+LITTLE_TEXT = TrainOptions.of(
     join_layer=4,
     behaviour_epochs=1,
     behaviour_batch=8192,
@@ -54,8 +54,8 @@ def shared_and_joint(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> Evaluation:
         data = _unseen_ads(run, seed)
-        options = replace(LITTLE_TEXT, seed=seed)
-        joint = _as_version(train(data, replace(options, architecture=JOINT)), data)
+        options = LITTLE_TEXT.but(seed=seed)
+        joint = _as_version(train(data, options.but(architecture=JOINT)), data)
         return _evaluated(data, train(data, options), joint)
 
     return _against_slower(check, "joint's", *run.for_each_seed(check, measure))
@@ -67,10 +67,10 @@ def distillation(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> Evaluation:
         data = _unseen_ads(run, seed)
-        options = replace(LITTLE_TEXT, seed=seed)
+        options = LITTLE_TEXT.but(seed=seed)
         folder = run.folder / f"teacher-{seed}"
-        train_and_save(data, folder, replace(options, join_layer=0), which_baselines="none")
-        student = train(data, replace(options, teacher=str(folder)))
+        train_and_save(data, folder, options.but(join_layer=0), which_baselines="none")
+        student = train(data, options.but(teacher=str(folder)))
         return _evaluated(data, student, load_named(str(folder)))
 
     return _against_slower(check, "teacher's", *run.for_each_seed(check, measure))
@@ -82,12 +82,12 @@ def join_layers(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> dict[str, Evaluation]:
         data = _unseen_ads(run, seed)
-        options = replace(LITTLE_TEXT, seed=seed, epochs=_JOIN_EPOCHS)
+        options = LITTLE_TEXT.but(seed=seed, epochs=_JOIN_EPOCHS)
         folder = run.folder / f"all-joined-{seed}"
-        train_and_save(data, folder, replace(options, join_layer=0), which_baselines="none")
+        train_and_save(data, folder, options.but(join_layer=0), which_baselines="none")
         all_joined = load_named(str(folder))
-        how = {str(layer): replace(options, join_layer=layer) for layer in _JOIN_LAYERS}
-        how[_TAUGHT] = replace(options, join_layer=_JOIN_LAYERS[-1], teacher=str(folder))
+        how = {str(layer): options.but(join_layer=layer) for layer in _JOIN_LAYERS}
+        how[_TAUGHT] = options.but(join_layer=_JOIN_LAYERS[-1], teacher=str(folder))
         return {name: _evaluated(data, train(data, one), all_joined) for name, one in how.items()}
 
     measured, minutes = run.for_each_seed(check, measure)
@@ -111,7 +111,7 @@ def throughput(run: Run) -> list[Finding]:
     check = "training throughput, 128-token users"
     files = export_movielens(find_movielens(), run.folder / "movielens")
     data = load_dataset(files.ads, files.clicks, files.users, split="time")
-    options = TrainOptions(
+    options = TrainOptions.of(
         behaviour_epochs=0,
         epochs=0.008,
         pairs_per_step=128,
@@ -124,7 +124,7 @@ def throughput(run: Run) -> list[Finding]:
 
     def measure(seed: int) -> float:
         joint, shared = (
-            _seconds_per_step(data, replace(options, seed=seed, architecture=architecture))
+            _seconds_per_step(data, options.but(seed=seed, architecture=architecture))
             for architecture in (JOINT, SHARED_USER)
         )
         return joint / shared
@@ -161,11 +161,11 @@ def unseen_ads(files: DatasetFiles, seed: int) -> Dataset:
 
 def _as_version(trained: Trained, data: Dataset) -> ModelVersion:
     counters = CounterSnapshot.of(data.log, data.keys)
-    return ModelVersion("joint", datetime.now(UTC), trained.spec, trained.model, trained.tokenizer, counters)
+    return ModelVersion(trained.model, trained.tokenizer, trained.spec, "joint", datetime.now(UTC), counters)
 
 
 def _evaluated(data: Dataset, trained: Trained, slower: ModelVersion) -> Evaluation:
-    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_baselines="none", teacher=slower)
+    return evaluate(data, trained, which_baselines="none", teacher=slower)
 
 
 def _against_slower(check: str, whose: str, evaluations: Sequence[Evaluation], minutes: float) -> list[Finding]:

@@ -59,7 +59,7 @@ def _half_by_the_other(log: ClickLog) -> tuple[float, float]:
 def _upworthy(ads: Path, clicks: Path, fold: int) -> tuple[float, float]:
     data = load_dataset(ads, clicks, None, split="request")
     data = data.with_split(split_folds(data.log.request_id, _FOLDS, fold))
-    options = TrainOptions(
+    options = TrainOptions.of(
         behaviour_epochs=0,  # nobody has a past, and no ad is in two tests
         train_layers="all",
         epochs=2,

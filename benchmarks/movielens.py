@@ -35,8 +35,8 @@ def _movielens(run: Run, check: str, split: str, targets: dict[str, tuple[str, f
 
     def measure(seed: int) -> Evaluation:
         data = load_dataset(files.ads, files.clicks, files.users, split=split, seed=seed)
-        trained = train(data, TrainOptions(seed=seed, epochs=0))
-        return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_baselines="all")
+        trained = train(data, TrainOptions.of(seed=seed, epochs=0))
+        return evaluate(data, trained, which_baselines="all")
 
     evaluations, minutes = run.for_each_seed(check, measure)
     return _click_findings(check, evaluations, targets, minutes)

@@ -160,7 +160,7 @@ def _of_known_users(data: RetrievalData) -> RetrievalData:
 
 def _both_stages(files: DatasetFiles, root: Path, split: str, seed: int) -> PipelineEvaluation:
     data = load_dataset(files.ads, files.clicks, files.users, split=split, seed=seed)
-    train_and_save_ranker(data, root / "model", TrainOptions(seed=seed, epochs=0))
+    train_and_save_ranker(data, root / "model", TrainOptions.of(seed=seed, epochs=0))
     retriever, _ = load_published(root / "index")
     try:
         return evaluate_pipeline(

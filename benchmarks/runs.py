@@ -44,4 +44,4 @@ class Run:
 def predicted(data: Dataset, trained: Trained) -> Predicted:
     """Logits of the test part."""
     device = choose_device("auto")
-    return predict(data, trained.model, trained.tokenizer, trained.spec, data.split.test, device, "auto")
+    return predict(data, trained, data.split.test, device, "auto")

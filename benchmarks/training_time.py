@@ -7,7 +7,7 @@ Knows nothing of how good what was trained is.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from adcascade.catalog.ad_text import embedding_text
@@ -43,7 +43,7 @@ class TrainingTime:
     def minutes(self) -> float:
         """Of train-retrieval and train together as they are by default, without reading and evaluating."""
         towers = _TRAININGS * TowerOptions().epochs * self.towers
-        ranker = TrainOptions().behaviour_epochs * self.behaviour + TrainOptions().epochs * self.text
+        ranker = TrainOptions().behaviour.epochs * self.behaviour + TrainOptions().text.epochs * self.text
         return (self.embedding + towers + ranker) / 60
 
 
@@ -67,11 +67,11 @@ def _measured(ads: int, rows: int, folder: Path, encoder: TextEncoder) -> Traini
     encoder.encode([embedding_text(ad) for ad in data.ads])
     embedding = time.perf_counter() - started
     towers = train_towers(data, encoder, TowerOptions(epochs=1)).spec.passes["train"].seconds
-    options = TrainOptions(behaviour_epochs=1, behaviour_min_steps=0, export=False)
+    options = TrainOptions.of(behaviour_epochs=1, behaviour_min_steps=0, export=False)
     dataset = load_dataset(files.ads, files.clicks, files.users)
-    pairs = TrainOptions().pairs_per_step
+    pairs = TrainOptions().text.pairs_per_step
     part = _TEXT_STEPS * pairs / len(dataset.split.train)
-    stages = train(dataset, replace(options, epochs=part, validate_every=10**6, validation_rows=1)).stages
+    stages = train(dataset, options.but(epochs=part, validate_every=10**6, validation_rows=1)).stages
     text = stages["text"]
     passes = len(dataset.split.train) / pairs
     return TrainingTime(

@@ -166,7 +166,7 @@ def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, min
         f"{len(data.log):,} impressions, CTR {data.log.ctr:.3f}; by time: {training:,} to train on, "
         f"{validation:,} to choose and calibrate, {test:,} to test. At most {minutes:g} minutes of training."
     )
-    report = train_and_save(data, folder.model, TrainOptions(max_minutes=minutes))
+    report = train_and_save(data, folder.model, TrainOptions.of(max_minutes=minutes))
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
     for line in filter(None, (stages_line(report.stages), text_fit_line(report.text_fit), cut_short_line(report))):
         console.print(line, highlight=False)

@@ -1,17 +1,16 @@
-"""A model version: what lies in its directory, and ``ctr.json`` as a frozen value. Knows no training.
+"""A model version: what lies in its directory, and that directory loaded. Knows no training.
 
-A Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer) beside ``ctr.json``, ``head.safetensors``
-(what was learned outside the encoder) and ``counters.parquet`` (past impressions and clicks for the dense features).
+A Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer) beside ``ctr.json`` (see `ranking.spec`),
+``head.safetensors`` (what was learned outside the encoder) and ``counters.parquet`` (past impressions and clicks for
+the dense features).
 """
 
 import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -38,14 +37,14 @@ from adcascade.vectors.model_check import (
     check_weights,
     position_limit,
 )
-from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
-from ranking.inputs.context import CONTEXT_WORDS
-from ranking.inputs.features import FEATURES, Features
+from ranking.inputs.features import FEATURES
 from ranking.model.joint import JointCrossEncoder
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import BERT_LIKE, JOINT, SharedUserCrossEncoder
+from ranking.spec import CTR_FILE, CtrSpec, read_spec
 
-CTR_FILE, HEAD_FILE, COUNTERS_FILE = "ctr.json", "head.safetensors", "counters.parquet"
+HEAD_FILE, COUNTERS_FILE = "head.safetensors", "counters.parquet"
 EXPORT_FOLDER = "openvino"
 # Weights that versions of 0.1 know by other names.
 _RENAMED = {
@@ -57,95 +56,49 @@ _RENAMED = {
 RankerModel = SharedUserCrossEncoder | JointCrossEncoder
 
 
-class Metric(BaseModel):
-    """A measured value with its 95 % confidence interval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: float
-    low: float
-    high: float
-
-
-class ExportParity(BaseModel):
-    """How near what runs the text layers is to torch in float32, over pairs of a log, or made-up ones.
+@dataclass(frozen=True)
+class Ranker:
+    """A network with what it takes to read texts and features as it learned to, and to turn logits into probabilities.
 
     Attributes:
-        auc: of a click on these pairs; None for made-up pairs.
-        auc_difference: from that of torch in float32; None for made-up pairs.
+        model: The network; on whichever device it was put.
+        tokenizer: Of its texts.
+        spec: Everything else; see ``ctr.json``.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model: RankerModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: CtrSpec
 
-    pairs: int
-    largest_difference: float
-    correlation: float
-    auc: float | None = None
-    auc_difference: float | None = None
-
-
-class CtrSpec(BaseModel):
-    """What ``ctr.json`` holds: everything beside the weights that serving must do as training did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    architecture: Literal["shared_user", "joint"]
-    base: str
-    layers: int
-    join_layer: int
-    max_user_tokens: int
-    max_ad_tokens: int
-    features: tuple[str, ...]
-    feature_mean: tuple[float, ...]
-    feature_std: tuple[float, ...]
-    prior_ctr: float
-    id_buckets: int
-    context_words: int = CONTEXT_WORDS
-    calibration: Calibration = Calibration()
-    conversion: Calibration | None = None
-    metrics: dict[str, Metric] = {}
-    training: dict[str, Any] = {}
-    training_sha256: str = ""
-    stages: dict[str, str] = {}  # how far each stage of the training came, in words
-    exports: dict[str, ExportParity] = {}
-
-    @model_validator(mode="after")
-    def _features_are_known(self) -> "CtrSpec":
-        if self.features != FEATURES or not len(self.feature_mean) == len(self.feature_std) == len(FEATURES):
-            raise ValueError(f"this program computes the features {FEATURES}, not {self.features}")
-        return self
-
-    def normalise(self, features: Features) -> Features:
-        """Features as the head wants them: mean 0, deviation 1 on the training data; float32 [rows, features].
-
-        What is not known (NaN) becomes the mean.
-        """
-        mean, std = np.array(self.feature_mean, np.float32), np.array(self.feature_std, np.float32)
-        normal: Features = np.nan_to_num((features - mean) / std, nan=0.0)
-        return normal
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up short texts."""
+        return int(self.tokenizer.pad_token_id or 0)
 
 
 @dataclass(frozen=True)
-class ModelVersion:
+class ModelVersion(Ranker):
     """A loaded model version.
 
     Attributes:
+        counters: past impressions and clicks, for the dense features.
         export: where its text layers lie for OpenVINO; None if they were not exported.
     """
 
     version: str
     created_at: datetime
-    spec: CtrSpec
-    model: RankerModel
-    tokenizer: PreTrainedTokenizerBase
     counters: CounterSnapshot
     export: Path | None = None
 
 
 def load_base(
-    base: str, architecture: str, join_layer: int, id_buckets: int
+    base: str, architecture: str, join_layer: int, shape: ModelShape, features: int = len(FEATURES)
 ) -> tuple[RankerModel, PreTrainedTokenizerBase]:
     """A network and its tokenizer from a Hugging Face directory or hub name, or the embedded MiniLM.
+
+    Args:
+        shape: Of what is learned beside the encoder.
+        features: How many dense ones it reads.
 
     Raises:
         ModelError: There is no such model, it is not BERT-like, it has fewer layers than `join_layer` needs, or it is
@@ -175,8 +128,8 @@ def load_base(
     except Exception as error:  # the library raises whatever its loaders raise
         raise ModelError(f"cannot load the weights of {base!r}: {error}") from error
     if architecture == JOINT:
-        return JointCrossEncoder(network, len(FEATURES), id_buckets), tokenizer
-    return SharedUserCrossEncoder(network, join_layer, len(FEATURES), id_buckets), tokenizer
+        return JointCrossEncoder(network, features, shape), tokenizer
+    return SharedUserCrossEncoder(network, join_layer, features, shape), tokenizer
 
 
 def _load_network(place: str, config: Any, architecture: str, own: dict[str, bool]) -> Any:
@@ -233,22 +186,15 @@ def check_lengths(model: RankerModel, max_user_tokens: int, max_ad_tokens: int) 
         raise ModelError(f"{needed} tokens do not fit the model's {positions} positions; lower --max-user-tokens")
 
 
-def save_version(
-    store: VersionStore,
-    draft: Draft,
-    spec: CtrSpec,
-    model: RankerModel,
-    tokenizer: PreTrainedTokenizerBase,
-    counters: CounterSnapshot,
-) -> Manifest:
+def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: CounterSnapshot) -> Manifest:
     """Writes all files of a version into `draft` and commits it (not yet published)."""
-    model.encoder.save_pretrained(draft.path)
-    tokenizer.save_pretrained(draft.path)
-    save_file(_beside_encoder(model), draft.path / HEAD_FILE)
+    ranker.model.encoder.save_pretrained(draft.path)
+    ranker.tokenizer.save_pretrained(draft.path)
+    save_file(_beside_encoder(ranker.model), draft.path / HEAD_FILE)
     counters.save(draft.path / COUNTERS_FILE)
-    document = spec.model_dump(mode="json")
+    document = ranker.spec.model_dump(mode="json")
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
-    return store.commit(draft, {"architecture": spec.architecture, "base": spec.base, "metrics": document["metrics"]})
+    return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
 
 
 def _beside_encoder(model: RankerModel) -> dict[str, Tensor]:
@@ -265,11 +211,8 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
     """Loads a (verified) version on the CPU, ready to score. Raises CorruptVersion or ModelError."""
     path = store.path(version)
     manifest = store.manifest(version)
-    try:
-        spec = CtrSpec.model_validate_json((path / CTR_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
-    model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer, spec.id_buckets)
+    spec = read_spec(path)
+    model, tokenizer = load_base(str(path), spec.architecture, spec.join_layer, spec.shape, features=len(spec.features))
     try:
         learned = _with_names_of_today(load((path / HEAD_FILE).read_bytes()))
         if learned.keys() != _beside_encoder(model).keys():
@@ -283,13 +226,7 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
     model.eval()
     export = path / EXPORT_FOLDER
     return ModelVersion(
-        version,
-        manifest.created_at,
-        spec,
-        model,
-        tokenizer,
-        counters,
-        export if export.is_dir() else None,
+        model, tokenizer, spec, version, manifest.created_at, counters, export if export.is_dir() else None
     )
 
 

@@ -165,7 +165,7 @@ def tiny_options(base: Path, **changes: object) -> TrainOptions:
         "precision": "float32",
         "export": False,
     }
-    return TrainOptions(**{"base": str(base), **defaults, **changes})  # type: ignore[arg-type]
+    return TrainOptions.of(**{"base": str(base), **defaults, **changes})
 
 
 def tiny_towers(**changes: object) -> TowerOptions:

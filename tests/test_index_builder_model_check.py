@@ -27,6 +27,7 @@ from adcascade.vectors.errors import BuildError
 from index_builder.build import BuildOptions, build
 from ranking.artifact import load_base
 from ranking.errors import ModelError
+from ranking.model.shape import ModelShape
 
 WEIGHTS = "model.safetensors"
 
@@ -156,7 +157,7 @@ def test_a_broken_model_is_refused_by_name_wherever_it_is_used(model, name):
     assert str(model) in str(as_encoder.value)
     for architecture in ("shared_user", "joint"):
         with pytest.raises(ModelError, match=said) as as_base:
-            load_base(str(model), architecture, 0, 256)
+            load_base(str(model), architecture, 0, ModelShape(id_buckets=256))
         assert str(model) in str(as_base.value)
 
 
@@ -166,7 +167,7 @@ def test_a_whole_model_is_taken_in_one_file_and_in_shards(model, lose_one):
     sharded(model, lose_one=lose_one)
     np.testing.assert_array_equal(load_encoder(str(model), "cpu").encode(["running shoes"]), want)
     for architecture in ("shared_user", "joint"):
-        load_base(str(model), architecture, 0, 256)
+        load_base(str(model), architecture, 0, ModelShape(id_buckets=256))
 
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -185,11 +186,11 @@ def test_heads_and_poolers_of_published_checkpoints_are_no_damage_and_prefixes_a
     PUBLISHED[kind].save_pretrained(model)
     load_encoder(str(model), "cpu")
     for architecture in ("shared_user", "joint"):
-        load_base(str(model), architecture, 0, 256)
+        load_base(str(model), architecture, 0, ModelShape(id_buckets=256))
     rename(model, lambda name: f"module.{name}")
     for architecture in ("shared_user", "joint"):
         with pytest.raises(ModelError, match="missing"):
-            load_base(str(model), architecture, 0, 256)
+            load_base(str(model), architecture, 0, ModelShape(id_buckets=256))
     with pytest.raises(BuildError, match="missing"):
         load_encoder(str(model), "cpu")
 
@@ -199,7 +200,7 @@ def test_a_reranker_without_its_own_head_is_refused(model):
     weights = {name: one for name, one in load_file(model / WEIGHTS).items() if not name.startswith("classifier")}
     save_file(weights, model / WEIGHTS, {"format": "pt"})
     with pytest.raises(ModelError, match=r"missing \(classifier\.bias, classifier\.weight\)"):
-        load_base(str(model), "joint", 0, 256)
+        load_base(str(model), "joint", 0, ModelShape(id_buckets=256))
 
 
 def test_a_model_without_a_position_limit_is_refused(model):
@@ -248,7 +249,7 @@ def test_a_folder_of_something_else_and_a_file_are_refused(tmp_path):
         with pytest.raises(BuildError, match="encoder"):
             load_encoder(str(place), "cpu")
         with pytest.raises(ModelError, match=r"cannot load|is broken"):
-            load_base(str(place), "shared_user", 0, 256)
+            load_base(str(place), "shared_user", 0, ModelShape(id_buckets=256))
 
 
 # ---- vectors that do not tell texts apart

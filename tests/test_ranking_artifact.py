@@ -10,12 +10,13 @@ from conftest import save_tiny_bert, writable
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel
 
 from adcascade.artifacts.errors import CorruptVersion
-from ranking.artifact import CtrSpec, check_lengths, load_base, load_version
+from ranking.artifact import check_lengths, load_base, load_version
 from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.inputs.features import FEATURES
 from ranking.model.batch import PairBatch, pad
 from ranking.model.joint import JointCrossEncoder
+from ranking.model.shape import ModelShape
 from ranking.store import open_store
 
 
@@ -35,18 +36,18 @@ def test_a_model_of_another_architecture_is_refused_with_the_families_that_work(
         tmp_path
     )
     with pytest.raises(ModelError, match=r"'distilbert' model; the shared-user ranker runs on bert, electra"):
-        load_base(str(tmp_path), "shared_user", 0, 256)
+        load_base(str(tmp_path), "shared_user", 0, ModelShape(id_buckets=256))
 
 
 def test_missing_models_and_impossible_join_layers_are_refused(tmp_path, tiny_bert):
     with pytest.raises(ModelError, match="cannot load"):
-        load_base(str(tmp_path / "nothing"), "shared_user", 0, 256)
+        load_base(str(tmp_path / "nothing"), "shared_user", 0, ModelShape(id_buckets=256))
     with pytest.raises(ModelError, match="has 3 layers; the join layer 3"):
-        load_base(str(tiny_bert), "shared_user", 3, 256)
+        load_base(str(tiny_bert), "shared_user", 3, ModelShape(id_buckets=256))
 
 
 def test_texts_longer_than_the_model_has_positions_are_refused(tiny_bert):
-    model, _ = load_base(str(tiny_bert), "shared_user", 2, 256)
+    model, _ = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))
     check_lengths(model, 500, 32)
     with pytest.raises(ModelError, match="lower --max-user-tokens"):
         check_lengths(model, 600, 32)
@@ -58,7 +59,7 @@ def test_any_published_reranker_runs_as_a_joint_model(tmp_path):
     config = BertConfig.from_pretrained(tmp_path, num_labels=1)
     classifier = BertForSequenceClassification(config).eval()
     classifier.save_pretrained(tmp_path)
-    model, _ = load_base(str(tmp_path), "joint", 0, 256)
+    model, _ = load_base(str(tmp_path), "joint", 0, ModelShape(id_buckets=256))
     assert isinstance(model, JointCrossEncoder)
     model.eval()
     assert model.text_is_untrained
@@ -79,7 +80,7 @@ def test_a_classifier_of_many_labels_is_no_click_model(tmp_path):
     config = BertConfig.from_pretrained(tmp_path, num_labels=5)
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="classifier of 5 labels"):
-        load_base(str(tmp_path), "joint", 0, 256)
+        load_base(str(tmp_path), "joint", 0, ModelShape(id_buckets=256))
 
 
 def test_a_damaged_ctr_file_is_refused(world, tmp_path):
@@ -94,11 +95,26 @@ def test_a_damaged_ctr_file_is_refused(world, tmp_path):
         load_version(store, version)
 
 
-def test_a_version_with_features_of_another_program_is_refused(world):
-    store = open_store(world.model)
-    document = json.loads((store.path(store.current()) / "ctr.json").read_text())
-    with pytest.raises(ValueError, match="this program computes the features"):
-        CtrSpec.model_validate({**document, "features": ["something else"]})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": ["something else"], "feature_mean": [0], "feature_std": [1]}, "does not compute .something else"),
+        ({"shape": {"id_buckets": 256, "layers_of_ice": 3}}, "knows nothing of .layers_of_ice"),
+    ],
+)
+def test_a_version_of_a_later_release_is_refused_and_asks_for_an_upgrade(world, tmp_path, changes, message):
+    store = changed_version(world, tmp_path, changes)
+    with pytest.raises(ModelError, match=f"{message}.*; upgrade adcascade"):
+        load_version(store, store.current())
+
+
+def changed_version(world, tmp_path, changes):
+    """The store of a copy of the world's model with other values in ctr.json."""
+    shutil.copytree(world.model, tmp_path / "model")
+    store = open_store(tmp_path / "model")
+    spec = writable(store.current_path() / "ctr.json")
+    spec.write_text(json.dumps({**json.loads(spec.read_text()), **changes}))
+    return store
 
 
 def test_calibration_keeps_the_order_and_stays_a_probability():

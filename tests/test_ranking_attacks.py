@@ -12,14 +12,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad
+from adcascade.records.hashing import blake2b_bucket, blake2b_hash
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.v1 import ranking_pb2 as pb
 from adcascade.v1 import types_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
 from index_builder.artifact import open_store as open_index_store
 from ranking.__main__ import _load_catalog, _load_engine
-from ranking.inputs.context import context_buckets
-from ranking.inputs.features import hashed, id_bucket
+from ranking.inputs.context import context_hashes
 from ranking.inputs.prepare import prepare
 from ranking.runtime.engine import LIGHT_COST
 from ranking.runtime.engine_settings import EngineSettings
@@ -153,13 +153,13 @@ def test_hashes_of_long_texts_are_not_kept():
         before = tracemalloc.get_traced_memory()[0]
         for number in range(2000):
             wide = f"\U0001f600{number}" + "y" * 20_000
-            context_buckets(UserProfile(attributes={"a": wide}), Context(attributes={wide: "b"}), None)
-            id_bucket(f"\U0001f600{number}" + "y" * 250, 1000)
+            context_hashes(UserProfile(attributes={"a": wide}), Context(attributes={wide: "b"}), None)
+            blake2b_bucket(f"\U0001f600{number}" + "y" * 250, 1000)
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
     assert grown < 2**20
-    assert hashed("a" * 64) == hashed("a" * 64) != hashed("a" * 65)
+    assert blake2b_hash("a" * 64) == blake2b_hash("a" * 64) != blake2b_hash("a" * 65)
 
 
 FIRST, LAST = -62135596800, 253402300799

@@ -21,6 +21,7 @@ from ranking.inputs.features import FEATURES
 from ranking.inputs.prepare import prepare
 from ranking.model.batch import PairBatch, TokenRows
 from ranking.model.passes import AdPass
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SHARED_USER
 from ranking.runtime.backends import OpenVinoBackend, TorchBackend, fastest
 from ranking.runtime.engine import RankingEngine
@@ -31,7 +32,7 @@ from ranking.store import open_store
 
 @pytest.fixture(scope="module", params=["last layer joined", "all layers joined"])
 def model(request, tiny_bert):
-    found, _ = load_base(str(tiny_bert), SHARED_USER, 0, 64)
+    found, _ = load_base(str(tiny_bert), SHARED_USER, 0, ModelShape(id_buckets=64))
     found.join_layer = len(found.layers) - 1 if request.param == "last layer joined" else 0
     torch.manual_seed(0)
     for weight in found.head.last_weights:

@@ -9,6 +9,7 @@ from adcascade.records.datasets.synthetic import SyntheticOptions, make_syntheti
 from ranking.data.dataset import load_dataset
 from ranking.inputs.features import EVENT_CLASSES, INTERESTS_CLASS, TIME_GAP_BUCKETS, UNKNOWN_TIME_GAP
 from ranking.model.behaviour import AdInputs, BehaviourModel, History, Impressions, with_interests
+from ranking.model.shape import ModelShape
 from ranking.training.train import train
 
 WIDTH, FEATURES, BUCKETS, ADS, EVENTS = 12, 3, 32, 4, 6
@@ -18,7 +19,7 @@ WIDTH, FEATURES, BUCKETS, ADS, EVENTS = 12, 3, 32, 4, 6
 def model():
     """With weights that say something everywhere: some begin at zero."""
     torch.manual_seed(0)
-    made = BehaviourModel(WIDTH, FEATURES, BUCKETS).eval()
+    made = BehaviourModel(WIDTH, FEATURES, ModelShape(id_buckets=BUCKETS)).eval()
     with torch.no_grad():
         for name, weight in made.named_parameters():
             if weight.abs().max() == 0:

@@ -5,17 +5,19 @@ from datetime import UTC, datetime
 import pytest
 
 from adcascade.records.users import Context, UserProfile
-from ranking.inputs.context import CONTEXT_BUCKETS, CONTEXT_WORDS, context_buckets
+from ranking.inputs.context import CONTEXT_BUCKETS, CONTEXT_WORDS, context_buckets, context_hashes
 
 NOON = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
 
 
 def buckets(user=None, context=None, moment=None):
-    return {bucket for bucket in context_buckets(user or UserProfile(), context or Context(), moment) if bucket}
+    hashes = context_hashes(user or UserProfile(), context or Context(), moment)
+    return set(context_buckets(hashes).tolist()) - {0}
 
 
 def test_nothing_known_is_nothing_said():
-    assert context_buckets(UserProfile(), Context(), None) == (0,) * CONTEXT_WORDS
+    assert context_hashes(UserProfile(), Context(), None) == (0,) * CONTEXT_WORDS
+    assert not buckets()
 
 
 def test_each_value_has_a_word_of_its_own():
@@ -48,5 +50,12 @@ def test_the_hour_is_that_of_the_clock_on_the_wall():
 
 def test_more_values_than_there_are_places_are_cut():
     user = UserProfile(attributes={f"name{number}": str(number) for number in range(60)})
-    assert len(context_buckets(user, Context(), NOON)) == CONTEXT_WORDS
+    assert len(context_hashes(user, Context(), NOON)) == CONTEXT_WORDS
     assert len(buckets(user, moment=NOON)) == CONTEXT_WORDS
+
+
+def test_a_model_with_fewer_learned_vectors_reads_the_same_words_into_fewer():
+    hashes = context_hashes(UserProfile(), Context(device="phone", country="DE"), NOON)
+    few = context_buckets(hashes, 8)
+    assert ((few > 0) == (context_buckets(hashes) > 0)).all()
+    assert few.max() < 8

@@ -99,18 +99,18 @@ def test_intervals_are_over_what_the_log_names(data, world):
     some[data.split.test[::2]] = ""
     half = replace(data, log=replace(data.log, user_id=some))
     for one, units in ((data, "users"), (nobody, "requests"), (half, "users, and requests of nobody")):
-        found = evaluate(one, loaded.model, loaded.tokenizer, loaded.spec, which_baselines="none")
+        found = evaluate(one, loaded, which_baselines="none")
         assert found.units == units
         assert f"intervals over {units}. Ranker" in evaluation_table(found, "title").caption
         assert found.threshold_note == f"the highest {one.prior_ctr:.2%}, the CTR of training"
-    asked = evaluate(data, loaded.model, loaded.tokenizer, loaded.spec, which_baselines="none", threshold=0.7)
+    asked = evaluate(data, loaded, which_baselines="none", threshold=0.7)
     assert (asked.threshold, asked.threshold_note) == (0.7, "as asked for")
 
 
 def test_the_page_says_over_what_its_intervals_are_and_how_the_threshold_was_chosen(data, world, tmp_path):
     loaded = load_from(open_store(world.model), "")
     nobody = replace(data, log=replace(data.log, user_id=np.full(len(data.log), "", object)))
-    found = evaluate(nobody, loaded.model, loaded.tokenizer, loaded.spec, which_baselines="none")
+    found = evaluate(nobody, loaded, which_baselines="none")
     write_page(tmp_path / "page.html", found, "title")
     page = (tmp_path / "page.html").read_text()
     assert "bootstrap intervals over requests." in " ".join(page.split())

@@ -1,7 +1,6 @@
 """Learning from a teacher, and with fewer layers."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from ranking.data.text_batches import make_blocks
 from ranking.errors import ModelError
 from ranking.evaluation.predict import Predictor, predict
 from ranking.evaluation.results import RANKER, TEACHER
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER
 from ranking.runtime.engine import RankingEngine
 from ranking.runtime.engine_settings import EngineSettings
@@ -38,32 +38,32 @@ def teacher(data, tiny_bert, tmp_path_factory):
     """The root of a model version whose text layers, all joined, have moved far from where they began."""
     root = tmp_path_factory.mktemp("teacher")
     options = tiny_options(tiny_bert, join_layer=0, train_layers="all", learning_rate=3e-3, min_text_gain=-9.0)
-    train_and_save(data, root, replace(options, head_learning_rate=1e-2), which_baselines="none")
+    train_and_save(data, root, options.but(head_learning_rate=1e-2), which_baselines="none")
     return root
 
 
-def text_logits(data, model, tokenizer, spec):
+def text_logits(data, ranker):
     """What the text adds for rows of the test part."""
-    with_text = predict(data, model, tokenizer, spec, data.split.test, CPU, "float32").logits
-    kept = [weight.detach().clone() for weight in model.head.last_weights]
+    with_text = predict(data, ranker, data.split.test, CPU, "float32").logits
+    kept = [weight.detach().clone() for weight in ranker.model.head.last_weights]
     with torch.no_grad():
-        for weight in model.head.last_weights:
+        for weight in ranker.model.head.last_weights:
             weight.zero_()
-        without = predict(data, model, tokenizer, spec, data.split.test, CPU, "float32").logits
-        for weight, value in zip(model.head.last_weights, kept, strict=True):
+        without = predict(data, ranker, data.split.test, CPU, "float32").logits
+        for weight, value in zip(ranker.model.head.last_weights, kept, strict=True):
             weight.copy_(value)
     return with_text - without
 
 
 def test_a_student_comes_to_say_what_its_teacher_says(data, teacher, tiny_bert):
     loaded = load_named(str(teacher))
-    want = text_logits(data, loaded.model, loaded.tokenizer, loaded.spec)
+    want = text_logits(data, loaded)
     options = tiny_options(
         tiny_bert, join_layer=1, epochs=4, learning_rate=1e-3, head_learning_rate=1e-2, min_text_gain=-9.0, patience=99
     )
     alone = train(data, options)
-    taught = train(data, replace(options, teacher=str(teacher), teacher_weight=1.0))
-    apart = [np.abs(text_logits(data, one.model, one.tokenizer, one.spec) - want).mean() for one in (alone, taught)]
+    taught = train(data, options.but(teacher=str(teacher), teacher_weight=1.0))
+    apart = [np.abs(text_logits(data, one) - want).mean() for one in (alone, taught)]
     assert apart[1] < 0.7 * apart[0]
     assert taught.teacher.version == loaded.version
 
@@ -101,7 +101,7 @@ def test_a_teacher_of_other_rows_is_warned_of(world, teacher, tiny_bert, caplog)
 def test_only_another_than_the_teacher_has_something_to_learn(data, teacher, tiny_bert, weight):
     options = tiny_options(tiny_bert, **{"teacher_weight": 0.0, "state_weight": 0.0, weight: 1.0})
     loaded = load_named(str(teacher))
-    taught = Predictor(data, loaded.model, loaded.tokenizer, loaded.spec, CPU, "float32")
+    taught = Predictor(data, loaded, CPU, "float32")
     lessons = make_lessons(data, loaded, loaded.model, options, CPU)
     blocks = make_blocks(data, data.split.test, max_ads=8, merge_requests=False)[:3]
     batch, same = taught.batch(blocks), taught.score(blocks)
@@ -117,7 +117,7 @@ def test_only_another_than_the_teacher_has_something_to_learn(data, teacher, tin
 @pytest.mark.parametrize("architecture", [SHARED_USER, JOINT])
 @pytest.mark.parametrize(("count", "kept"), [(1, [5]), (2, [0, 5]), (3, [0, 2, 5]), (6, [0, 1, 2, 3, 4, 5])])
 def test_kept_layers_are_spread_evenly(tmp_path, architecture, count, kept):
-    model, _ = load_base(str(save_tiny_bert(tmp_path, layers=6)), architecture, 0, 256)
+    model, _ = load_base(str(save_tiny_bert(tmp_path, layers=6)), architecture, 0, ModelShape(id_buckets=256))
     before = list(model.encoder.base_model.encoder.layer)
     keep_layers(model, count)
     after = model.encoder.base_model.encoder.layer

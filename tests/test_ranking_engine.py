@@ -13,7 +13,7 @@ from adcascade.records.users import Context, UserProfile
 from ranking.artifact import load_version
 from ranking.data.dataset import load_dataset
 from ranking.errors import ModelError
-from ranking.inputs.context import context_buckets
+from ranking.inputs.context import context_hashes
 from ranking.inputs.features import COUNTED, keys_of
 from ranking.inputs.query import PastEvent, RankQuery
 from ranking.runtime.engine import RankingEngine
@@ -41,7 +41,7 @@ def make_query(user="u1", ads=5, words="trail shoes", past=(), passed=(), intere
         PastEvent(f"past-{text}", text, liked, 86_000.0) for liked, texts in ((0, passed), (1, past)) for text in texts
     ]
     names = {name: [of_ad[name] for of_ad in keys] for name in COUNTED}
-    context = context_buckets(UserProfile(attributes={"age": "21"}), Context(device="phone"), None)
+    context = context_hashes(UserProfile(attributes={"age": "21"}), Context(device="phone"), None)
     return RankQuery(f"age 21 | liked: {words}", interests, events, ids, texts, names, context, 1.7e9)
 
 

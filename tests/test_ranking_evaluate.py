@@ -39,7 +39,7 @@ def data(world):
 @pytest.fixture(scope="module")
 def evaluation(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    return evaluate(data, trained.model, trained.tokenizer, trained.spec, which_baselines="all", threshold=0.4)
+    return evaluate(data, trained, which_baselines="all", threshold=0.4)
 
 
 def test_every_peer_is_measured_and_compared(evaluation):
@@ -94,8 +94,8 @@ def test_labels_of_slices_are_what_they_say(data):
 
 def test_a_test_without_clicks_is_evaluated_and_says_what_it_cannot_know(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    quiet = replace(data, parts=(*data.split[:2], data.split.test[data.log.clicks[data.split.test] == 0]))
-    found = evaluate(quiet, trained.model, trained.tokenizer, trained.spec)
+    quiet = data.with_split(data.split._replace(test=data.split.test[data.log.clicks[data.split.test] == 0]))
+    found = evaluate(quiet, trained)
     assert found.clicks == 0
     assert np.isnan(found.metrics[RANKER]["auc"].value)
     assert found.metrics[RANKER]["log_loss"].value > 0
@@ -103,9 +103,9 @@ def test_a_test_without_clicks_is_evaluated_and_says_what_it_cannot_know(data, t
 
 def test_an_empty_test_is_an_error(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0))
-    empty = replace(data, parts=(*data.split[:2], np.empty(0, np.int64)))
+    empty = data.with_split(data.split._replace(test=np.empty(0, np.int64)))
     with pytest.raises(InputError, match="nothing to evaluate"):
-        evaluate(empty, trained.model, trained.tokenizer, trained.spec)
+        evaluate(empty, trained)
 
 
 def test_the_data_report_counts_what_is_there(data, world, tmp_path):

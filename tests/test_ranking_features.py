@@ -5,16 +5,17 @@ import pytest
 
 from adcascade.records.ads import Ad
 from adcascade.records.counters import Counts
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.users import EVENT_WEIGHT, EventType
 from ranking.inputs.features import (
     COUNTED,
     FEATURES,
     TIME_GAP_BUCKETS,
     UNKNOWN_TIME_GAP,
+    FeatureInputs,
     counter_id,
     dense_features,
     event_class,
-    id_bucket,
     keys_of,
     time_gap_buckets,
 )
@@ -22,7 +23,7 @@ from ranking.inputs.features import (
 
 def test_features_of_nothing_known_are_the_prior():
     none = Counts(np.zeros(1), np.zeros(1), np.full(1, np.nan), np.full(1, np.nan))
-    columns = dense_features(dict.fromkeys(COUNTED, none), 0.25, np.array([1e9]))
+    columns = dense_features(FeatureInputs(dict.fromkeys(COUNTED, none), 0.25, np.array([1e9])))
     features = dict(zip(FEATURES, columns[0], strict=True))
     assert all(features[name] == 0 for name in FEATURES if name.endswith("impressions_log"))
     assert all(features[name] == pytest.approx(np.log(1 / 3)) for name in FEATURES if name.endswith("ctr_logit"))
@@ -31,7 +32,8 @@ def test_features_of_nothing_known_are_the_prior():
 
 def test_recency_and_age_are_the_log_of_hours_and_never_negative():
     seen = Counts(np.ones(3), np.zeros(3), np.full(3, 1000.0), np.full(3, 4600.0))
-    columns = dense_features(dict.fromkeys(COUNTED, seen), 0.1, np.array([4600.0 + 7200.0, 4000.0, np.nan]))
+    moments = np.array([4600.0 + 7200.0, 4000.0, np.nan])
+    columns = dense_features(FeatureInputs(dict.fromkeys(COUNTED, seen), 0.1, moments))
     recency, age = columns[:, FEATURES.index("user_recency_log")], columns[:, FEATURES.index("ad_age_log")]
     assert recency[:2].tolist() == pytest.approx([np.log(3), 0])
     assert age[:2].tolist() == pytest.approx([np.log(4), np.log(1 + 3000 / 3600)])
@@ -48,7 +50,7 @@ def test_a_counter_is_found_under_the_id_that_its_impressions_were_counted_by(ke
 def test_a_click_rate_moves_from_the_prior_to_what_was_seen():
     def ctr_logit(clicks, impressions):
         seen = Counts(np.array([float(impressions)]), np.array([float(clicks)]), np.zeros(1), np.zeros(1))
-        columns = dense_features(dict.fromkeys(COUNTED, seen), 0.1, np.zeros(1))
+        columns = dense_features(FeatureInputs(dict.fromkeys(COUNTED, seen), 0.1, np.zeros(1)))
         return columns[0, FEATURES.index("ad_ctr_logit")]
 
     assert ctr_logit(0, 0) < ctr_logit(5, 10) < ctr_logit(500, 1000) < 0.01
@@ -56,10 +58,10 @@ def test_a_click_rate_moves_from_the_prior_to_what_was_seen():
 
 
 def test_ids_have_fixed_buckets_and_no_id_has_its_own():
-    assert id_bucket("", 256) == 0
-    buckets = [id_bucket(f"ad-{number}", 256) for number in range(5000)]
+    assert blake2b_bucket("", 256) == 0
+    buckets = [blake2b_bucket(f"ad-{number}", 256) for number in range(5000)]
     assert (min(buckets), max(buckets)) == (1, 255)
-    assert id_bucket("ad-1", 4096) == 3968
+    assert blake2b_bucket("ad-1", 4096) == 3968
 
 
 def test_gaps_fall_into_classes_that_grow_with_time_and_have_no_sign():
@@ -68,6 +70,13 @@ def test_gaps_fall_into_classes_that_grow_with_time_and_have_no_sign():
     assert classes[3] == classes[4]
     assert (np.diff(classes[[1, 2, 3, 5, 6]]) > 0).all()
     assert classes.max() == TIME_GAP_BUCKETS - 1
+
+
+def test_features_are_computed_by_name_and_in_the_order_of_the_names():
+    seen = Counts(np.array([3.0]), np.array([1.0]), np.array([0.0]), np.array([3600.0]))
+    inputs = FeatureInputs(dict.fromkeys(COUNTED, seen), 0.1, np.array([7200.0]))
+    names = ("ad_age_log", "user_impressions_log", "ad_recency_log")
+    assert dense_features(inputs, names)[0].tolist() == pytest.approx([np.log(3), np.log(4), np.log(2)])
 
 
 @pytest.mark.parametrize("kind", EventType)

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, RobertaConfig, RobertaModel
 
 from ranking.model.batch import PairBatch, TokenRows, pad
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import ClickHead, SharedUserCrossEncoder
 from ranking.runtime.ad_state_cache import AdStateCache
 
@@ -30,7 +31,7 @@ def make_encoder(family: str, layers: int = 6) -> torch.nn.Module:
 
 
 def make_model(family: str, join_layer: int) -> SharedUserCrossEncoder:
-    model = SharedUserCrossEncoder(make_encoder(family), join_layer, FEATURES, id_buckets=256).eval()
+    model = SharedUserCrossEncoder(make_encoder(family), join_layer, FEATURES, ModelShape(id_buckets=256)).eval()
     for weight in model.head.last_weights:  # they start at zero, which would hide differences
         torch.nn.init.normal_(weight)
     return model
@@ -169,7 +170,7 @@ def test_join_layer_must_exist():
 
 @torch.no_grad()
 def test_the_linear_part_of_the_head_reads_the_last_row_the_mean_below_and_the_features():
-    head = ClickHead(hidden=4, features=2)
+    head = ClickHead(hidden=4, features=2, own_hidden=64)
     parts = [torch.randn(5, width) for width in (4, 4, 2)]
     assert not head(*parts).any()
     torch.nn.init.normal_(head.wide.weight)

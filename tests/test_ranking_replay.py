@@ -43,12 +43,12 @@ def p_click_offline(data, loaded):
     """Calibrated p_click of every row, as evaluation computes it."""
     device = torch.device("cpu")
     ads = AdTexts(data, loaded.tokenizer, loaded.spec.max_ad_tokens)
-    rows = BehaviourRows(data, ads, loaded.model.text, loaded.tokenizer, loaded.spec, device)
+    rows = BehaviourRows(data, ads, loaded, device)
     known = behaviour_logits(loaded.model.behaviour, rows, np.arange(len(data.log))).click.numpy()
-    maker = BatchMaker(data, ads, rows.dense, known, np.zeros_like(known), loaded.tokenizer, loaded.spec, device)
-    scorer = Scorer(loaded.model, loaded.spec, device, bfloat16=False, keep=False)
+    maker = BatchMaker(data, ads, rows.dense, known, np.zeros_like(known), loaded, device)
+    scorer = Scorer(loaded, device, bfloat16=False, keep=False)
     blocks = make_blocks(data, np.arange(len(data.log)), max_ads=1000, merge_requests=False)
-    order, logits = predict_logits(scorer, loaded.model, maker, blocks)
+    order, logits = predict_logits(scorer, maker, blocks)
     p_click = np.empty(len(data.log))
     p_click[order] = loaded.spec.calibration.probability(logits)
     return p_click

@@ -1,7 +1,6 @@
 """Training on a small made-up log: it learns, it repeats, and it never reads the future."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from conftest import tiny_options, write_world_files
 
 from adcascade.records.errors import InputError
-from ranking.artifact import load_base, load_version
+from ranking.artifact import Ranker, load_base, load_version
 from ranking.data.dataset import load_dataset
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
@@ -18,6 +17,7 @@ from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.report import text_fit_line
 from ranking.evaluation.results import RANKER
 from ranking.inputs.features import FEATURES
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.store import open_store
 from ranking.training.run import train_and_save
@@ -31,7 +31,7 @@ def data(world):
 
 def test_training_learns_tastes_that_click_rates_cannot_know(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=2))
-    metrics = evaluate(data, trained.model, trained.tokenizer, trained.spec).metrics
+    metrics = evaluate(data, trained).metrics
     assert metrics[RANKER]["auc"].value > metrics[CLICK_RATES]["auc"].value + 0.1
     assert metrics[RANKER]["auc"].value > metrics[POPULARITY]["auc"].value + 0.1
     assert metrics[RANKER]["auc"].low <= metrics[RANKER]["auc"].value <= metrics[RANKER]["auc"].high
@@ -42,7 +42,7 @@ def test_text_that_does_not_help_is_left_out_and_the_report_says_so(data, tiny_b
     assert trained.model.text_is_untrained
     assert (trained.text_fit.kept_step, trained.text_fit.loss_kept) == (0, trained.text_fit.loss_before)
     assert "leaves its text layers out" in text_fit_line(trained.text_fit)
-    before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].encoder.state_dict()
+    before = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))[0].encoder.state_dict()
     for name, weight in trained.model.encoder.state_dict().items():
         torch.testing.assert_close(weight, before[name])
 
@@ -62,10 +62,10 @@ def test_the_same_seed_trains_the_same_model(data, tiny_bert):
 
 
 def test_only_what_is_to_be_trained_may_change(data, tiny_bert):
-    before = load_base(str(tiny_bert), "shared_user", 2, 256)[0].state_dict()
+    before = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))[0].state_dict()
     options = tiny_options(tiny_bert, epochs=1, join_layer=2, min_text_gain=-1.0)
     joined = train(data, options)
-    everything = train(data, replace(options, train_layers="all"))
+    everything = train(data, options.but(train_layers="all"))
     assert joined.text_fit.kept_step > 0
     assert everything.text_fit.kept_step > 0
     lower, upper = "encoder.encoder.layer.0.output.dense.weight", "encoder.encoder.layer.2.output.dense.weight"
@@ -143,13 +143,13 @@ def test_a_block_holds_one_user_and_its_text_is_older_than_all_its_rows(data):
 
 
 def test_a_batch_lines_up_users_ads_features_and_labels(data, tiny_bert):
-    model, tokenizer = load_base(str(tiny_bert), "shared_user", 2, 256)
+    model, tokenizer = load_base(str(tiny_bert), "shared_user", 2, ModelShape(id_buckets=256))
     spec = train(data, tiny_options(tiny_bert, epochs=0)).spec
     features = np.arange(len(data.log) * len(FEATURES), dtype=np.float32).reshape(-1, len(FEATURES))
     ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
     behaviour = np.arange(len(data.log), dtype=np.float32)
     of_position = -behaviour
-    maker = BatchMaker(data, ads, features, behaviour, of_position, tokenizer, spec, torch.device("cpu"))
+    maker = BatchMaker(data, ads, features, behaviour, of_position, Ranker(model, tokenizer, spec), torch.device("cpu"))
     blocks = make_blocks(data, data.split.train, max_ads=4, merge_requests=True)[:3]
     batch = maker.batch(blocks)
     assert batch.pairs.ads_per_user == tuple(map(len, blocks))
@@ -186,7 +186,7 @@ def test_an_aggregated_log_without_users_and_times_trains(tmp_path, tiny_bert):
     data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "tests.csv", None)
     assert data.split_by == "request"
     trained = train(data, tiny_options(tiny_bert, epochs=0.5))
-    evaluation = evaluate(data, trained.model, trained.tokenizer, trained.spec)
+    evaluation = evaluate(data, trained)
     assert evaluation.impressions == data.log.impressions[data.split.test].sum()
     assert 0.3 < evaluation.predicted_over_actual < 3
 
@@ -194,10 +194,7 @@ def test_an_aggregated_log_without_users_and_times_trains(tmp_path, tiny_bert):
 @pytest.mark.gpu
 def test_gpu_trains_and_predicts_as_the_cpu_does(data, tiny_bert):
     trained = train(data, tiny_options(tiny_bert, epochs=0.3, device="cuda", precision="float32"))
-    on_gpu, on_cpu = (
-        evaluate(data, trained.model, trained.tokenizer, trained.spec, device=device, precision="float32")
-        for device in ("cuda", "cpu")
-    )
+    on_gpu, on_cpu = (evaluate(data, trained, device=device, precision="float32") for device in ("cuda", "cpu"))
     for name, metric in on_gpu.metrics[RANKER].items():
         assert metric.value == pytest.approx(on_cpu.metrics[RANKER][name].value, abs=1e-4)
 

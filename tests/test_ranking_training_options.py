@@ -100,7 +100,7 @@ def right_pairs(data, base, **options):
     """Share of pairs of a request that differ for certain and are in the right order, on the test part."""
     trained = train(data, tiny_options(base, epochs=0, **options))
     cpu = torch.device("cpu")
-    found = predict(data, trained.model, trained.tokenizer, trained.spec, data.split.test, cpu, "float32")
+    found = predict(data, trained, data.split.test, cpu, "float32")
     log = data.log.take(found.rows)
     return pair_accuracies(found.logits, log.clicks, log.impressions, data.groups[found.rows])[1]
 
@@ -153,16 +153,16 @@ def test_a_warm_start_goes_on_from_an_earlier_version(data, world, tiny_bert, tm
     for name, weight in same.model.state_dict().items():
         assert torch.equal(weight, before.model.state_dict()[name]), name
     assert ("as the earlier version had them" in text_fit_line(same.text_fit)) is same.text_fit.reads_text
-    few_rows = replace(data, parts=(data.split.train[:60], *data.split[1:]))
+    few_rows = data.with_split(data.split._replace(train=data.split.train[:60]))
     small = tiny_options(tiny_bert, epochs=0, behaviour_min_steps=20)
-    warm = train(few_rows, replace(small, warm_start=f"{world.model}@{before.version}"))
+    warm = train(few_rows, small.but(warm_start=f"{world.model}@{before.version}"))
     cold = train(few_rows, small)
     assert warm.text_fit.loss_before < cold.text_fit.loss_before - 0.02
 
 
 def test_adapters_leave_a_classifiers_own_head_to_be_trained(data, tiny_bert):
     options = tiny_options(tiny_bert, architecture="joint", epochs=0.5, lora_rank=2, min_text_gain=-1.0)
-    trained, before = train(data, options), train(data, replace(options, epochs=0, lora_rank=0))
+    trained, before = train(data, options), train(data, options.but(epochs=0, lora_rank=0))
     changed = {
         name for name, weight in weights_of(trained).items() if not torch.equal(weight, weights_of(before)[name])
     }
@@ -205,10 +205,10 @@ def test_calibration_takes_its_own_number_of_rows_if_text_is_read(data, tiny_ber
     options = tiny_options(tiny_bert, epochs=0)
     model = train(data, options).model
     everything = len(data.split.valid)
-    rows = {"no text": sum(map(len, _calibration_blocks(model, data, replace(options, calibration_rows=20))))}
+    rows = {"no text": sum(map(len, _calibration_blocks(model, data, options.but(calibration_rows=20))))}
     model.head.wide.weight.data.fill_(0.1)
     for wanted in (20, 60):
-        rows[wanted] = sum(map(len, _calibration_blocks(model, data, replace(options, calibration_rows=wanted))))
+        rows[wanted] = sum(map(len, _calibration_blocks(model, data, options.but(calibration_rows=wanted))))
     assert 20 <= rows[20] < rows[60] < rows["no text"] == everything
 
 

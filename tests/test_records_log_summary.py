@@ -110,7 +110,7 @@ def test_a_log_of_two_dates_is_split_by_request_and_says_so(tmp_path):
 
 def test_rows_without_a_time_change_no_split_in_silence(tmp_path):
     few = load_dataset(*files_of(tmp_path, [*rows_at(range(T, T + 199)), ROW]), None)
-    assert (few.split, few.report.rejected, len(few.log)) == ("time", {"missing_time": 1}, 199)
+    assert (few.split_by, few.report.rejected, len(few.log)) == ("time", {"missing_time": 1}, 199)
     many = load_dataset(*files_of(tmp_path, [*rows_at(range(T, T + 90)), *[ROW] * 10]), None)
     assert many.split_by == "request"
     assert "Split by request, not by time: 10 of 100 rows are without a timestamp." in many.report.notes
@@ -123,7 +123,7 @@ def test_no_number_overflows_for_rows_without_a_time(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = load_dataset(*files_of(tmp_path, rows), None)
-        assert data.context_buckets.shape == (100, 24)
+        assert data.context_hashes.shape == (100, 24)
         assert len(data.features(data.past, 0.5)) == 100
 
 
@@ -151,6 +151,6 @@ def test_values_that_a_model_does_not_read_are_known_by_name(tmp_path):
     data = load_dataset(ads, clicks, users)
     assert data.words_of_context[data.context_words :] == [*(f"f{number}" for number in range(22, 30)), "user age"]
     wider = data.reading(40)
-    assert wider.context_buckets.shape == (60, 40)
-    assert (wider.context_buckets[:, :24] == data.context_buckets).all()
-    assert (wider.context_buckets[:, 24:32] > 0).all()
+    assert wider.context_hashes.shape == (60, 40)
+    assert (wider.context_hashes[:, :24] == data.context_hashes).all()
+    assert (wider.context_hashes[:, 24:32] > 0).all()

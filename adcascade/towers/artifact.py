@@ -20,10 +20,11 @@ from safetensors.torch import load, save_file
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.fallback import load_newest
+from adcascade.records.hashing import crc32_bucket
 from adcascade.records.popularity import FEATURES, Floats, PopularitySnapshot
 from adcascade.towers.findings import Passes, Spread, TowerComparison
 from adcascade.towers.item_to_item import ItemToItem
-from adcascade.towers.model import Towers, TowerShape, id_bucket
+from adcascade.towers.model import Towers, TowerShape
 from adcascade.towers.store import open_store
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.errors import BuildError
@@ -128,7 +129,7 @@ class TrainedTowers:
 
     def _inputs(self, ad_ids: list[str], texts: Vectors) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.spec.shape.id_buckets
-        buckets = [id_bucket(ad_id, rows) if ad_id in self.known_ads else 0 for ad_id in ad_ids]
+        buckets = [crc32_bucket(ad_id, rows) if ad_id in self.known_ads else 0 for ad_id in ad_ids]
         return torch.tensor(np.asarray(texts), dtype=torch.float32), torch.tensor(buckets, dtype=torch.int64)
 
 

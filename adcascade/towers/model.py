@@ -16,7 +16,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adcascade.records.hashing import crc32_bucket
 from adcascade.records.users import EVENT_WEIGHT, EventType
 
 EVENT_TYPES = tuple(EventType)
@@ -70,14 +70,9 @@ class TowerShape(BaseModel):
         return (1 + self.interests) * self.width
 
 
-def id_bucket(ad_id: str, buckets: int) -> int:
-    """Row of an ad of the training log in the table of residuals, 1 or more."""
-    return 1 + crc32(ad_id.encode("utf-8", "surrogatepass")) % (buckets - 1)
-
-
 def attribute_bucket(name: str, value: str) -> int:
     """Row of an attribute of a user, or of a value of a context; 0 stands for none."""
-    return 1 + crc32(f"{name}\0{value}".encode("utf-8", "surrogatepass")) % (ATTRIBUTE_BUCKETS - 1)
+    return crc32_bucket(f"{name}\0{value}", ATTRIBUTE_BUCKETS)
 
 
 def attribute_buckets(rows: Sequence[Mapping[str, str]]) -> npt.NDArray[np.int64]:
@@ -99,7 +94,7 @@ class AdTower(nn.Module):
         self.event_residual = _table(shape.id_buckets, shape.event_width)
 
     def vectors(self, texts: Tensor, buckets: Tensor) -> Tensor:
-        """Vectors of the index, float32 [ads, 1 + width], from unit text vectors and `id_bucket`s (0: unknown)."""
+        """Vectors of the index, float32 [ads, 1 + width], from unit text vectors and `crc32_bucket`s, 0 if unknown."""
         vectors: Tensor = self.text(texts) + self.residual(buckets)
         return vectors
 

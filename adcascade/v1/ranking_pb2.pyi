@@ -201,7 +201,7 @@ class RankedAd(_message.Message):
     p_click: _builtins.float
     """Calibrated probability of a click, 0 to 1."""
     score: _builtins.float
-    """What the order follows; p_click unless a later objective says otherwise."""
+    """Deprecated: always p_click, which the order follows. Read that; this one will not be set for ever."""
     candidate: _builtins.int
     """Place of the ad in the request's candidates, from 0."""
     p_conversion: _builtins.float

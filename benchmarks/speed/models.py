@@ -1,6 +1,5 @@
 """A ranker for the speed benchmarks: trained on MovieLens-100k until its text says something of ads never met."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
@@ -26,8 +25,8 @@ def kept_ranker(
     """The root of a ranker, and its version; trained (a few minutes) if an earlier run has not kept it."""
     root = kept / f"ranker-{join_layer}-{seed}"
     if open_store(root).current() is None:
-        options = replace(
-            LITTLE_TEXT, join_layer=join_layer, max_user_tokens=_USER_TOKENS, max_ad_tokens=_AD_TOKENS, seed=seed
+        options = LITTLE_TEXT.but(
+            join_layer=join_layer, max_user_tokens=_USER_TOKENS, max_ad_tokens=_AD_TOKENS, seed=seed
         )
         train_and_save(unseen_ads(files, seed), root, options, which_baselines="none")
     found = load_from(open_store(root), "")

@@ -66,7 +66,7 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     with store.begin() as draft:
         if loaded.export is not None:  # of the weights, which stay
             shutil.copytree(loaded.export, draft.path / EXPORT_FOLDER)
-        save_version(store, draft, spec, loaded.model, loaded.tokenizer, loaded.counters)
+        save_version(store, draft, replace(loaded, spec=spec), loaded.counters)
     if publish:
         store.publish(draft.version)
 
@@ -97,5 +97,5 @@ def _no_longer_known(loaded: ModelVersion) -> dict[str, object]:
 
 
 def _logits(loaded: ModelVersion, data: Dataset, wanted: Integers) -> tuple[Integers, np.ndarray]:
-    predicted = predict(data, loaded.model, loaded.tokenizer, loaded.spec, wanted, choose_device("auto"), "auto")
+    predicted = predict(data, loaded, wanted, choose_device("auto"), "auto")
     return predicted.rows, predicted.logits

@@ -6,18 +6,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.history import HistoryView, Window, merged
-from ranking.artifact import CtrSpec
+from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts
-from ranking.inputs.features import id_bucket, time_gap_buckets
-from ranking.inputs.text import HISTORY_EVENTS
+from ranking.inputs.context import context_buckets
+from ranking.inputs.features import time_gap_buckets
 from ranking.model.batch import pad, tokenize
 from ranking.model.behaviour import AdInputs, BehaviourLogits, BehaviourModel, History, Impressions, with_interests
-from ranking.model.shared_user import TextVectors
 
 # Of (impression, event) pairs in one pass; the windows of small users are merged up to this.
 CELLS_PER_WINDOW = 65_536
@@ -33,28 +32,26 @@ class BehaviourRows:
         self,
         data: Dataset,
         ads: AdTexts,
-        text: TextVectors,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: CtrSpec,
+        ranker: Ranker,
         device: torch.device,
     ) -> None:
         self._data = data
-        self._spec = spec
+        self._spec = spec = ranker.spec
         self._device = device
         place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
         self._ad = torch.tensor([place[ad_id] for ad_id in data.log.ad_id])
-        buckets = torch.tensor([id_bucket(ad_id, spec.id_buckets) for ad_id in ads.texts])
-        pad_id = int(tokenizer.pad_token_id or 0)
-        self._ads = AdInputs(ads.vectors(text, pad_id).to(device), buckets.to(device))
-        self._interests = _interests(data, text, tokenizer, spec.max_ad_tokens, device)
+        buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
+        self._ads = AdInputs(ads.vectors(ranker.model.text, ranker.pad_id).to(device), buckets.to(device))
+        self._interests = _interests(data, ranker, device)
         self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
-        self._context = torch.from_numpy(data.reading(spec.context_words).context_buckets).to(device)
+        hashes = data.reading(spec.shape.context_words).context_hashes
+        self._context = torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets)).to(device)
         self._positions = torch.from_numpy(data.log.position).to(device)
         self._look_back(data.past)
 
     def _look_back(self, past: HistoryView) -> None:
         self.past = past
-        self.dense = self._spec.normalise(self._data.features(past, self._spec.prior_ctr))
+        self.dense = self._spec.normalise(self._data.features(past, self._spec.prior_ctr, self._spec.features))
 
     def with_history_of(self, past: HistoryView) -> "BehaviourRows":
         """The same rows, each of which sees what `past` lets it see."""
@@ -66,7 +63,7 @@ class BehaviourRows:
 
     def windows(self, rows: Integers) -> list[Window]:
         """The rows in windows of one user."""
-        return list(self.past.windows(rows, HISTORY_EVENTS))
+        return list(self.past.windows(rows, self._spec.shape.history_events))
 
     def score(self, model: BehaviourModel, window: Window) -> BehaviourLogits:
         """Logits of the rows of a window."""
@@ -107,21 +104,20 @@ class BehaviourRows:
     def _gaps(self, window: Window) -> Integers:
         now, then = self._data.log.time[window.rows, None], self._data.log.time[None, window.events]
         known = (now != NO_TIME) & (then != NO_TIME)
-        return time_gap_buckets(np.where(known, (now - then) / 1e6, np.nan))
+        return time_gap_buckets(np.where(known, (now - then) / 1e6, np.nan), self._spec.shape.time_gap_ends)
 
     def _tensor(self, values: npt.NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
 
 
-def _interests(
-    data: Dataset, text: TextVectors, tokenizer: PreTrainedTokenizerBase, max_tokens: int, device: torch.device
-) -> dict[str, Tensor]:
+def _interests(data: Dataset, ranker: Ranker, device: torch.device) -> dict[str, Tensor]:
     """Text vector of the interests of each user of the log who states any, float32 [1, width]."""
     users = (data.users.get(user_id) for user_id in np.unique(data.log.user_id.astype(str)).tolist())
     stated = {user.user_id: user.interests.strip() for user in users if user and user.interests.strip()}
     if not stated:
         return {}
-    rows = pad(tokenize(tokenizer, list(stated.values()), max_tokens), int(tokenizer.pad_token_id or 0))
+    text = ranker.model.text
+    rows = pad(tokenize(ranker.tokenizer, list(stated.values()), ranker.spec.max_ad_tokens), ranker.pad_id)
     return dict(zip(stated, text(rows.to(text.center.device)).to(device).split(1), strict=True))
 
 

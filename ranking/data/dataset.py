@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
@@ -17,10 +18,18 @@ from adcascade.records.joined import read_joined
 from adcascade.records.splits import Split, split_at_random, split_by_key, split_by_time, split_each_user
 from adcascade.records.users import UserProfile
 from ranking.data.labels import Labels, thinned_labels
-from ranking.inputs.context import CONTEXT_WORDS, context_buckets
-from ranking.inputs.features import COUNTED, Features, dense_features, keys_of, snapshot_features
+from ranking.inputs.context import CONTEXT_WORDS, context_hashes
+from ranking.inputs.features import (
+    COUNTED,
+    FEATURES,
+    FeatureInputs,
+    Features,
+    dense_features,
+    keys_of,
+    snapshot_features,
+)
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
-from ranking.training.options import TrainOptions
+from ranking.training.options import CommonOptions
 
 SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
@@ -130,30 +139,31 @@ class Dataset:
         of_training[self.split.train] = fold[self.split.train]
         return of_training
 
-    def features(self, past: HistoryView, ctr: float) -> Features:
-        """Dense features of each row from what it may look back on, float32 [rows, features], not normalised."""
+    def features(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> Features:
+        """The named features of each row from what it may look back on, float32 [rows, features], not normalised."""
         moments = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
         if self.counters is None:
-            return dense_features({key: past.counts(ids) for key, ids in self.keys.items()}, ctr, moments)
+            counts = {key: past.counts(ids) for key, ids in self.keys.items()}
+            return dense_features(FeatureInputs(counts, ctr, moments), names)
         counts = {key: self.counters.counts(key, ids.tolist()) for key, ids in self.keys.items()}
-        return snapshot_features(counts, ctr, moments, self.counters.end)
+        return snapshot_features(FeatureInputs(counts, ctr, moments), self.counters.end, names)
 
     @cached_property
-    def context_buckets(self) -> Integers:
-        """See `ranking.inputs.context.context_buckets`, int64 [rows, words]."""
+    def context_hashes(self) -> npt.NDArray[np.uint64]:
+        """See `ranking.inputs.context.context_hashes`, uint64 [rows, words]."""
         found = []
         for row, user_id in enumerate(self.log.user_id.tolist()):
             context = self.log.context_at(row)
             user = self.users.get(user_id, UserProfile())
-            found.append(context_buckets(user, context, context.timestamp, self.context_words))
-        return np.array(found, np.int64).reshape(len(self.log), self.context_words)
+            found.append(context_hashes(user, context, context.timestamp, self.context_words))
+        return np.array(found, np.uint64).reshape(len(self.log), self.context_words)
 
     @cached_property
     def groups(self) -> Integers:
         """Number of each row's request, int64 [rows]."""
         return np.unique(self.log.request_id.astype(str), return_inverse=True)[1].astype(np.int64)
 
-    def labels(self, options: TrainOptions) -> Labels:
+    def labels(self, options: CommonOptions) -> Labels:
         """What is learned from the training part."""
         return thinned_labels(self.log, self.groups, self.split.train, options.negative_rate, options.seed)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adcascade.records.clicks import ClickLog, Integers
 from ranking.training.losses import GROUP_LOSSES, click_loss
-from ranking.training.options import TrainOptions
+from ranking.training.options import CommonOptions
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Labels:
         """The named columns of some rows, float32 [rows]."""
         return tuple(torch.from_numpy(getattr(self, name)[rows].astype(np.float32)).to(device) for name in names)
 
-    def loss(self, logits: Tensor, rows: Integers, options: TrainOptions) -> Tensor:
+    def loss(self, logits: Tensor, rows: Integers, options: CommonOptions) -> Tensor:
         """Summed loss of some rows: clicks, and where asked for the order within each request."""
         clicks, impressions = self.tensors(rows, logits.device, "clicks", "impressions")
         loss = click_loss(logits + self.shift, clicks, impressions)

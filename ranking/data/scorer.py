@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import Integers
-from ranking.artifact import CtrSpec, RankerModel
+from ranking.artifact import Ranker
 from ranking.data.text_batches import BatchMaker, LabelledBatch
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.ad_state_cache import AdStateCache
@@ -28,25 +28,25 @@ class Scored:
 class Scorer:
     """Runs a model over batches; where nothing below the join layer is trained, those ad states are kept."""
 
-    def __init__(self, model: RankerModel, spec: CtrSpec, device: torch.device, bfloat16: bool, *, keep: bool) -> None:
-        self._model = model
+    def __init__(self, ranker: Ranker, device: torch.device, bfloat16: bool, *, keep: bool) -> None:
+        self.model = model = ranker.model
         self._device = device
         self._bfloat16 = bfloat16
         self._cache: AdStateCache | None = None
         if keep and isinstance(model, SharedUserCrossEncoder):
             hidden = int(model.encoder.config.hidden_size)
-            self._cache = AdStateCache(_CACHED_ADS, spec.max_ad_tokens, hidden, device)
+            self._cache = AdStateCache(_CACHED_ADS, ranker.spec.max_ad_tokens, hidden, device)
 
     def logits(self, batch: LabelledBatch) -> Tensor:
         """Logits of a batch, float32 [pairs]."""
-        if not torch.is_grad_enabled() and self._model.text_is_untrained:
+        if not torch.is_grad_enabled() and self.model.text_is_untrained:
             return batch.behaviour
         return self.score(batch).logits
 
     def score(self, batch: LabelledBatch) -> Scored:
         """Logits of a batch, and the states that its text part comes from."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            model = self._model
+            model = self.model
             if self._cache is None or not isinstance(model, SharedUserCrossEncoder):
                 added, states = model.read(batch.pairs)
             else:
@@ -67,10 +67,10 @@ class Scorer:
 
 
 def predict_logits(
-    scorer: Scorer, model: RankerModel, maker: BatchMaker, blocks: list[Integers], pairs_per_batch: int = 256
+    scorer: Scorer, maker: BatchMaker, blocks: list[Integers], pairs_per_batch: int = 256
 ) -> tuple[Integers, npt.NDArray[np.float64]]:
     """Row indices and logits of all rows in `blocks`, in evaluation mode."""
-    model.eval()
+    scorer.model.eval()
     rows, logits = [], []
     with torch.no_grad():
         for batch in maker.batches(blocks, pairs_per_batch):

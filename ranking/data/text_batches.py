@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
-from ranking.artifact import CtrSpec
+from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.inputs.features import Features
 from ranking.model.batch import PairBatch, TokenIds, pad, tokenize
@@ -96,8 +96,7 @@ class BatchMaker:
         features: Features,
         behaviour: npt.NDArray[np.float32],
         of_position: npt.NDArray[np.float32],
-        tokenizer: PreTrainedTokenizerBase,
-        spec: CtrSpec,
+        ranker: Ranker,
         device: torch.device,
     ) -> None:
         self._data = data
@@ -105,17 +104,16 @@ class BatchMaker:
         self._features = features
         self._behaviour = behaviour
         self._of_position = of_position
-        self._tokenizer = tokenizer
-        self._spec = spec
+        self._tokenizer, self._pad_id = ranker.tokenizer, ranker.pad_id
+        self._max_user_tokens = ranker.spec.max_user_tokens
         self._device = device
-        self._pad_id = int(tokenizer.pad_token_id or 0)
 
     def batch(self, blocks: Sequence[Integers]) -> LabelledBatch:
         """One batch of several blocks."""
         rows = np.concatenate(blocks)
         log = self._data.log
         texts = [self._data.user_text(int(block[0])) for block in blocks]
-        users = pad(tokenize(self._tokenizer, texts, self._spec.max_user_tokens), self._pad_id)
+        users = pad(tokenize(self._tokenizer, texts, self._max_user_tokens), self._pad_id)
         ads = pad([self._ads.tokens[ad_id] for ad_id in log.ad_id[rows]], self._pad_id)
         dense = torch.from_numpy(self._features[rows])
         return LabelledBatch(

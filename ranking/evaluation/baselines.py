@@ -1,7 +1,7 @@
 """What a ranker has to beat, on the same rows and the same past. Knows no serving."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,12 @@ from sklearn.linear_model import LogisticRegression
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.vectors.encoder import TextEncoder, load_encoder
 from ranking.data.dataset import Dataset
 from ranking.evaluation.metrics import Probabilities
-from ranking.inputs.context import CONTEXT_BUCKETS
-from ranking.inputs.features import FEATURES, Features, id_bucket
+from ranking.inputs.context import CONTEXT_BUCKETS, context_buckets
+from ranking.inputs.features import Features
 from ranking.inputs.text import HISTORY_EVENTS
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,14 @@ def _labelled(clicks: Integers, impressions: Integers) -> tuple[Integers, Intege
     return kept % len(clicks), labels[kept], weights[kept]
 
 
-def baselines(data: Dataset, features: Features, rows: Integers, *, which: str = "fast") -> dict[str, Probabilities]:
+def baselines(
+    data: Dataset, features: Features, names: Sequence[str], rows: Integers, *, which: str = "fast"
+) -> dict[str, Probabilities]:
     """p_click of each peer for the given rows.
 
     Args:
         features: Normalised dense features of the whole log, the same that the ranker reads.
+        names: Of these features; a peer that needs another one is left out.
         which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": the two text encoders, too.
 
     Raises:
@@ -70,8 +74,9 @@ def baselines(data: Dataset, features: Features, rows: Integers, *, which: str =
     if which == "none":
         return {}
     predictions = {
-        name: _logistic(data, features[:, [FEATURES.index(feature) for feature in wanted]], rows, data.split.train)
+        name: _logistic(data, features[:, [names.index(feature) for feature in wanted]], rows, data.split.train)
         for name, wanted in _ON_FEATURES.items()
+        if set(wanted) <= set(names)
     }
     predictions[IDS] = _logistic(data, _one_hot(data), rows, data.split.train, strength=0.1)
     trees = _trees(data, features, rows)
@@ -104,8 +109,9 @@ def _one_hot(data: Dataset) -> csr_matrix:
     names = [
         [f"{key}={name}" for name in column] for key, column in data.keys.items() if key in ("ad", "user", "category")
     ]
-    ids = np.array([[id_bucket(name, _ID_BUCKETS) for name in column] for column in names]).T
-    columns = np.concatenate([ids, np.where(data.context_buckets > 0, _ID_BUCKETS + data.context_buckets, 0)], axis=1)
+    ids = np.array([[blake2b_bucket(name, _ID_BUCKETS) for name in column] for column in names]).T
+    words = context_buckets(data.context_hashes)
+    columns = np.concatenate([ids, np.where(words > 0, _ID_BUCKETS + words, 0)], axis=1)
     rows = np.repeat(np.arange(len(columns)), columns.shape[1])
     matrix = csr_matrix((np.ones(columns.size), (rows, columns.ravel())), (len(columns), _ID_BUCKETS + CONTEXT_BUCKETS))
     used = np.unique(matrix[data.split.train].indices)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ranking.artifact import Metric
 from ranking.evaluation.metrics import METRICS, Sample
+from ranking.spec import Metric
 
 # What two models are compared by, on the same draws.
 COMPARED = ("auc", "log_loss")

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from sklearn.metrics import roc_curve
-from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
-from ranking.artifact import CtrSpec, ModelVersion, RankerModel
+from ranking.artifact import ModelVersion, Ranker
 from ranking.data.dataset import Dataset
 from ranking.evaluation.baselines import baselines
 from ranking.evaluation.bootstrap import with_intervals
@@ -34,9 +33,7 @@ _SURPRISES = 10
 
 def evaluate(
     data: Dataset,
-    model: RankerModel,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: CtrSpec,
+    ranker: Ranker,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -61,35 +58,35 @@ def evaluate(
     """
     if not len(data.split.test):
         raise InputError("there is nothing to evaluate: the test part of the log has no rows")
-    predictor = Predictor(data, model, tokenizer, spec, choose_device(device), precision)
+    predictor = Predictor(data, ranker, choose_device(device), precision)
     predicted = predictor.predict(data.split.test)
-    rows, p_click = predicted.rows, spec.calibration.probability(predicted.logits)
+    rows, p_click = predicted.rows, ranker.spec.calibration.probability(predicted.logits)
     predictions, milliseconds = {RANKER: p_click}, {}
     if teacher is not None:
-        slower = Predictor(data, teacher.model, teacher.tokenizer, teacher.spec, choose_device(device), precision)
+        slower = Predictor(data, teacher, choose_device(device), precision)
         predictions[TEACHER] = teacher.spec.calibration.probability(slower.predict(data.split.test).logits)
         milliseconds = milliseconds_per_request({RANKER: predictor, TEACHER: slower})
-    model.cpu()
-    predictions |= baselines(data, predicted.features, rows, which=which_baselines)
+    ranker.model.cpu()
+    predictions |= baselines(data, predicted.features, ranker.spec.features, rows, which=which_baselines)
     samples = {name: _sample(data, rows, values) for name, values in predictions.items()}
-    intervals, ranker = with_intervals(samples), samples[RANKER]
+    intervals, own = with_intervals(samples), samples[RANKER]
     if threshold is None:
-        threshold, note = top_share(ranker, data.prior_ctr), f"the highest {data.prior_ctr:.2%}, the CTR of training"
+        threshold, note = top_share(own, data.prior_ctr), f"the highest {data.prior_ctr:.2%}, the CTR of training"
     else:
         note = "as asked for"
     return Evaluation(
         metrics=intervals.metrics,
         differences=intervals.differences,
-        impressions=int(ranker.impressions.sum()),
-        clicks=int(ranker.clicks.sum()),
+        impressions=int(own.impressions.sum()),
+        clicks=int(own.clicks.sum()),
         threshold=threshold,
         threshold_note=note,
-        at_threshold=at_threshold(ranker, threshold),
+        at_threshold=at_threshold(own, threshold),
         units=_units(data, rows),
-        calibration_noise=calibration_noise(ranker),
+        calibration_noise=calibration_noise(own),
         slices=tuple(_slices(data, rows, samples)),
         curves={name: _curves(sample) for name, sample in samples.items()},
-        worst_errors=tuple(_surprises(data, rows, ranker)),
+        worst_errors=tuple(_surprises(data, rows, own)),
         milliseconds=milliseconds,
     )
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
-from ranking.artifact import CtrSpec, RankerModel
+from ranking.artifact import Ranker
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
 from ranking.data.dataset import Dataset
 from ranking.data.scorer import Scored, Scorer, predict_logits
@@ -41,26 +40,24 @@ class Predictor:
     def __init__(
         self,
         data: Dataset,
-        model: RankerModel,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: CtrSpec,
+        ranker: Ranker,
         device: torch.device,
         precision: str,
     ) -> None:
         self.data = data
-        self.model = model.to(device).eval()
-        ads = AdTexts(data, tokenizer, spec.max_ad_tokens)
-        rows = BehaviourRows(data, ads, model.text, tokenizer, spec, device)
-        known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
+        self.model = ranker.model.to(device).eval()
+        ads = AdTexts(data, ranker.tokenizer, ranker.spec.max_ad_tokens)
+        rows = BehaviourRows(data, ads, ranker, device)
+        known = behaviour_logits(self.model.behaviour, rows, np.arange(len(data.log)))
         click = known.click.numpy()
         self._features, self._conversion = rows.dense, known.conversion.numpy()
-        self._scorer = Scorer(model, spec, device, choose_precision(precision, device), keep=True)
-        self._maker = BatchMaker(data, ads, rows.dense, click, np.zeros_like(click), tokenizer, spec, device)
+        self._scorer = Scorer(ranker, device, choose_precision(precision, device), keep=True)
+        self._maker = BatchMaker(data, ads, rows.dense, click, np.zeros_like(click), ranker, device)
 
     def predict(self, wanted: Integers) -> Predicted:
         """Scores the wanted rows."""
         blocks = make_blocks(self.data, wanted, max_ads=1000, merge_requests=False)
-        found, logits = predict_logits(self._scorer, self.model, self._maker, blocks)
+        found, logits = predict_logits(self._scorer, self._maker, blocks)
         return Predicted(found, logits, self._conversion[found].astype(np.float64), self._features)
 
     def batch(self, blocks: Sequence[Integers]) -> LabelledBatch:
@@ -75,14 +72,12 @@ class Predictor:
 
 def predict(
     data: Dataset,
-    model: RankerModel,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: CtrSpec,
+    ranker: Ranker,
     wanted: Integers,
     device: torch.device,
     precision: str,
 ) -> Predicted:
     """Scores the wanted rows; leaves the model on the CPU."""
-    predicted = Predictor(data, model, tokenizer, spec, device, precision).predict(wanted)
-    model.cpu()
+    predicted = Predictor(data, ranker, device, precision).predict(wanted)
+    ranker.model.cpu()
     return predicted

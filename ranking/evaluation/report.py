@@ -14,8 +14,8 @@ from adcascade.terminal.progress import LongWork
 from ranking.evaluation.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:
-    from ranking.artifact import ExportParity, Metric
     from ranking.data.log_report import Day, LogFacts
+    from ranking.spec import ExportParity, Metric
     from ranking.training.stage import OnProgress, TrainingProgress
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ranking.artifact import Metric
+    from ranking.spec import Metric
 
 # Name of the trained model among its peers.
 RANKER, TEACHER = "ranker", "teacher"

@@ -20,7 +20,7 @@ from torch import Tensor
 from adcascade.artifacts.manifest import MANIFEST_FILE
 from adcascade.artifacts.store import VersionStore
 from adcascade.serving.telemetry import switch_off_telemetry
-from ranking.artifact import CTR_FILE, EXPORT_FOLDER, ExportParity, ModelVersion
+from ranking.artifact import EXPORT_FOLDER, ModelVersion
 from ranking.data.dataset import Dataset
 from ranking.errors import ModelError
 from ranking.export.export_check import (
@@ -46,6 +46,7 @@ from ranking.runtime.backends import (
     TorchBackend,
 )
 from ranking.runtime.hardware import has_bfloat16
+from ranking.spec import CTR_FILE, ExportParity
 from ranking.training.versions import load_from
 
 log = logging.getLogger(__name__)
@@ -141,9 +142,9 @@ def export_checked(
     if data is None:
         parity = Parity(model, made_up_pairs(model, features))
     else:
-        parity = Parity(model, pairs_of_log(data, model, loaded.tokenizer, loaded.spec))
+        parity = Parity(model, pairs_of_log(data, loaded))
         if int8:
-            drawn = batches_of_log(data, data.split.train, _CALIBRATION_ROWS, model, loaded.tokenizer, loaded.spec)
+            drawn = batches_of_log(data, data.split.train, _CALIBRATION_ROWS, loaded)
             quantise_passes(folder, drawn.batches)
     exact = OpenVinoBackend(folder, bfloat16=False)
     exports = {exact.name: parity.of(exact)}

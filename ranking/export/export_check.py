@@ -7,10 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
-from ranking.artifact import CtrSpec, ExportParity
+from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import make_blocks
 from ranking.errors import ModelError
@@ -20,6 +19,7 @@ from ranking.model.batch import PairBatch, TokenRows
 from ranking.model.passes import AdPass
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.backends import TextBackend, TorchBackend
+from ranking.spec import ExportParity
 
 # Of a logit, in float32: a thousandth moves a probability by at most 0.00025.
 TOLERANCE = 1e-3
@@ -46,16 +46,9 @@ class Pairs:
     impressions: Integers | None = None
 
 
-def batches_of_log(
-    data: Dataset,
-    rows: Integers,
-    count: int,
-    model: SharedUserCrossEncoder,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: CtrSpec,
-) -> Pairs:
+def batches_of_log(data: Dataset, rows: Integers, count: int, ranker: Ranker) -> Pairs:
     """About `count` of these rows of a log, drawn by blocks of one user, as the model reads them in float32."""
-    predictor = Predictor(data, model, tokenizer, spec, torch.device("cpu"), "float32")
+    predictor = Predictor(data, ranker, torch.device("cpu"), "float32")
     blocks = make_blocks(data, rows, max_ads=_ADS_PER_USER, merge_requests=True)
     order = np.random.default_rng(0).permutation(len(blocks))
     ends = np.cumsum([len(blocks[place]) for place in order])
@@ -69,12 +62,10 @@ def batches_of_log(
     )
 
 
-def pairs_of_log(
-    data: Dataset, model: SharedUserCrossEncoder, tokenizer: PreTrainedTokenizerBase, spec: CtrSpec
-) -> Pairs:
+def pairs_of_log(data: Dataset, ranker: Ranker) -> Pairs:
     """Pairs of the newest part of the log that has any: the one held out for the test, if there is one."""
     rows = next((part for part in reversed(data.split) if len(part)), data.split.train)
-    return batches_of_log(data, rows, _LOG_ROWS, model, tokenizer, spec)
+    return batches_of_log(data, rows, _LOG_ROWS, ranker)
 
 
 def made_up_pairs(model: SharedUserCrossEncoder, features: int) -> Pairs:

@@ -1,16 +1,22 @@
 """User attributes, context and time of day as learned ids, made alike for training and for serving. Knows no tensors.
 
 Each becomes a word such as ``device=phone`` or ``hour=17``; a word is hashed to the id of a learned vector (the hashing
-trick, arXiv 0902.2206). Numbers are put into classes first: whether someone is 33 or 34 tells little.
+trick, arXiv 0902.2206); how many of these there are is the model's to say, so a request carries the hashes. Numbers are
+put into classes first: whether someone is 33 or 34 tells little.
 """
 
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from adcascade.records.users import Context, UserProfile
-from ranking.inputs.features import hashed
+import numpy as np
+import numpy.typing as npt
 
+from adcascade.records.clicks import Integers
+from adcascade.records.hashing import blake2b_hash
+from adcascade.records.users import Context, UserProfile
+
+# Learned vectors, unless a model says otherwise.
 CONTEXT_BUCKETS = 4096
 # Words that are read of one impression unless a model says otherwise; what is first in the alphabet goes before.
 CONTEXT_WORDS = 24
@@ -20,18 +26,24 @@ MAX_CONTEXT_WORDS = 160
 _CLASS_FACTOR = 1.3
 
 
-def context_buckets(
+def context_hashes(
     user: UserProfile, context: Context, moment: datetime | None, words: int = CONTEXT_WORDS
 ) -> tuple[int, ...]:
-    """Ids of the learned vectors of an impression, 1 to `CONTEXT_BUCKETS` - 1, padded with 0 to so many `words`.
+    """Hashes of what is known of an impression, 64 bits each, padded with 0 to so many `words`.
 
     Those of fewer words are the first of those of more.
 
     Args:
         moment: When the ad is shown; None if nobody knows.
     """
-    buckets = [_bucket(word) for word, _ in zip(_words(user, context, moment), range(words), strict=False)]
-    return tuple(buckets) + (0,) * (words - len(buckets))
+    found = [blake2b_hash(word) for word, _ in zip(_words(user, context, moment), range(words), strict=False)]
+    return tuple(found) + (0,) * (words - len(found))
+
+
+def context_buckets(hashes: npt.ArrayLike, buckets: int = CONTEXT_BUCKETS) -> Integers:
+    """Ids of the learned vectors of what `context_hashes` made, int64 of its shape, 1 to `buckets` - 1; 0 stays 0."""
+    numbers = np.asarray(hashes, np.uint64)
+    return np.where(numbers == 0, 0, 1 + numbers % np.uint64(buckets - 1)).astype(np.int64)
 
 
 def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iterator[str]:
@@ -51,10 +63,6 @@ def _ahead(moment: datetime, minutes: int) -> datetime:
         return moment + timedelta(minutes=minutes)
     except OverflowError:
         return moment
-
-
-def _bucket(word: str) -> int:
-    return 1 + hashed(word) % (CONTEXT_BUCKETS - 1)
 
 
 def _classed(value: str) -> str:

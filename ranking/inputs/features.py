@@ -1,11 +1,15 @@
 """What the ranker knows beside the text, computed alike for training and for serving.
 
-How often ad, advertiser, category and user were shown and clicked, and how long ago; hashed ids. Knows no tensors.
+How often ad, advertiser, category and user were shown and clicked, and how long ago. Knows no tensors.
+
+Features stand in a registry by name. A model version names those that it was trained with, and reads exactly those, so
+that one more in the registry changes no version that was saved before. A formula that changes gets a new name.
 """
 
-import hashlib
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +21,22 @@ from adcascade.records.users import EVENT_WEIGHT, EventType
 
 Features = npt.NDArray[np.float32]
 
-# What is counted, and the features made from each count.
+# What is counted.
 COUNTED = ("ad", "advertiser", "category", "user", "user_category", "user_advertiser")
-_OF_EACH = ("impressions_log", "ctr_logit", "recency_log")
-FEATURES = (*(f"{key}_{feature}" for key in COUNTED for feature in _OF_EACH), "ad_age_log")
 
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
 PRIOR_IMPRESSIONS = 10.0
 # Counters that were brought up to date longer ago than this, in seconds, are read as if it were this long.
 _LONGEST_LAG = 86_400.0
 
-# Texts whose hashes are kept, and how long they may be: of four bytes a character, and some 200 that keep them.
-_SHORT_TEXTS, _SHORT_CHARS = 2**15, 64
-
-# Upper ends, in seconds, of the classes into which the time between an event and an impression falls.
-_GAP_ENDS = (1, 10, 60, 300, 1800, 6 * 3600, 86_400, 7 * 86_400, 60 * 86_400)
+# Upper ends, in seconds, of the classes into which the time between an event and an impression falls, unless a model
+# says otherwise.
+TIME_GAP_ENDS = (1.0, 10.0, 60.0, 300.0, 1800.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0, 60 * 86_400.0)
 UNKNOWN_TIME_GAP = 0
-TIME_GAP_BUCKETS = len(_GAP_ENDS) + 2
+TIME_GAP_BUCKETS = len(TIME_GAP_ENDS) + 2
 
 # What a click log can teach of an event: passed over, liked, converted. Other kinds count as the nearest of these.
-EVENT_CLASSES = 3
+EVENT_CLASSES: Final = 3
 # What a user says of their interests counts as something they liked.
 INTERESTS_CLASS = 1
 
@@ -74,81 +74,90 @@ def _both(first: str, second: str) -> str:
     return f"{first}\x1f{second}" if first and second else ""
 
 
-def dense_features(counts: Mapping[str, Counts], ctr: float, moments: npt.NDArray[np.float64]) -> Features:
-    """Features of impressions.
+@dataclass(frozen=True)
+class FeatureInputs:
+    """What the features of impressions are made from.
 
-    Args:
-        counts: Past counts of each of `COUNTED`, arrays of shape [rows].
-        ctr: Clicks per impression that rates shrink to, 0 to 1.
-        moments: When each impression happens, seconds since 1970, NaN where nobody knows, [rows].
-
-    Returns:
-        float32 [rows, len(FEATURES)], not normalised; NaN where a time is not known.
+    Attributes:
+        counts: past counts of each of `COUNTED`, arrays of shape [rows].
+        ctr: clicks per impression that rates shrink to, 0 to 1.
+        timestamp_s: when each impression happens, seconds since 1970, NaN where nobody knows, float64 [rows].
     """
-    columns = []
-    for key in COUNTED:
-        of_key = counts[key]
-        columns += [np.log1p(of_key.impressions), _ctr_logit(of_key, ctr), _hours_log(moments - of_key.last)]
-    columns.append(_hours_log(moments - counts["ad"].first))
-    return np.stack(columns, axis=1).astype(np.float32)
+
+    counts: Mapping[str, Counts]
+    ctr: float
+    timestamp_s: npt.NDArray[np.float64]
 
 
-def snapshot_features(
-    counts: Mapping[str, Counts], ctr: float, moments: npt.NDArray[np.float64], end: float | None
-) -> Features:
-    """`dense_features` by counters that were brought up to date at `end`, seconds since 1970 (None: unknown).
+# One number an impression, float64 [rows]; NaN where it is not known.
+Feature = Callable[[FeatureInputs], npt.NDArray[np.float64]]
 
-    See there for the other arguments and for what is returned.
-    """
-    # Long after the log's end all looks old alike, which training has never seen.
-    latest = np.nan if end is None else end + _LONGEST_LAG
-    return dense_features(counts, ctr, np.minimum(moments, latest))
+
+def _impressions_log(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    return np.log1p(inputs.counts[key].impressions)
+
+
+def _ctr_logit(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    """Log-odds of the smoothed click rate."""
+    counts, prior = inputs.counts[key], float(np.clip(inputs.ctr, 1e-6, 1 - 1e-6))
+    clicks = counts.clicks + PRIOR_IMPRESSIONS * prior
+    others = counts.impressions - counts.clicks + PRIOR_IMPRESSIONS * (1 - prior)
+    return np.log(clicks / others)
+
+
+def _recency_log(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    return _hours_log(inputs.timestamp_s - inputs.counts[key].last)
+
+
+def _ad_age_log(inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    return _hours_log(inputs.timestamp_s - inputs.counts["ad"].first)
 
 
 def _hours_log(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.log1p(np.maximum(seconds, 0) / 3600)
 
 
-def _ctr_logit(counts: Counts, ctr: float) -> npt.NDArray[np.float64]:
-    """Log-odds of the smoothed click rate."""
-    prior = float(np.clip(ctr, 1e-6, 1 - 1e-6))
-    clicks = counts.clicks + PRIOR_IMPRESSIONS * prior
-    others = counts.impressions - counts.clicks + PRIOR_IMPRESSIONS * (1 - prior)
-    return np.log(clicks / others)
+# Every feature that this release computes, by its name in ``ctr.json``. None is ever taken out or changed.
+REGISTRY: dict[str, Feature] = {
+    f"{key}_{name}": partial(of_count, key)
+    for key in COUNTED
+    for name, of_count in (
+        ("impressions_log", _impressions_log),
+        ("ctr_logit", _ctr_logit),
+        ("recency_log", _recency_log),
+    )
+}
+REGISTRY["ad_age_log"] = _ad_age_log
+# What a new model is trained with.
+FEATURES = tuple(REGISTRY)
 
 
-def id_bucket(ad_id: str, buckets: int) -> int:
-    """Where the learned vector of an id stands, 1 to buckets - 1; 0, which is never learned, for no id.
-
-    Ids share vectors where their hashes meet (the hashing trick, arXiv 0902.2206).
-    """
-    if not ad_id:
-        return 0
-    return 1 + hashed(ad_id) % (buckets - 1)
+def unknown_features(names: Sequence[str]) -> list[str]:
+    """Those that this release does not compute."""
+    return [name for name in names if name not in REGISTRY]
 
 
-def hashed(text: str) -> int:
-    """A number of 64 bits that is the same for a text on every machine and for ever.
-
-    Those of short texts, which come again, are kept: some 15 MiB at most, whatever is sent.
-    """
-    return _hashed_short(text) if len(text) <= _SHORT_CHARS else _hashed(text)
+def dense_features(inputs: FeatureInputs, names: Sequence[str] = FEATURES) -> Features:
+    """The named features of impressions, float32 [rows, features], not normalised; NaN where a time is not known."""
+    return np.stack([REGISTRY[name](inputs) for name in names], axis=1).astype(np.float32)
 
 
-@lru_cache(maxsize=_SHORT_TEXTS)
-def _hashed_short(text: str) -> int:
-    return _hashed(text)
+def snapshot_features(inputs: FeatureInputs, end: float | None, names: Sequence[str] = FEATURES) -> Features:
+    """`dense_features` by counters that were brought up to date at `end`, seconds since 1970 (None: unknown)."""
+    # Long after the log's end all looks old alike, which training has never seen.
+    latest = np.nan if end is None else end + _LONGEST_LAG
+    return dense_features(replace(inputs, timestamp_s=np.minimum(inputs.timestamp_s, latest)), names)
 
 
-def _hashed(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def time_gap_buckets(seconds: npt.NDArray[np.float64]) -> Integers:
+def time_gap_buckets(seconds: npt.NDArray[np.float64], ends: Sequence[float] = TIME_GAP_ENDS) -> Integers:
     """The class of each time between an event and an impression, whichever came first; NaN is unknown.
 
-    Takes float64 of any shape, and returns int64 of that shape, 0 to `TIME_GAP_BUCKETS` - 1.
+    Args:
+        seconds: float64 of any shape.
+        ends: upper ends of the classes, in seconds, rising.
+
+    Returns:
+        int64 of the shape of `seconds`, 0 to the number of `ends` + 1.
     """
-    classes = 1 + np.searchsorted(_GAP_ENDS, np.abs(seconds), side="right")
+    classes = 1 + np.searchsorted(ends, np.abs(seconds), side="right")
     return np.where(np.isnan(seconds), UNKNOWN_TIME_GAP, classes).astype(np.int64)

@@ -13,7 +13,7 @@ from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, UserProfile
 from adcascade.serving.errors import FailedPrecondition, NotFound
-from ranking.inputs.context import MAX_CONTEXT_WORDS, context_buckets
+from ranking.inputs.context import MAX_CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import COUNTED, event_class, keys_of
 from ranking.inputs.query import PastEvent, RankQuery
 from ranking.inputs.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
@@ -104,7 +104,7 @@ def _query(
         ad_ids=[ad.ad_id for ad in ads],
         ad_texts=[render_ad(ad) for ad in ads],
         keys={name: [ids[name] for ids in keys] for name in COUNTED},
-        context=context_buckets(user, context, moment, MAX_CONTEXT_WORDS),
+        context=context_hashes(user, context, moment, MAX_CONTEXT_WORDS),
         moment=moment.timestamp(),
         counter_overrides=counter_overrides,
     )

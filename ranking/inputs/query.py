@@ -29,9 +29,9 @@ class RankQuery:
         interests: what the user says of themselves; may be empty.
         past: the user's newest events, oldest first.
         keys: for each of `ranking.inputs.features.COUNTED`, what each candidate's counters are looked up by.
-        context: see `ranking.inputs.context.context_buckets`; as many words as any model reads, or more.
+        context: see `ranking.inputs.context.context_hashes`; as many words as any model reads, or more.
         moment: when the ads would be shown, seconds since 1970.
-        fresher: totals of some keys that go before those of the model version, by what is counted.
+        counter_overrides: totals of some keys that go before those of the model version, by what is counted.
         cost: see `engine.RankingEngine.cost_of`.
     """
 

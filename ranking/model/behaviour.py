@@ -13,16 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranking.inputs.context import CONTEXT_BUCKETS
-from ranking.inputs.features import EVENT_CLASSES, INTERESTS_CLASS, TIME_GAP_BUCKETS, UNKNOWN_TIME_GAP
+from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP
+from ranking.model.shape import ModelShape
 
-_WIDTH, _HEADS, _HIDDEN = 32, 4, 64
-_ALL_HEADS = _HEADS + 1
 # Where the head of likeness begins: how fast attention falls as texts differ, and how much of it goes to nothing.
 _INVERSE_TEMPERATURE, _SIMILARITY_NULL_LOGIT = 4.0, 2.8
+# In training alone.
 _DROPOUT, _DROP_IDS, _DROP_EVENTS, _DROP_WORDS = 0.3, 0.2, 0.2, 0.5
-# Places on a page from here on share what is learned of them.
-_POSITIONS = 64
 
 
 @dataclass(frozen=True)
@@ -103,35 +100,36 @@ class BehaviourModel(nn.Module):
     Args:
         text_width: Numbers in an ad's text vector.
         features: Number of dense features.
-        buckets: Number of learned ids.
+        shape: All other sizes.
     """
 
-    def __init__(self, text_width: int, features: int, buckets: int) -> None:
+    def __init__(self, text_width: int, features: int, shape: ModelShape) -> None:
         super().__init__()
-        self.text = nn.Linear(text_width, _WIDTH)
-        self.ids = nn.Embedding(buckets, _WIDTH)
-        self.types = nn.Embedding(EVENT_CLASSES, _WIDTH)
-        self.gaps = nn.Embedding(TIME_GAP_BUCKETS, _ALL_HEADS)
+        self._heads, width, all_heads = shape.heads, shape.width, shape.heads + 1
+        self.text = nn.Linear(text_width, width)
+        self.ids = nn.Embedding(shape.id_buckets, width)
+        self.types = nn.Embedding(shape.event_classes, width)
+        self.gaps = nn.Embedding(shape.time_gap_buckets, all_heads)
         # What attributes, context and hour say of any ad, and of this one (a factorisation machine, Rendle 2010).
-        self.context = nn.EmbeddingBag(CONTEXT_BUCKETS, _WIDTH, mode="sum", padding_idx=0)
-        self.positions = nn.Embedding(_POSITIONS, 1, padding_idx=0)
-        self.query, self.key, self.value = (nn.Linear(_WIDTH, _WIDTH) for _ in range(3))
+        self.context = nn.EmbeddingBag(shape.context_buckets, width, mode="sum", padding_idx=0)
+        self.positions = nn.Embedding(shape.positions, 1, padding_idx=0)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         # How much each kind of event speaks for the ad that it is about, and how strongly nothing is attended to.
-        self.event_value = nn.Embedding(EVENT_CLASSES, 1)
-        self.null_logit = nn.Parameter(torch.tensor([1.0] * _HEADS + [_SIMILARITY_NULL_LOGIT]))
+        self.event_value = nn.Embedding(shape.event_classes, 1)
+        self.null_logit = nn.Parameter(torch.tensor([1.0] * shape.heads + [_SIMILARITY_NULL_LOGIT]))
         self.inverse_temperature = nn.Parameter(torch.tensor(_INVERSE_TEMPERATURE))
         self.dropout = nn.Dropout(_DROPOUT)
-        self.wide = nn.Linear(features + _ALL_HEADS, 1)
+        self.wide = nn.Linear(features + all_heads, 1)
         self.deep = nn.Sequential(
-            nn.Linear(features + 5 * _WIDTH + _ALL_HEADS, _HIDDEN),
+            nn.Linear(features + 5 * width + all_heads, shape.hidden),
             nn.GELU(),
             nn.Dropout(_DROPOUT),
-            nn.Linear(_HIDDEN, 2),
+            nn.Linear(shape.hidden, 2),
         )
         for embedding in (self.ids, self.gaps, self.context, self.positions):
             nn.init.zeros_(embedding.weight)
         with torch.no_grad():
-            self.event_value.weight.copy_(torch.linspace(-0.5, 1.0, EVENT_CLASSES)[:, None])
+            self.event_value.weight.copy_(torch.linspace(-0.5, 1.0, shape.event_classes)[:, None])
         nn.init.normal_(self.types.weight, std=0.1)
 
     def forward(self, shown: Impressions, history: History) -> BehaviourLogits:
@@ -149,7 +147,7 @@ class BehaviourModel(nn.Module):
         It belongs to training alone: scores are those of an average place (a shallow tower for the selection bias,
         Zhao et al. 2019, "Recommending what video to watch next").
         """
-        effect: Tensor = self.positions(positions.clamp(max=_POSITIONS - 1))[:, 0]
+        effect: Tensor = self.positions(positions.clamp(max=self.positions.num_embeddings - 1))[:, 0]
         return effect
 
     @torch.no_grad()
@@ -181,23 +179,23 @@ class BehaviourModel(nn.Module):
         #   score(c, e)   = inverse_temperature cos(c, e) + gap(c, e)     for the head of similarity,
         #   weights       = softmax over events and nothing, of which the share of nothing is then dropped.
         events = self._ads(history.ads)  # [events, width]
-        keys = _split(self.key(events))
-        values = _split(self.value(self.dropout(events) + self.types(history.types)))
-        learned = _split(self.query(ads)) @ keys.transpose(1, 2) / math.sqrt(_WIDTH // _HEADS)
+        keys = self._split(self.key(events))
+        values = self._split(self.value(self.dropout(events) + self.types(history.types)))
+        queries = self._split(self.query(ads))
+        learned = queries @ keys.transpose(1, 2) / math.sqrt(queries.shape[2])
         similarity = self.inverse_temperature * (texts @ history.ads.vectors.T)
         seen = history.seen
         if self.training:
             seen = seen & (torch.rand(history.types.shape, device=seen.device) >= _DROP_EVENTS)
         # [heads + 1, impressions, events]
         scores = torch.cat([learned, similarity[None]]) + self.gaps(history.gaps).permute(2, 0, 1)
-        nothing = self.null_logit[:, None, None].expand(_ALL_HEADS, len(ads), 1)
+        nothing = self.null_logit[:, None, None].expand(-1, len(ads), 1)
         scores = torch.cat([scores.masked_fill(~seen, float("-inf")), nothing], dim=2)
         weights = scores.softmax(dim=2)[:, :, :-1]
-        attended = (weights[:_HEADS] @ values).transpose(0, 1).flatten(1)
+        attended = (weights[: self._heads] @ values).transpose(0, 1).flatten(1)
         event_value = (weights @ self.event_value(history.types))[:, :, 0].transpose(0, 1)
         return attended, event_value
 
-
-def _split(x: Tensor) -> Tensor:
-    """[rows, width] to [heads, rows, size]."""
-    return x.view(len(x), _HEADS, _WIDTH // _HEADS).transpose(0, 1)
+    def _split(self, x: Tensor) -> Tensor:
+        """[rows, width] to [heads, rows, size]."""
+        return x.view(len(x), self._heads, x.shape[1] // self._heads).transpose(0, 1)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ranking.model.batch import PairBatch, TokenRows, pad
 from ranking.model.behaviour import BehaviourModel
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import TextVectors
 
 
@@ -20,16 +21,16 @@ class JointCrossEncoder(nn.Module):
     Args:
         classifier: Any `AutoModelForSequenceClassification` with one label, or two (then the second is the click).
         features: Number of dense features.
-        id_buckets: Number of learned ad ids.
+        shape: Sizes of what is learned beside the classifier.
     """
 
-    def __init__(self, classifier: PreTrainedModel, features: int, id_buckets: int) -> None:
+    def __init__(self, classifier: PreTrainedModel, features: int, shape: ModelShape) -> None:
         super().__init__()
         self.encoder: Any = classifier
         # How much the classifier counts beside the behaviour part: nothing until it has been trained for clicks.
         self.head = nn.Linear(1, 1)
         self.text = TextVectors(classifier.get_input_embeddings())
-        self.behaviour = BehaviourModel(self.text.width, features, id_buckets)
+        self.behaviour = BehaviourModel(self.text.width, features, shape)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from ranking.model.batch import PairBatch, TokenRows
 from ranking.model.behaviour import BehaviourModel
+from ranking.model.shape import ModelShape
 
 SHARED_USER, JOINT = "shared_user", "joint"
-_HEAD_WIDTH = 64
 # Families whose layers have the shape of BERT's; those of RoBERTa count positions from padding_idx + 1.
 _ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert")
 BERT_LIKE = ("bert", "electra", *_ROBERTA_LIKE)
@@ -40,13 +40,18 @@ class ClickHead(nn.Module):
     It reads the ad's [CLS] row above the joined layers and the mean of the ad's states below them. The latter are what
     the base model knows of the text: a linear part learns from them at once, before any layer has been trained (a wide
     part beside a deep one, Cheng et al., arXiv 1606.07792).
+
+    Args:
+        hidden: Numbers in a state of the encoder.
+        features: Number of dense features.
+        own_hidden: Numbers in the hidden layer of the deep part.
     """
 
-    def __init__(self, hidden: int, features: int) -> None:
+    def __init__(self, hidden: int, features: int, own_hidden: int) -> None:
         super().__init__()
         width = 2 * hidden + features
         self.wide = nn.Linear(width, 1, bias=False)
-        self.deep = nn.Sequential(nn.Linear(width, _HEAD_WIDTH), nn.GELU(), nn.Linear(_HEAD_WIDTH, 1))
+        self.deep = nn.Sequential(nn.Linear(width, own_hidden), nn.GELU(), nn.Linear(own_hidden, 1))
         for weight in self.last_weights:
             nn.init.zeros_(weight)
 
@@ -97,19 +102,19 @@ class SharedUserCrossEncoder(nn.Module):
         encoder: Any model of the families in `BERT_LIKE`; its weights are used as they are.
         join_layer: First layer in which ads attend to the user, 0 to layers - 1.
         features: Number of dense features.
-        id_buckets: Number of learned ad ids.
+        shape: Sizes of what is learned beside the encoder.
     """
 
-    def __init__(self, encoder: PreTrainedModel, join_layer: int, features: int, id_buckets: int) -> None:
+    def __init__(self, encoder: PreTrainedModel, join_layer: int, features: int, shape: ModelShape) -> None:
         super().__init__()
         config = encoder.config
         if not 0 <= join_layer < config.num_hidden_layers:
             raise ValueError(f"join_layer must be 0 to {config.num_hidden_layers - 1}, not {join_layer}")
         self.encoder: Any = encoder
         self.join_layer = join_layer
-        self.head = ClickHead(config.hidden_size, features)
+        self.head = ClickHead(config.hidden_size, features, shape.text_hidden)
         self.text = TextVectors(encoder.get_input_embeddings())
-        self.behaviour = BehaviourModel(self.text.width, features, id_buckets)
+        self.behaviour = BehaviourModel(self.text.width, features, shape)
         self._heads = int(config.num_attention_heads)
         self._first_position = int(config.pad_token_id) + 1 if config.model_type in _ROBERTA_LIKE else 0
         self._ad_segment = min(1, int(getattr(config, "type_vocab_size", 1)) - 1)

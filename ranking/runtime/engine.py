@@ -13,12 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adcascade.records.hashing import blake2b_bucket
 from adcascade.serving.slices import SliceBudget, Slices, run_through
 from adcascade.vectors.encoder import estimated_tokens
 from ranking.artifact import ModelVersion
 from ranking.errors import ModelError
-from ranking.inputs.context import CONTEXT_WORDS
-from ranking.inputs.features import COUNTED, id_bucket, snapshot_features, time_gap_buckets
+from ranking.inputs.context import CONTEXT_WORDS, context_buckets
+from ranking.inputs.features import COUNTED, FeatureInputs, snapshot_features, time_gap_buckets
 from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
 from ranking.model.behaviour import AdInputs, BehaviourLogits, History, Impressions, with_interests
 from ranking.model.passes import AdPass
@@ -116,9 +117,14 @@ class RankingEngine:
             query,
             user_text=query.user_text[: self._reader.max_user_chars],
             interests=query.interests[:most],
-            past=[replace(event, text=event.text[:most]) for event in query.past],
+            past=[replace(event, text=event.text[:most]) for event in self._newest(query).past],
             ad_texts=[text[:most] for text in query.ad_texts],
         )
+
+    def _newest(self, query: RankQuery) -> RankQuery:
+        """The query with as many past events as the model reads."""
+        most = self.loaded.spec.shape.history_events
+        return query if len(query.past) <= most else replace(query, past=query.past[-most:])
 
     def cost_of(self, query: RankQuery) -> int:
         """About what a query costs; the unit is one candidate that has been read before.
@@ -143,6 +149,7 @@ class RankingEngine:
     def rank_in_slices(self, queries: Sequence[RankQuery]) -> Slices[list[RankAnswer]]:
         """The same as `rank`."""
         started = time.perf_counter()
+        queries = [self._newest(query) for query in queries]
         users = self._reader.users([query.user_text for query in queries])
         tokenized = time.perf_counter()
         yield
@@ -165,10 +172,11 @@ class RankingEngine:
 
     def _behaviour(self, query: RankQuery, dense: Tensor) -> BehaviourLogits:
         """Logits from counters and the user's past events; what they are about is read once an ad, and kept."""
+        shape = self.loaded.spec.shape
         texts = self._text_vectors(_texts_of(query))
         count, interests = len(query.ad_texts), [query.interests] if query.interests else []
         stated, past = texts[count : count + len(interests)], texts[count + len(interests) :]
-        gaps = self._integers(time_gap_buckets(np.array([event.seconds for event in query.past])))
+        gaps = self._integers(time_gap_buckets(np.array([event.seconds for event in query.past]), shape.time_gap_ends))
         history = History(
             AdInputs(past, self._buckets([event.ad_id for event in query.past])),
             self._integers([event.event_class for event in query.past]),
@@ -178,18 +186,18 @@ class RankingEngine:
         if interests:
             history = with_interests(history, stated, history.seen.new_ones((count, 1)))
         candidates = AdInputs(texts[:count], self._buckets(query.ad_ids))
-        context = self._integers(query.context[: self.loaded.spec.context_words]).expand(count, -1)
-        return self._model.behaviour(Impressions(dense, context, candidates), history)  # type: ignore[no-any-return]
+        context = self._integers(context_buckets(query.context[: shape.context_words], shape.context_buckets))
+        return self._model.behaviour(Impressions(dense, context.expand(count, -1), candidates), history)  # type: ignore[no-any-return]
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters
         counts = {key: counters.counts(key, query.keys[key], query.counter_overrides.get(key, {})) for key in COUNTED}
-        moments = np.full(len(query.ad_ids), query.moment)
-        features = snapshot_features(counts, self.loaded.spec.prior_ctr, moments, counters.end)
-        return torch.from_numpy(self.loaded.spec.normalise(features)).to(self.device)
+        spec, moments = self.loaded.spec, np.full(len(query.ad_ids), query.moment)
+        features = snapshot_features(FeatureInputs(counts, spec.prior_ctr, moments), counters.end, spec.features)
+        return torch.from_numpy(spec.normalise(features)).to(self.device)
 
     def _buckets(self, ad_ids: Sequence[str]) -> Tensor:
-        return self._integers([id_bucket(ad_id, self.loaded.spec.id_buckets) for ad_id in ad_ids])
+        return self._integers([blake2b_bucket(ad_id, self.loaded.spec.shape.id_buckets) for ad_id in ad_ids])
 
     def _integers(self, values: npt.ArrayLike) -> Tensor:
         return torch.from_numpy(np.array(values, np.int64)).to(self.device)

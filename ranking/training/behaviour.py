@@ -19,7 +19,7 @@ from ranking.data.labels import Labels, all_labels
 from ranking.model.behaviour import BehaviourModel
 from ranking.training.loop import Loop
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
-from ranking.training.options import TrainOptions
+from ranking.training.options import BehaviourOptions, CommonOptions
 from ranking.training.stage import Plan, StageContext, StageResult
 
 _EMA_DECAY = 0.998
@@ -32,7 +32,8 @@ def train_behaviour(
     model: BehaviourModel,
     rows: BehaviourRows,
     data: Dataset,
-    options: TrainOptions,
+    options: BehaviourOptions,
+    common: CommonOptions,
     context: StageContext,
     *,
     is_new: bool = True,
@@ -45,40 +46,40 @@ def train_behaviour(
     Raises:
         ModelError: The loss is not a number.
     """
-    labels, everything = data.labels(options), all_labels(data.log, data.groups)
+    labels, everything = data.labels(common), all_labels(data.log, data.groups)
     validation = list(merged(rows.windows(data.split.valid), CELLS_PER_WINDOW))
     if is_new:
         nn.init.constant_(model.wide.bias, math.log(data.prior_ctr / (1 - data.prior_ctr)))
-    conversion_weight = options.conversion_weight if data.log.conversions[data.split.train].any() else 0.0
+    conversion_weight = common.conversion_weight if data.log.conversions[data.split.train].any() else 0.0
     seen = rows
 
     def batches(epoch: int) -> Iterator[list[Window]]:
         nonlocal seen
-        generator = np.random.default_rng([options.seed, epoch])
+        generator = np.random.default_rng([common.seed, epoch])
         seen = rows.with_history_of(data.redrawn_history(generator))
-        return _batches(seen.windows(labels.rows), options.behaviour_batch, generator)
+        return _batches(seen.windows(labels.rows), options.batch, generator)
 
     def loss(batch: list[Window]) -> tuple[Tensor, float]:
         model.train()
-        losses = [_loss(model, seen, window, labels, options, conversion_weight) for window in batch]
+        losses = [_loss(model, seen, window, labels, common, conversion_weight) for window in batch]
         return torch.stack(losses).sum(), float(sum(labels.impressions[window.rows].sum() for window in batch))
 
     @torch.no_grad()
     def validate() -> float:
         model.eval()
-        losses = [_loss(model, rows, window, everything, options, 0.0) for window in validation]
+        losses = [_loss(model, rows, window, everything, common, 0.0) for window in validation]
         return float(torch.stack(losses).sum()) / int(data.log.impressions[data.split.valid].sum())
 
-    plan = _plan(options, len(labels.rows), context)
+    plan = _plan(options, common, len(labels.rows), context)
     weights = dict(model.named_parameters())
     # Attributes of a user almost tell who it is: learned fast, they are learned by heart.
     slow = set(model.context.parameters())
     groups = [
         {
             "params": [weight for weight in weights.values() if weight not in slow],
-            "lr": options.behaviour_learning_rate,
+            "lr": options.learning_rate,
         },
-        {"params": list(slow), "lr": _CONTEXT_RATE * options.behaviour_learning_rate},
+        {"params": list(slow), "lr": _CONTEXT_RATE * options.learning_rate},
     ]
     if not plan.steps and is_new:
         _say_nothing(model)
@@ -89,17 +90,17 @@ def train_behaviour(
     return fit
 
 
-def _plan(options: TrainOptions, rows: int, context: StageContext) -> Plan:
-    steps = math.ceil(options.behaviour_epochs * rows / options.behaviour_batch / context.workers.count)
-    per_epoch = math.ceil(rows / options.behaviour_batch / context.workers.count)
+def _plan(options: BehaviourOptions, common: CommonOptions, rows: int, context: StageContext) -> Plan:
+    steps = math.ceil(options.epochs * rows / options.batch / context.workers.count)
+    per_epoch = math.ceil(rows / options.batch / context.workers.count)
     return Plan(
         stage="behaviour",
-        steps=max(options.behaviour_min_steps, steps) if options.behaviour_epochs else 0,
+        steps=max(options.min_steps, steps) if options.epochs else 0,
         seconds=context.seconds,
         validate_every=max(_STEPS_PER_VALIDATION, per_epoch),
-        patience=options.patience,
-        weight_decay=options.weight_decay,
-        seed=options.seed,
+        patience=common.patience,
+        weight_decay=common.weight_decay,
+        seed=common.seed,
         ema_decay=_EMA_DECAY,
         checkpoint=context.checkpoint,
         identity=context.identity,
@@ -149,17 +150,17 @@ def _loss(
     rows: BehaviourRows,
     window: Window,
     labels: Labels,
-    options: TrainOptions,
+    common: CommonOptions,
     conversion_weight: float,
 ) -> Tensor:
     """Summed loss of the rows of a window, at the places where their ads stood."""
     scored = rows.score(model, window)
     clicked = scored.click + rows.of_position(model, window.rows)
-    loss = labels.loss(clicked, window.rows, options)
+    loss = labels.loss(clicked, window.rows, common)
     if conversion_weight:
         names = ("conversions", "clicks", "impressions")
         conversions, clicks, impressions = labels.tensors(window.rows, clicked.device, *names)
-        if options.conversions_over == "clicks":
+        if common.conversions_over == "clicks":
             of_conversions = clicked_conversion_loss(scored.conversion, conversions, clicks)
         else:
             of_conversions = conversion_loss(clicked, scored.conversion, conversions, impressions)

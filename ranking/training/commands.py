@@ -93,7 +93,7 @@ def train_command(
         clicks,
         users,
         split=split,
-        seed=options.seed,
+        seed=options.common.seed,
         max_rejected=max_rejected,
         newest=newest,
         rejected_file=rejected_file,
@@ -101,7 +101,7 @@ def train_command(
     if not is_first_worker():
         help_to_train(data, out, options)
         return
-    data = data.reading(options.context_words)
+    data = data.reading(options.base.context_words)
     show_log(data, users, rejected_file)
     show_unread(data)
     report = train_and_save(data, out, options, publish=publish, which_baselines=baselines)
@@ -159,14 +159,12 @@ def evaluate_command(
     data = load_dataset(
         ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest, rejected_file=rejected
     )
-    data = data.reading(loaded.spec.context_words)
+    data = data.reading(loaded.spec.shape.context_words)
     show_log(data, users, rejected)
     show_unread(data)
     warn_of_rows_it_knows(loaded, data)
     with working("Evaluating"):
-        evaluation = evaluate(
-            data, loaded.model, loaded.tokenizer, loaded.spec, which_baselines=baselines, threshold=threshold
-        )
+        evaluation = evaluate(data, loaded, which_baselines=baselines, threshold=threshold)
     title = f"Model version {loaded.version}, split by {data.split_by}"
     if as_json:
         document = {"version": loaded.version, "split": data.split_by, "rejected": data.report.rejected}

@@ -18,7 +18,7 @@ from ranking.data.text_batches import LabelledBatch
 from ranking.errors import ModelError
 from ranking.evaluation.predict import Predictor
 from ranking.model.shared_user import SharedUserCrossEncoder
-from ranking.training.options import TrainOptions
+from ranking.training.options import TeacherOptions
 from ranking.training.versions import warn_of_rows_it_knows
 
 
@@ -29,28 +29,38 @@ class DistillationLoss(nn.Module):
         bridge: brings the student's states to the teacher's width; trained, and thrown away afterwards.
     """
 
-    def __init__(self, teacher: Predictor, width: int, options: TrainOptions) -> None:
+    def __init__(self, teacher: Predictor, width: int, options: TeacherOptions) -> None:
         super().__init__()
         taught = _width(teacher.model)
         self.bridge = nn.Identity() if taught == width else nn.Linear(width, taught, bias=False)
         self._teacher = (teacher,)  # in a tuple, so that it is not trained with the student
         self._options = options
 
+    @property
+    def weight(self) -> float:
+        """Share of the teacher's probabilities in what is learned; the clicks have the rest."""
+        return self._options.weight
+
     def loss(self, batch: LabelledBatch, student: Scored, impressions: Tensor) -> Tensor:
         """Summed over the impressions of a batch, float32 []; `impressions` [pairs].
 
-        `options.teacher_weight` times the cross-entropy of the teacher's probabilities, and `options.state_weight`
+        `options.weight` times the cross-entropy of the teacher's probabilities, and `options.state_weight`
         times one minus the cosine of the states.
         """
         teacher = self._teacher[0].score(np.split(batch.rows, np.cumsum(batch.pairs.ads_per_user)[:-1]))
         foretold = F.binary_cross_entropy_with_logits(student.logits, teacher.logits.sigmoid(), reduction="none")
         apart = 1 - F.cosine_similarity(self.bridge(student.states.float()), teacher.states.float())
-        each = self._options.teacher_weight * foretold + self._options.state_weight * apart
+        each = self._options.weight * foretold + self._options.state_weight * apart
         return (impressions * each).sum()
 
 
 def make_lessons(
-    data: Dataset, teacher: ModelVersion, model: RankerModel, options: TrainOptions, device: torch.device
+    data: Dataset,
+    teacher: ModelVersion,
+    model: RankerModel,
+    options: TeacherOptions,
+    device: torch.device,
+    precision: str,
 ) -> DistillationLoss:
     """Lessons of a model version for `model`, which reads the same log.
 
@@ -63,7 +73,7 @@ def make_lessons(
             "longer (--epochs), or with --min-text-gain -1 to keep its text whatever it brings"
         )
     warn_of_rows_it_knows(teacher, data)
-    predictor = Predictor(data, teacher.model, teacher.tokenizer, teacher.spec, device, options.precision)
+    predictor = Predictor(data, teacher, device, precision)
     return DistillationLoss(predictor, _width(model), options).to(device)
 
 

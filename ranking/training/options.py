@@ -1,9 +1,13 @@
-"""How to train, as plain values, each with the help that the command line shows. Light: loads no model library."""
+"""How to train, as plain values, each with the help that the command line shows. Light: loads no model library.
+
+Each stage has its own; the command line shows them as one list of flags, which is also how a version writes them down.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adcascade.terminal.flags import FLAG, flat, with_values
 from adcascade.vectors.encoder import EMBEDDED
 from ranking.inputs.context import CONTEXT_WORDS, MAX_CONTEXT_WORDS
 
@@ -11,16 +15,21 @@ _MODEL, _TEXT, _BEHAVIOUR, _BOTH = "The model", "The text layers", "The behaviou
 _TEACHER = "A teacher"
 
 
-def _option(panel: str, default: Any, help: str, **limits: float) -> Any:
-    """A field with its help, shown under `panel`; `limits` (min, max) are checked by the command line."""
-    return field(default=default, metadata={"help": help, "rich_help_panel": panel, **limits})
+def _option(panel: str, default: Any, help: str, flag: str = "", **limits: float) -> Any:
+    """A field with its help, shown under `panel`; `limits` (min, max) are checked by the command line.
+
+    Args:
+        flag: its name there, where it is not that of the field.
+    """
+    named = {FLAG: flag} if flag else {}
+    return field(default=default, metadata={"help": help, "rich_help_panel": panel, **named, **limits})
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """How to train; the help of each field says what it does, and ``adcascade train --help`` shows it."""
+class BaseOptions:
+    """What a training begins with, and what the model reads."""
 
-    base: str = _option(_MODEL, EMBEDDED, "BERT-like Hugging Face directory or hub name.")
+    name: str = _option(_MODEL, EMBEDDED, "BERT-like Hugging Face directory or hub name.", flag="base")
     warm_start: str = _option(
         _MODEL, "", "Start from this model version in place of --base: ROOT for its published one, or ROOT@VERSION."
     )
@@ -28,14 +37,6 @@ class TrainOptions:
     join_layer: int | None = _option(_MODEL, None, "First layer in which ads attend to the user; default: the last.")
     layers: int | None = _option(
         _MODEL, None, "Keep so many of the base's layers, evenly spaced, for a faster model; default: all.", min=1
-    )
-    train_layers: str = _option(
-        _MODEL,
-        "joined",
-        "joined trains the joined layers and the head (what lies below is computed once an ad), or all.",
-    )
-    lora_rank: int = _option(
-        _MODEL, 0, "Train adapters of this rank in place of the layers' own weights; 0 for none.", min=0
     )
     max_user_tokens: int = _option(_MODEL, 128, "Longer user texts are cut at the oldest history.", min=8)
     max_ad_tokens: int = _option(_MODEL, 32, "Longer ad texts are cut at the end.", min=4)
@@ -47,24 +48,55 @@ class TrainOptions:
         max=MAX_CONTEXT_WORDS,
     )
 
-    behaviour_epochs: int = _option(
-        _BEHAVIOUR, 8, "Passes over the training rows for counters and past events, at most.", min=0
+
+@dataclass(frozen=True)
+class BehaviourOptions:
+    """The stage that learns from counters and past events."""
+
+    epochs: int = _option(
+        _BEHAVIOUR,
+        8,
+        "Passes over the training rows for counters and past events, at most.",
+        min=0,
+        flag="behaviour_epochs",
     )
-    behaviour_batch: int = _option(_BEHAVIOUR, 512, "Rows in a step of the behaviour part.", min=1)
-    behaviour_min_steps: int = _option(
-        _BEHAVIOUR, 300, "At least so many steps, even if that is more than --behaviour-epochs.", min=0
+    batch: int = _option(_BEHAVIOUR, 512, "Rows in a step of the behaviour part.", min=1, flag="behaviour_batch")
+    min_steps: int = _option(
+        _BEHAVIOUR,
+        300,
+        "At least so many steps, even if that is more than --behaviour-epochs.",
+        min=0,
+        flag="behaviour_min_steps",
     )
-    behaviour_learning_rate: float = _option(
-        _BEHAVIOUR, 8e-3, "Highest step size of the behaviour part; lower it if the loss is not a number.", min=0
+    learning_rate: float = _option(
+        _BEHAVIOUR,
+        8e-3,
+        "Highest step size of the behaviour part; lower it if the loss is not a number.",
+        min=0,
+        flag="behaviour_learning_rate",
     )
-    behaviour_share: float = _option(
+    share: float = _option(
         _BEHAVIOUR,
         0.7,
         "Share of --max-minutes that the behaviour part may take; the text gets what is left.",
         min=0,
         max=1,
+        flag="behaviour_share",
     )
 
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The stage that fine-tunes the text layers, and what is calibrated on them."""
+
+    train_layers: str = _option(
+        _MODEL,
+        "joined",
+        "joined trains the joined layers and the head (what lies below is computed once an ad), or all.",
+    )
+    lora_rank: int = _option(
+        _MODEL, 0, "Train adapters of this rank in place of the layers' own weights; 0 for none.", min=0
+    )
     epochs: float = _option(_TEXT, 1.0, "Passes over the training rows for the text, at most; 0 leaves it out.", min=0)
     pairs_per_step: int = _option(_TEXT, 96, "Pairs of user and ad in a batch of the text layers.", min=1)
     accumulate: int = _option(_TEXT, 1, "Batches that make one step of the text layers.", min=1)
@@ -80,8 +112,11 @@ class TrainOptions:
         min=0,
         max=1,
     )
-    min_text_gain: float = _option(
-        _TEXT, 0.0005, "By how much the text must lower the validation loss to be kept; without it serving is faster."
+    min_gain: float = _option(
+        _TEXT,
+        0.0005,
+        "By how much the text must lower the validation loss to be kept; without it serving is faster.",
+        flag="min_text_gain",
     )
     validate_every: int = _option(_TEXT, 75, "Steps of the text layers between validations.", min=1)
     validation_rows: int = _option(
@@ -91,15 +126,33 @@ class TrainOptions:
         _TEXT, 20_000, "Rows of the validation part to calibrate on, if text is read; else all of it.", min=1
     )
 
-    teacher: str = _option(
-        _TEACHER, "", "Learn what this model version says, too: ROOT for its published one, or ROOT@VERSION."
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """A better but slower version to learn from; none by default."""
+
+    version: str = _option(
+        _TEACHER,
+        "",
+        "Learn what this model version says, too: ROOT for its published one, or ROOT@VERSION.",
+        flag="teacher",
     )
-    teacher_weight: float = _option(
-        _TEACHER, 0.5, "Share of the teacher's probabilities, beside the clicks, in what the text learns.", min=0, max=1
+    weight: float = _option(
+        _TEACHER,
+        0.5,
+        "Share of the teacher's probabilities, beside the clicks, in what the text learns.",
+        min=0,
+        max=1,
+        flag="teacher_weight",
     )
     state_weight: float = _option(
         _TEACHER, 0.2, "Weight of pointing the last states where the teacher's point; 0 for none.", min=0
     )
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """What both stages share, and how the training runs."""
 
     max_minutes: float | None = _option(
         _BOTH,
@@ -134,3 +187,38 @@ class TrainOptions:
     tensorboard: Path | None = _option(_BOTH, None, "Folder for TensorBoard's event files.")
     device: str = _option(_BOTH, "auto", "auto, cpu or cuda.")
     precision: str = _option(_BOTH, "auto", "auto (bfloat16 where the machine is fast at it), float32 or bfloat16.")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; the help of each field says what it does, and ``adcascade train --help`` shows it.
+
+    Example:
+        >>> options = TrainOptions.of(epochs=0, seed=3)
+        >>> options.text.epochs, options.common.seed
+        (0, 3)
+    """
+
+    base: BaseOptions = field(default_factory=BaseOptions)
+    behaviour: BehaviourOptions = field(default_factory=BehaviourOptions)
+    text: TextOptions = field(default_factory=TextOptions)
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    common: CommonOptions = field(default_factory=CommonOptions)
+
+    @classmethod
+    def of(cls, **flags: Any) -> "TrainOptions":
+        """The defaults but for some flags, by the names that they have on the command line.
+
+        Raises:
+            TypeError: There is no such flag.
+        """
+        return with_values(cls(), flags)
+
+    def but(self, **flags: Any) -> "TrainOptions":
+        """The same but for some flags; see `of`."""
+        return with_values(self, flags)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """Each value by the name of its flag."""
+        return flat(self)

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def train_and_save(
     unfinished = _unfinished(data, out, options)
     with store.begin() as draft:
         started = time.monotonic()
-        with train_progress() as show, LossCurves(show, options.tensorboard) as curves:
+        with train_progress() as show, LossCurves(show, options.common.tensorboard) as curves:
             trained = train(data, options, curves.watch, checkpoints=unfinished)
         minutes = (time.monotonic() - started) / 60
         with working("Evaluating on the test part"):
@@ -56,9 +56,9 @@ def train_and_save(
         measured = report.evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
         spec = trained.spec.model_copy(
-            update={"metrics": metrics, "exports": _exported(data, trained, draft) if options.export else {}}
+            update={"metrics": metrics, "exports": _exported(data, trained, draft) if options.common.export else {}}
         )
-        save_version(store, draft, spec, trained.model, trained.tokenizer, CounterSnapshot.of(data.log, data.keys))
+        save_version(store, draft, replace(trained, spec=spec), CounterSnapshot.of(data.log, data.keys))
     if publish:
         store.publish(draft.version)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,7 +77,7 @@ def _draw(draft: Draft, report: TrainReport) -> None:
 def _exported(data: Dataset, trained: Trained, draft: Draft) -> Exports:
     """Of the version that `draft` will be, into its folder."""
     counters = CounterSnapshot.of(data.log, data.keys)
-    version = ModelVersion(draft.version, datetime.now(UTC), trained.spec, trained.model, trained.tokenizer, counters)
+    version = ModelVersion(trained.model, trained.tokenizer, trained.spec, draft.version, datetime.now(UTC), counters)
     with working("Exporting for OpenVINO"):
         return export_after_training(version, draft.path / EXPORT_FOLDER, data)
 
@@ -93,18 +93,16 @@ def _report(
 ) -> TrainReport:
     evaluation = evaluate(
         data,
-        trained.model,
-        trained.tokenizer,
-        trained.spec,
-        device=options.device,
-        precision=options.precision,
+        trained,
+        device=options.common.device,
+        precision=options.common.precision,
         which_baselines=which_baselines,
         teacher=trained.teacher,
     )
     return TrainReport(
         version=version,
         split=data.split_by,
-        seed=options.seed,
+        seed=options.common.seed,
         rows=len(data.log),
         rejected=dict(data.report.rejected),
         minutes=minutes,
@@ -125,7 +123,7 @@ def help_to_train(data: Dataset, out: Path, options: TrainOptions) -> None:
 
 def _with_exact_versions(options: TrainOptions) -> TrainOptions:
     """With the names of the versions to start and learn from: when a killed run goes on, others may be published."""
-    return replace(options, warm_start=exact_name(options.warm_start), teacher=exact_name(options.teacher))
+    return options.but(warm_start=exact_name(options.base.warm_start), teacher=exact_name(options.teacher.version))
 
 
 def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
@@ -141,6 +139,6 @@ def _fingerprint(data: Dataset, options: TrainOptions) -> str:
         for name, value in what:
             plain = value.tolist() if isinstance(value, np.ndarray) else value
             digest.update(f"{name} {plain!r}".encode("utf-8", "surrogatepass"))
-    settings = asdict(replace(options, tensorboard=None))
+    settings = options.but(tensorboard=None).flags
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

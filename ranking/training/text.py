@@ -18,7 +18,7 @@ from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.training.distill import DistillationLoss
 from ranking.training.loop import Loop
 from ranking.training.lora import add_adapters, merge_adapters
-from ranking.training.options import TrainOptions
+from ranking.training.options import CommonOptions, TextOptions
 from ranking.training.stage import Plan, StageContext, StageResult
 
 
@@ -27,13 +27,14 @@ def train_text(
     scorer: Scorer,
     maker: BatchMaker,
     data: Dataset,
-    options: TrainOptions,
+    options: TextOptions,
+    common: CommonOptions,
     context: StageContext,
     lessons: DistillationLoss | None = None,
 ) -> StageResult:
     """Trains the text layers in place, the behaviour part being given; keeps the weights best on the validation part.
 
-    Nothing is changed if the validation loss falls by less than `options.min_text_gain`.
+    Nothing is changed if the validation loss falls by less than `options.min_gain`.
 
     Args:
         lessons: Of a teacher, to be learned beside the labels.
@@ -41,23 +42,23 @@ def train_text(
     Raises:
         ModelError: The loss is not a number.
     """
-    labels, everything = data.labels(options), all_labels(data.log, data.groups)
+    labels, everything = data.labels(common), all_labels(data.log, data.groups)
     weights = _trained(model, options) | _bridge(lessons)
     untrained = {name: weight.detach().clone() for name, weight in weights.items()}
     blocks = make_blocks(data, labels.rows, max_ads=options.max_ads_per_user, merge_requests=True)
-    validation = validation_blocks(data, options, options.validation_rows)
+    validation = validation_blocks(data, options, options.validation_rows, common.seed)
 
     def batches(epoch: int) -> Iterable[LabelledBatch]:
-        order = np.random.default_rng([options.seed, epoch]).permutation(len(blocks))
+        order = np.random.default_rng([common.seed, epoch]).permutation(len(blocks))
         return maker.batches([blocks[place] for place in order], options.pairs_per_step)
 
     def loss(batch: LabelledBatch) -> tuple[Tensor, float]:
         _train_mode(model, options)
         scored = scorer.score(batch)
-        value = labels.loss(scored.logits + batch.of_position, batch.rows, options)
+        value = labels.loss(scored.logits + batch.of_position, batch.rows, common)
         (impressions,) = labels.tensors(batch.rows, value.device, "impressions")
         if lessons is not None:
-            value = (1 - options.teacher_weight) * value + lessons.loss(batch, scored, impressions)
+            value = (1 - lessons.weight) * value + lessons.loss(batch, scored, impressions)
         return value, float(impressions.sum())
 
     @torch.no_grad()
@@ -65,15 +66,15 @@ def train_text(
         model.eval()
         total = 0.0
         for batch in maker.batches(validation, pairs_per_batch=256):
-            total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, options))
+            total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, common))
         return total / int(data.log.impressions[np.concatenate(validation)].sum())
 
-    plan = _plan(options, len(labels.rows), context)
+    plan = _plan(options, common, len(labels.rows), context)
     loop: Loop[LabelledBatch] = Loop(
         plan, weights, _groups(model, lessons, options), validate, context.watch, context.workers
     )
     fit = loop.run(batches, loss)
-    is_kept = fit.loss_before - fit.loss_kept >= options.min_text_gain
+    is_kept = fit.loss_before - fit.loss_kept >= options.min_gain
     if not is_kept:
         with torch.no_grad():
             for name, weight in weights.items():
@@ -83,16 +84,16 @@ def train_text(
     return fit if is_kept else replace(fit, kept_step=0, loss_kept=fit.loss_before)
 
 
-def _plan(options: TrainOptions, rows: int, context: StageContext) -> Plan:
+def _plan(options: TextOptions, common: CommonOptions, rows: int, context: StageContext) -> Plan:
     pairs = options.pairs_per_step * options.accumulate * context.workers.count
     return Plan(
         stage="text",
         steps=math.ceil(options.epochs * rows / pairs),
         seconds=context.seconds,
         validate_every=options.validate_every,
-        patience=options.patience,
-        weight_decay=options.weight_decay,
-        seed=options.seed,
+        patience=common.patience,
+        weight_decay=common.weight_decay,
+        seed=common.seed,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay or None,
         checkpoint=context.checkpoint,
@@ -101,15 +102,15 @@ def _plan(options: TrainOptions, rows: int, context: StageContext) -> Plan:
     )
 
 
-def validation_blocks(data: Dataset, options: TrainOptions, rows: int) -> list[Integers]:
+def validation_blocks(data: Dataset, options: TextOptions, rows: int, seed: int) -> list[Integers]:
     """Whole blocks drawn from the validation part, about so many rows."""
     blocks = make_blocks(data, data.split.valid, max_ads=options.max_ads_per_user, merge_requests=True)
-    order = np.random.default_rng(options.seed).permutation(len(blocks))
+    order = np.random.default_rng(seed).permutation(len(blocks))
     rows_before = np.cumsum([0, *(len(blocks[place]) for place in order)])[:-1]
     return [blocks[place] for place in order[rows_before < rows]]
 
 
-def _trained(model: RankerModel, options: TrainOptions) -> dict[str, nn.Parameter]:
+def _trained(model: RankerModel, options: TextOptions) -> dict[str, nn.Parameter]:
     """Freezes what is not to be trained, puts adapters where they are asked for; returns what is trained by name."""
     model.behaviour.requires_grad_(False)
     frozen = _frozen(model, options)
@@ -121,7 +122,7 @@ def _trained(model: RankerModel, options: TrainOptions) -> dict[str, nn.Paramete
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _frozen(model: RankerModel, options: TrainOptions) -> list[nn.Module]:
+def _frozen(model: RankerModel, options: TextOptions) -> list[nn.Module]:
     if options.train_layers == "all" or not isinstance(model, SharedUserCrossEncoder):
         return []
     below = list(model.layers[: model.join_layer])
@@ -129,7 +130,7 @@ def _frozen(model: RankerModel, options: TrainOptions) -> list[nn.Module]:
     return [model.encoder.embeddings, *below, *([projection] if projection is not None else [])]
 
 
-def _train_mode(model: RankerModel, options: TrainOptions) -> None:
+def _train_mode(model: RankerModel, options: TextOptions) -> None:
     """Dropout on, but not in frozen layers, whose states are cached."""
     model.train()
     model.behaviour.eval()
@@ -137,7 +138,7 @@ def _train_mode(model: RankerModel, options: TrainOptions) -> None:
         module.eval()
 
 
-def _groups(model: RankerModel, lessons: DistillationLoss | None, options: TrainOptions) -> list[dict[str, object]]:
+def _groups(model: RankerModel, lessons: DistillationLoss | None, options: TextOptions) -> list[dict[str, object]]:
     encoder = [weight for weight in model.encoder.parameters() if weight.requires_grad]
     return [
         {"params": encoder, "lr": options.learning_rate},

@@ -1,7 +1,7 @@
 """A training from data to a model with its calibration. Knows no serving."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
-from ranking.artifact import (
-    CtrSpec,
-    ModelVersion,
-    RankerModel,
-    check_lengths,
-    default_join_layer,
-    load_base,
-)
+from ranking.artifact import ModelVersion, Ranker, RankerModel, check_lengths, default_join_layer, load_base
 from ranking.calibration.calibrate import fit_calibration, fit_conversions
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
 from ranking.data.dataset import Dataset
@@ -27,12 +20,15 @@ from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
 from ranking.evaluation.results import TextFit
 from ranking.inputs.features import FEATURES
+from ranking.model.behaviour import BehaviourLogits
+from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
 from ranking.runtime.hardware import choose_device, choose_precision
+from ranking.spec import CtrSpec
 from ranking.training.behaviour import train_behaviour
 from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.losses import GROUP_LOSSES
-from ranking.training.options import TrainOptions
+from ranking.training.options import BaseOptions, BehaviourOptions, TrainOptions
 from ranking.training.stage import OnProgress, StageContext, StageResult
 from ranking.training.text import train_text, validation_blocks
 from ranking.training.versions import load_named
@@ -42,12 +38,9 @@ Logits = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Ranker):
     """A trained model with all that a version needs but its test metrics; its stages, and its teacher, if any."""
 
-    model: RankerModel
-    tokenizer: PreTrainedTokenizerBase
-    spec: CtrSpec
     text_fit: TextFit
     stages: dict[str, StageResult]
     teacher: ModelVersion | None = None
@@ -57,9 +50,7 @@ class Trained:
 class _Start:
     """The base model before training, and every row of the log as its behaviour part reads it."""
 
-    model: RankerModel
-    tokenizer: PreTrainedTokenizerBase
-    spec: CtrSpec
+    ranker: Ranker
     ads: AdTexts
     rows: BehaviourRows
 
@@ -83,37 +74,46 @@ def train(
     """
     _check(options)
     _check_clicks(data)
-    torch.manual_seed(options.seed)
-    device = worker_device(choose_device(options.device))
+    common = options.common
+    torch.manual_seed(common.seed)
+    device = worker_device(choose_device(common.device))
     workers = join_workers(device)
     start = _start(data, options, device)
-    model, spec, rows = start.model.to(device), start.spec, start.rows
-    seconds = None if options.max_minutes is None else 60 * options.max_minutes
-    identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(start.model)}"
+    model, rows = start.ranker.model.to(device), start.rows
+    seconds = None if common.max_minutes is None else 60 * common.max_minutes
+    identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(model)}"
     whole = StageContext(watch, workers, seconds=seconds, identity=identity)
-    learned = train_behaviour(
-        model.behaviour, rows, data, options, _first_part(whole, options, checkpoints), is_new=not options.warm_start
-    )
+    first = _first_part(whole, options.behaviour, checkpoints)
+    is_new = not options.base.warm_start
+    learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
     known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
-    with torch.no_grad():
-        of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
-    maker = BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.tokenizer, spec, device)
-    bfloat16 = choose_precision(options.precision, device)
-    scorer = Scorer(model, spec, device, bfloat16, keep=options.train_layers == "joined")
-    teacher = load_named(options.teacher) if options.teacher else None
-    lessons = None if teacher is None else make_lessons(data, teacher, model, options, device)
-    fit = train_text(model, scorer, maker, data, options, _rest(whole, learned, checkpoints), lessons)
-    predicted, logits = predict_logits(scorer, model, maker, _calibration_blocks(model, data, options))
-    spec = _calibrated(spec, data, predicted, logits, known.conversion.numpy()[predicted])
+    maker = _batch_maker(data, start, known, device)
+    bfloat16 = choose_precision(common.precision, device)
+    scorer = Scorer(start.ranker, device, bfloat16, keep=options.text.train_layers == "joined")
+    teacher = load_named(options.teacher.version) if options.teacher.version else None
+    lessons = None
+    if teacher is not None:
+        lessons = make_lessons(data, teacher, model, options.teacher, device, common.precision)
+    fit = train_text(model, scorer, maker, data, options.text, common, _rest(whole, learned, checkpoints), lessons)
+    predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
+    spec = _calibrated(start.ranker.spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
     stages = {"behaviour": learned, "text": fit}
     spec = spec.model_copy(update={"stages": {stage: str(one) for stage, one in stages.items() if one.planned}})
-    return Trained(model, start.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
+    return Trained(model, start.ranker.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
 
 
-def _first_part(whole: StageContext, options: TrainOptions, checkpoints: Path | None) -> StageContext:
+def _batch_maker(data: Dataset, start: _Start, known: BehaviourLogits, device: torch.device) -> BatchMaker:
+    """Batches for the text layers, with what the trained behaviour part says of every row."""
+    model, rows = start.ranker.model, start.rows
+    with torch.no_grad():
+        of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
+    return BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.ranker, device)
+
+
+def _first_part(whole: StageContext, options: BehaviourOptions, checkpoints: Path | None) -> StageContext:
     """Of the behaviour part: its share of the time."""
-    seconds = None if whole.seconds is None else options.behaviour_share * whole.seconds
+    seconds = None if whole.seconds is None else options.share * whole.seconds
     return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "behaviour"))
 
 
@@ -148,7 +148,7 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
 
 
 def _text_fit(model: RankerModel, fit: StageResult, data: Dataset, options: TrainOptions) -> TextFit:
-    rows = sum(map(len, validation_blocks(data, options, options.validation_rows)))
+    rows = sum(map(len, validation_blocks(data, options.text, options.text.validation_rows, options.common.seed)))
     return TextFit(
         not model.text_is_untrained,
         fit.steps,
@@ -168,11 +168,12 @@ def _check(options: TrainOptions) -> None:
         "group_loss": ("none", *GROUP_LOSSES),
         "conversions_over": ("impressions", "clicks"),
     }
+    given = options.flags
     for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise ModelError(f"{name} must be {' or '.join(allowed)}, not {getattr(options, name)!r}")
-    if not 0 < options.negative_rate <= 1:
-        raise ModelError(f"negative_rate must be above 0 and at most 1, not {options.negative_rate}")
+        if given[name] not in allowed:
+            raise ModelError(f"{name} must be {' or '.join(allowed)}, not {given[name]!r}")
+    if not 0 < options.common.negative_rate <= 1:
+        raise ModelError(f"negative_rate must be above 0 and at most 1, not {options.common.negative_rate}")
 
 
 def _check_clicks(data: Dataset) -> None:
@@ -186,36 +187,41 @@ def _check_clicks(data: Dataset) -> None:
 
 
 def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start:
-    model, tokenizer, buckets = _earlier_version(options) if options.warm_start else _base(data, options)
-    if options.layers is not None:
-        keep_layers(model, options.layers)
-    _set_join_layer(model, options)
-    check_lengths(model, options.max_user_tokens, options.max_ad_tokens)
-    ads = AdTexts(data, tokenizer, options.max_ad_tokens)
-    if not options.warm_start:
+    base = options.base
+    model, tokenizer, shape, features = _earlier_version(base) if base.warm_start else _base(data, base)
+    if base.layers is not None:
+        keep_layers(model, base.layers)
+    _set_join_layer(model, base)
+    check_lengths(model, base.max_user_tokens, base.max_ad_tokens)
+    ads = AdTexts(data, tokenizer, base.max_ad_tokens)
+    if not base.warm_start:
         model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
-    spec = _spec(data, options, model, buckets)
-    return _Start(model, tokenizer, spec, ads, BehaviourRows(data, ads, model.text, tokenizer, spec, device))
+    spec = _spec(data, options, model, shape, features)
+    ranker = Ranker(model, tokenizer, spec)
+    return _Start(ranker, ads, BehaviourRows(data, ads, ranker, device))
 
 
-def _base(data: Dataset, options: TrainOptions) -> tuple[RankerModel, PreTrainedTokenizerBase, int]:
-    """Network, tokenizer and number of learned ids of a base model that knows no clicks."""
-    buckets = _id_buckets(len(data.ads))
-    model, tokenizer = load_base(options.base, options.architecture, 0, buckets)
+_Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ...]]
+
+
+def _base(data: Dataset, options: BaseOptions) -> _Network:
+    """Network, tokenizer, sizes and feature names of a base model that knows no clicks."""
+    shape = ModelShape(id_buckets=_id_buckets(len(data.ads)))
+    model, tokenizer = load_base(options.name, options.architecture, 0, shape, len(FEATURES))
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
-    return model, tokenizer, buckets
+    return model, tokenizer, shape, FEATURES
 
 
-def _earlier_version(options: TrainOptions) -> tuple[RankerModel, PreTrainedTokenizerBase, int]:
-    """Network, tokenizer and number of learned ids of a version trained before, on this log or on another."""
+def _earlier_version(options: BaseOptions) -> _Network:
+    """Network, tokenizer, sizes and feature names of a version trained before, on this log or on another."""
     loaded = load_named(options.warm_start)
     if loaded.spec.architecture != options.architecture:
         raise ModelError(f"version {loaded.version} is {loaded.spec.architecture}, not {options.architecture}")
-    return loaded.model, loaded.tokenizer, loaded.spec.id_buckets
+    return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features
 
 
-def _set_join_layer(model: RankerModel, options: TrainOptions) -> None:
+def _set_join_layer(model: RankerModel, options: BaseOptions) -> None:
     if options.join_layer is None or not isinstance(model, SharedUserCrossEncoder):
         return
     if not 0 <= options.join_layer < len(model.layers):
@@ -228,27 +234,28 @@ def _id_buckets(ads: int) -> int:
     return int(2 ** np.clip(np.ceil(np.log2(4 * ads)), 8, 20))
 
 
-def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int) -> CtrSpec:
+def _spec(
+    data: Dataset, options: TrainOptions, model: RankerModel, shape: ModelShape, names: tuple[str, ...]
+) -> CtrSpec:
     prior_ctr = data.prior_ctr
-    features = data.features(data.past, prior_ctr)[data.split.train].astype(np.float64)
+    features = data.features(data.past, prior_ctr, names)[data.split.train].astype(np.float64)
     known = ~np.isnan(features)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, features, 0).sum(axis=0) / count
     deviation = np.sqrt((np.where(known, features - mean, 0) ** 2).sum(axis=0) / count)
     return CtrSpec(
         architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
-        base=options.base,
+        base=options.base.name,
         layers=int(model.encoder.config.num_hidden_layers),
         join_layer=model.join_layer if isinstance(model, SharedUserCrossEncoder) else 0,
-        max_user_tokens=options.max_user_tokens,
-        max_ad_tokens=options.max_ad_tokens,
-        features=FEATURES,
+        max_user_tokens=options.base.max_user_tokens,
+        max_ad_tokens=options.base.max_ad_tokens,
+        features=names,
         feature_mean=tuple(mean.tolist()),
         feature_std=tuple(np.maximum(deviation, 0.1).tolist()),
         prior_ctr=prior_ctr,
-        id_buckets=buckets,
-        context_words=options.context_words,
-        training={name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
+        shape=shape.model_copy(update={"context_words": options.base.context_words}),
+        training={name: str(value) if isinstance(value, Path) else value for name, value in options.flags.items()},
         training_sha256=data.training_sha256,
     )
 
@@ -256,5 +263,5 @@ def _spec(data: Dataset, options: TrainOptions, model: RankerModel, buckets: int
 def _calibration_blocks(model: RankerModel, data: Dataset, options: TrainOptions) -> list[Integers]:
     """All of the validation part where that costs nothing, since no text is read."""
     if model.text_is_untrained:
-        return make_blocks(data, data.split.valid, max_ads=options.max_ads_per_user, merge_requests=True)
-    return validation_blocks(data, options, options.calibration_rows)
+        return make_blocks(data, data.split.valid, max_ads=options.text.max_ads_per_user, merge_requests=True)
+    return validation_blocks(data, options.text, options.text.calibration_rows, options.common.seed)

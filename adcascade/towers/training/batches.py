@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import Integers
+from adcascade.records.hashing import crc32_bucket
 from adcascade.records.users import UserProfile
-from adcascade.towers.model import AdTower, TowerShape, UserEvents, attribute_buckets, id_bucket
+from adcascade.towers.model import AdTower, TowerShape, UserEvents, attribute_buckets
 from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.sequences import Moment, Sequences, moments_of
 
@@ -39,7 +40,7 @@ class Catalog:
 
 def catalog_of(ad_ids: list[str], known: frozenset[str], texts: npt.NDArray[np.float32], shape: TowerShape) -> Catalog:
     """The catalog; `known` ads are in the training log."""
-    buckets = [id_bucket(ad_id, shape.id_buckets) if ad_id in known else 0 for ad_id in ad_ids]
+    buckets = [crc32_bucket(ad_id, shape.id_buckets) if ad_id in known else 0 for ad_id in ad_ids]
     return Catalog(torch.from_numpy(texts), torch.tensor(buckets))
 
 

@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from adcascade.records.datasets.movielens import DatasetFiles
 from benchmarks.architectures import LITTLE_TEXT, unseen_ads
@@ -34,8 +34,7 @@ def bench_train_on_gpu(
     """Times the steps of a training on the GPU and on the CPU. Raises InputError if there is no GPU."""
     machine = describe_with_card()
     data = unseen_ads(files, settings.seed)
-    options = replace(
-        LITTLE_TEXT,
+    options = LITTLE_TEXT.but(
         behaviour_epochs=0,
         behaviour_min_steps=settings.behaviour_steps,
         epochs=settings.text_epochs,
@@ -48,9 +47,9 @@ def bench_train_on_gpu(
     )
     found = {}
     for number, device in enumerate(("cuda", "cpu")):
-        found[device] = _seconds_per_step(data, replace(options, device=device))
+        found[device] = _seconds_per_step(data, options.but(device=device))
         progress(number + 1, 2)
-    rows = {"behaviour": options.behaviour_batch, "text": options.pairs_per_step}
+    rows = {"behaviour": options.behaviour.batch, "text": options.text.pairs_per_step}
     return BenchResult(
         bench="gpu-train",
         machine=machine,

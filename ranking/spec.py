@@ -1,0 +1,131 @@
+"""``ctr.json`` of a model version as a frozen value: all that serving must do as training did. Knows no tensors."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from adcascade.artifacts.errors import CorruptVersion
+from ranking.calibration.calibration import Calibration
+from ranking.errors import ModelError
+from ranking.inputs.features import Features, unknown_features
+from ranking.model.shape import ModelShape
+
+CTR_FILE = "ctr.json"
+# Sizes that versions of 0.1 keep beside their features.
+_SIZES_OF_BEFORE = ("id_buckets", "context_words")
+
+
+class Metric(BaseModel):
+    """A measured value with its 95 % confidence interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float
+    high: float
+
+
+class ExportParity(BaseModel):
+    """How near what runs the text layers is to torch in float32, over pairs of a log, or made-up ones.
+
+    Attributes:
+        auc: of a click on these pairs; None for made-up pairs.
+        auc_difference: from that of torch in float32; None for made-up pairs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pairs: int
+    largest_difference: float
+    correlation: float
+    auc: float | None = None
+    auc_difference: float | None = None
+
+
+class CtrSpec(BaseModel):
+    """What ``ctr.json`` holds: everything beside the weights that serving must do as training did.
+
+    Attributes:
+        features: names in `ranking.inputs.features.REGISTRY`, in the order in which the network reads them.
+        feature_mean, feature_std: of each of them on the training data.
+        stages: how far each stage of the training came, in words.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: Literal["shared_user", "joint"]
+    base: str
+    layers: int
+    join_layer: int
+    max_user_tokens: int
+    max_ad_tokens: int
+    features: tuple[str, ...]
+    feature_mean: tuple[float, ...]
+    feature_std: tuple[float, ...]
+    prior_ctr: float
+    shape: ModelShape
+    calibration: Calibration = Calibration()
+    conversion: Calibration | None = None
+    metrics: dict[str, Metric] = {}
+    training: dict[str, Any] = {}
+    training_sha256: str = ""
+    stages: dict[str, str] = {}
+    exports: dict[str, ExportParity] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_a_shape(cls, document: Any) -> Any:
+        """Earlier releases kept two of the sizes by themselves, and of the others there was but one each."""
+        if not isinstance(document, dict) or "shape" in document:
+            return document
+        sizes = {name: document[name] for name in _SIZES_OF_BEFORE if name in document}
+        return {name: value for name, value in document.items() if name not in sizes} | {"shape": sizes}
+
+    @model_validator(mode="after")
+    def _features_are_described(self) -> "CtrSpec":
+        if not len(self.features) == len(self.feature_mean) == len(self.feature_std):
+            raise ValueError("there are not as many means and deviations as features")
+        return self
+
+    def normalise(self, features: Features) -> Features:
+        """Features as the head wants them: mean 0, deviation 1 on the training data; float32 [rows, features].
+
+        What is not known (NaN) becomes the mean.
+        """
+        mean, std = np.array(self.feature_mean, np.float32), np.array(self.feature_std, np.float32)
+        normal: Features = np.nan_to_num((features - mean) / std, nan=0.0)
+        return normal
+
+
+def read_spec(path: Path) -> CtrSpec:
+    """What ``ctr.json`` of a version says.
+
+    Raises:
+        CorruptVersion: It is missing, or no such file.
+        ModelError: It needs what only a later release can do.
+    """
+    try:
+        document = json.loads((path / CTR_FILE).read_bytes())
+        spec = CtrSpec.model_validate(_known_of(document, path.name))
+    except (OSError, ValueError, RecursionError) as error:  # pydantic's and the JSON decoder's errors are ValueErrors
+        raise CorruptVersion(f"{path / CTR_FILE} is missing or of another shape: {error}") from error
+    if unknown := unknown_features(spec.features):
+        raise ModelError(
+            f"model version {path.name} was trained with features that this release does not compute "
+            f"({', '.join(unknown)}); upgrade adcascade, or train it again"
+        )
+    return spec
+
+
+def _known_of(document: Any, version: str) -> Any:
+    """`document`; raises ModelError if it gives sizes that this release knows nothing of."""
+    shape = document.get("shape") if isinstance(document, dict) else None
+    if isinstance(shape, dict) and (later := shape.keys() - ModelShape.model_fields.keys()):
+        raise ModelError(
+            f"the network of model version {version} has sizes that this release knows nothing of "
+            f"({', '.join(sorted(later))}); upgrade adcascade, or train it again"
+        )
+    return document
