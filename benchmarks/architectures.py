@@ -13,6 +13,7 @@ import numpy as np
 
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
+from adcascade.reports.interval import Interval
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from ranking.artifact import ModelVersion
@@ -20,7 +21,6 @@ from ranking.data.dataset import Dataset, load_dataset
 from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.results import RANKER, TEACHER, Evaluation
 from ranking.model.shared_user import JOINT, SHARED_USER
-from ranking.spec import Metric
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
 from ranking.training.stage import TrainingProgress
@@ -92,7 +92,7 @@ def join_layers(run: Run) -> list[Finding]:
 
     measured, minutes = run.for_each_seed(check, measure)
 
-    def line(name: str, figure: str, metrics: Sequence[Metric], note: str = "") -> Finding:
+    def line(name: str, figure: str, metrics: Sequence[Interval], note: str = "") -> Finding:
         return finding(check, f"{figure}, join layer {name}", "", _mean(metrics), None, measured, minutes, note)
 
     names = list(measured[0])
@@ -190,7 +190,7 @@ def _against_slower(check: str, whose: str, evaluations: Sequence[Evaluation], m
     ]
 
 
-def _mean(metrics: Sequence[Metric]) -> tuple[float, float, float]:
+def _mean(metrics: Sequence[Interval]) -> tuple[float, float, float]:
     """Of the values and of both ends of their intervals."""
     value, low, high = np.array([(one.value, one.low, one.high) for one in metrics]).mean(axis=0).tolist()
     return value, low, high

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
+from adcascade.reports.interval import Interval
 from adcascade.towers.artifact import load_published_towers
-from adcascade.towers.evaluation.metrics import Interval
 from adcascade.towers.training.data import RetrievalData, load_retrieval_data
 from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.train import train_and_save

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from adcascade.artifacts.errors import CorruptVersion
+from adcascade.reports.interval import Interval
 from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.inputs.features import Features, unknown_features
@@ -16,16 +17,6 @@ from ranking.model.shape import ModelShape
 CTR_FILE = "ctr.json"
 # Sizes that versions of 0.1 keep beside their features.
 _SIZES_OF_BEFORE = ("id_buckets", "context_words")
-
-
-class Metric(BaseModel):
-    """A measured value with its 95 % confidence interval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: float
-    low: float
-    high: float
 
 
 class ExportParity(BaseModel):
@@ -69,7 +60,7 @@ class CtrSpec(BaseModel):
     shape: ModelShape
     calibration: Calibration = Calibration()
     conversion: Calibration | None = None
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Interval] = {}
     training: dict[str, Any] = {}
     training_sha256: str = ""
     stages: dict[str, str] = {}

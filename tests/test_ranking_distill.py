@@ -102,7 +102,7 @@ def test_only_another_than_the_teacher_has_something_to_learn(data, teacher, tin
     options = tiny_options(tiny_bert, **{"teacher_weight": 0.0, "state_weight": 0.0, weight: 1.0})
     loaded = load_named(str(teacher))
     taught = Predictor(data, loaded, CPU, "float32")
-    lessons = make_lessons(data, loaded, loaded.model, options, CPU)
+    lessons = make_lessons(data, loaded, loaded.model, options.teacher, CPU, "float32")
     blocks = make_blocks(data, data.split.test, max_ads=8, merge_requests=False)[:3]
     batch, same = taught.batch(blocks), taught.score(blocks)
     ones = torch.ones(len(batch.rows))

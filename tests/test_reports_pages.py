@@ -7,7 +7,7 @@ from test_benchmarks_speed import FAST, MACHINE
 from typer.testing import CliRunner
 
 from adcascade.records.errors import InputError
-from adcascade.towers.evaluation.metrics import Interval
+from adcascade.reports.interval import Interval
 from benchmarks.speed.commands import app as bench
 from benchmarks.speed.page import _lines, write_plot
 from benchmarks.speed.results import BenchResult, Entry, Line, Plot
@@ -41,7 +41,7 @@ def test_every_table_scrolls_in_a_box_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("package", "template"),
     [
-        ("ranking.training", "page.html.j2"),
+        ("ranking.evaluation", "page.html.j2"),
         ("retrieval.evaluation", "page.html.j2"),
         ("retrieval.evaluation", "comparison.html.j2"),
         ("benchmarks.speed", "page.html.j2"),

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import writable
 from google.protobuf.json_format import ParseDict
 
+from adcascade.artifacts.errors import CorruptVersion
 from adcascade.catalog.ads_file import AdCatalog, write_ads
 from adcascade.records.ads import Ad
-from adcascade.towers.artifact import load_published_towers
+from adcascade.towers.artifact import load_published_towers, load_towers
 from adcascade.towers.model import EVENT_TYPES, UserEvents, attribute_buckets, gap_class
+from adcascade.towers.store import open_store as open_tower_store
 from adcascade.v1.ranking_pb2 import RankRequest
 from adcascade.vectors.encoder import load_encoder
 from adcascade.wire import context_from_wire, user_from_wire
@@ -27,6 +30,7 @@ from ranking.store import open_store
 from ranking.training.options import TrainOptions
 
 SAVED = Path(__file__).parent / "versions"
+OF_TOWERS = json.loads((SAVED / "towers.json").read_text())
 OF_THEN = json.loads((SAVED / "model.json").read_text())
 
 
@@ -134,9 +138,8 @@ def test_a_version_reads_its_own_features_in_its_own_order(store, catalog, tmp_p
 
 def test_towers_of_an_earlier_release_make_the_vectors_that_they_made_then(tmp_path):
     towers = load_published_towers(unpacked("towers.tar.gz", tmp_path))
-    then = json.loads((SAVED / "towers.json").read_text())
-    texts = load_encoder("hashing:16").encode(list(then["texts"].values()))
-    ad_ids, user = list(then["texts"]), then["user"]
+    texts = load_encoder("hashing:16").encode(list(OF_TOWERS["texts"].values()))
+    ad_ids, user = list(OF_TOWERS["texts"]), OF_TOWERS["user"]
     kinds = {kind.name: place for place, kind in enumerate(EVENT_TYPES)}
     events = towers.event_vectors(ad_ids, texts)
     with torch.no_grad():
@@ -155,4 +158,23 @@ def test_towers_of_an_earlier_release_make_the_vectors_that_they_made_then(tmp_p
         (events, "event_vectors"),
         (interests[0], "interests"),
     ):
-        np.testing.assert_allclose(found, then[name], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found, OF_TOWERS[name], rtol=0, atol=1e-6)
+
+
+def test_towers_read_their_own_features_of_popularity_in_their_own_order(tmp_path):
+    towers = load_published_towers(unpacked("towers.tar.gz", tmp_path))
+    texts = load_encoder("hashing:16").encode(list(OF_TOWERS["texts"].values()))
+    turned = {name: getattr(towers.spec, name)[::-1] for name in ("features", "popularity_weights")}
+    other = replace(towers, spec=towers.spec.model_copy(update=turned))
+    found = other.ad_vectors(list(OF_TOWERS["texts"]), texts)
+    np.testing.assert_allclose(found, OF_TOWERS["ad_vectors"], rtol=0, atol=1e-6)
+
+
+def test_towers_with_features_of_a_later_release_are_refused_and_ask_for_an_upgrade(tmp_path):
+    folder = open_tower_store(unpacked("towers.tar.gz", tmp_path)).current_path()
+    spec = writable(folder / "towers.json")
+    document = json.loads(spec.read_text())
+    document["features"][0] = "clicks of friends"
+    spec.write_text(json.dumps(document))
+    with pytest.raises(CorruptVersion, match=r"does not know .clicks of friends.; upgrade adcascade"):
+        load_towers(folder)

@@ -45,7 +45,7 @@ class TowerSpec(BaseModel):
     Attributes:
         encoder_name, encoder_sha256: whose text vectors they were trained on.
         space_sha256: hash of the weights; vectors of ads and users go together if they have the same.
-        features: names of the popularity features; those of another version of this program are refused.
+        features: of `adcascade.records.popularity.FEATURES`, those that they were trained with, in their order.
         popularity_weights: what each counts in an ad's bias.
         exploration: what being new adds to an ad's bias: this over the square root of 1 + its impressions (optimism in
             the face of uncertainty, as UCB1, Auer et al. 2002).
@@ -117,7 +117,8 @@ class TrainedTowers:
         """Vectors of the index, float32 [ads, 1 + width], from unit text vectors [ads, text width]."""
         vectors = self.towers.ads.vectors(*self._inputs(ad_ids, texts)).numpy()
         weights = np.array(self.spec.popularity_weights, np.float32)
-        vectors[:, 0] += self.popularity.features(ad_ids) @ weights
+        columns = [FEATURES.index(name) for name in self.spec.features]
+        vectors[:, 0] += self.popularity.features(ad_ids)[:, columns] @ weights
         vectors[:, 0] += self.spec.exploration * novelty(self.popularity.impressions(ad_ids))
         return vectors
 
@@ -169,8 +170,11 @@ def load_towers(folder: Path) -> TrainedTowers:
         raise CorruptVersion(f"{folder / _QUERIES_FILE} holds no vectors of these towers; train them again")
     if towers.sha256 != spec.space_sha256:
         raise CorruptVersion(f"the weights in {folder} are not those that {SPEC_FILE} speaks of; build it again")
-    if spec.features != FEATURES:
-        raise CorruptVersion(f"the towers in {folder} count popularity in another way than this program; train again")
+    if unknown := [name for name in spec.features if name not in FEATURES]:
+        raise CorruptVersion(
+            f"the towers in {folder} count popularity in ways that this release does not know ({', '.join(unknown)}); "
+            "upgrade adcascade, or train again"
+        )
     return TrainedTowers(spec, towers, known, popularity, queries, neighbours)
 
 

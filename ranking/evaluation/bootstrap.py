@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from adcascade.reports.interval import Interval, interval_of
 from ranking.evaluation.metrics import METRICS, Sample
-from ranking.spec import Metric
 
 # What two models are compared by, on the same draws.
 COMPARED = ("auc", "log_loss")
@@ -22,8 +21,8 @@ class Intervals:
         differences: model -> metric of `COMPARED` -> value of the first model minus that of this one.
     """
 
-    metrics: dict[str, dict[str, Metric]]
-    differences: dict[str, dict[str, Metric]]
+    metrics: dict[str, dict[str, Interval]]
+    differences: dict[str, dict[str, Interval]]
 
 
 def with_intervals(samples: Mapping[str, Sample], *, resamples: int = 200, seed: int = 0) -> Intervals:
@@ -48,17 +47,11 @@ def with_intervals(samples: Mapping[str, Sample], *, resamples: int = 200, seed:
     values = {(model, name): METRICS[name](sample, ones) for model, sample in samples.items() for name in METRICS}
     first = next(iter(samples))
 
-    def difference(model: str, name: str) -> Metric:
+    def difference(model: str, name: str) -> Interval:
         draws = np.array(drawn[first, name]) - np.array(drawn[model, name])
-        return _metric(values[first, name] - values[model, name], draws)
+        return interval_of(values[first, name] - values[model, name], draws)
 
     return Intervals(
-        {model: {name: _metric(values[model, name], drawn[model, name]) for name in METRICS} for model in samples},
+        {model: {name: interval_of(values[model, name], drawn[model, name]) for name in METRICS} for model in samples},
         {model: {name: difference(model, name) for name in COMPARED} for model in samples if model != first},
     )
-
-
-def _metric(value: float, draws: npt.ArrayLike) -> Metric:
-    known = np.array(draws)[~np.isnan(draws)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return Metric(value=value, low=float(low), high=float(high))

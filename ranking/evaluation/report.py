@@ -1,6 +1,5 @@
 """What training and evaluation show in a terminal and as JSON. Knows no models."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from adcascade.terminal.progress import LongWork
 from ranking.evaluation.results import RANKER, TEACHER, Evaluation, TextFit, TrainReport
 
 if TYPE_CHECKING:
+    from adcascade.reports.interval import Interval
     from ranking.data.log_report import Day, LogFacts
-    from ranking.spec import ExportParity, Metric
+    from ranking.spec import ExportParity
     from ranking.training.stage import OnProgress, TrainingProgress
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
@@ -190,9 +190,12 @@ def evaluation_as_dict(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _metrics_as_dict(metrics: "dict[str, dict[str, Metric]]") -> dict[str, Any]:
+def _metrics_as_dict(metrics: "dict[str, dict[str, Interval]]") -> dict[str, Any]:
     return {
-        model: {name: json.loads(metric.model_dump_json()) for name, metric in of_model.items()}
+        model: {
+            name: {end: value if math.isfinite(value) else None for end, value in asdict(metric).items()}
+            for name, metric in of_model.items()
+        }
         for model, of_model in metrics.items()
     }
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ranking.spec import Metric
+    from adcascade.reports.interval import Interval
 
 # Name of the trained model among its peers.
 RANKER, TEACHER = "ranker", "teacher"
@@ -71,8 +71,8 @@ class Evaluation:
             a teacher.
     """
 
-    metrics: "dict[str, dict[str, Metric]]"
-    differences: "dict[str, dict[str, Metric]]"
+    metrics: "dict[str, dict[str, Interval]]"
+    differences: "dict[str, dict[str, Interval]]"
     impressions: int
     clicks: int
     threshold: float

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from adcascade.towers.evaluation.metrics import Interval
+from adcascade.reports.interval import Interval
 from retrieval.evaluation.results import METRICS, RETRIEVAL, Comparison, RetrievalEvaluation, Slice
 
 _HEADS = {"ndcg@10": "nDCG", "mrr": "MRR", "hit@10": "hit"}

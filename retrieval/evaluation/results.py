@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adcascade.towers.evaluation.metrics import Interval
+from adcascade.reports.interval import Interval
 
 RETRIEVAL, ZERO_SHOT = "retrieval", "zero-shot text"
 RECALLS = (10, 50, 100, 500)

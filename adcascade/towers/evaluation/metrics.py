@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
+from adcascade.reports.interval import Interval, interval_of
 
 Floats = npt.NDArray[np.float64]
 # The place of an ad that a list does not hold.
@@ -152,18 +153,8 @@ def shown_first(scores: npt.NDArray[np.float32], seen: Integers, k: int) -> Show
     return Shown(left[named], chance[named])
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean over users with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def with_interval(values: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """The mean of one value a user; users are drawn with replacement."""
     column = np.asarray(values, np.float64)
     draws = np.random.default_rng(seed).multinomial(len(column), np.full(len(column), 1 / len(column)), resamples)
-    low, high = np.percentile(draws @ column / len(column), [2.5, 97.5])
-    return Interval(float(column.mean()), float(low), float(high))
+    return interval_of(float(column.mean()), draws @ column / len(column))
