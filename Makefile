@@ -13,7 +13,7 @@ JOBS   ?= 2
 # What the speed benchmarks compare with, each in an environment of its own.
 PEERS  := hnswlib usearch milvus infinity
 
-.PHONY: help install quickstart test lint format pytest smoke protos bench bench-peers bench-quality audit clean
+.PHONY: help install quickstart test lint format pytest smoke protos api-docs config-docs bench bench-peers bench-quality audit clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -35,11 +35,12 @@ quickstart: $(STAMP) ## Run the main job on real data and show what it recommend
 
 test: lint pytest ## Lint, types and tests
 
-lint: $(STAMP) ## ruff, mypy strict, direction of imports
+lint: $(STAMP) ## ruff, mypy strict, direction of imports, links between the pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks.links
 
 format: $(STAMP) ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix .
@@ -54,7 +55,7 @@ smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
 	rm -rf .smoke-data
 
 bench: $(STAMP) ## Every speed target with the figure reached (hours on two cores; make bench-peers first)
-	$(BIN)/adcascade bench all --out docs/speed --document README.md --document docs/performance.md
+	$(BIN)/adcascade bench all --out docs/speed --document docs/performance.md
 
 bench-peers: $(patsubst %,.peers/%/.installed,$(PEERS)) ## Install what the speed benchmarks compare with
 
@@ -67,10 +68,17 @@ bench-peers: $(patsubst %,.peers/%/.installed,$(PEERS)) ## Install what the spee
 bench-quality: $(STAMP) ## Every quality target with the figure reached (hours); UPWORTHY=file adds the headline tests
 	$(BIN)/python -m benchmarks.quality $(if $(UPWORTHY),--upworthy $(UPWORTHY))
 
-protos: $(STAMP) ## Regenerate the Python code of the wire contract
+protos: $(STAMP) ## Regenerate the Python code of the wire contract, and its page
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
 	    --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	    $(patsubst protos/%,%,$(wildcard protos/adcascade/v1/*.proto))
+	$(MAKE) api-docs
+
+api-docs: $(STAMP) ## Rewrite the reference of docs/api.md from the protos
+	$(BIN)/python -m benchmarks.api_docs
+
+config-docs: $(STAMP) ## Rewrite the tables of docs/configuration.md from the settings
+	$(BIN)/python -m benchmarks.config_docs
 
 audit: $(STAMP) .audit/.installed ## Hashes of the encoder, bill of materials, known vulnerabilities (asks the network)
 	$(BIN)/python -m benchmarks.audit --tools .audit/bin --out dist/sbom.cdx.json

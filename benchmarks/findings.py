@@ -89,14 +89,6 @@ def as_markdown(findings: Sequence[Finding]) -> str:
     return f"{_markdown(lines)}\n\nMeasured on: {'; '.join(dict.fromkeys(one.machine for one in findings))}."
 
 
-def as_short_markdown(findings: Iterable[Finding]) -> str:
-    """The figures that have a target, without the notes."""
-    columns = ("check", "figure", "target", "reached", "met")
-    lines = [columns, ("---",) * len(columns)]
-    lines += [(one.check, one.figure, one.target, _reached(one), _met(one)) for one in findings if one.target]
-    return _markdown(lines)
-
-
 def _markdown(lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
 

@@ -17,7 +17,7 @@ from adcascade.terminal.console import Console
 from adcascade.terminal.exits import clean_exit
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.documents import put_between
-from benchmarks.findings import Finding, as_markdown, as_short_markdown, as_table, keep, read
+from benchmarks.findings import Finding, as_markdown, as_table, keep, read
 from benchmarks.headlines import upworthy_folds
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
 from benchmarks.retrieval import retrieval_ads, retrieval_time, retrieval_users
@@ -64,17 +64,15 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for name in [] if show else wanted:
             keep(out, CHECKS[name](Run(seeds, Path(folder), upworthy, Console(stderr=True))))
-            _write_tables(out)
-    _write_tables(out)
+            _write_table(out)
+    _write_table(out)
     console = Console()
     console = console if console.is_terminal else Console(width=_WIDTH_OF_A_FILE)
     console.print(as_table(read(out)))
 
 
-def _write_tables(results: Path) -> None:
-    kept = read(results)
-    put_between(results.with_suffix(".md"), "figures", as_markdown(kept))
-    put_between(results.parent.parent / "README.md", "figures", as_short_markdown(kept))
+def _write_table(results: Path) -> None:
+    put_between(results.with_suffix(".md"), "figures", as_markdown(read(results)))
 
 
 if __name__ == "__main__":

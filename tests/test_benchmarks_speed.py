@@ -299,7 +299,7 @@ def test_a_peer_that_is_not_installed_is_missing(tmp_path, monkeypatch):
 
 def test_targets_go_between_the_marks_of_a_document(tmp_path):
     result().save(tmp_path / "rank.json")
-    document = tmp_path / "README.md"
+    document = tmp_path / "performance.md"
     document.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
     ran = CliRunner().invoke(app, ["targets", "--out", str(tmp_path), "--document", str(document)])
     assert ran.exit_code == 0, ran.output
