@@ -153,7 +153,7 @@ def _options(command: Any) -> set[str]:
 def test_the_map_of_rooms_is_the_tree():
     rooms = set(re.findall(r"^\| `([\w/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
     found = {str(path.parent.relative_to(ROOT)) for name in ROOMS for path in (ROOT / name).rglob("__init__.py")}
-    assert rooms - found <= {"protos/adcascade/v1", "adcascade/client"}
+    assert rooms - found <= {"protos/adcascade/v1"}
     assert found - rooms - {"benchmarks/speed/gpu"} == set()
 
 

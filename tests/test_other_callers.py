@@ -12,7 +12,6 @@ import pytest
 from conftest import EXAMPLES, World, serving_server
 from test_pipeline_client import ranking_on, retrieval_on
 
-import adcascade
 from adcascade.v1.recommend_pb2_grpc import add_RecommendServiceServicer_to_server
 from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions, build
@@ -48,8 +47,6 @@ def printed(page: str, heading: str, language: str, addresses: dict[str, str]) -
 
 
 def test_the_readmes_call_prints_ads_with_probabilities(addresses, capsys):
-    if not hasattr(adcascade, "Client"):
-        pytest.skip("adcascade.Client is not there yet")
     exec(printed("README.md", "Call it", "python", addresses), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
