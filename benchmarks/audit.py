@@ -111,9 +111,7 @@ def write_bill_of_materials(tools: Path, python: Path, out: Path) -> Part:
         "-o",
         out,
     ]
-    done = subprocess.run(
-        [*command, "--pyproject", _ROOT / "pyproject.toml"], capture_output=True, text=True
-    )
+    done = subprocess.run([*command, "--pyproject", _ROOT / "pyproject.toml"], capture_output=True, text=True)
     if done.returncode:
         return Part("bill of materials", "not written", [done.stderr.strip()[-500:] or "cyclonedx-py failed"])
     count = len(json.loads(out.read_bytes()).get("components", ()))
