@@ -4,13 +4,15 @@ Builds and installs from the package registry, so it needs one; skipped with the
 """
 
 import json
+import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
-from test_client import OK, scripted
+from test_client_connection import addresses  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"adcascade", "index_builder", "retrieval", "ranking", "pipeline"}
@@ -23,9 +25,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CALL = """
 import sys
 from adcascade import Client, Context, Event, User
+user = User("u1", history=[Event("click", ad_id="running-3")])
 with Client(sys.argv[1]) as client:
-    answer = client.recommend(User("u1", history=[Event("click", ad_id="a")]), Context(device="phone"), k=3)
-print(answer.index_version, answer.request_id)
+    answer = client.recommend(user, Context(device="phone"), k=3, request_id="from-afar")
+print(answer.index_version, answer.request_id, *(0 < one.p_click < 1 for one in answer))
 """
 
 
@@ -83,11 +86,25 @@ def test_the_client_comes_with_grpcio_and_protobuf_alone_in_less_than_40_mib(emp
     assert size < MAX_BYTES, f"{size / 2**20:.1f} MiB"
 
 
-def test_a_call_is_made_from_the_empty_environment(empty, tmp_path):
-    with scripted(OK) as (address, server):
-        done = subprocess.run([empty, "-c", CALL, address], capture_output=True, text=True, cwd=tmp_path)
+def test_a_call_is_made_from_the_empty_environment(empty, addresses, tmp_path):  # noqa: F811
+    command = [empty, "-c", CALL, addresses["localhost:50050"]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["v1", server.metadata[0]["x-request-id"]]
+    version, *rest = done.stdout.split()
+    assert version
+    assert rest == ["from-afar", "True", "True", "True"]
+
+
+def test_the_main_job_runs_from_the_wheel(empty, tmp_path):
+    """With the packages that the extras bring, but not with our own, of this environment."""
+    packages = {**os.environ, "PYTHONPATH": sysconfig.get_paths()["purelib"]}
+    command = [empty.parent / "adcascade", "quickstart", "--smoke", "--json"]
+    where = "import ranking, pipeline; print(ranking.__file__, pipeline.__file__)"
+    found = subprocess.run([empty, "-c", where], capture_output=True, text=True, cwd=tmp_path, env=packages)
+    assert all(Path(file).is_relative_to(site_packages(empty)) for file in found.stdout.split())
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=packages)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "adcascade-data" / "model" / "versions").iterdir())
 
 
 @pytest.mark.parametrize("command", [["bin/adcascade", "serve"], ["bin/adcascade", "bench"], ["-m", "retrieval"]])
