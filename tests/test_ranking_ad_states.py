@@ -62,6 +62,9 @@ def check_pages(cache):
     assert sorted([*taken, *cache._free_pages]) == list(range(1, len(cache._slab)))
     assert sorted([*cache._slots.values(), *cache._free_slots]) == list(range(len(cache._tables)))
     assert not cache._slab[0].any()  # the page that stands for none
+    assert sorted([*cache._probation, *cache._protected]) == sorted(cache._slots)
+    on_probation = [np.count_nonzero(cache._tables[cache._slots[key]]) for key in cache._probation]
+    assert cache._pages_on_probation == sum(on_probation)
     for slot in cache._slots.values():
         assert np.count_nonzero(cache._tables[slot]) == -(-cache._lengths[slot] // PAGE_ROWS)
 
@@ -122,6 +125,41 @@ def test_ads_of_the_request_itself_do_not_give_way_for_each_other():
     cache = make_cache(max_ads=3)
     gather(cache, ["7", "17", "27"])
     assert gather(cache, ["7", "37", "17"]) == ["37"]  # 27 gave way, which was asked for later than 7 before
+    check_pages(cache)
+
+
+def test_ads_that_nobody_asks_for_twice_do_not_push_out_those_that_somebody_does():
+    cache = make_cache(max_ads=10)  # thirty pages
+    catalog = [f"{number}7" for number in range(7)]  # of ten rows each: three pages
+    gather(cache, catalog)
+    gather(cache, catalog)
+    for number in range(100, 200):
+        gather(cache, [f"{number}7"])
+        check_pages(cache)
+    assert gather(cache, catalog) == []
+
+
+def test_ads_that_were_read_before_anybody_asked_are_not_pushed_out_either():
+    cache = make_cache(max_ads=10)
+    catalog = [f"{number}7" for number in range(7)]
+    gather(cache, catalog)
+    cache.protect(catalog)
+    for number in range(100, 200):
+        gather(cache, [f"{number}7"])
+    assert gather(cache, catalog) == []
+
+
+def test_what_is_asked_for_now_takes_the_place_of_what_was_asked_for_often_once():
+    cache = make_cache(max_ads=5)
+    once = [f"{number}7" for number in range(5)]
+    now = [f"{number}7" for number in range(10, 14)]
+    gather(cache, once)
+    gather(cache, once)
+    for _ in range(6):
+        for text in now:
+            gather(cache, [text])
+            gather(cache, [text])
+    assert gather(cache, now) == []
     check_pages(cache)
 
 

@@ -2,6 +2,10 @@
 
 One slab of memory holds all entries, cut into pages of a few rows: a short ad takes no more than it needs, and the
 states of a batch are gathered by one index operation. Not thread-safe: it belongs to the thread that owns the model.
+
+Which ads give way is decided as in a segmented LRU (Karedla, Love and Wherry, 1994): an ad is on probation until it is
+asked for again, and those on probation give way first once they take more than their share. So a client who sends ads
+that nobody sends twice pushes out no ad of the catalog.
 """
 
 from collections import OrderedDict
@@ -21,10 +25,12 @@ Compute = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 # Stands for "no page" in a table of pages; it holds zeros, since what an empty tensor holds could be NaN, which no
 # attention mask keeps out.
 _NO_PAGE = 0
+# Of all pages, for ads that were asked for once.
+_PROBATION_SHARE = 0.2
 
 
 class AdStateCache:
-    """Least recently used ad states, by ad text, of which a digest is kept.
+    """Ad states that were used lately, by ad text, of which a digest is kept.
 
     Args:
         max_ads: How many ads of the longest kind fit; of shorter ones more do.
@@ -53,7 +59,11 @@ class AdStateCache:
         self._slab[_NO_PAGE] = 0
         self._tables = np.full((pages, pages_each), _NO_PAGE, np.int64)
         self._lengths = np.ones(pages, np.int64)
-        self._slots: OrderedDict[bytes, int] = OrderedDict()
+        self._slots: dict[bytes, int] = {}
+        # The keys of both segments, the one that was asked for last at the end.
+        self._probation: OrderedDict[bytes, None] = OrderedDict()
+        self._protected: OrderedDict[bytes, None] = OrderedDict()
+        self._pages_on_probation = 0
         self._free_slots = list(range(pages - 1, -1, -1))
         self._free_pages = list(range(pages, 0, -1))
         self.max_ads = max_ads
@@ -93,11 +103,11 @@ class AdStateCache:
         missing: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             if key in self._slots:
-                self._slots.move_to_end(key)
+                self._protect(key)
             else:
                 missing.setdefault(key, place)
         if missing:
-            self._fill(list(missing), *compute(list(missing.values())))
+            self._fill(list(missing), frozenset(keys), *compute(list(missing.values())))
         slots = [self._slots[key] for key in keys]
         lengths = self._lengths[slots]
         pages = torch.from_numpy(self._tables[slots, : self._pages(int(lengths.max()))]).to(self._slab.device)
@@ -106,12 +116,26 @@ class AdStateCache:
         mask = torch.from_numpy(np.arange(states.shape[1]) < lengths[:, None]).to(self._slab.device)
         return states, mask, found
 
+    def protect(self, texts: Sequence[str]) -> None:
+        """Spares ads, which must be kept, the time on probation: they belong to the catalog."""
+        for text in texts:
+            self._protect(digest_of(text))
+
+    def _protect(self, key: bytes) -> None:
+        if key in self._probation:
+            del self._probation[key]
+            self._pages_on_probation -= self._pages(int(self._lengths[self._slots[key]]))
+            self._protected[key] = None
+        else:
+            self._protected.move_to_end(key)
+
     def _pages(self, rows: int) -> int:
         return -(-rows // self._slab.shape[1])
 
-    def _fill(self, keys: Sequence[bytes], lengths: Tensor, states: Tensor) -> None:
+    def _fill(self, keys: Sequence[bytes], asked: frozenset[bytes], lengths: Tensor, states: Tensor) -> None:
+        """Keeps the states of new keys; of those that are `asked` for in this request, none gives way."""
         page_rows = self._slab.shape[1]
-        slots = [self._take_slot(key, rows) for key, rows in zip(keys, lengths.tolist(), strict=True)]
+        slots = [self._take_slot(key, asked, rows) for key, rows in zip(keys, lengths.tolist(), strict=True)]
         tables = torch.from_numpy(self._tables[slots, : self._pages(states.shape[1])]).to(states.device)
         small = states.to(self._slab.dtype)
         padded = F.pad(small, (0, 0, 0, tables.shape[1] * page_rows - states.shape[1]))
@@ -119,18 +143,35 @@ class AdStateCache:
         taken = torch.nonzero(pages != _NO_PAGE)[:, 0]
         self._slab.index_copy_(0, pages[taken], padded.view(-1, *self._slab.shape[1:]).index_select(0, taken))
 
-    def _take_slot(self, key: bytes, rows: int) -> int:
+    def _take_slot(self, key: bytes, asked: frozenset[bytes], rows: int) -> int:
         pages = self._pages(rows)
         while len(self._free_pages) < pages:
-            self._drop(self._slots.popitem(last=False)[1])
+            self._drop(self._oldest(asked))
         slot = self._free_slots.pop()
         self._tables[slot, :pages] = [self._free_pages.pop() for _ in range(pages)]
         self._lengths[slot] = rows
         self._slots[key] = slot
+        self._probation[key] = None
+        self._pages_on_probation += pages
         return slot
 
-    def _drop(self, slot: int) -> None:
+    def _oldest(self, asked: frozenset[bytes]) -> bytes:
+        """The key that gives way next: within a segment the oldest is asked for only if all of them are."""
+        segments = [self._protected, self._probation]
+        if self._pages_on_probation > _PROBATION_SHARE * len(self._slab):
+            segments.reverse()
+        oldest = (next(iter(segment), None) for segment in segments)
+        return next(key for key in oldest if key is not None and key not in asked)
+
+    def _drop(self, key: bytes) -> None:
+        slot = self._slots.pop(key)
         taken = self._tables[slot]
-        self._free_pages += taken[taken != _NO_PAGE].tolist()
+        pages = taken[taken != _NO_PAGE].tolist()
+        if key in self._probation:
+            del self._probation[key]
+            self._pages_on_probation -= len(pages)
+        else:
+            del self._protected[key]
+        self._free_pages += pages
         self._free_slots.append(slot)
         taken[:] = _NO_PAGE

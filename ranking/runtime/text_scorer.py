@@ -175,6 +175,7 @@ class SharedText:
         missing = [text for text in texts if text not in self._cache]
         if missing:
             self._kept(missing)
+            self._cache.protect(missing)
         return True
 
     def _of_user(self, user: UserKept, texts: Sequence[str], dense: Tensor) -> Slices[tuple[Tensor, int]]:
