@@ -131,7 +131,7 @@ def test_what_a_killed_prune_left_is_seen_by_nobody_and_removed_by_the_next_writ
     store = VersionStore(tmp_path / "root", "index")
     made = [add_version(store) for _ in range(3)]
     code = (
-        "import pathlib, sys, os, signal; from artifacts import files, store\n"
+        "import pathlib, sys, os, signal; from adcascade.artifacts import files, store\n"
         "store.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.VersionStore(pathlib.Path(sys.argv[1]), 'index').prune(0)"
     )

@@ -9,6 +9,7 @@ import pytest
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.clicks import ClickLog
 from adcascade.records.errors import InputError
+from adcascade.records.splits import Split
 from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version
 from index_builder.artifact import open_store as open_index_store
@@ -53,8 +54,8 @@ def with_rows(data, rows):
     """The same dataset with these rows of its log once more at the end, as part of the test."""
     log = data.log
     every = np.r_[np.arange(len(log)), rows]
-    parts = (*data.split[:2], np.r_[data.split.test, np.arange(len(log), len(every))])
-    return replace(data, log=log.take(every), keys={name: ids[every] for name, ids in data.keys.items()}, parts=parts)
+    split = data.split._replace(test=np.r_[data.split.test, np.arange(len(log), len(every))])
+    return replace(data, log=log.take(every), keys={name: ids[every] for name, ids in data.keys.items()}, split=split)
 
 
 def changed(data, **columns):
@@ -149,7 +150,7 @@ def test_an_ad_met_long_before_is_not_asked_for_again(world, data, retriever, mo
     (tmp_path / "clicks.csv").write_text("\n".join([header, *early, *rows]) + "\n")
     longer = load_dataset(world.ads, tmp_path / "clicks.csv", world.users, split="time")
     training, *others = (part + len(early) for part in data.split)
-    longer = longer.with_split((np.r_[np.arange(len(early)), training], *others))
+    longer = longer.with_split(Split(np.r_[np.arange(len(early)), training], *others))
     want = evaluate(data, retriever, model, 60)
     assert evaluate(longer, retriever, model, 60).comparison.clicks == want.comparison.clicks - 1
 

@@ -85,7 +85,10 @@ def test_a_smaller_export_keeps_the_first_users_and_their_ratings(source, log, t
 
 
 def test_without_the_wheel_the_error_says_what_to_install():
-    code = "import sys; sys.modules['recbole'] = None; from records import movielens; movielens.find_movielens()"
+    code = (
+        "import sys; sys.modules['recbole'] = None; from adcascade.records.datasets import movielens; "
+        "movielens.find_movielens()"
+    )
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 1
