@@ -61,7 +61,7 @@ def cell(one: Entry, column: str) -> str:
 
 
 def _entries(found: BenchResult, before: BenchResult | None) -> Table:
-    title = f"bench {found.bench}: milliseconds a call, median \\[least, most] of rounds taken in turns"
+    title = f"bench {found.bench}: milliseconds a call, median [least, most] of rounds taken in turns"
     table = Table(title=title)
     columns = columns_of(found)
     for column in ("case", "contender", "ms", *columns, *(("ms before", "change") if before else ())):
