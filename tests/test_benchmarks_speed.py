@@ -26,7 +26,7 @@ from benchmarks.speed.catalog import KeptVectors, made_index
 from benchmarks.speed.commands import app
 from benchmarks.speed.display import tables
 from benchmarks.speed.gateway import GatewayBenchSettings, bench_gateway
-from benchmarks.speed.hostile import COSTLY, floods
+from benchmarks.speed.hostile import COSTLY, floods, ready_made
 from benchmarks.speed.idle import held
 from benchmarks.speed.interleaved_timing import Contender, Spread, Turns, interleave
 from benchmarks.speed.load import LoadSettings, load_of
@@ -37,7 +37,7 @@ from benchmarks.speed.page import write_page, write_plot
 from benchmarks.speed.peers import PeerMissing, peer_python
 from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.soak import SoakSettings, soak_of
-from benchmarks.speed.stages import published, serving_at
+from benchmarks.speed.stages import _cache_flags, published, serving_at
 from benchmarks.speed.synthetic_users import made_users, user_of_call
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.vectors import made_vectors
@@ -352,6 +352,18 @@ def test_the_heaviest_calls_fit_a_message_and_no_two_floods_send_the_same_value(
         assert make("first") != make("second")
     for _, make in floods().values():
         assert make("first") != make("second")
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_ready_made_message_is_the_costly_one_of_another_number(name):
+    make, number = ready_made(name), f"{17:020d}"
+    assert make(number) == COSTLY[name](number).SerializeToString()
+    assert make(number) != make(f"{18:020d}")
+
+
+@pytest.mark.parametrize(("ads", "flags"), [(1000, []), (20_000, ["--cache-mib", "781"]), (1_000_000, [])])
+def test_ranking_has_room_for_all_ads_where_a_gibibyte_is_enough(ads, flags):
+    assert _cache_flags(ads) == flags
 
 
 def test_an_attack_that_there_is_not_is_refused_before_anything_is_built(tmp_path):

@@ -460,6 +460,7 @@ def test_callers_in_a_hurry_do_not_wait_for_a_ranking_that_stands_still(processe
         wait_until(lambda: not pipeline.recommend(USER).degraded_reason)
         ranking.process.send_signal(signal.SIGSTOP)
         wait_until(lambda: hurried(pipeline) == "CIRCUIT_OPEN")
+        assert pipeline.ranking.breaker.state is not State.CLOSED
 
 
 def test_the_gateways_health_says_whether_it_can_answer(processes, free_port):

@@ -39,8 +39,9 @@ class Computed:
         return lengths, states
 
 
-def make_cache(max_ads=4):
-    return AdStateCache(max_ads, MAX_ROWS, WIDTH, torch.device("cpu"), page_rows=PAGE_ROWS)
+def make_cache(max_ads=4, request_ads=0):
+    device = torch.device("cpu")
+    return AdStateCache(max_ads, MAX_ROWS, WIDTH, device, page_rows=PAGE_ROWS, request_ads=request_ads)
 
 
 def gather(cache, texts):
@@ -147,6 +148,18 @@ def test_ads_that_were_read_before_anybody_asked_are_not_pushed_out_either():
     for number in range(100, 200):
         gather(cache, [f"{number}7"])
     assert gather(cache, catalog) == []
+
+
+def test_a_request_that_is_read_part_by_part_does_not_push_out_its_own_parts():
+    cache = make_cache(max_ads=10, request_ads=6)
+    catalog = [f"{number}7" for number in range(9)]
+    gather(cache, catalog)
+    cache.protect(catalog)
+    new = [f"{number}7" for number in range(100, 106)]
+    for first in range(0, 6, 2):
+        gather(cache, new[first : first + 2])
+    assert gather(cache, new) == []
+    check_pages(cache)
 
 
 def test_what_is_asked_for_now_takes_the_place_of_what_was_asked_for_often_once():

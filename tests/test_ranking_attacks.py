@@ -21,7 +21,7 @@ from index_builder.artifact import open_store as open_index_store
 from ranking.__main__ import _load_catalog, _load_engine
 from ranking.inputs.context import context_hashes
 from ranking.inputs.prepare import prepare
-from ranking.runtime.engine import LIGHT_COST
+from ranking.runtime.engine import LIGHT_COST, light_cost
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.service import SERVICE_NAME, RankingServicer
 from ranking.store import open_store
@@ -237,3 +237,13 @@ def status_of(stub, request):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Rank(request)
     return caught.value.code()
+
+
+def test_on_a_cpu_a_thousand_candidates_are_a_heavy_call():
+    assert light_cost("cpu") == LIGHT_COST < 1000
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_thousand_known_candidates_are_a_light_call():
+    assert light_cost("cuda") > 1000
+    assert light_cost("auto") == light_cost("cuda")

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from adcascade.serving import byte_cache
 from adcascade.serving.byte_cache import ENTRY_BYTES, ByteBudgetCache, digest_of
 
 
@@ -35,6 +36,16 @@ def test_keys_are_told_apart_by_all_of_them_and_texts_are_the_same_as_their_byte
     assert digest_of("ü") == digest_of("ü".encode())
     assert len(digest_of(long)) == 16
     assert digest_of("\ud800")  # half of a surrogate pair has a digest, too
+
+
+def test_digests_are_kept_of_short_keys_alone_and_of_a_bounded_number():
+    byte_cache._digest_of_short.cache_clear()
+    for number in range(byte_cache._SHORT_KEYS + 10):
+        digest_of(f"short {number}")
+    digest_of("x" * (byte_cache._SHORT_CHARS + 1))
+    assert byte_cache._digest_of_short.cache_info().currsize == byte_cache._SHORT_KEYS
+    assert byte_cache._digest_of_short.cache_info().misses == byte_cache._SHORT_KEYS + 10
+    assert digest_of("short 1") == byte_cache._digest_of("short 1")
 
 
 def test_a_flood_of_distinct_long_keys_takes_no_more_memory_than_the_budget():

@@ -39,6 +39,8 @@ class AdStateCache:
         device: Where states are kept.
         dtype: What they are kept in.
         page_rows: Rows of a page.
+        request_ads: New ads of one request, which is read part by part: so many may be on probation at least, or the
+            later parts would push out the earlier ones.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AdStateCache:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         page_rows: int = 8,
+        request_ads: int = 0,
     ) -> None:
         if max_ads < 1:
             raise ValueError("max_ads must be at least 1")
@@ -64,6 +67,7 @@ class AdStateCache:
         self._probation: OrderedDict[bytes, None] = OrderedDict()
         self._protected: OrderedDict[bytes, None] = OrderedDict()
         self._pages_on_probation = 0
+        self._most_on_probation = max(_PROBATION_SHARE * pages, request_ads * pages_each)
         self._free_slots = list(range(pages - 1, -1, -1))
         self._free_pages = list(range(pages, 0, -1))
         self.max_ads = max_ads
@@ -158,7 +162,7 @@ class AdStateCache:
     def _oldest(self, asked: frozenset[bytes]) -> bytes:
         """The key that gives way next: within a segment the oldest is asked for only if all of them are."""
         segments = [self._protected, self._probation]
-        if self._pages_on_probation > _PROBATION_SHARE * len(self._slab):
+        if self._pages_on_probation > self._most_on_probation:
             segments.reverse()
         oldest = (next(iter(segment), None) for segment in segments)
         return next(key for key in oldest if key is not None and key not in asked)

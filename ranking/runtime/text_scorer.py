@@ -149,7 +149,9 @@ class SharedText:
         self._ads_a_chunk = max(1, token_budget // reader.max_ad_tokens)
         rows = passes.rows(reader.max_ad_tokens)
         fitting = cache_bytes // AdStateCache.bytes_per_ad(rows, passes.width, dtype)
-        self._cache = AdStateCache(max(fitting, most_candidates), rows, passes.width, device, dtype)
+        self._cache = AdStateCache(
+            max(fitting, most_candidates), rows, passes.width, device, dtype, request_ads=most_candidates
+        )
         self._users = UserStateCache(user_cache_bytes)
         self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_TOKENS, least=_LEAST_TOKENS, most=_MOST_TOKENS)
 
@@ -233,6 +235,7 @@ class JointText:
             ads = self._reader.ads(texts[chunk])
             with torch.autocast(ads.ids.device.type, torch.bfloat16, enabled=self._bfloat16):
                 logits.append(self._model(PairBatch(user, ads, (len(ads.ids),), dense[chunk])).float())
+            # A GPU works on, so that there it seems faster than it is; `token_budget` bounds its slices all the same.
             self._slice.took(len(ads.ids) * tokens_each, time.perf_counter() - started)
             yield
         return torch.cat(logits)
