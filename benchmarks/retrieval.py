@@ -153,8 +153,8 @@ def _for_each_seed(
 
 def _of_known_users(data: RetrievalData) -> RetrievalData:
     """The same with a test of users alone who have events in the training part, as published tables have it."""
-    known = np.unique(data.log.user_id[data.split.train].astype(str))
-    test = data.split.test[np.isin(data.log.user_id[data.split.test].astype(str), known)]
+    users = data.log.user_id.codes
+    test = data.split.test[np.isin(users[data.split.test], users[data.split.train])]
     return replace(data, split=replace(data.split, test=test))
 
 

@@ -212,7 +212,7 @@ def _serve(console: Console, folder: QuickstartFolder, data: Dataset) -> list[tu
 def _some_users(data: Dataset) -> list[UserProfile]:
     """The users seen last who have a history to speak of, with what they did."""
     end = int(data.log.time.max()) + 1
-    _, last_row = np.unique(data.log.user_id[::-1].astype(str), return_index=True)
+    _, last_row = np.unique(data.log.user_id.codes[::-1], return_index=True)
     newest: Integers = np.sort(last_row)
     users = (str(data.log.user_id[len(data.log) - 1 - int(row)]) for row in newest)
     found: list[UserProfile] = []

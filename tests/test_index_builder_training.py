@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adcascade.records.clicks import ClickLog
+from adcascade.records.coded import CodedColumn
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, EventType
 from adcascade.towers.evaluation.holdout import held_out
@@ -37,7 +38,7 @@ def log_of(rows):
     texts = {name: np.array([row[place] for row in rows], object) for name, place in (("user", 0), ("ad", 1))}
     time, clicks = (np.array([row[place] for row in rows], np.int64) for place in (2, 3))
     zeros = np.zeros(len(rows), np.int64)
-    return ClickLog(
+    return ClickLog.of(
         texts["user"], texts["ad"], texts["user"], time * 1_000_000, zeros, clicks, zeros + 1, zeros, zeros, {}
     )
 
@@ -86,9 +87,9 @@ def test_planted_future_events_change_nothing_that_was_trained(tower_data):
     data, later = tower_data, np.concatenate([tower_data.split.tune, tower_data.split.test])
     clicks = data.log.clicks.copy()
     clicks[later] = 1 - clicks[later]
-    devices = data.log.context["device"].copy()
+    devices = np.array(data.log.context["device"].tolist(), object)
     devices[later] = "tv"
-    planted = replace(data, log=replace(data.log, clicks=clicks, context={"device": devices}))
+    planted = replace(data, log=replace(data.log, clicks=clicks, context={"device": CodedColumn.of(devices)}))
     options = tiny_towers(epochs=2)
     weights = []
     for one in (data, planted):
@@ -154,7 +155,7 @@ def test_a_user_of_whom_nothing_is_known_gets_what_is_clicked_where_they_are(tow
     log = tower_data.log
     topic_of = np.array([["running", "coffee", "garden"][int(user[1:]) % 3] for user in log.user_id], object)
     strangers = np.array([f"{user} in {request}" for user, request in zip(log.user_id, log.request_id, strict=True)])
-    log = replace(log, user_id=strangers.astype(object), context={"placement": topic_of})
+    log = replace(log, user_id=CodedColumn.of(strangers, ""), context={"placement": CodedColumn.of(topic_of)})
     trained = train_towers(replace(tower_data, log=log), ENCODER, tiny_towers())
     ads = trained.ad_vectors(tower_data.ad_ids, tower_data.texts)
     nobody = padded(sequences_of(log, np.arange(1), tower_data.number_of), [slice(0, 0)])

@@ -8,6 +8,7 @@ import pytest
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.clicks import ClickLog
+from adcascade.records.coded import CodedColumn
 from adcascade.records.errors import InputError
 from adcascade.records.splits import Split
 from adcascade.vectors.encoder import load_encoder
@@ -61,9 +62,11 @@ def with_rows(data, rows):
 def changed(data, **columns):
     """The same dataset with other values in its last rows."""
     log = data.log
-    values = {name: getattr(log, name).copy() for name in columns}
+    values = {}
     for name, new in columns.items():
-        values[name][-len(new) :] = new
+        old = getattr(log, name)
+        plain = [*old.tolist()[: -len(new)], *new]
+        values[name] = CodedColumn.of(plain, "") if isinstance(old, CodedColumn) else np.array(plain, old.dtype)
     return replace(data, log=replace(log, **values))
 
 
@@ -114,7 +117,7 @@ def test_what_happens_later_is_not_read(data, retriever, model):
     strangers = with_rows(data, np.repeat(data.split.test[:5], 200))
     later = changed(
         strangers,
-        user_id=np.full(1000, "", object),
+        user_id=[""] * 1000,
         clicks=np.full(1000, 1),
         time=np.full(1000, data.log.time.max() + 1),
     )
@@ -125,7 +128,7 @@ def test_what_happens_later_is_not_read(data, retriever, model):
 def test_a_user_of_whom_nothing_is_known_has_no_candidates_and_counts_as_missed(data, retriever, model):
     want = evaluate(data, retriever, model, 60)
     clicked = data.split.test[data.log.clicks[data.split.test] > 0][:1]
-    stranger = changed(with_rows(data, clicked), user_id=np.array(["stranger"], object))
+    stranger = changed(with_rows(data, clicked), user_id=["stranger"])
     found = evaluate(stranger, retriever, model, 60)
     users, clicks = want.comparison.users, want.comparison.clicks
     assert (found.comparison.users, found.comparison.clicks, found.without_candidates) == (users + 1, clicks + 1, 1)

@@ -9,6 +9,7 @@ import pytest
 from conftest import tiny_options
 from test_ranking_metrics import make_sample
 
+from adcascade.records.coded import CodedColumn
 from ranking.data.dataset import load_dataset
 from ranking.evaluation import plots
 from ranking.evaluation.evaluate import evaluate
@@ -94,10 +95,10 @@ def test_as_many_are_called_as_are_clicked():
 
 def test_intervals_are_over_what_the_log_names(data, world):
     loaded = load_from(open_store(world.model), "")
-    nobody = replace(data, log=replace(data.log, user_id=np.full(len(data.log), "", object)))
-    some = data.log.user_id.copy()
+    nobody = replace(data, log=replace(data.log, user_id=CodedColumn.of([""] * len(data.log), "")))
+    some = np.array(data.log.user_id.tolist(), object)
     some[data.split.test[::2]] = ""
-    half = replace(data, log=replace(data.log, user_id=some))
+    half = replace(data, log=replace(data.log, user_id=CodedColumn.of(some, "")))
     for one, units in ((data, "users"), (nobody, "requests"), (half, "users, and requests of nobody")):
         found = evaluate(one, loaded, which_baselines="none")
         assert found.units == units
@@ -109,7 +110,7 @@ def test_intervals_are_over_what_the_log_names(data, world):
 
 def test_the_page_says_over_what_its_intervals_are_and_how_the_threshold_was_chosen(data, world, tmp_path):
     loaded = load_from(open_store(world.model), "")
-    nobody = replace(data, log=replace(data.log, user_id=np.full(len(data.log), "", object)))
+    nobody = replace(data, log=replace(data.log, user_id=CodedColumn.of([""] * len(data.log), "")))
     found = evaluate(nobody, loaded, which_baselines="none")
     write_page(tmp_path / "page.html", found, "title")
     page = (tmp_path / "page.html").read_text()

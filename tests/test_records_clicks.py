@@ -44,7 +44,7 @@ def make_log(times, requests=None):
     moments = np.sort(np.array([NO_TIME if time is None else time * 1_000_000 for time in times], np.int64))
     names = np.array(requests or [f"r{number}" for number in range(len(times))], object)
     ones = np.ones(len(times), np.int64)
-    return ClickLog(
+    return ClickLog.of(
         names,
         np.full(len(times), "a", object),
         np.full(len(times), "u", object),

@@ -26,7 +26,7 @@ def make_log(rows):
     ordered = sorted(rows, key=lambda row: NO_TIME if row[0] is None else row[0])
     times, users, ads, clicks, further = zip(*ordered, strict=True)
     clicked = np.array(clicks, np.int64)
-    return ClickLog(
+    return ClickLog.of(
         np.array([f"r{number}" for number in range(len(ordered))], object),
         np.array(ads, object),
         np.array(users, object),

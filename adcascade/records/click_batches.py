@@ -6,26 +6,36 @@ to say why it was refused.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.coded import CodedColumn
 from adcascade.records.errors import InputError
 from adcascade.records.files import Batch, DamagedRow, is_table
 from adcascade.records.limits import MAX_FIELD_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
 from adcascade.records.missing import is_missing
 from adcascade.records.near_names import warn_of_near_names
-from adcascade.records.times import AHEAD, EARLIEST, Moment, check_happened, minutes_ahead, read_moment
+from adcascade.records.times import AHEAD, EARLIEST, Moment, check_happened, micros_of, minutes_ahead, read_moment
 from adcascade.records.values import as_attributes, as_id, as_int, as_word
 
 Integers = npt.NDArray[np.int64]
+Shorts = npt.NDArray[np.int16]
 
 REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 TEXTS = ("request_id", "ad_id", "user_id")
-NUMBERS = ("time", "utc_offset", "clicks", "impressions", "conversions", "position")
+# The smallest types that hold what the limits allow.
+NUMBERS: Mapping[str, type[np.integer[Any]]] = {
+    "time": np.int64,
+    "utc_offset": np.int16,
+    "clicks": np.int64,
+    "impressions": np.int64,
+    "conversions": np.int64,
+    "position": np.int16,
+}
 MAX_POSITION = 1000
 # Sums of a hundred million rows of so many impressions hold in 64 bits.
 MAX_IMPRESSIONS = 10**10
@@ -34,10 +44,10 @@ NO_TIME = np.iinfo(np.int64).min
 # Position of a row without one; 0 is the first place of a log that counts from 0.
 NO_POSITION = -1
 
-_COUNTS = ("clicks", "impressions", "conversions", "position")
-_NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes"))
+COUNTS = ("clicks", "impressions", "conversions", "position")
+NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes"))
 _NAMES = (*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes", "page_text")
-_FIELD_LIMITS = {
+FIELD_LIMITS = {
     **dict.fromkeys(("country", "language", "device", "placement"), MAX_FIELD_CHARS),
     "page_text": MAX_TEXT_CHARS,
 }
@@ -84,18 +94,18 @@ class GoodRows:
 
     Attributes:
         rows: number of each in its file.
-        texts: by `TEXTS`, object arrays of str.
-        numbers: by `NUMBERS`, int64; `NO_TIME` and `NO_POSITION` where there is none.
+        texts: by `TEXTS`; no value reads as "".
+        numbers: by `NUMBERS`; `NO_TIME` and `NO_POSITION` where there is none.
         has_zone: whether the time of each row has a zone; False where there is no time.
         context: further columns, None where a row has no value.
     """
 
     source: str
     rows: Integers
-    texts: Mapping[str, npt.NDArray[np.object_]]
-    numbers: Mapping[str, Integers]
+    texts: Mapping[str, CodedColumn]
+    numbers: Mapping[str, npt.NDArray[Any]]
     has_zone: npt.NDArray[np.bool_]
-    context: Mapping[str, npt.NDArray[np.object_]]
+    context: Mapping[str, CodedColumn]
 
 
 class BatchChecker:
@@ -107,17 +117,18 @@ class BatchChecker:
         now: what no row may be more than a day later than.
 
     Attributes:
+        ids, counts, time, offset: what makes ids, whole numbers, moments and minutes of values of columns.
         left_out: further columns that hold lists, objects or bytes, which are no context.
     """
 
     def __init__(self, known_ads: Collection[str] | None, why_rejected: Mapping[str, str], now: datetime) -> None:
-        self._known_ads = known_ads
+        self.known_ads = known_ads
         self._why_rejected = why_rejected
-        self._now = now
-        self._ids = {name: _Converted(partial(_id, name)) for name in TEXTS}
-        self._counts = {name: _Converted(partial(_count, name)) for name in _COUNTS}
-        self._time = _Converted(lambda value: read_moment(value, "timestamp"))
-        self._offset = _Converted(lambda value: minutes_ahead(value, "utc_offset_minutes"))
+        self.now = now
+        self.ids = {name: _Converted(partial(_id, name)) for name in TEXTS}
+        self.counts = {name: _Converted(partial(_count, name)) for name in COUNTS}
+        self.time = _Converted(lambda value: read_moment(value, "timestamp"))
+        self.offset = _Converted(lambda value: minutes_ahead(value, "utc_offset_minutes"))
         self._attributes = _Converted(as_attributes)
         self._words: dict[str, _Converted] = {}
         self.left_out: set[str] = set()
@@ -133,27 +144,15 @@ class BatchChecker:
             InputError: A required column is missing, or there are too many columns.
         """
         count = len(batch.numbers)
-        missing = [name for name in REQUIRED if name not in batch.columns]
-        if missing and count:
-            lacks = (
-                f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}; {batch.source} has the "
-                f"columns {', '.join(map(repr, batch.columns))[:1000]}"
-            )
-            if is_table(batch.source):
-                raise InputError(lacks)
-            self._lacks.append(lacks)
-        self._complete |= bool(count and not missing)
-        if count and batch.source != self._checked:
-            warn_of_near_names(batch.source, batch.columns, _NAMES, self._told, "context")
-            self._checked = batch.source
+        missing = self.missing_names(batch.source, batch.columns) if count else []
         empty = [None] * count
         problems = _Problems(count)
         for row in range(count if missing else 0):
             problems.add(row, "bad_row", f"there is no {', '.join(missing)}; there is {_named(batch, row)}")
-        ids = {name: problems.of(self._ids[name](batch.columns.get(name, empty)), "") for name in TEXTS}
-        counts = {name: problems.of(self._counts[name](batch.columns.get(name, empty)), None) for name in _COUNTS}
-        moments = problems.of(self._time(batch.columns.get("timestamp", empty)), None)
-        offsets = problems.of(self._offset(batch.columns.get("utc_offset_minutes", empty)), 0)
+        ids = {name: problems.of(self.ids[name](batch.columns.get(name, empty)), "") for name in TEXTS}
+        counts = {name: problems.of(self.counts[name](batch.columns.get(name, empty)), None) for name in COUNTS}
+        moments = problems.of(self.time(batch.columns.get("timestamp", empty)), None)
+        offsets = problems.of(self.offset(batch.columns.get("utc_offset_minutes", empty)), 0)
         context = self._context(batch.columns, count, problems)
         numbers = _numbers(counts, moments, offsets)
         self._check_ids(ids, problems)
@@ -164,12 +163,35 @@ class BatchChecker:
         kept = GoodRows(
             batch.source,
             np.array(batch.numbers, np.int64)[good],
-            {name: _objects(values)[good] for name, values in ids.items()},
-            {name: values[good] for name, values in numbers.items()},
+            {name: CodedColumn.of([values[row] for row in good.tolist()], "") for name, values in ids.items()},
+            {name: values[good].astype(NUMBERS[name]) for name, values in numbers.items()},
             np.array([one is not None and one.offset is not None for one in moments], bool)[good],
-            {name: _objects(values)[good] for name, values in context.items()},
+            {name: CodedColumn.of([values[row] for row in good.tolist()]) for name, values in context.items()},
         )
         return kept, {batch.numbers[row]: problem for row, problem in problems.by_row.items()}
+
+    def missing_names(self, source: str, names: Collection[str]) -> list[str]:
+        """Which required columns the rows of a file have not. Raises InputError if no row of it can have them."""
+        missing = [name for name in REQUIRED if name not in names]
+        if missing:
+            lacks = (
+                f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}; {source} has the "
+                f"columns {', '.join(map(repr, names))[:1000]}"
+            )
+            if is_table(source):
+                raise InputError(lacks)
+            self._lacks.append(lacks)
+        self._complete |= not missing
+        if source != self._checked:
+            warn_of_near_names(source, names, _NAMES, self._told, "context")
+            self._checked = source
+        return missing
+
+    def words_of(self, names: Collection[str]) -> list[_Converted]:
+        """What makes words of values of columns of context. Raises InputError if there are too many columns."""
+        if len(self._words.keys() | set(names)) > _MAX_NAMES:
+            raise InputError(f"the click log has more than {_MAX_NAMES:,} columns; leave out what is no context")
+        return [self._words.setdefault(name, _Converted(_word)) for name in names]
 
     def finish(self) -> None:
         """Raises InputError if no line of JSON had the names of a log: then it is another file."""
@@ -177,20 +199,18 @@ class BatchChecker:
             raise InputError(max(self._lacks, key=len))
 
     def _context(self, columns: Mapping[str, Sequence[Any]], count: int, problems: "_Problems") -> dict[str, list[Any]]:
-        given: dict[str, Sequence[Any]] = {name: columns[name] for name in columns.keys() - _NO_CONTEXT}
+        given: dict[str, Sequence[Any]] = {name: columns[name] for name in columns.keys() - NO_CONTEXT}
         for row, values in enumerate(problems.of(self._attributes(given.pop("attributes", ())), {})):
             for name, value in values.items():
-                if name not in _NO_CONTEXT and name not in columns:
+                if name not in NO_CONTEXT and name not in columns:
                     column = given.setdefault(name, [None] * count)
                     if isinstance(column, list):
                         column[row] = value
             if len(given) > _MAX_NAMES:
                 break
-        if len(self._words.keys() | given.keys()) > _MAX_NAMES:
-            raise InputError(f"the click log has more than {_MAX_NAMES:,} columns; leave out what is no context")
         found = {}
-        for name in sorted(given):
-            words = self._words.setdefault(name, _Converted(_word))(given[name])
+        for name, convert in zip(sorted(given), self.words_of(sorted(given)), strict=True):
+            words = convert(given[name])
             if _NOT_PLAIN in words:
                 self.left_out.add(name)
             words = [None if word is _NOT_PLAIN else word for word in problems.of(words, None)]
@@ -205,9 +225,9 @@ class BatchChecker:
             for row in _where(len(value) > MAX_ID_CHARS for value in values):
                 length = len(values[row])
                 problems.add(row, "long_id", f"{name} has {length:,} characters; the limit is {MAX_ID_CHARS}")
-        if self._known_ads is None:
+        if self.known_ads is None:
             return
-        for row in _where(ad_id not in self._known_ads for ad_id in ids["ad_id"]):
+        for row in _where(ad_id not in self.known_ads for ad_id in ids["ad_id"]):
             ad_id = ids["ad_id"][row]
             why = f": it was rejected ({self._why_rejected[ad_id]})" if ad_id in self._why_rejected else ""
             problems.add(row, "unknown_ad", f"ad {ad_id[:MAX_ID_CHARS]!r} is not in the catalog{why}")
@@ -216,12 +236,12 @@ class BatchChecker:
         self, numbers: Mapping[str, Integers], moments: list[Moment | None], problems: "_Problems"
     ) -> None:
         time = numbers["time"]
-        latest = _micros(self._now + AHEAD)
-        for row in np.flatnonzero((time != NO_TIME) & ((time < _micros(EARLIEST)) | (time > latest))).tolist():
+        latest = micros_of(self.now + AHEAD)
+        for row in np.flatnonzero((time != NO_TIME) & ((time < micros_of(EARLIEST)) | (time > latest))).tolist():
             moment = moments[row]
             try:
                 if moment is not None:
-                    check_happened(moment.time, "timestamp", self._now)
+                    check_happened(moment.time, "timestamp", self.now)
             except InputError as error:
                 problems.add(row, "bad_time", str(error))
         for row in np.flatnonzero(abs(numbers["utc_offset"]) > MAX_UTC_OFFSET_MINUTES).tolist():
@@ -258,12 +278,6 @@ def _where(flags: Any) -> list[int]:
     return [row for row, flag in enumerate(flags) if flag]
 
 
-def _objects(values: list[Any]) -> npt.NDArray[np.object_]:
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
-
-
 _NOT_PLAIN = object()
 
 
@@ -280,17 +294,13 @@ def _count(name: str, value: Any) -> int | None:
     return None if is_missing(value) else as_int({name: value}, name)
 
 
-def _micros(moment: datetime) -> int:
-    return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
-
-
 def _numbers(
     counts: Mapping[str, list[int | None]], moments: list[Moment | None], offsets: list[int]
 ) -> dict[str, Integers]:
-    filled = {**dict.fromkeys(_COUNTS, 0), "position": NO_POSITION}
+    filled = {**dict.fromkeys(COUNTS, 0), "position": NO_POSITION}
     zones = [(one.offset if one is not None else 0) or offset for one, offset in zip(moments, offsets, strict=True)]
     return {
-        "time": np.array([NO_TIME if one is None else _micros(one.time) for one in moments], np.int64),
+        "time": np.array([NO_TIME if one is None else micros_of(one.time) for one in moments], np.int64),
         "utc_offset": np.array(zones, object).clip(-(2**31), 2**31).astype(np.int64),
         **{
             name: np.array([filled[name] if value is None else value for value in values], np.int64)
@@ -317,7 +327,7 @@ def _check_lengths(context: Mapping[str, list[str | None]], problems: _Problems)
     total = np.zeros(len(problems.found), np.int64)
     for name, values in context.items():
         lengths = np.array([0 if value is None else len(value) for value in values], np.int64)
-        limit = _FIELD_LIMITS.get(name)
+        limit = FIELD_LIMITS.get(name)
         if limit is None:
             total += np.where(lengths > 0, lengths + len(name), 0)
             limit = MAX_TEXT_CHARS

@@ -1,7 +1,6 @@
 """The click log: who was shown what, when, and whether they clicked; read and checked. Knows no models."""
 
-from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adcascade.records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
+from adcascade.records.click_batches import (
+    NO_TIME,
+    NUMBERS,
+    REQUIRED,
+    TEXTS,
+    BatchChecker,
+    GoodRows,
+    Integers,
+    Shorts,
+)
 from adcascade.records.click_report import (
     REJECTED_FILE,
     FoundRows,
@@ -19,14 +27,14 @@ from adcascade.records.click_report import (
     check_share,
     write_rejected,
 )
+from adcascade.records.click_tables import CheckedRows, TableChecker
+from adcascade.records.coded import CodedColumn, GrowingColumn
 from adcascade.records.errors import InputError
-from adcascade.records.files import read_batches
+from adcascade.records.files import Batch, TableBatch, read_tables
 from adcascade.records.limits import MAX_ATTRIBUTES
 from adcascade.records.users import Context
 
-__all__ = ["NO_TIME", "REJECTED_FILE", "REQUIRED", "ClickLog", "Integers", "LogReport", "Texts", "read_clicks"]
-
-Texts = npt.NDArray[np.object_]
+__all__ = ["NO_TIME", "REJECTED_FILE", "REQUIRED", "ClickLog", "Integers", "LogReport", "read_clicks"]
 
 _FIELDS = ("country", "language", "device", "placement", "page_text")
 
@@ -36,24 +44,52 @@ class ClickLog:
     """Columns of equal length, ordered by time (rows of equal time keep their order in the file).
 
     Attributes:
-        request_id, ad_id, user_id: object arrays of str; user_id is "" where unknown.
+        request_id, ad_id, user_id: texts; a user_id reads as "" where it is unknown.
         time: int64, microseconds since 1970 UTC, or `NO_TIME`.
-        utc_offset: int64, minutes that the clock on the wall was ahead of UTC; 0 where unknown.
+        utc_offset: int16, minutes that the clock on the wall was ahead of UTC; 0 where unknown.
         clicks, impressions, conversions: int64; conversions <= clicks <= impressions, impressions >= 1.
-        position: int64, place on the page from 1; 0 where unknown.
+        position: int16, place on the page from 1; 0 where unknown.
         context: further columns, by name; None where a row has no value.
     """
 
-    request_id: Texts
-    ad_id: Texts
-    user_id: Texts
+    request_id: CodedColumn
+    ad_id: CodedColumn
+    user_id: CodedColumn
     time: Integers
-    utc_offset: Integers
+    utc_offset: Shorts
     clicks: Integers
     impressions: Integers
     conversions: Integers
-    position: Integers
-    context: Mapping[str, Texts]
+    position: Shorts
+    context: Mapping[str, CodedColumn]
+
+    @classmethod
+    def of(
+        cls,
+        request_id: Iterable[str],
+        ad_id: Iterable[str],
+        user_id: Iterable[str],
+        time: npt.ArrayLike,
+        utc_offset: npt.ArrayLike,
+        clicks: npt.ArrayLike,
+        impressions: npt.ArrayLike,
+        conversions: npt.ArrayLike,
+        position: npt.ArrayLike,
+        context: Mapping[str, Iterable[str | None]],
+    ) -> "ClickLog":
+        """A log of plain texts and numbers, which are in order of time."""
+        return cls(
+            CodedColumn.of(request_id, ""),
+            CodedColumn.of(ad_id, ""),
+            CodedColumn.of(user_id, ""),
+            np.asarray(time, np.int64),
+            np.asarray(utc_offset, np.int16),
+            np.asarray(clicks, np.int64),
+            np.asarray(impressions, np.int64),
+            np.asarray(conversions, np.int64),
+            np.asarray(position, np.int16),
+            {name: CodedColumn.of(texts) for name, texts in context.items()},
+        )
 
     def __len__(self) -> int:
         return len(self.ad_id)
@@ -92,7 +128,7 @@ class ClickLog:
 
     def context_at(self, row: int) -> Context:
         """Where and when the impression of a row happened, from the further columns and the time."""
-        values = {name: column[row] for name, column in self.context.items() if column[row] is not None}
+        values = {name: value for name, column in self.context.items() if (value := column[row]) is not None}
         named = {name: values.pop(name) for name in _FIELDS if name in values}
         time = int(self.time[row])
         moment = datetime.fromtimestamp(time / 1e6, UTC) if time != NO_TIME else None
@@ -118,34 +154,47 @@ class _Columns:
     """A log as it is read: numbers packed, equal texts held once."""
 
     def __init__(self) -> None:
-        self.texts: dict[str, list[str]] = {name: [] for name in TEXTS}
-        self.numbers = {name: array("q") for name in NUMBERS}
-        self.context: dict[str, list[str | None]] = {}
         self.places = [False, False]  # whether any position was 0, and whether any was more
         self._zones: dict[bool, str] = {}
-        self._shared: dict[str | None, str | None] = {}
+        self.attributes: set[str] = set()  # names of all columns of context but the contract's own
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows = 0
+        self.texts = {name: GrowingColumn(0, "") for name in TEXTS}
+        self.numbers: dict[str, list[npt.NDArray[Any]]] = {name: [np.empty(0, NUMBERS[name])] for name in NUMBERS}
+        self.context: dict[str, GrowingColumn] = {}
 
     def __len__(self) -> int:
-        return len(self.numbers["time"])
+        return self._rows
 
     def append(self, good: GoodRows) -> None:
         """Takes usable rows. Raises InputError if some times have a zone and others none."""
-        before = len(self)
         self._check_zones(good)
-        for name, column in self.texts.items():
-            column.extend(self._once(good.texts[name].tolist()))
-        for name, packed in self.numbers.items():
-            packed.frombytes(good.numbers[name].tobytes())
         position = good.numbers["position"]
         self.places = [self.places[0] or bool((position == 0).any()), self.places[1] or bool((position > 0).any())]
-        for name in sorted(good.context.keys() - self.context.keys()):
-            self.context[name] = [None] * before
-        for name, values in self.context.items():
-            values.extend(self._once(good.context[name].tolist()) if name in good.context else [None] * len(good.rows))
+        self._extend(good.texts, good.numbers, good.context)
 
-    def _once(self, texts: list[Any]) -> list[Any]:
-        share = self._shared.setdefault
-        return [share(text, text) for text in texts]
+    def _extend(
+        self,
+        texts: Mapping[str, CodedColumn],
+        numbers: Mapping[str, npt.NDArray[Any]],
+        context: Mapping[str, CodedColumn],
+    ) -> None:
+        rows = len(numbers["time"])
+        for name, column in self.texts.items():
+            column.append(texts[name])
+        for name, parts in self.numbers.items():
+            parts.append(numbers[name])
+        for name in sorted(context.keys() - self.context.keys()):
+            self.context[name] = GrowingColumn(self._rows)
+            self.attributes |= {name} - set(_FIELDS)
+        for name, column in self.context.items():
+            if name in context:
+                column.append(context[name])
+            else:
+                column.append_nothing(rows)
+        self._rows += rows
 
     def _check_zones(self, good: GoodRows) -> None:
         timed = good.numbers["time"] != NO_TIME
@@ -162,20 +211,25 @@ class _Columns:
 
     def keep_newest(self, count: int) -> None:
         """Forgets all but the newest rows (of equal time, those read last)."""
-        log = self._ordered().take(slice(max(0, len(self) - count), None))
-        self.texts = {name: getattr(log, name).tolist() for name in TEXTS}
-        self.numbers = {name: array("q", getattr(log, name).tobytes()) for name in NUMBERS}
-        self.context = {name: values.tolist() for name, values in log.context.items()}
-        self._shared = {}
-
-    def _ordered(self) -> ClickLog:
-        order = np.argsort(np.frombuffer(self.numbers["time"], np.int64), kind="stable")
-        columns: dict[str, Any] = {name: np.array(column, object)[order] for name, column in self.texts.items()}
-        columns |= {name: np.frombuffer(packed, np.int64)[order] for name, packed in self.numbers.items()}
-        return ClickLog(
-            **columns,
-            context={name: np.array(values, object)[order] for name, values in self.context.items()},
+        log = self._ordered(slice(max(0, len(self) - count), None))
+        names = {name: column.compact() for name, column in log.context.items()}
+        self._extend(
+            {name: getattr(log, name).compact() for name in TEXTS},
+            {name: getattr(log, name) for name in NUMBERS},
+            names,
         )
+
+    def _ordered(self, rows: slice = slice(None)) -> ClickLog:
+        """Some of the rows in order of time; they are handed over, and nothing is left here."""
+        time = np.concatenate(self.numbers["time"])
+        order: Any = rows
+        if (time[1:] < time[:-1]).any():
+            order = np.argsort(time, kind="stable")[rows]
+        columns: dict[str, Any] = {name: self.texts.pop(name).column()[order] for name in TEXTS}
+        columns |= {name: np.concatenate(self.numbers.pop(name))[order] for name in NUMBERS}
+        context = {name: self.context.pop(name).column()[order] for name in list(self.context)}
+        self._clear()
+        return ClickLog(**columns, context=context)
 
     @property
     def counts_from_zero(self) -> bool:
@@ -183,9 +237,9 @@ class _Columns:
         return all(self.places)
 
     def log(self) -> ClickLog:
-        """The rows in order of time, positions counted from 1, and 0 where unknown."""
+        """The rows in order of time, positions counted from 1, and 0 where unknown; nothing is left here."""
         log = self._ordered()
-        names = sorted(log.context.keys() - set(_FIELDS))[:MAX_ATTRIBUTES]
+        names = sorted(self.attributes)[:MAX_ATTRIBUTES]
         context = {name: log.context[name] for name in sorted(log.context) if name in names or name in _FIELDS}
         position = log.position + 1 if self.counts_from_zero else log.position.clip(0)
         return replace(log, position=position, context=context)
@@ -231,11 +285,10 @@ def read_clicks(
         check_replaceable(rejected_file)
     check = BatchChecker(known_ads, why_rejected or {}, datetime.now(UTC))
     columns, found = _Columns(), FoundRows()
-    for batch in read_batches(path):
-        good, refused = check(batch)
-        found.add(batch.source, len(batch.numbers) + len(batch.damaged), {**batch.damaged, **refused})
-        found.add_untimed(good)
-        columns.append(good)
+    for checked in _checked(read_tables(path), check):
+        found.add(checked.good.source, checked.rows, checked.refused)
+        found.add_untimed(checked.good)
+        columns.append(checked.good)
         if newest is not None and len(columns) >= 2 * newest:
             columns.keep_newest(newest)
     check.finish()
@@ -251,6 +304,13 @@ def read_clicks(
     return log, report
 
 
+def _checked(batches: Iterable[Batch | TableBatch], check: BatchChecker) -> Iterator[CheckedRows]:
+    """Of batches of rows each row is looked at by itself, of tables only those that are not plainly good."""
+    check_table = TableChecker(check)
+    for batch in batches:
+        yield from check_table(batch)
+
+
 def _notes(columns: _Columns, check: BatchChecker) -> tuple[str, ...]:
     notes = []
     if columns.counts_from_zero:
@@ -259,7 +319,7 @@ def _notes(columns: _Columns, check: BatchChecker) -> tuple[str, ...]:
         notes.append(
             f"Not read as context, for they hold lists, objects or bytes: {', '.join(sorted(check.left_out))[:1000]}."
         )
-    beyond = sorted(columns.context.keys() - set(_FIELDS))[MAX_ATTRIBUTES:]
+    beyond = sorted(columns.attributes)[MAX_ATTRIBUTES:]
     if beyond:
         notes.append(
             f"{len(beyond)} columns beyond the first {MAX_ATTRIBUTES} in the alphabet were left out: "

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers
+from adcascade.records.coded import NO_VALUE, CodedColumn, grouped
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,16 +62,15 @@ class Counts:
     last: Floats
 
 
-def point_in_time_counts(keys: Texts, log: ClickLog) -> Counts:
+def point_in_time_counts(keys: CodedColumn, log: ClickLog) -> Counts:
     """For each row of `log`: what was counted of its key in strictly earlier rows. Arrays of shape [rows].
 
-    Rows of the same moment do not see each other; a row without a time neither sees nor is seen. An empty key counts
-    nothing.
+    Rows of the same moment do not see each other; a row without a time neither sees nor is seen. A row without a key
+    counts nothing.
     """
     # Rows by key, then by time: those of a key that are earlier than row i are key_start[i] .. moment_start[i] - 1.
-    codes = np.unique(keys.astype(str), return_inverse=True)[1]  # [rows], equal keys have equal codes
-    order = np.lexsort((log.time, codes))
-    code, time = codes[order], log.time[order]
+    order = _by_key_and_time(keys, log)
+    code, time = keys.codes[order], log.time[order]
     new_key = np.r_[True, code[1:] != code[:-1]]
     new_moment = new_key | np.r_[True, time[1:] != time[:-1]]
     rows = np.arange(len(order))
@@ -78,7 +78,7 @@ def point_in_time_counts(keys: Texts, log: ClickLog) -> Counts:
     # The place where the key, or the moment, of each row begins: the last place so far at which one began.
     key_start = np.maximum.accumulate(np.where(first_time, rows, 0))
     moment_start = np.maximum.accumulate(np.where(new_moment, rows, 0))
-    usable = (time != NO_TIME) & (keys[order] != "")
+    usable = (time != NO_TIME) & (code != NO_VALUE)
 
     def in_log_order(values: Floats) -> Floats:
         result = np.empty(len(order))
@@ -96,32 +96,39 @@ def point_in_time_counts(keys: Texts, log: ClickLog) -> Counts:
     return Counts(before(log.impressions), before(log.clicks), first, last)
 
 
-def out_of_fold_counts(keys: Texts, log: ClickLog, fold: Integers) -> Counts:
+def _by_key_and_time(keys: CodedColumn, log: ClickLog) -> Integers:
+    if (log.time[1:] < log.time[:-1]).any():  # rows that were taken in another order
+        return np.lexsort((log.time, keys.codes))
+    return grouped(keys.codes, len(keys.names))[0]
+
+
+def out_of_fold_counts(keys: CodedColumn, log: ClickLog, fold: Integers) -> Counts:
     """For each row of `log`: what was counted of its key in the folds that the row is not in. Shape [rows].
 
     Args:
-        keys: Key of each row; an empty one counts nothing.
+        keys: Key of each row; a row without one counts nothing.
         fold: Fold of each training row, 0 or more; -1 for rows that are not to be learned from, which see all folds.
             What a training row sees is scaled up as if it saw all folds too, so that a model meets counts of one size.
 
     Returns:
         Impressions and clicks of the whole log; `first` and `last` of the rows that are also strictly earlier.
     """
-    codes = np.unique(keys.astype(str), return_inverse=True)[1]
+    keys = keys.compact()
+    codes, known = keys.codes.astype(np.int64), keys.known
     folds = int(fold.max(initial=0)) + 1
-    training = (fold >= 0) & (keys != "")
+    training = (fold >= 0) & known
     scale = np.where(fold >= 0, folds / max(1, folds - 1), 1.0)
 
     def elsewhere(column: Integers) -> Floats:
-        table = np.zeros((int(codes.max(initial=0)) + 1, folds))
-        np.add.at(table, (codes[training], fold[training]), column[training])
+        cells = codes[training] * folds + fold[training]
+        table = np.bincount(cells, column[training], (len(keys.names) + 1) * folds).reshape(-1, folds)
         own = np.where(training, table[codes, np.maximum(fold, 0)], 0.0)
-        return np.where(keys != "", (table.sum(axis=1)[codes] - own) * scale, 0.0)
+        return np.where(known, (table.sum(axis=1)[codes] - own) * scale, 0.0)
 
     first, last = np.full(len(log), np.nan), np.full(len(log), np.nan)
     shown = training & (log.time != NO_TIME)
     for number in (-1, *range(folds)):
-        asking = np.flatnonzero((fold == number) & (keys != "") & (log.time != NO_TIME))
+        asking = np.flatnonzero((fold == number) & known & (log.time != NO_TIME))
         pool = np.flatnonzero(shown & (fold != number))
         first[asking], last[asking] = _earlier_moments(codes, log.time, asking, pool)
     return Counts(elsewhere(log.impressions), elsewhere(log.clicks), first, last)
@@ -199,7 +206,7 @@ class CounterSnapshot:
     totals: Mapping[str, Mapping[str, Total]]
 
     @classmethod
-    def of(cls, log: ClickLog, keys: Mapping[str, Texts]) -> "CounterSnapshot":
+    def of(cls, log: ClickLog, keys: Mapping[str, CodedColumn]) -> "CounterSnapshot":
         """Counts the whole log; `keys` holds the id of each row by what is counted."""
         return cls({name: _totals(ids, log) for name, ids in keys.items()})
 
@@ -239,13 +246,15 @@ class CounterSnapshot:
         return Counts(*values.T)
 
 
-def _totals(keys: Texts, log: ClickLog) -> CounterTable:
-    names, codes = np.unique(keys.astype(str), return_inverse=True)
-    first, last = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-    timed = log.time != NO_TIME
-    np.minimum.at(first, codes[timed], log.time[timed] / 1e6)
-    np.maximum.at(last, codes[timed], log.time[timed] / 1e6)
-    counted = [np.bincount(codes, column, len(names)) for column in (log.impressions, log.clicks)]
-    values = np.stack([*counted, *(np.where(np.isfinite(time), time, np.nan) for time in (first, last))], axis=1)
-    known = names != ""
-    return CounterTable(names[known].tolist(), values[known])
+def _totals(keys: CodedColumn, log: ClickLog) -> CounterTable:
+    keys = keys.compact()
+    known = keys.known
+    codes, count = keys.codes[known], len(keys.names)
+    first, last = np.full(count, np.inf), np.full(count, -np.inf)
+    time = log.time[known]
+    timed = time != NO_TIME
+    np.minimum.at(first, codes[timed], time[timed] / 1e6)
+    np.maximum.at(last, codes[timed], time[timed] / 1e6)
+    counted = [np.bincount(codes, column[known], count) for column in (log.impressions, log.clicks)]
+    values = np.stack([*counted, *(np.where(np.isfinite(end), end, np.nan) for end in (first, last))], axis=1)
+    return CounterTable(keys.names.to_pylist(), values)

@@ -9,22 +9,26 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adcascade.records.csv_rows import MAX_LINE_CHARS, CsvRecords, RecordError
 from adcascade.records.errors import InputError
 from adcascade.records.folders import SourceFile, list_files
-from adcascade.records.parquet_limits import bounded_batches
+from adcascade.records.parquet_limits import BATCH_ROWS, bounded_batches
 from adcascade.records.rounded import RoundedFloat
 
 log = logging.getLogger(__name__)
 
+# Rows that are read by column at once, if they are not large.
+TABLE_ROWS = 1 << 16
 _BATCH_ROWS = 1024
 _BATCH_CHARS = 8 * 1024 * 1024
 _BATCH_CELLS = 4096 * _BATCH_ROWS
@@ -84,6 +88,31 @@ class Batch:
             yield number, self.damaged[number] if number in self.damaged else good.get(number, {})
 
 
+@dataclass(frozen=True)
+class TableBatch:
+    """Some rows of a Parquet file as Arrow holds them.
+
+    Attributes:
+        source: name of the file.
+        first: number of the first row in it, from 1.
+    """
+
+    source: str
+    first: int
+    table: pa.RecordBatch
+
+    def by_row(self, rows: npt.NDArray[np.int64] | None = None) -> Iterator[Batch]:
+        """The given rows, or all, as batches of Python's values."""
+        count = self.table.num_rows if rows is None else len(rows)
+        for start in range(0, count, BATCH_ROWS):
+            if rows is None:
+                part = self.table.slice(start, BATCH_ROWS)
+                yield _parquet_batch(self.source, range(self.first + start, self.first + start + len(part)), part)
+            else:
+                some = rows[start : start + BATCH_ROWS]
+                yield _parquet_batch(self.source, (self.first + some).tolist(), self.table.take(pa.array(some)))
+
+
 def read_rows(path: Path) -> Iterator[tuple[str, int, Row]]:
     """Yields (file name, row number from 1, row) for all rows of a file or folder; see `read_batches`."""
     for batch in read_batches(path):
@@ -99,6 +128,15 @@ def read_batches(path: Path) -> Iterator[Batch]:
     Raises:
         InputError: There is no readable file, or one that cannot be read at all.
     """
+    for batch in read_tables(path, BATCH_ROWS):
+        if isinstance(batch, TableBatch):
+            yield from batch.by_row()
+        else:
+            yield batch
+
+
+def read_tables(path: Path, rows_at_once: int = TABLE_ROWS) -> Iterator[Batch | TableBatch]:
+    """The same, but rows of Parquet, at most so many at once, as Arrow holds them."""
     listing = list_files(path)
     if listing.left_out:
         named = [f"{name} ({why})" for name, why in listing.left_out.items()]
@@ -106,25 +144,52 @@ def read_batches(path: Path) -> Iterator[Batch]:
         log.warning("%s: left out %s%s", path, ", ".join(named[:_MOST_TOLD]), more)
     told: set[str] = set()
     for file in listing.files:
-        for batch in _batches_of(file):
-            columns = dict(batch.columns)
-            for name in [name for name in columns if _ROW_NUMBERS.fullmatch(name)]:
-                del columns[name]
-                if name not in told and len(told) < _MOST_TOLD:
-                    told.add(name)
-                    log.warning("%s: left out the column %r, which looks like pandas' row numbers", file.name, name)
-            for name, value in file.partition.items():
-                columns.setdefault(name, [value] * len(batch.numbers))
-            yield Batch(batch.source, batch.numbers, columns, batch.damaged)
+        for batch in _batches_of(file, rows_at_once):
+            rows = _without_row_numbers(batch, told)
+            if isinstance(rows, TableBatch) and not all(map(_is_utf8, file.partition.values())):
+                yield from (_with_names_of_folders(part, file.partition) for part in rows.by_row())
+            else:
+                yield _with_names_of_folders(rows, file.partition)
 
 
-def _batches_of(file: SourceFile) -> Iterator[Batch]:
+def _is_utf8(text: str | None) -> bool:
+    """Whether a part of a path is text: Python stands surrogates in for other bytes."""
+    return text is None or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _without_row_numbers(batch: Batch | TableBatch, told: set[str]) -> Batch | TableBatch:
+    names = batch.columns if isinstance(batch, Batch) else batch.table.schema.names
+    numbers = [name for name in names if _ROW_NUMBERS.fullmatch(name)]
+    for name in numbers:
+        if name not in told and len(told) < _MOST_TOLD:
+            told.add(name)
+            log.warning("%s: left out the column %r, which looks like pandas' row numbers", batch.source, name)
+    if not numbers:
+        return batch
+    if isinstance(batch, TableBatch):
+        return replace(batch, table=batch.table.select([name for name in names if name not in numbers]))
+    return replace(batch, columns={name: column for name, column in batch.columns.items() if name not in numbers})
+
+
+def _with_names_of_folders(batch: Batch | TableBatch, partition: Mapping[str, str | None]) -> Batch | TableBatch:
+    if isinstance(batch, Batch):
+        columns = dict(batch.columns)
+        for name, value in partition.items():
+            columns.setdefault(name, [value] * len(batch.numbers))
+        return replace(batch, columns=columns)
+    table = batch.table
+    for name in [name for name in partition if name not in table.schema.names]:
+        table = table.append_column(name, pa.repeat(pa.scalar(partition[name], pa.large_string()), table.num_rows))
+    return replace(batch, table=table)
+
+
+def _batches_of(file: SourceFile, rows_at_once: int) -> Iterator[Batch | TableBatch]:
     kind = file.suffix.removesuffix(".gz")
-    reader: Callable[[SourceFile], Iterator[Batch]] = {".parquet": _parquet_batches, ".csv": _csv_batches}.get(
-        kind, _jsonl_batches
-    )
     try:
-        yield from reader(file)
+        if kind == ".parquet":
+            yield from _parquet_batches(file, rows_at_once)
+        else:
+            yield from _csv_batches(file) if kind == ".csv" else _jsonl_batches(file)
     except EOFError as error:
         raise InputError(f"cannot read {file.path}: it is cut off; copy it again") from error
     except (OSError, zlib.error, pa.ArrowException) as error:
@@ -248,16 +313,15 @@ def _has_bad_bytes(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= char <= "\udcff" for char in text)
 
 
-def _parquet_batches(file: SourceFile) -> Iterator[Batch]:
-    number = 0
+def _parquet_batches(file: SourceFile, rows_at_once: int) -> Iterator[TableBatch]:
+    number = 1
     names = pq.read_schema(file.path).names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{file.path} names the column {twice[0]!r} twice; give each column a name of its own")
-    for batch in bounded_batches(file.path):
-        rows = range(number + 1, number + 1 + batch.num_rows)
-        number += batch.num_rows
-        yield _parquet_batch(file.name, rows, batch)
+    for table in bounded_batches(file.path, rows_at_once):
+        yield TableBatch(file.name, number, table)
+        number += table.num_rows
 
 
 def _parquet_batch(source: str, rows: Sequence[int], batch: pa.RecordBatch) -> Batch:
@@ -266,11 +330,11 @@ def _parquet_batch(source: str, rows: Sequence[int], batch: pa.RecordBatch) -> B
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         values = columns[name] = []
         try:
-            values += _plain_values(column)
+            values += plain_values(column)
         except (ValueError, OverflowError):
             for row, number in enumerate(rows):
                 try:
-                    values += _plain_values(column.slice(row, 1))
+                    values += plain_values(column.slice(row, 1))
                 except UnicodeDecodeError:
                     values.append(None)
                     damaged[number] = DamagedRow("bad_utf8", f"{name} has bytes that are no UTF-8")
@@ -284,7 +348,7 @@ def _parquet_batch(source: str, rows: Sequence[int], batch: pa.RecordBatch) -> B
     return Batch(source, [rows[place] for place in kept], good, damaged)
 
 
-def _plain_values(column: pa.Array) -> list[Any]:
+def plain_values(column: pa.Array) -> list[Any]:
     """Python's values of a column; timestamps are cut to microseconds, rounded whole floats are marked."""
     if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)

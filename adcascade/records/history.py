@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import block_diag
 
-from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers
+from adcascade.records.coded import CodedColumn, grouped
 from adcascade.records.counters import Counts, out_of_fold_counts, point_in_time_counts
 from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
-_NOBODY = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class HistoryView(Protocol):
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """The given rows in windows of one user; each row sees at most `limit` events."""
 
-    def counts(self, keys: Texts) -> Counts:
+    def counts(self, keys: CodedColumn) -> Counts:
         """Impressions and clicks of each row's key in the rows it may look back on; `keys` has one for each row."""
 
 
@@ -76,7 +76,7 @@ class PointInTimeHistory:
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """See `HistoryView`."""
         for user, wanted in _by_user(self._log, rows):
-            mine = self._histories.rows_of(user)
+            mine = self._histories.rows_of_code(user)
             time = self._log.time[mine]
             for part in _parts(wanted[np.argsort(self._log.time[wanted], kind="stable")]):
                 earlier = np.searchsorted(time, self._log.time[part], side="left")
@@ -85,7 +85,7 @@ class PointInTimeHistory:
                 seen = (place < earlier[:, None]) & (place >= earlier[:, None] - limit)
                 yield Window(part, mine[first:last], seen & (self._log.time[part] != NO_TIME)[:, None])
 
-    def counts(self, keys: Texts) -> Counts:
+    def counts(self, keys: CodedColumn) -> Counts:
         """See `HistoryView`."""
         return point_in_time_counts(keys, self._log)
 
@@ -100,13 +100,12 @@ class OutOfFoldHistory:
     def __init__(self, log: ClickLog, fold: Integers) -> None:
         self._log = log
         self._fold = fold
-        training = np.flatnonzero((fold >= 0) & (log.user_id != ""))
-        self._mine = dict(_by_user(log, training))
+        self._training = _UserRows(log, fold >= 0)
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """See `HistoryView`; of a user with more events than `limit`, those nearest in time."""
         for user, wanted in _by_user(self._log, rows):
-            mine = self._mine.get(user, _NOBODY)
+            mine = self._training.of(user)
             for part in _parts(wanted[np.argsort(self._log.time[wanted], kind="stable")]):
                 near = np.searchsorted(self._log.time[mine], self._log.time[part])
                 start = np.clip(near - limit // 2, 0, max(0, len(mine) - limit))
@@ -119,19 +118,36 @@ class OutOfFoldHistory:
         different: npt.NDArray[np.bool_] = self._fold[rows][:, None] != self._fold[past][None]
         return different
 
-    def counts(self, keys: Texts) -> Counts:
+    def counts(self, keys: CodedColumn) -> Counts:
         """See `HistoryView`."""
         return out_of_fold_counts(keys, self._log, self._fold)
 
 
-def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[str, Integers]]:
-    """The rows of each user, in order of time; rows without a user stand together under ""."""
+def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[int, Integers]]:
+    """The rows of each user, in order of time, users by name; rows without a user stand together before all others.
+
+    A user is a code of ``log.user_id.sorted``.
+    """
     if not len(rows):
         return
-    ordered = rows[np.argsort(rows, kind="stable")]  # the log is in order of time
-    names, codes = np.unique(log.user_id[ordered].astype(str), return_inverse=True)
-    groups = np.split(ordered[np.argsort(codes, kind="stable")], np.cumsum(np.bincount(codes, minlength=1))[:-1])
-    yield from zip(names.tolist(), groups, strict=True)
+    codes = log.user_id.sorted.codes[rows]
+    order = np.lexsort((rows, codes))  # the log is in order of time
+    starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[0]] - 1))
+    yield from zip(codes[order[starts]].tolist(), np.split(rows[order], starts[1:]), strict=True)
+
+
+class _UserRows:
+    """Some rows of a log by their user, in the order of the log; those without a user are nobody's."""
+
+    def __init__(self, log: ClickLog, wanted: npt.NDArray[np.bool_]) -> None:
+        users = log.user_id.sorted
+        rows = np.flatnonzero(wanted & users.known)
+        order, self._start = grouped(users.codes[rows], len(users.names))
+        self._rows = rows[order]
+
+    def of(self, user: int) -> Integers:
+        """Row indices of a user, who is a code of ``log.user_id.sorted``."""
+        return self._rows[self._start[user + 1] : self._start[user + 2]]
 
 
 def _parts(rows: Integers) -> Iterator[Integers]:
@@ -144,11 +160,15 @@ class Histories:
 
     def __init__(self, log: ClickLog) -> None:
         self._log = log
-        self._rows = dict(_by_user(log, np.flatnonzero((log.time != NO_TIME) & (log.user_id != ""))))
+        self._rows = _UserRows(log, log.time != NO_TIME)
 
     def rows_of(self, user_id: str) -> Integers:
         """Row indices of a user's events in the order of time; rows without a time or a user are nobody's."""
-        return self._rows.get(user_id, _NOBODY)
+        return self.rows_of_code(self._log.user_id.sorted.code_of(user_id))
+
+    def rows_of_code(self, user: int) -> Integers:
+        """The same of a user by their code in ``log.user_id.sorted``."""
+        return self._rows.of(user)
 
     def before(self, user_id: str, time: int, limit: int) -> tuple[Event, ...]:
         """A user's newest `limit` events strictly before `time` (microseconds since 1970), oldest first."""

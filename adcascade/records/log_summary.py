@@ -26,7 +26,7 @@ def summary_lines(log: ClickLog, report: LogReport, users: Collection[str] | Non
     if report.older:
         lines.append(f"{report.older:,} older rows were left out (--newest).")
     lines.append(span_line(log))
-    if nobody := int((log.user_id == "").sum()):
+    if nobody := int((~log.user_id.known).sum()):
         lines.append(f"{nobody:,} of {len(log):,} rows are without a user_id.")
     if users is not None and nobody < len(log):
         lines.append(_known_users(log, users))
@@ -76,8 +76,8 @@ def _row_numbers(log: ClickLog) -> list[str]:
     """Of columns of context that tell rows apart and nothing else, such as row numbers and ids of events."""
     found = []
     for name, column in log.context.items():
-        values = [value for value in column.tolist() if value is not None]
-        if name != "page_text" and len(values) >= _FEW_VALUES and len(set(values)) > _OWN_VALUES * len(values):
+        values = int(column.known.sum())
+        if name != "page_text" and values >= _FEW_VALUES and column.distinct > _OWN_VALUES * values:
             found.append(name)
     if not found:
         return []
@@ -96,6 +96,5 @@ def _known_users(log: ClickLog, users: Collection[str]) -> str:
 
 def _users_of(log: ClickLog) -> tuple[np.ndarray, np.ndarray]:
     """Users of a log, and how many rows each has."""
-    ids = log.user_id[log.user_id != ""].astype(str)
-    names, counts = np.unique(ids, return_counts=True)
-    return names, counts
+    users = log.user_id.sorted
+    return np.array(users.names.to_pylist(), object), np.bincount(users.codes[users.known], minlength=len(users.names))

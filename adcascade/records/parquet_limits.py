@@ -30,8 +30,8 @@ _LISTS_AT_ONCE = 1024
 _BYTES_A_ROW = 64
 
 
-def bounded_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, a few thousand at a time, or fewer where they are large.
+def bounded_batches(path: Path, most_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, a few thousand (or `most_rows`) at a time, or fewer where they are large.
 
     Raises:
         InputError: The file would take far more memory than it has bytes.
@@ -40,7 +40,7 @@ def bounded_batches(path: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as parquet:
         check_density(path, parquet.metadata)
         for group in range(parquet.num_row_groups):
-            rows = _rows_at_once(path, parquet, group)
+            rows = _rows_at_once(path, parquet, group, most_rows)
             yield from parquet.iter_batches(rows, row_groups=[group])
 
 
@@ -58,7 +58,7 @@ def check_density(path: Path, metadata: Any) -> None:
         raise InputError(f"{path} has {size:,} bytes and {metadata.num_rows:,} rows; that is no file of real rows")
 
 
-def _rows_at_once(path: Path, parquet: Any, group: int) -> int:
+def _rows_at_once(path: Path, parquet: Any, group: int, most_rows: int) -> int:
     """How many rows of a group are decoded at once. Raises InputError for a row that is too large by itself."""
     described = parquet.metadata.row_group(group)
     columns = [described.column(place) for place in range(described.num_columns)]
@@ -77,7 +77,7 @@ def _rows_at_once(path: Path, parquet: Any, group: int) -> int:
         if of_row * of_value > _ROW_BYTES:
             raise InputError(f"{path}: a row of {name} would take {of_row * of_value:,.0f} bytes; that is no real row")
         widest += of_value * of_row
-    return max(1, min(BATCH_ROWS, int(BATCH_BYTES / widest)))
+    return max(1, min(most_rows, int(BATCH_BYTES / widest)))
 
 
 def _most_values_of_a_row(path: Path, group: int, column: str) -> float:

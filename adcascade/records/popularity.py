@@ -60,7 +60,7 @@ class PopularitySnapshot:
     def of(cls, log: ClickLog) -> "PopularitySnapshot":
         """Counts all rows of a log that have a time."""
         log = log.take(log.time != NO_TIME)
-        names, ads = np.unique(log.ad_id.astype(str), return_inverse=True)
+        names, ads = log.ad_id.sorted.names, log.ad_id.sorted.codes
         moment = int(log.time.max()) + 1 if len(log) else 0
         left = np.exp(-(moment - log.time)[:, None] * _FORGETTING)
         half = _SUMS // 2
@@ -70,7 +70,7 @@ class PopularitySnapshot:
             sums[:, place] = np.bincount(ads, counted * left[:, place], len(names))
         first = np.full(len(names), _NEVER)
         np.minimum.at(first, ads, log.time)
-        return cls(moment, tuple(names.tolist()), sums, first)
+        return cls(moment, tuple(names.to_pylist()), sums, first)
 
     def updated(self, log: ClickLog) -> "PopularitySnapshot":
         """With the rows of `log` that are not earlier than `moment`; earlier ones are counted already."""

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers
+from adcascade.records.coded import CodedColumn, grouped
 from adcascade.records.errors import InputError
 
 
@@ -37,34 +38,32 @@ def split_each_user(log: ClickLog, shares: tuple[float, float, float] = (0.7, 0.
     """
     if log.one_moment:
         raise InputError(f"a split of each user's rows by time needs rows of several times: {log.one_moment_rows}")
-    rows = np.flatnonzero((log.user_id != "") & (log.time != NO_TIME))
-    names, users = np.unique(log.user_id[rows].astype(str), return_inverse=True)
-    order = np.argsort(users, kind="stable")  # the log is in order of time
-    users, rows = users[order], rows[order]
-    counts = np.bincount(users, minlength=len(names))
+    rows = np.flatnonzero(log.user_id.known & (log.time != NO_TIME))
+    order, start = grouped(log.user_id.codes[rows], len(log.user_id.names))  # the log is in order of time
+    users, rows = log.user_id.codes[rows[order]], rows[order]
+    counts = np.diff(start[1:])
     place = np.arange(len(rows)) - np.r_[0, np.cumsum(counts)[:-1]][users]
     cuts = np.array([np.floor(counts * sum(shares[:parts]) + 1e-9) for parts in (1, 2)])[:, users]
     part = (place >= cuts).sum(axis=0)
     return _non_empty([np.sort(rows[part == number]) for number in range(3)])
 
 
-def split_by_key(keys: Texts, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
+def split_by_key(keys: CodedColumn, seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
     """Row indices of training, validation and test: all rows of one key together, keys at random.
 
     With request ids, no request is torn apart; with ad ids, the test holds ads that no training row has. Raises
     InputError if a part is empty.
     """
-    names, group = np.unique(keys.astype(str), return_inverse=True)
-    return split_at_random(len(names), seed, shares, group)
+    return split_at_random(len(keys.sorted.names), seed, shares, keys.sorted.codes)
 
 
-def split_folds(keys: Texts, folds: int, fold: int, seed: int = 0) -> Split:
+def split_folds(keys: CodedColumn, folds: int, fold: int, seed: int = 0) -> Split:
     """Row indices of training, validation and test: the keys of one fold test, an eighth of the others validate.
 
     Raises InputError if a part is empty.
     """
-    names, group = np.unique(keys.astype(str), return_inverse=True)
-    place = np.random.default_rng(seed).permutation(len(names))
+    group = keys.sorted.codes
+    place = np.random.default_rng(seed).permutation(len(keys.sorted.names))
     part = np.where(place % folds == fold, 2, np.where(place // folds % 8 == 0, 1, 0))
     return _non_empty([np.flatnonzero(part[group] == number) for number in range(3)])
 

@@ -72,6 +72,11 @@ def read_moment(value: Any, name: str) -> Moment | None:
     raise InputError(f"{name} must be a time ({_HELP}), not {repr(value)[:80]}")
 
 
+def micros_of(moment: datetime) -> int:
+    """Microseconds since 1970."""
+    return round((moment - _EPOCH).total_seconds() * 1_000_000)
+
+
 def minutes_ahead(value: Any, name: str) -> int:
     """Minutes ahead of UTC, from a number of minutes or text such as ``+02:00``; 0 if missing. Raises InputError."""
     if is_missing(value):

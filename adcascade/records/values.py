@@ -19,7 +19,7 @@ from adcascade.records.times import read_moment
 
 # Whole numbers below this are exact in a float of 64 bits.
 _EXACT = 2**53
-_NULL_IDS = frozenset(("", "null", "nan", "-nan", "none", "<na>", "nat", "<null>", "\\n"))
+NULL_IDS = frozenset(("", "null", "nan", "-nan", "none", "<na>", "nat", "<null>", "\\n"))
 _INVISIBLE_ENDS = "\ufeff\u200b"
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+", re.ASCII)
 _ROUNDED = re.compile(r"-?\d(?:\.\d+)?[eE]\+\d+", re.ASCII)
@@ -59,7 +59,7 @@ def as_id(row: Mapping[str, Any], name: str) -> str:
 
 def _id_of_text(name: str, value: str) -> str:
     text = value.strip().strip(_INVISIBLE_ENDS).strip()
-    if text.casefold() in _NULL_IDS:
+    if text.casefold() in NULL_IDS:
         return ""
     if not text.isascii():
         text = unicodedata.normalize("NFC", _utf8(name, text))

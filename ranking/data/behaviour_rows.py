@@ -39,14 +39,14 @@ class BehaviourRows:
         self._spec = spec = ranker.spec
         self._device = device
         place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
-        self._ad = torch.tensor([place[ad_id] for ad_id in data.log.ad_id])
+        self._ad = torch.from_numpy(data.log.ad_id.of_names(place.__getitem__, -1, np.int64))
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self._ads = AdInputs(ads.vectors(ranker.model.text, ranker.pad_id).to(device), buckets.to(device))
         self._interests = _interests(data, ranker, device)
         self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
         hashes = data.reading(spec.shape.context_words).context_hashes
         self._context = torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets)).to(device)
-        self._positions = torch.from_numpy(data.log.position).to(device)
+        self._positions = torch.from_numpy(data.log.position.astype(np.int64)).to(device)
         self._look_back(data.past)
 
     def _look_back(self, past: HistoryView) -> None:
@@ -90,7 +90,9 @@ class BehaviourRows:
             torch.from_numpy(self._gaps(window)).to(self._device),
             torch.from_numpy(window.visible).to(self._device),
         )
-        users = self._data.log.user_id[window.rows].astype(str)
+        if not self._interests:
+            return history
+        users = np.array(self._data.log.user_id[window.rows].tolist())
         stated = [user for user in np.unique(users).tolist() if user in self._interests]
         if not stated:
             return history
@@ -112,7 +114,7 @@ class BehaviourRows:
 
 def _interests(data: Dataset, ranker: Ranker, device: torch.device) -> dict[str, Tensor]:
     """Text vector of the interests of each user of the log who states any, float32 [1, width]."""
-    users = (data.users.get(user_id) for user_id in np.unique(data.log.user_id.astype(str)).tolist())
+    users = (data.users.get(user_id) for user_id in data.log.user_id.sorted.names.to_pylist())
     stated = {user.user_id: user.interests.strip() for user in users if user and user.interests.strip()}
     if not stated:
         return {}

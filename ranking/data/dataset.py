@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.ads import Ad
-from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport
+from adcascade.records.coded import CodedColumn
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, event_of
@@ -20,12 +21,11 @@ from adcascade.records.users import UserProfile
 from ranking.data.labels import Labels, thinned_labels
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import (
-    COUNTED,
     FEATURES,
     FeatureInputs,
     Features,
     dense_features,
-    keys_of,
+    key_columns,
     snapshot_features,
 )
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
@@ -51,7 +51,7 @@ class Dataset:
     report: LogReport
     ads: Mapping[str, Ad]
     users: Mapping[str, UserProfile]
-    keys: Mapping[str, Texts]
+    keys: Mapping[str, CodedColumn]
     split: Split
     split_by: str
     counters: CounterSnapshot | None = None
@@ -76,7 +76,7 @@ class Dataset:
     @cached_property
     def training_sha256(self) -> str:
         """Hash of the log and the texts of its ads, and of which rows train and validate."""
-        return self._sha256_with(sorted(set(self.log.ad_id.tolist())))
+        return self._sha256_with(self.log.ad_id.sorted.names.to_pylist())
 
     def is_training_of(self, sha256: str) -> bool:
         """Whether a model with this `training_sha256` learned from exactly these rows.
@@ -90,7 +90,7 @@ class Dataset:
         for part in (self.split.train, self.split.valid):
             digest.update(f"{len(part)} ".encode() + part.tobytes())
         for column in (self.log.request_id, self.log.ad_id, self.log.user_id):
-            digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
+            column.hash_into(digest)
         for numbers in (self.log.time, self.log.clicks, self.log.impressions, self.log.conversions):
             digest.update(numbers.tobytes())
         for ad_id in ad_ids:
@@ -133,8 +133,7 @@ class Dataset:
         if units is None:
             fold = generator.integers(0, _FOLDS, len(self.log))
         else:
-            names, codes = np.unique(units.astype(str), return_inverse=True)
-            fold = generator.integers(0, _FOLDS, len(names))[codes]
+            fold = generator.integers(0, _FOLDS, len(units.sorted.names))[units.sorted.codes]
         of_training = np.full(len(self.log), -1)
         of_training[self.split.train] = fold[self.split.train]
         return of_training
@@ -161,7 +160,7 @@ class Dataset:
     @cached_property
     def groups(self) -> Integers:
         """Number of each row's request, int64 [rows]."""
-        return np.unique(self.log.request_id.astype(str), return_inverse=True)[1].astype(np.int64)
+        return self.log.request_id.sorted.codes.astype(np.int64)
 
     def labels(self, options: CommonOptions) -> Labels:
         """What is learned from the training part."""
@@ -221,7 +220,15 @@ def load_dataset(
         why = _why_not_by_time(log)
         split = "request" if why else "time"
         report = report.noted(f"Split by request, not by time: {why}.") if why else report
-    return Dataset(log, report, read.ads, read.users, _keys(log, read.ads), _split(log, split, seed), split)
+    return Dataset(
+        log,
+        report,
+        read.ads,
+        read.users,
+        key_columns(log.ad_id, log.user_id, read.ads),
+        _split(log, split, seed),
+        split,
+    )
 
 
 def _why_not_by_time(log: ClickLog) -> str:
@@ -250,8 +257,3 @@ def _split(log: ClickLog, split: str, seed: int) -> Split:
     if split in ("request", "ad"):
         return split_by_key(log.request_id if split == "request" else log.ad_id, seed)
     raise InputError(f"there is no split {split!r}; choose auto or one of {', '.join(SPLITS)}")
-
-
-def _keys(log: ClickLog, catalog: Mapping[str, Ad]) -> dict[str, Texts]:
-    keys = [keys_of(catalog[ad_id], user) for ad_id, user in zip(log.ad_id, log.user_id, strict=True)]
-    return {name: np.array([ids[name] for ids in keys], object) for name in COUNTED}

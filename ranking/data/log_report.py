@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 
 from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.coded import Codes, combinations
 from ranking.data.dataset import Dataset
 
 _DAY = 86_400_000_000
@@ -51,20 +52,19 @@ class LogFacts:
 def report_on(data: Dataset) -> LogFacts:
     """Looks at all rows; takes a second or two for a hundred thousand."""
     log, training, test = data.log, data.split.train, data.split.test
-    users = log.user_id.astype(str)
     return LogFacts(
         rows=len(log),
         impressions=int(log.impressions.sum()),
         clicks=int(log.clicks.sum()),
         conversions=int(log.conversions.sum()),
-        ads=len(np.unique(log.ad_id.astype(str))),
-        users=len(np.unique(users[users != ""])),
+        ads=log.ad_id.distinct,
+        users=log.user_id.distinct,
         requests=int(data.groups.max()) + 1,
         split=data.split_by,
         ctr=tuple(log.take(part).ctr if len(part) else None for part in data.split),
         days=tuple(_days(data)),
-        unseen_ads=_unseen(log.ad_id.astype(str), training, test),
-        unseen_users=_unseen(users, training, test),
+        unseen_ads=_unseen(log.ad_id.codes, training, test),
+        unseen_users=_unseen(log.user_id.codes, training, test),
         duplicates=_duplicates(data),
         clicks_before_shown=_clicks_before_shown(data),
     )
@@ -81,20 +81,20 @@ def _days(data: Dataset) -> list[Day]:
     return [Day(*line) for line in zip(moments, impressions.tolist(), clicks.tolist(), strict=True)]
 
 
-def _unseen(ids: np.ndarray, training: Integers, test: Integers) -> float:
+def _unseen(ids: Codes, training: Integers, test: Integers) -> float:
     return float((~np.isin(ids[test], ids[training])).mean()) if len(test) else 0.0
 
 
 def _duplicates(data: Dataset) -> int:
     log = data.log
-    lines = set(zip(log.request_id.tolist(), log.user_id.tolist(), log.ad_id.tolist(), log.time.tolist(), strict=True))
-    return len(log) - len(lines)
+    first, _ = combinations([log.request_id.codes, log.user_id.codes, log.ad_id.codes, log.time])
+    return len(log) - len(first)
 
 
 def _clicks_before_shown(data: Dataset) -> int:
     starts = {ad_id: ad.start_time.timestamp() * 1e6 for ad_id, ad in data.ads.items() if ad.start_time is not None}
     if not starts:
         return 0
-    start = np.array([starts.get(ad_id, -np.inf) for ad_id in data.log.ad_id])
+    start = data.log.ad_id.of_names(lambda ad_id: starts.get(ad_id, -np.inf), -np.inf)
     early = (data.log.time != NO_TIME) & (data.log.time < start)
     return int(data.log.clicks[early].sum())

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
+from adcascade.records.coded import NO_VALUE, combinations
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.inputs.features import Features
@@ -35,16 +36,20 @@ def make_blocks(data: Dataset, rows: Integers, *, max_ads: int, merge_requests: 
 
     Rows of a block are of one fold, so that none of them is in the history that the others look back on.
     """
-    log, fold = data.log, data.fold
-    blocks: dict[tuple[str, str, int], list[list[int]]] = {}
-    for row in rows.tolist():
-        user, request = str(log.user_id[row]), str(log.request_id[row])
-        key = (user, "" if merge_requests and user else request, int(fold[row]))
+    users, requests = data.log.user_id.codes[rows], data.log.request_id.codes[rows]
+    if merge_requests:
+        requests = np.where(users != NO_VALUE, NO_VALUE, requests)
+    _, unit = combinations([users, requests, data.fold[rows]])
+    times = data.log.time[rows].tolist()
+    blocks: dict[int, list[list[int]]] = {}
+    begun: dict[int, int] = {}  # time of the first row of the newest block of each unit
+    for row, key, time in zip(rows.tolist(), unit.tolist(), times, strict=True):
         groups = blocks.setdefault(key, [])
-        if groups and len(groups[-1]) < max_ads and log.time[row] - log.time[groups[-1][0]] <= _MAX_BLOCK_MICROSECONDS:
+        if groups and len(groups[-1]) < max_ads and time - begun[key] <= _MAX_BLOCK_MICROSECONDS:
             groups[-1].append(row)
         else:
             groups.append([row])
+            begun[key] = time
     return [np.array(group, np.int64) for groups in blocks.values() for group in groups]
 
 
@@ -69,7 +74,7 @@ class AdTexts:
     """The ads of a log as texts, tokens and vectors, for one model."""
 
     def __init__(self, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        self.texts = {ad_id: data.ad_text(ad_id) for ad_id in np.unique(data.log.ad_id.astype(str)).tolist()}
+        self.texts = {ad_id: data.ad_text(ad_id) for ad_id in data.log.ad_id.sorted.names.to_pylist()}
         rows = tokenize(tokenizer, list(self.texts.values()), max_tokens)
         self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
 

@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from adcascade.records.clicks import Integers
+from adcascade.records.coded import CodedColumn
 from adcascade.records.errors import InputError
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.vectors.encoder import TextEncoder, load_encoder
@@ -106,16 +107,20 @@ def _logistic(
 
 def _one_hot(data: Dataset) -> csr_matrix:
     """User, ad, category, attributes and context of each row as ones among hashed columns."""
-    names = [
-        [f"{key}={name}" for name in column] for key, column in data.keys.items() if key in ("ad", "user", "category")
-    ]
-    ids = np.array([[blake2b_bucket(name, _ID_BUCKETS) for name in column] for column in names]).T
+    ids = np.stack([_id_buckets(key, data.keys[key]) for key in ("ad", "category", "user")], axis=1)
     words = context_buckets(data.context_hashes)
     columns = np.concatenate([ids, np.where(words > 0, _ID_BUCKETS + words, 0)], axis=1)
     rows = np.repeat(np.arange(len(columns)), columns.shape[1])
     matrix = csr_matrix((np.ones(columns.size), (rows, columns.ravel())), (len(columns), _ID_BUCKETS + CONTEXT_BUCKETS))
     used = np.unique(matrix[data.split.train].indices)
     return matrix[:, used[used > 0]]
+
+
+def _id_buckets(key: str, names: CodedColumn) -> Integers:
+    def bucket(name: str) -> int:
+        return blake2b_bucket(f"{key}={name}", _ID_BUCKETS)
+
+    return names.of_names(bucket, bucket(""), np.int64)
 
 
 def _trees(data: Dataset, features: Features, rows: Integers) -> Probabilities | None:
@@ -157,7 +162,7 @@ def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.ND
 def _text_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:
     """Cosine of the ad with the text that the ranker reads of the user at the first of these rows, without training."""
     vectors, place = _ad_vectors(data, encoder)
-    _, first, user = np.unique(data.log.user_id[rows].astype(str), return_index=True, return_inverse=True)
+    _, first, user = np.unique(data.log.user_id[rows].codes, return_index=True, return_inverse=True)
     users = encoder.encode([data.user_text(int(row)) for row in rows[first]])
     cosine: npt.NDArray[np.float32] = (users[user] * vectors[place[rows]]).sum(axis=1)
     return cosine
@@ -165,5 +170,5 @@ def _text_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDA
 
 def _ad_vectors(data: Dataset, encoder: TextEncoder) -> tuple[npt.NDArray[np.float32], Integers]:
     """Unit vector of each ad of the log, and the place of each row's ad among them."""
-    ids, place = np.unique(data.log.ad_id.astype(str), return_inverse=True)
-    return encoder.encode([data.ad_text(ad_id) for ad_id in ids.tolist()]), place
+    ads = data.log.ad_id.sorted
+    return encoder.encode([data.ad_text(ad_id) for ad_id in ads.names.to_pylist()]), ads.codes.astype(np.int64)

@@ -93,21 +93,21 @@ def evaluate(
 
 def _units(data: Dataset, rows: Integers) -> str:
     """What `Sample.units` are."""
-    named = data.log.user_id[rows] != ""
+    named = data.log.user_id[rows].known
     if named.all():
         return "users"
     return "users, and requests of nobody" if named.any() else "requests"
 
 
 def _sample(data: Dataset, rows: Integers, p_click: np.ndarray) -> Sample:
-    users = data.log.user_id[rows]
-    units = np.where(users != "", users, data.log.request_id[rows]).astype(str)
+    users, requests = data.log.user_id[rows].sorted, data.log.request_id[rows].sorted
+    units = np.where(users.known, users.codes, len(users.names) + requests.codes)
     return Sample(
         p_click,
         data.log.clicks[rows],
         data.log.impressions[rows],
         np.unique(units, return_inverse=True)[1],
-        np.unique(data.log.request_id[rows].astype(str), return_inverse=True)[1],
+        requests.codes.astype(np.int64),
     )
 
 

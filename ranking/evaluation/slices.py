@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.coded import CodedColumn
 from ranking.data.dataset import Dataset
 from ranking.inputs.text import HISTORY_EVENTS
 
@@ -22,24 +23,25 @@ def slices(data: Dataset, rows: Integers) -> Iterator[tuple[str, Labels]]:
     """Names of ways to slice the given rows, and the label of each row; labels sort in the order to be shown."""
     log, training = data.log, data.split.train
     yield "ad", _known(log.ad_id[rows], log.ad_id[training])
-    if (log.user_id[rows] != "").any():
+    if log.user_id[rows].known.any():
         yield "user", _known(log.user_id[rows], log.user_id[training])
         yield "events before", _classes(_history_lengths(data, rows), _HISTORY_ENDS)
     yield "ad's impressions in training", _deciles(_impressions(data, rows))
     if (log.position[rows] > 0).any():
-        yield "position", _classes(log.position[rows], _POSITION_ENDS)
+        yield "position", _classes(log.position[rows].astype(np.int64), _POSITION_ENDS)
     if (log.time[rows] != NO_TIME).all():
         minutes = log.time[rows] // 60_000_000 + log.utc_offset[rows]
         hours = minutes // 60 % 24
         yield "hour", np.array([f"{hour // 6 * 6:02d}-{hour // 6 * 6 + 5:02d}" for hour in hours.tolist()])
     for name, column in log.context.items():
-        values = column[rows].tolist()
-        if 1 < len(set(values)) <= _MOST_VALUES:
-            yield name, np.array(["unknown" if value is None else value[:_LABEL_CHARS] for value in values])
+        values = column[rows]
+        if 1 < values.distinct + int(not values.known.all()) <= _MOST_VALUES:
+            yield name, values.of_names(lambda value: value[:_LABEL_CHARS], "unknown")
 
 
-def _known(ids: npt.NDArray[np.object_], training: npt.NDArray[np.object_]) -> Labels:
-    return np.where(np.isin(ids.astype(str), training.astype(str)), "in training", "not in training")
+def _known(ids: CodedColumn, training: CodedColumn) -> Labels:
+    """Both columns are rows of one, so equal texts have equal codes."""
+    return np.where(np.isin(ids.codes, training.codes), "in training", "not in training")
 
 
 def _history_lengths(data: Dataset, rows: Integers) -> Integers:
@@ -51,9 +53,9 @@ def _history_lengths(data: Dataset, rows: Integers) -> Integers:
 
 def _impressions(data: Dataset, rows: Integers) -> Integers:
     training = data.split.train
-    ids, codes = np.unique(data.log.ad_id.astype(str), return_inverse=True)
-    total = np.bincount(codes[training], data.log.impressions[training], len(ids)).astype(np.int64)
-    return total[codes[rows]]
+    ads = data.log.ad_id
+    total = np.bincount(ads.codes[training], data.log.impressions[training], len(ads.names)).astype(np.int64)
+    return total[ads.codes[rows]]
 
 
 def _deciles(values: Integers) -> Labels:

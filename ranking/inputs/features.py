@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import Integers
+from adcascade.records.coded import CodedColumn, pairs
 from adcascade.records.counters import Counts
 from adcascade.records.users import EVENT_WEIGHT, EventType
 
@@ -23,6 +24,9 @@ Features = npt.NDArray[np.float32]
 
 # What is counted.
 COUNTED = ("ad", "advertiser", "category", "user", "user_category", "user_advertiser")
+
+# Stands between the two names of a pair.
+_BETWEEN = "\x1f"
 
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
 PRIOR_IMPRESSIONS = 10.0
@@ -63,6 +67,24 @@ def keys_of(ad: Ad, user_id: str) -> dict[str, str]:
     }
 
 
+def key_columns(ad_ids: CodedColumn, user_ids: CodedColumn, ads: Mapping[str, Ad]) -> dict[str, CodedColumn]:
+    """`keys_of` of many impressions, a column for each of `COUNTED`; no value where there is no id.
+
+    Args:
+        ads: those of `ad_ids`, at least, by id.
+    """
+    advertisers = ad_ids.renamed(lambda ad_id: ads[ad_id].advertiser)
+    categories = ad_ids.renamed(lambda ad_id: ads[ad_id].category)
+    return {
+        "ad": ad_ids,
+        "advertiser": advertisers,
+        "category": categories,
+        "user": user_ids,
+        "user_category": pairs(user_ids, categories, _BETWEEN),
+        "user_advertiser": pairs(user_ids, advertisers, _BETWEEN),
+    }
+
+
 def counter_id(key: str, name: str, user_id: str) -> str:
     """What a counter of `COUNTED` is looked up by: `name` is that of an ad, advertiser or category."""
     if key == "user":
@@ -71,7 +93,7 @@ def counter_id(key: str, name: str, user_id: str) -> str:
 
 
 def _both(first: str, second: str) -> str:
-    return f"{first}\x1f{second}" if first and second else ""
+    return f"{first}{_BETWEEN}{second}" if first and second else ""
 
 
 @dataclass(frozen=True)

@@ -134,11 +134,12 @@ def _fingerprint(data: Dataset, options: TrainOptions) -> str:
     """Of everything that the weights depend on."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {data.training_sha256} {len(data.ads)}".encode())
     for numbers in (data.log.position, data.log.utc_offset):
-        digest.update(numbers.tobytes())
-    for what in (sorted(data.keys.items()), sorted(data.log.context.items()), sorted(data.users.items())):
-        for name, value in what:
-            plain = value.tolist() if isinstance(value, np.ndarray) else value
-            digest.update(f"{name} {plain!r}".encode("utf-8", "surrogatepass"))
+        digest.update(numbers.astype(np.int64).tobytes())
+    for name, column in (*sorted(data.keys.items()), *sorted(data.log.context.items())):
+        digest.update(f"{name} {len(column.names)} ".encode("utf-8", "surrogatepass"))
+        digest.update("\0".join(column.names.to_pylist()).encode() + column.codes.tobytes())
+    for name, user in sorted(data.users.items()):
+        digest.update(f"{name} {user!r}".encode("utf-8", "surrogatepass"))
     settings = options.but(tensorboard=None).flags
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

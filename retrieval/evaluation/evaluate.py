@@ -244,7 +244,7 @@ def _by_events(judge: RetrievalEvaluator, k: int) -> list[Slice]:
 
 def _by_ads(judge: RetrievalEvaluator, data: RetrievalData, k: int) -> list[Slice]:
     """Users with a click on such an ad, and those clicks alone."""
-    shown = frozenset(data.log.ad_id[data.split.train].tolist())
+    shown = frozenset(data.log.ad_id[data.split.train].compact().names.to_pylist())
     known = np.array([ad_id in shown for ad_id in data.ad_ids])
     clicks = np.where(known, judge.clicks_of_ads, -1)
     found = []

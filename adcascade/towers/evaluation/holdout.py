@@ -62,7 +62,7 @@ def held_out(log: ClickLog, earlier: Integers, later: Integers, number_of: Mappi
     sequences = sequences_of(log, earlier, number_of)
     place_of = {user: place for place, user in enumerate(sequences.users)}
     first_row = dict(zip(log.user_id[later[::-1]].tolist(), later[::-1].tolist(), strict=True))
-    clicks = later[(log.clicks[later] > 0) & (log.user_id[later] != "")]
+    clicks = later[(log.clicks[later] > 0) & log.user_id[later].known]
     by_user: dict[str, set[int]] = {}
     for user, ad_id in zip(log.user_id[clicks].tolist(), log.ad_id[clicks].tolist(), strict=True):
         if ad_id in number_of:

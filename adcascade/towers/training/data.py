@@ -71,7 +71,7 @@ class RetrievalData:
         """Hash of the rows that are trained on."""
         rows, digest = self.split.train, hashlib.sha256()
         for column in (self.log.ad_id, self.log.user_id):
-            digest.update("\0".join(column[rows]).encode("utf-8", "surrogatepass"))
+            column[rows].hash_into(digest)
         for numbers in (self.log.time, self.log.clicks, self.log.impressions):
             digest.update(numbers[rows].tobytes())
         return digest.hexdigest()

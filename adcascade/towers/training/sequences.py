@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
+from adcascade.records.coded import combinations
 from adcascade.records.users import EventType
 from adcascade.towers.model import EVENT_TYPES, UNKNOWN_GAP, attribute_buckets
 
@@ -48,10 +49,11 @@ class Sequences:
 
 def sequences_of(log: ClickLog, rows: Integers, number_of: Mapping[str, int]) -> Sequences:
     """The given rows of a log that have a user, a time and a known ad."""
-    numbers = np.array([number_of.get(ad_id, -1) for ad_id in log.ad_id[rows]], np.int64)
-    usable = (numbers >= 0) & (log.user_id[rows] != "") & (log.time[rows] != NO_TIME)
+    numbers = log.ad_id[rows].of_names(lambda ad_id: number_of.get(ad_id, -1), -1, np.int64)
+    usable = (numbers >= 0) & log.user_id[rows].known & (log.time[rows] != NO_TIME)
     rows, numbers = rows[usable], numbers[usable]
-    names, users = np.unique(log.user_id[rows].astype(str), return_inverse=True)
+    named = log.user_id[rows].sorted
+    names, users = named.names, named.codes
     order = np.lexsort((rows, log.time[rows], users))
     rows, numbers, users = rows[order], numbers[order], users[order]
     start = np.searchsorted(users, np.arange(len(names) + 1))
@@ -59,23 +61,15 @@ def sequences_of(log: ClickLog, rows: Integers, number_of: Mapping[str, int]) ->
     types = np.full(len(rows), EVENT_TYPES.index(EventType.IMPRESSION))
     types[log.clicks[rows] > 0] = EVENT_TYPES.index(EventType.CLICK)
     types[log.conversions[rows] > 0] = EVENT_TYPES.index(EventType.CONVERSION)
-    return Sequences(names.tolist(), start, numbers, types, time, _gaps(time, start[:-1]), _contexts(log, rows))
+    return Sequences(names.to_pylist(), start, numbers, types, time, _gaps(time, start[:-1]), _contexts(log, rows))
 
 
 def _contexts(log: ClickLog, rows: Integers) -> Integers:
     """`attribute_buckets` of where each row happened, int64 [rows, values]."""
     if not log.context:
         return np.zeros((len(rows), 0), np.int64)
-    number_of: dict[tuple[str | None, ...], int] = {}
-    kinds: list[Mapping[str, str]] = []
-    numbers = np.empty(len(rows), np.int64)
-    columns = [column[rows].tolist() for column in log.context.values()]
-    for place, values in enumerate(zip(*columns, strict=True)):
-        if values not in number_of:
-            number_of[values] = len(kinds)
-            kinds.append(log.context_at(int(rows[place])).values)
-        numbers[place] = number_of[values]
-    return attribute_buckets(kinds)[numbers]
+    first, kind = combinations([column.codes[rows] for column in log.context.values()])
+    return attribute_buckets([log.context_at(int(row)).values for row in rows[first]])[kind]
 
 
 def _gaps(time: Integers, first: Integers) -> Integers:

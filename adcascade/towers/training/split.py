@@ -40,7 +40,7 @@ def split_log(log: ClickLog, split: str, seed: int) -> TowerSplit:
     Raises:
         InputError: Rows have no time, or all the same, or none has a user, or a part would be empty.
     """
-    if not (log.has_time and (log.user_id != "").any()):
+    if not (log.has_time and log.user_id.known.any()):
         why = log.untimed_rows if not log.has_time else "no row has a user_id"
         raise InputError(f"the towers learn from what users did over time: the log needs user_id and timestamp; {why}")
     if log.one_moment:
@@ -70,6 +70,6 @@ def split_log(log: ClickLog, split: str, seed: int) -> TowerSplit:
 
 def _hidden_ads(log: ClickLog, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Which rows are of ads that are hidden from all training, and from `fit` alone."""
-    names, ads = np.unique(log.ad_id.astype(str), return_inverse=True)
-    place = np.random.default_rng(seed).permutation(len(names)) / len(names)
+    ads, count = log.ad_id.sorted.codes, log.ad_id.distinct
+    place = np.random.default_rng(seed).permutation(count) / count
     return (place < _HIDDEN_ADS)[ads], ((place >= _HIDDEN_ADS) & (place < 2 * _HIDDEN_ADS))[ads]

@@ -122,7 +122,7 @@ def train_and_save(
         trained.spec,
         len(sequences.ads),
         len(sequences.users),
-        len(set(data.log.ad_id[clicked].tolist())),
+        data.log.ad_id[clicked].distinct,
         time.perf_counter() - started,
     )
 
@@ -179,7 +179,7 @@ def _fitted(
         interests=options.interests,
         id_buckets=_id_buckets(len(data.ads)),
     )
-    catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].tolist()), data.texts, shape)
+    catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].compact().names.to_pylist()), data.texts, shape)
     attributes = attributes_of(data.users, list(sequences.users))
     fitted = fit_towers(sequences, catalog, attributes, shape, options, watch)
     return _Fitted(fitted.towers, catalog, sequences, fitted.passes)
