@@ -1,10 +1,15 @@
 """Attributes, context and hour as ids: the same offline and online, stable, bounded."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
+from adcascade.records.clicks import NO_TIME
+from adcascade.records.coded import CodedColumn
 from adcascade.records.users import Context, UserProfile
+from ranking.data.dataset import load_dataset
 from ranking.inputs.context import CONTEXT_BUCKETS, CONTEXT_WORDS, context_buckets, context_hashes
 
 NOON = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
@@ -59,3 +64,21 @@ def test_a_model_with_fewer_learned_vectors_reads_the_same_words_into_fewer():
     few = context_buckets(hashes, 8)
     assert ((few > 0) == (context_buckets(hashes) > 0)).all()
     assert few.max() < 8
+
+
+def test_what_a_log_says_of_context_is_what_each_of_its_rows_says(world):
+    """Hashes are made once for each combination of context, attributes and local hour, not once a row."""
+    data = load_dataset(world.ads, world.clicks, world.users)
+    random, log = np.random.default_rng(0), data.log
+    time = np.where(random.random(len(log)) < 0.1, NO_TIME, log.time)
+    offset = random.choice(np.array([0, 60, -570, 1440], np.int16), len(log))
+    rooms = CodedColumn.of([["kitchen", "12", None][number] for number in random.integers(0, 3, len(log))])
+    known = {
+        user_id: UserProfile(user_id, attributes={"age": user_id[-1]}) for user_id in sorted(set(log.user_id))[::2]
+    }
+    mixed = replace(log, time=time, utc_offset=offset, context={**log.context, "room": rooms})
+    found = replace(data, log=mixed, users=known).context_hashes
+    for row, user_id in enumerate(log.user_id):
+        context = mixed.context_at(row)
+        want = context_hashes(known.get(user_id, UserProfile()), context, context.timestamp)
+        assert found[row].tolist() == list(want)

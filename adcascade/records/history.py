@@ -20,6 +20,7 @@ from adcascade.records.counters import Counts, out_of_fold_counts, point_in_time
 from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
+_KINDS = (EventType.IMPRESSION, EventType.CLICK, EventType.CONVERSION)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Histories:
     def before(self, user_id: str, time: int, limit: int) -> tuple[Event, ...]:
         """A user's newest `limit` events strictly before `time` (microseconds since 1970), oldest first."""
         earlier = self._rows_before(user_id, time)
-        return tuple(event_of(self._log, int(row)) for row in earlier[-limit:]) if limit > 0 else ()
+        return tuple(events_of(self._log, earlier[-limit:])) if limit > 0 else ()
 
     def ads_before(self, user_id: str, time: int) -> frozenset[str]:
         """Every ad of a user's events strictly before `time` (microseconds since 1970)."""
@@ -184,14 +185,15 @@ class Histories:
         return rows[: np.searchsorted(self._log.time[rows], time, side="left")]
 
 
-def event_of(log: ClickLog, row: int) -> Event:
-    """What a row of the log says that the user did."""
-    kind = EventType.CLICK if log.clicks[row] > 0 else EventType.IMPRESSION
-    if log.conversions[row] > 0:
-        kind = EventType.CONVERSION
-    time = int(log.time[row])
-    moment = datetime.fromtimestamp(time / 1_000_000, UTC) if time != NO_TIME else None
-    return Event(kind, ad_id=str(log.ad_id[row]), timestamp=moment)
+def events_of(log: ClickLog, rows: Integers) -> list[Event]:
+    """What each of some rows of the log says that the user did."""
+    kinds = np.select([log.conversions[rows] > 0, log.clicks[rows] > 0], [2, 1], 0).tolist()
+    columns = zip(kinds, log.ad_id[rows].tolist(), log.time[rows].tolist(), strict=True)
+    return [Event(_KINDS[kind], ad_id=ad_id, timestamp=_moment(time)) for kind, ad_id, time in columns]
+
+
+def _moment(time: int) -> datetime | None:
+    return datetime.fromtimestamp(time / 1_000_000, UTC) if time != NO_TIME else None
 
 
 def with_history(user: UserProfile, histories: Histories, time: int, limit: int) -> UserProfile:

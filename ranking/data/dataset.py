@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport
-from adcascade.records.coded import CodedColumn
+from adcascade.records.coded import NO_VALUE, CodedColumn, combinations
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.errors import InputError
-from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, event_of
+from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
 from adcascade.records.joined import read_joined
 from adcascade.records.splits import Split, split_at_random, split_by_key, split_by_time, split_each_user
 from adcascade.records.users import UserProfile
@@ -33,6 +33,7 @@ from ranking.training.options import CommonOptions
 
 SPLITS = ("time", "user", "random", "request", "ad")
 _FOLDS = 5
+_MINUTE = 60_000_000  # microseconds
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,28 @@ class Dataset:
     @cached_property
     def context_hashes(self) -> npt.NDArray[np.uint64]:
         """See `ranking.inputs.context.context_hashes`, uint64 [rows, words]."""
+        log = self.log
+        minutes = np.where(log.time != NO_TIME, log.time // _MINUTE + log.utc_offset, 0)  # on the clock on the wall
+        hours = np.where(log.time != NO_TIME, minutes // 60 % (7 * 24), NO_VALUE)  # of a week
+        words = [column.codes for name, column in log.context.items() if name != "page_text"]
+        first, kind = combinations([hours, self._kinds_of_users, *words])
         found = []
-        for row, user_id in enumerate(self.log.user_id.tolist()):
-            context = self.log.context_at(row)
-            user = self.users.get(user_id, UserProfile())
+        for row in first.tolist():
+            context = log.context_at(row)
+            user = self.users.get(log.user_id[row], UserProfile())
             found.append(context_hashes(user, context, context.timestamp, self.context_words))
-        return np.array(found, np.uint64).reshape(len(self.log), self.context_words)
+        return np.array(found, np.uint64).reshape(len(first), self.context_words)[kind]
+
+    @property
+    def _kinds_of_users(self) -> Integers:
+        """A number for each row, equal where users have equal attributes; int64 [rows]."""
+        numbers: dict[tuple[tuple[str, str], ...], int] = {}
+
+        def kind(user_id: str) -> int:
+            attributes = self.users.get(user_id, UserProfile()).attributes
+            return numbers.setdefault(tuple(sorted(attributes.items())), len(numbers))
+
+        return self.log.user_id.of_names(kind, kind(""), np.int64)
 
     @cached_property
     def groups(self) -> Integers:
@@ -175,11 +192,18 @@ class Dataset:
 
         The history is the log's, never that of the users' file, which may tell of later events.
         """
-        user_id = str(self.log.user_id[row])
-        user = self.users.get(user_id, UserProfile(user_id))
-        (window,) = self.past.windows(np.array([row]), HISTORY_EVENTS)
-        history = tuple(event_of(self.log, int(event)) for event in window.events[window.visible[0]])
-        return render_user(replace(user, history=history), self.log.context_at(row), self.ads.get)
+        return self.user_texts(np.array([row]))[0]
+
+    def user_texts(self, rows: Integers) -> list[str]:
+        """`user_text` of several rows, of which none is given twice."""
+        found: dict[int, str] = {}
+        for window in self.past.windows(rows, HISTORY_EVENTS):
+            events = np.array(events_of(self.log, window.events), object)
+            for row, visible in zip(window.rows.tolist(), window.visible, strict=True):
+                user_id = self.log.user_id[row]
+                user = replace(self.users.get(user_id, UserProfile(user_id)), history=tuple(events[visible].tolist()))
+                found[row] = render_user(user, self.log.context_at(row), self.ads.get)
+        return [found[row] for row in rows.tolist()]
 
 
 def load_dataset(
