@@ -16,10 +16,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from adcascade.catalog.ad_text import embedding_text
-from adcascade.records.ads import Ad
+from adcascade.records.ads import Ad, read_catalog
+from adcascade.records.clicks import read_clicks
 from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
 from adcascade.vectors.encoder import HashingEncoder
+from benchmarks.ad_log import AdLogOptions, make_ad_log
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
@@ -450,3 +452,32 @@ def test_silent_clients_hold_what_they_are_told_to_and_send_nothing(connections,
                     time.sleep(0.02)
     assert answer.request_id == "here"
     assert servicer.reached == 1
+
+
+def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
+    sizes = ["--read-rows", "3000", "--rows", "2000", "--rounds", "1"]
+    result = CliRunner().invoke(app, ["train", *sizes, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    found = BenchResult.load(tmp_path / "train.json")
+    assert [one.case for one in found.entries] == [
+        "read and check 3,000 rows",
+        "read and check 3,000 rows",
+        "histories and counters of 2,000 rows",
+    ]
+    assert all(one.figures["rows a second"] > 0 for one in found.entries)
+    assert found.entries[0].figures["MiB"] > 10
+    assert not found.verdicts[0].met  # on so few rows nothing is said of ten million
+    assert found.verdicts[0].why == "measured on fewer"
+
+
+def test_a_made_up_log_is_shaped_like_a_real_one(tmp_path):
+    files = make_ad_log(tmp_path, AdLogOptions(rows=100_000, users=20_000, ads=2000, seed=3))
+    log, report = read_clicks(files.clicks, {ad.ad_id for ad in read_catalog(files.ads).ads})
+    assert (len(log), report.rejected) == (100_000, {})
+    assert 0.015 < log.ctr < 0.05
+    assert 3.5 < len(log) / log.request_id.distinct < 4.5
+    requests = {*zip(log.request_id, log.user_id, log.time.tolist(), log.context["device"], strict=True)}
+    assert len(requests) == log.request_id.distinct
+    shown = np.bincount(log.ad_id.codes)
+    assert shown.max() > 100 * np.median(shown)
+    assert np.bincount(log.user_id.codes).mean() < 10

@@ -273,6 +273,29 @@ def fuzz_command(
     )
 
 
+@app.command("train")
+def train_command(
+    part: Annotated[
+        list[str] | None, typer.Option(help="read or history; give it again for another; default: all.")
+    ] = None,
+    read_rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is read.")] = 10_000_000,
+    rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that histories are made of.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed.")] = 3,
+    out: Out = OUT,
+    compare: Compare = None,
+    as_json: Json = False,
+) -> None:
+    """What stands before a training: reading and checking a log, histories and counters of each row.
+
+    On a made-up log shaped like a real one: many users with few rows each, 20,000 ads of which few are shown often.
+    """
+    with _explained():
+        from benchmarks.speed.train import PARTS, TrainSettings, bench_train
+
+    settings = TrainSettings(tuple(part or PARTS), read_rows=read_rows, rows=rows, rounds=rounds)
+    _run("train", lambda folder, progress: bench_train(settings, folder, progress), out, compare, as_json)
+
+
 @app.command("training")
 def training_command(
     size: Annotated[
@@ -333,6 +356,7 @@ def all_command(
     load_command(ads=ads, out=out)
     soak_command(ads=ads, out=out)
     attack_command(out=out)
+    train_command(out=out)
     targets_command(document=document, out=out)
 
 

@@ -1,0 +1,184 @@
+"""``adcascade bench train``: what stands before a training: reading a log, histories and counters of each row."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adcascade.records.ads import read_catalog
+from adcascade.records.click_batches import BatchChecker
+from adcascade.records.clicks import ClickLog, read_clicks
+from adcascade.records.datasets.movielens import DatasetFiles
+from adcascade.records.errors import InputError
+from adcascade.records.files import read_batches
+from adcascade.records.history import PointInTimeHistory
+from benchmarks.ad_log import AdLogOptions, make_ad_log
+from benchmarks.speed.interleaved_timing import Progress, Spread
+from benchmarks.speed.machine import describe
+from benchmarks.speed.memory import peak_mib
+from benchmarks.speed.results import BenchResult, Entry, TargetResult
+from ranking.inputs.features import key_columns
+
+PARTS = ("read", "history")
+BY_COLUMN, BY_ROW = "by column", "row by row"
+_LEAST_READ, _MOST_MIB, _LEAST_HISTORY = 1_000_000, 1536, 500_000
+_READ_ROWS = 10_000_000
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the benchmark is run.
+
+    Attributes:
+        parts: of `PARTS`, which are run.
+        read_rows: of the Parquet log that is read and checked.
+        row_path_rows: of the log whose rows are checked one by one, for comparison.
+        rows: of the log whose histories and counters are made.
+        users_per_row: users of each log over its rows.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    read_rows: int = _READ_ROWS
+    row_path_rows: int = 200_000
+    rows: int = 1_000_000
+    users_per_row: float = 0.2
+    ads: int = 20_000
+    rounds: int = 3
+    seed: int = 0
+
+
+def bench_train(settings: TrainSettings, folder: Path, progress: Progress = lambda *_: None) -> BenchResult:
+    """Times each part on a log of its own size. Raises InputError for a part that there is not."""
+    unknown = [part for part in settings.parts if part not in PARTS]
+    if unknown:
+        raise InputError(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
+    machine = describe()
+    measure = {"read": _read, "history": _history}
+    found = [measure[part](settings, folder, progress) for part in settings.parts]
+    return BenchResult(
+        bench="train",
+        machine=machine,
+        settings=asdict(settings) | {"parts": ",".join(settings.parts)},
+        entries=[entry for entries, _ in found for entry in entries],
+        verdicts=[verdict for _, verdicts in found for verdict in verdicts],
+    )
+
+
+def _log_of(rows: int, settings: TrainSettings, folder: Path) -> DatasetFiles:
+    users = max(1, int(rows * settings.users_per_row))
+    return make_ad_log(folder / f"log-{rows}", AdLogOptions(rows, users, settings.ads, seed=settings.seed))
+
+
+def _timed(work: Callable[[], object], rounds: int, progress: Progress) -> list[float]:
+    """Seconds of each round."""
+    found = []
+    for number in range(rounds):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+        progress(number + 1, rounds)
+    return found
+
+
+def _entry(case: str, contender: str, seconds: Sequence[float], rows: int, **figures: float) -> Entry:
+    milliseconds = Spread.of([1000 * one for one in seconds])
+    per_second = 1000 * rows / milliseconds.median
+    return Entry(
+        case=case, contender=contender, milliseconds=milliseconds, figures={"rows a second": per_second, **figures}
+    )
+
+
+def _read(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
+    """A whole log by column, in processes of their own; and some rows of it one by one."""
+    files = _log_of(settings.read_rows, settings, folder)
+    command = ["-m", "benchmarks.speed.read_log", str(files.ads), str(files.clicks)]
+    rounds = [[*map(float, _output_of(command).split())] for _ in range(settings.rounds)]
+    progress(settings.rounds, settings.rounds)
+    peak = peak_mib(command)
+    sample = folder / "sample.parquet"
+    rows = min(settings.row_path_rows, settings.read_rows)
+    pq.write_table(pa.Table.from_batches([next(pq.ParquetFile(files.clicks).iter_batches(rows))]), sample)
+    by_row = _timed(lambda: _read_by_row(files.ads, sample), 1, progress)
+    entries = [
+        _entry(
+            f"read and check {settings.read_rows:,} rows",
+            BY_COLUMN,
+            [seconds for seconds, _ in rounds],
+            settings.read_rows,
+            **{"rows a processor's second": settings.read_rows / min(worked for _, worked in rounds), "MiB": peak},
+        ),
+        _entry(f"read and check {rows:,} rows", BY_ROW, by_row, rows),
+    ]
+    speed = entries[0].figures["rows a second"]
+    few = "" if settings.read_rows >= _READ_ROWS else "measured on fewer"
+    return entries, [
+        TargetResult(
+            what=f"reading and checking {settings.read_rows:,} rows of Parquet",
+            target=f"at least {_LEAST_READ:,} rows a second",
+            reached=f"{speed:,.0f} ({entries[1].figures['rows a second']:,.0f} row by row)",
+            met=speed >= _LEAST_READ and not few,
+            why=few,
+        ),
+        TargetResult(
+            what=f"memory of reading {settings.read_rows:,} rows",
+            target=f"at most {_MOST_MIB:,} MiB for {_READ_ROWS:,}",
+            reached=f"{peak:,.0f} MiB",
+            met=peak <= _MOST_MIB and not few,
+            why=few,
+        ),
+    ]
+
+
+def _read_by_row(ads: Path, clicks: Path) -> None:
+    """What every row went through before logs were read by column, and what odd rows still go through."""
+    check = BatchChecker(_ids_of(ads), {}, datetime.now(UTC))
+    for batch in read_batches(clicks):
+        check(batch)
+
+
+def _ids_of(ads: Path) -> frozenset[str]:
+    return frozenset(ad.ad_id for ad in read_catalog(ads).ads)
+
+
+def _output_of(arguments: Sequence[str]) -> str:
+    return subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _history(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
+    """Users' histories, and all counters of each row as of its moment."""
+    files = _log_of(settings.rows, settings, folder)
+    catalog = {ad.ad_id: ad for ad in read_catalog(files.ads).ads}
+    log, _ = read_clicks(files.clicks, catalog.keys())
+
+    def work() -> None:
+        fresh = _unsorted(log)
+        past = PointInTimeHistory(fresh)
+        for ids in key_columns(fresh.ad_id, fresh.user_id, catalog).values():
+            past.counts(ids)
+
+    entry = _entry(
+        f"histories and counters of {settings.rows:,} rows",
+        BY_COLUMN,
+        _timed(work, settings.rounds, progress),
+        settings.rows,
+    )
+    speed = entry.figures["rows a second"]
+    return [entry], [
+        TargetResult(
+            what=f"histories and counters of {settings.rows:,} rows, point in time",
+            target=f"at least {_LEAST_HISTORY:,} rows a second",
+            reached=f"{speed:,.0f}",
+            met=speed >= _LEAST_HISTORY,
+        )
+    ]
+
+
+def _unsorted(log: ClickLog) -> ClickLog:
+    """The same log without what its columns remember of an earlier round."""
+    return replace(log, **{name: replace(getattr(log, name)) for name in ("request_id", "ad_id", "user_id")})
