@@ -15,7 +15,15 @@ import numpy.typing as npt
 from scipy.linalg import block_diag
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, Texts
-from adcascade.records.counters import Counts, out_of_fold_counts, point_in_time_counts
+from adcascade.records.counters import (
+    Counts,
+    Floats,
+    key_codes,
+    out_of_fold_counts,
+    out_of_fold_decayed,
+    point_in_time_counts,
+    point_in_time_decayed,
+)
 from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
@@ -65,6 +73,9 @@ class HistoryView(Protocol):
     def counts(self, keys: Texts) -> Counts:
         """Impressions and clicks of each row's key in the rows it may look back on; `keys` has one for each row."""
 
+    def decayed(self, keys: Texts) -> Floats:
+        """The same under each half-life, as it was at the last of them, float64 [rows, half-lives, 2]."""
+
 
 class PointInTimeHistory:
     """Each row sees the strictly earlier rows of the log: rows of the same moment do not see each other."""
@@ -88,6 +99,10 @@ class PointInTimeHistory:
     def counts(self, keys: Texts) -> Counts:
         """See `HistoryView`."""
         return point_in_time_counts(keys, self._log)
+
+    def decayed(self, keys: Texts) -> Floats:
+        """See `HistoryView`."""
+        return point_in_time_decayed(key_codes(keys), self._log)
 
 
 class OutOfFoldHistory:
@@ -122,6 +137,10 @@ class OutOfFoldHistory:
     def counts(self, keys: Texts) -> Counts:
         """See `HistoryView`."""
         return out_of_fold_counts(keys, self._log, self._fold)
+
+    def decayed(self, keys: Texts) -> Floats:
+        """See `HistoryView`."""
+        return out_of_fold_decayed(key_codes(keys), self._log, self._fold)
 
 
 def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[str, Integers]]:

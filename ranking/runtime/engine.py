@@ -193,7 +193,9 @@ class RankingEngine:
         counters = self.loaded.counters
         counts = {key: counters.counts(key, query.keys[key], query.counter_overrides.get(key, {})) for key in COUNTED}
         spec, moments = self.loaded.spec, np.full(len(query.ad_ids), query.moment)
-        features = snapshot_features(FeatureInputs(counts, spec.prior_ctr, moments), counters.end, spec.features)
+        shown = np.full(len(query.ad_ids), float(query.shown)) if query.shown else None
+        inputs = FeatureInputs(counts, spec.prior_ctr, moments, shown=shown)
+        features = snapshot_features(inputs, counters.end, spec.features)
         return torch.from_numpy(spec.normalise(features)).to(self.device)
 
     def _buckets(self, ad_ids: Sequence[str]) -> Tensor:

@@ -19,7 +19,6 @@ from ranking.data.scorer import Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
 from ranking.evaluation.results import TextFit
-from ranking.inputs.features import FEATURES
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
@@ -207,10 +206,11 @@ _Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ..
 def _base(data: Dataset, options: BaseOptions) -> _Network:
     """Network, tokenizer, sizes and feature names of a base model that knows no clicks."""
     shape = ModelShape(id_buckets=_id_buckets(len(data.ads)))
-    model, tokenizer = load_base(options.name, options.architecture, 0, shape, len(FEATURES))
+    names = data.feature_names
+    model, tokenizer = load_base(options.name, options.architecture, 0, shape, len(names))
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
-    return model, tokenizer, shape, FEATURES
+    return model, tokenizer, shape, names
 
 
 def _earlier_version(options: BaseOptions) -> _Network:
