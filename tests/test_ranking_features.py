@@ -90,7 +90,9 @@ def test_an_event_counts_as_passed_liked_or_converted(kind):
 def seen_by(decayed, last=0.0, rows=1):
     """Counts of every kind that were the same, with impressions and clicks that faded alike under all half-lives."""
     halves = np.tile(np.asarray(decayed, np.float64), (rows, len(HALF_LIVES_H), 1))
-    return dict.fromkeys(COUNTED, Counts(np.full(rows, 9.0), np.ones(rows), np.zeros(rows), np.full(rows, last), halves))
+    return dict.fromkeys(
+        COUNTED, Counts(np.full(rows, 9.0), np.ones(rows), np.zeros(rows), np.full(rows, last), halves)
+    )
 
 
 def feature(inputs, name):
@@ -146,5 +148,7 @@ def test_a_log_teaches_what_it_can_tell():
     assert all(name.endswith("_in_request") or name == "request_size_log" for name in shown_together)
     assert not any(reads_decayed(key, tuple(shown_together)) for key in COUNTED)
     both = features_for(timed=True, request_rows=5.0)
-    assert set(both) == set(FEATURES) | timed | shown_together | {f"{name}_in_request" for name in timed if name.startswith("ad_")}
+    assert set(both) == set(FEATURES) | timed | shown_together | {
+        f"{name}_in_request" for name in timed if name.startswith("ad_")
+    }
     assert [key for key in COUNTED if reads_decayed(key, both)] == ["ad", "advertiser", "category"]

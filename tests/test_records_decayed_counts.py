@@ -34,7 +34,10 @@ def faded(log, last_hours, rows):
     """Impressions and clicks of some rows under each half-life at a moment, by the definition."""
     ages = last_hours - log.time[rows] / HOUR
     return [
-        [(log.impressions[rows] * 0.5 ** (ages / half_life)).sum(), (log.clicks[rows] * 0.5 ** (ages / half_life)).sum()]
+        [
+            (log.impressions[rows] * 0.5 ** (ages / half_life)).sum(),
+            (log.clicks[rows] * 0.5 ** (ages / half_life)).sum(),
+        ]
         for half_life in HALF_LIVES_H.values()
     ]
 

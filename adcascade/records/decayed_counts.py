@@ -71,7 +71,9 @@ class KeyedEvents:
 
     def states(self, half_life_h: float) -> Floats:
         """The faded sum of each key at each of its events, that one included, float64 [events, columns]."""
-        hours = np.where(self._begins, np.inf, np.diff(self.last, prepend=0) / MICROS_PER_HOUR)  # since the event before
+        hours = np.where(
+            self._begins, np.inf, np.diff(self.last, prepend=0) / MICROS_PER_HOUR
+        )  # since the event before
         return recurrence(decay(hours, half_life_h), self._values)
 
     def before(self, codes: Integers, time: Integers) -> Integers:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport, Texts
-from adcascade.records.counters import Counts, CounterSnapshot
+from adcascade.records.counters import CounterSnapshot, Counts
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, event_of
 from adcascade.records.joined import read_joined

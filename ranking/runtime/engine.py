@@ -187,7 +187,8 @@ class RankingEngine:
             history = with_interests(history, stated, history.seen.new_ones((count, 1)))
         candidates = AdInputs(texts[:count], self._buckets(query.ad_ids))
         context = self._integers(context_buckets(query.context[: shape.context_words], shape.context_buckets))
-        return self._model.behaviour(Impressions(dense, context.expand(count, -1), candidates), history)  # type: ignore[no-any-return]
+        shown = Impressions(dense, context.expand(count, -1), candidates)
+        return self.loaded.with_trees(self._model.behaviour(shown, history), dense)
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters
