@@ -312,7 +312,8 @@ class CounterSnapshot:
             for row, name in enumerate(ids):
                 if name in counter_overrides:
                     values[row] = _overridden(values[row], counter_overrides[name])
-        return Counts(*values[:, :4].T, values[:, 4:].reshape(-1, len(_HALF_LIVES), 2))
+        impressions, clicks, first, last = values[:, :4].T
+        return Counts(impressions, clicks, first, last, values[:, 4:].reshape(-1, len(_HALF_LIVES), 2))
 
 
 def _overridden(values: Floats, total: Total) -> Floats:

@@ -64,16 +64,15 @@ class KeyedEvents:
         self.before_rows = np.full(len(codes), -1)
         self.before_rows[rows] = np.where(self._begins[event], -1, event - 1)
         columns = [np.bincount(event, column[rows], len(first)) for column in values.T]
-        self._values = np.stack(columns, axis=1)  # [events, columns]
+        self._values: Floats = np.stack(columns, axis=1).astype(np.float64)  # [events, columns]
 
     def __len__(self) -> int:
         return len(self.key)
 
     def states(self, half_life_h: float) -> Floats:
         """The faded sum of each key at each of its events, that one included, float64 [events, columns]."""
-        hours = np.where(
-            self._begins, np.inf, np.diff(self.last, prepend=0) / MICROS_PER_HOUR
-        )  # since the event before
+        # Hours since the event before.
+        hours = np.where(self._begins, np.inf, np.diff(self.last, prepend=0) / MICROS_PER_HOUR)
         return recurrence(decay(hours, half_life_h), self._values)
 
     def before(self, codes: Integers, time: Integers) -> Integers:

@@ -123,7 +123,7 @@ def _decayed(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.
         raise ValueError(f"the counters of {key!r} have no decayed counts")
     hours = np.nan_to_num(inputs.timestamp_s - counts.last).clip(0) / 3600  # nothing was counted where no time is known
     which = list(HALF_LIVES_H).index(half_life)
-    faded: npt.NDArray[np.float64] = counts.decayed[:, which].T * decay(hours, HALF_LIVES_H[half_life])
+    faded: npt.NDArray[np.float64] = np.multiply(counts.decayed[:, which].T, decay(hours, HALF_LIVES_H[half_life]))
     return faded
 
 

@@ -52,7 +52,11 @@ class BoostedTrees:
     blend: Blend
 
     def logits(self, dense: Features) -> Logits:
-        """What the trees alone say, float64 [rows]; `dense` as `CtrSpec.normalise` makes it, float32 [rows, features]."""
+        """What the trees alone say, float64 [rows].
+
+        Args:
+            dense: As `CtrSpec.normalise` makes it, float32 [rows, features].
+        """
         # One thread: a call has a few hundred rows, and other calls want the other cores.
         said: Logits = np.asarray(self.booster.predict(dense, raw_score=True, num_threads=1), np.float64)
         return said
@@ -128,4 +132,4 @@ def fit_booster(train: LabelledRows, valid: LabelledRows) -> "lightgbm.Booster |
         stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
         booster = lightgbm.train(_COMMON | settings, table(train), _ROUNDS, valid_sets=[table(valid)], callbacks=[stop])
         fitted.append((booster.best_score["valid_0"]["binary_logloss"], booster))
-    return min(fitted, key=lambda one: one[0])[1]  # type: ignore[no-any-return]
+    return min(fitted, key=lambda one: one[0])[1]
