@@ -1,16 +1,17 @@
 """A model version: what lies in its directory, and that directory loaded. Knows no training.
 
 A Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer) beside ``ctr.json`` (see `ranking.spec`),
-``head.safetensors`` (what was learned outside the encoder) and ``counters.parquet`` (past impressions and clicks for
-the dense features).
+``head.safetensors`` (what was learned outside the encoder), ``trees.txt`` (boosted trees beside it, if they bring
+anything) and ``counters.parquet`` (past impressions and clicks for the dense features).
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -39,12 +40,14 @@ from adcascade.vectors.model_check import (
 )
 from ranking.errors import ModelError
 from ranking.inputs.features import FEATURES
+from ranking.model.behaviour import BehaviourLogits
 from ranking.model.joint import JointCrossEncoder
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import BERT_LIKE, JOINT, SharedUserCrossEncoder
+from ranking.model.trees import BoostedTrees, load_trees
 from ranking.spec import CTR_FILE, CtrSpec, read_spec
 
-HEAD_FILE, COUNTERS_FILE = "head.safetensors", "counters.parquet"
+HEAD_FILE, COUNTERS_FILE, TREES_FILE = "head.safetensors", "counters.parquet", "trees.txt"
 EXPORT_FOLDER = "openvino"
 # Weights that versions of 0.1 know by other names.
 _RENAMED = {
@@ -64,11 +67,25 @@ class Ranker:
         model: The network; on whichever device it was put.
         tokenizer: Of its texts.
         spec: Everything else; see ``ctr.json``.
+        trees: Beside the behaviour part; None if they brought nothing.
     """
 
     model: RankerModel
     tokenizer: PreTrainedTokenizerBase
     spec: CtrSpec
+    trees: BoostedTrees | None = field(default=None, kw_only=True)
+
+    def with_trees(self, behaviour: BehaviourLogits, dense: Tensor) -> BehaviourLogits:
+        """What is known without reading text: the behaviour part's logits with what the trees say, if there are any.
+
+        Args:
+            behaviour: of impressions, [impressions].
+            dense: their normalised features, float32 [impressions, features].
+        """
+        if self.trees is None:
+            return behaviour
+        click = self.trees.blended(behaviour.click.double().cpu().numpy(), dense.cpu().numpy())
+        return BehaviourLogits(torch.from_numpy(click).to(behaviour.click), behaviour.conversion)
 
     @property
     def pad_id(self) -> int:
@@ -192,6 +209,8 @@ def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: Co
     ranker.tokenizer.save_pretrained(draft.path)
     save_file(_beside_encoder(ranker.model), draft.path / HEAD_FILE)
     counters.save(draft.path / COUNTERS_FILE)
+    if ranker.trees is not None:
+        ranker.trees.save(draft.path / TREES_FILE)
     document = ranker.spec.model_dump(mode="json")
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
     return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
@@ -221,12 +240,13 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
             raise RuntimeError("it holds NaN or infinite numbers")
         model.load_state_dict(learned, strict=False)
         counters = CounterSnapshot.load(path / COUNTERS_FILE)
+        trees = load_trees(path / TREES_FILE, spec.trees, len(spec.features)) if spec.trees is not None else None
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, SafetensorError) as error:
         raise CorruptVersion(f"{path / HEAD_FILE} does not fit this program's click head: {error}") from error
     model.eval()
     export = path / EXPORT_FOLDER
     return ModelVersion(
-        model, tokenizer, spec, version, manifest.created_at, counters, export if export.is_dir() else None
+        model, tokenizer, spec, version, manifest.created_at, counters, export if export.is_dir() else None, trees=trees
     )
 
 

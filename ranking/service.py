@@ -114,7 +114,13 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         user, context = user_from_wire(request.user), context_from_wire(request.context)
         wanted, counter_overrides = _candidates(request), _counter_overrides(request)
         prepared = partial(
-            prepare, user, context, wanted, skip_unknown=request.skip_unknown, counter_overrides=counter_overrides
+            prepare,
+            user,
+            context,
+            wanted,
+            skip_unknown=request.skip_unknown,
+            counter_overrides=counter_overrides,
+            shown=request.shown,
         )
         if self._catalogs is None:
             return prepared(None), ""

@@ -13,6 +13,7 @@ from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
 from ranking.inputs.features import Features, unknown_features
 from ranking.model.shape import ModelShape
+from ranking.model.trees import Blend
 
 CTR_FILE = "ctr.json"
 # Sizes that versions of 0.1 keep beside their features.
@@ -43,6 +44,7 @@ class CtrSpec(BaseModel):
         features: names in `ranking.inputs.features.REGISTRY`, in the order in which the network reads them.
         feature_mean, feature_std: of each of them on the training data.
         stages: how far each stage of the training came, in words.
+        trees: how boosted trees are blended with the network; None if there are none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,6 +66,7 @@ class CtrSpec(BaseModel):
     training: dict[str, Any] = {}
     training_sha256: str = ""
     stages: dict[str, str] = {}
+    trees: Blend | None = None
     exports: dict[str, ExportParity] = {}
 
     @model_validator(mode="before")

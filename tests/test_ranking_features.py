@@ -4,19 +4,22 @@ import numpy as np
 import pytest
 
 from adcascade.records.ads import Ad
-from adcascade.records.counters import Counts
+from adcascade.records.counters import HALF_LIVES_H, Counts
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.users import EVENT_WEIGHT, EventType
 from ranking.inputs.features import (
     COUNTED,
     FEATURES,
+    PRIOR_IMPRESSIONS,
     TIME_GAP_BUCKETS,
     UNKNOWN_TIME_GAP,
     FeatureInputs,
     counter_id,
     dense_features,
     event_class,
+    features_for,
     keys_of,
+    reads_decayed,
     time_gap_buckets,
 )
 
@@ -82,3 +85,70 @@ def test_features_are_computed_by_name_and_in_the_order_of_the_names():
 @pytest.mark.parametrize("kind", EventType)
 def test_an_event_counts_as_passed_liked_or_converted(kind):
     assert event_class(kind) == (2 if kind is EventType.CONVERSION else int(EVENT_WEIGHT[kind] > 0))
+
+
+def seen_by(decayed, last=0.0, rows=1):
+    """Counts of every kind that were the same, with impressions and clicks that faded alike under all half-lives."""
+    halves = np.tile(np.asarray(decayed, np.float64), (rows, len(HALF_LIVES_H), 1))
+    return dict.fromkeys(
+        COUNTED, Counts(np.full(rows, 9.0), np.ones(rows), np.zeros(rows), np.full(rows, last), halves)
+    )
+
+
+def feature(inputs, name):
+    return dense_features(inputs, (name,))[:, 0]
+
+
+@pytest.mark.parametrize(("half_life", "hours"), HALF_LIVES_H.items())
+def test_counts_fade_from_the_last_impression_on(half_life, hours):
+    later = FeatureInputs(seen_by([8.0, 4.0]), 0.1, np.array([3600 * hours]))
+    assert feature(later, f"ad_impressions_log_{half_life}") == pytest.approx(np.log1p(4))
+    rate = (2 + PRIOR_IMPRESSIONS * 0.1) / (4 + PRIOR_IMPRESSIONS)
+    assert feature(later, f"category_ctr_logit_{half_life}") == pytest.approx(np.log(rate / (1 - rate)), rel=1e-6)
+    before = FeatureInputs(seen_by([8.0, 4.0], last=100.0), 0.1, np.array([50.0]))
+    assert feature(before, f"ad_impressions_log_{half_life}") == pytest.approx(np.log1p(8))
+
+
+def test_what_never_was_shown_has_the_rate_of_the_log():
+    none = Counts(np.zeros(1), np.zeros(1), np.full(1, np.nan), np.full(1, np.nan), np.zeros((1, len(HALF_LIVES_H), 2)))
+    inputs = FeatureInputs(dict.fromkeys(COUNTED, none), 0.25, np.array([1e9]))
+    assert feature(inputs, "ad_ctr_logit_6h") == pytest.approx(np.log(1 / 3))
+    assert feature(inputs, "ad_impressions_log_6h") == 0
+
+
+def test_a_feature_in_its_request_is_what_it_is_above_the_mean_of_the_known_candidates():
+    last = np.array([0.0, 3600.0, np.nan, 0.0])
+    counts = dict.fromkeys(COUNTED, Counts(np.array([1.0, 3.0, 0.0, 7.0]), np.zeros(4), last, last))
+    inputs = FeatureInputs(counts, 0.1, np.full(4, 7200.0), np.array([1, 1, 1, 0]))
+    alone = feature(inputs, "ad_impressions_log")
+    assert feature(inputs, "ad_impressions_log_in_request") == pytest.approx([*(alone[:3] - alone[:3].mean()), 0.0])
+    recency = feature(inputs, "ad_recency_log_in_request")
+    gap = (np.log(3) - np.log(2)) / 2
+    assert recency[[0, 1, 3]] == pytest.approx([gap, -gap, 0.0], abs=1e-6)
+    assert np.isnan(recency[2])
+    one = FeatureInputs(counts, 0.1, np.full(4, 7200.0))
+    assert feature(one, "ad_impressions_log_in_request") == pytest.approx(alone - alone.mean())
+
+
+def test_the_size_of_a_request_is_not_known_unless_told():
+    inputs = FeatureInputs(seen_by([0, 0], rows=2), 0.1, np.zeros(2))
+    assert np.isnan(feature(inputs, "request_size_log")).all()
+    told = FeatureInputs(inputs.counts, 0.1, np.zeros(2), shown=np.array([1.0, 20.0]))
+    assert feature(told, "request_size_log") == pytest.approx([0.0, np.log(20)])
+
+
+def test_a_log_teaches_what_it_can_tell():
+    assert features_for(timed=False, request_rows=1.0) == FEATURES
+    timed, shown_together = (
+        set(features_for(timed=timed, request_rows=rows)) - set(FEATURES) for timed, rows in ((True, 1.0), (False, 5.0))
+    )
+    assert timed
+    assert all(name.endswith(tuple(HALF_LIVES_H)) for name in timed)
+    assert shown_together
+    assert all(name.endswith("_in_request") or name == "request_size_log" for name in shown_together)
+    assert not any(reads_decayed(key, tuple(shown_together)) for key in COUNTED)
+    both = features_for(timed=True, request_rows=5.0)
+    assert set(both) == set(FEATURES) | timed | shown_together | {
+        f"{name}_in_request" for name in timed if name.startswith("ad_")
+    }
+    assert [key for key in COUNTED if reads_decayed(key, both)] == ["ad", "advertiser", "category"]

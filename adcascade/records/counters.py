@@ -19,21 +19,33 @@ import pyarrow.parquet as pq
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.coded import NO_VALUE, CodedColumn, grouped
+from adcascade.records.decayed_counts import KeyedEvents, decay
 
 Floats = npt.NDArray[np.float64]
 
+# What is counted with decay, and the half-lives, in hours, by the names that they have in features and files.
+DECAYED = ("ad", "advertiser", "category")
+HALF_LIVES_H: Mapping[str, float] = MappingProxyType({"1h": 1.0, "6h": 6.0, "1d": 24.0, "7d": 168.0})
+_HALF_LIVES = np.array(list(HALF_LIVES_H.values()))  # [half-lives]
+
 
 class Total(NamedTuple):
-    """What was counted of one key; `first` and `last` are seconds since 1970, None where no time is known."""
+    """What was counted of one key; `first` and `last` are seconds since 1970, None where no time is known.
+
+    `decayed` holds impressions and clicks under each of `HALF_LIVES_H`, as they were at `last`; none if not counted.
+    """
 
     impressions: int
     clicks: int
     first: float | None = None
     last: float | None = None
+    decayed: tuple[float, ...] = ()
 
 
-_UNKNOWN_VALUES = np.array([0, 0, np.nan, np.nan])
 _NUMBERS = ("impressions", "clicks", "first", "last")
+_DECAYED_NUMBERS = tuple(f"{what}_{name}" for name in HALF_LIVES_H for what in ("impressions", "clicks"))
+_UNKNOWN_VALUES = np.array([0, 0, np.nan, np.nan, *(0.0 for _ in _DECAYED_NUMBERS)])
+_WIDTH = len(_UNKNOWN_VALUES)
 _NONE: Mapping[str, Total] = MappingProxyType({})
 _SNAPSHOT_SCHEMA = pa.schema(
     [
@@ -43,6 +55,7 @@ _SNAPSHOT_SCHEMA = pa.schema(
         ("clicks", pa.int64()),
         ("first", pa.float64()),
         ("last", pa.float64()),
+        *((name, pa.float64()) for name in _DECAYED_NUMBERS),
     ]
 )
 
@@ -54,12 +67,15 @@ class Counts:
     Attributes:
         impressions, clicks: float64 arrays of one shape.
         first, last: of its impressions, seconds since 1970, float64 of the same shape; NaN where no time is known.
+        decayed: impressions and clicks under each of `HALF_LIVES_H`, as they were at `last`, float64
+            [rows, half-lives, 2]; None if they were not counted.
     """
 
     impressions: Floats
     clicks: Floats
     first: Floats
     last: Floats
+    decayed: Floats | None = None
 
 
 def point_in_time_counts(keys: CodedColumn, log: ClickLog) -> Counts:
@@ -134,6 +150,43 @@ def out_of_fold_counts(keys: CodedColumn, log: ClickLog, fold: Integers) -> Coun
     return Counts(elsewhere(log.impressions), elsewhere(log.clicks), first, last)
 
 
+def point_in_time_decayed(keys: CodedColumn, log: ClickLog) -> Floats:
+    """For each row of `log`: what its key's strictly earlier rows count, as it was at the last of them.
+
+    Returns:
+        Impressions and clicks, float64 [rows, half-lives, 2]; zero for a row without a key.
+    """
+    events = _events(keys, log, np.arange(len(log)))
+    return _decayed_at(events, events.before_rows)
+
+
+def out_of_fold_decayed(keys: CodedColumn, log: ClickLog, fold: Integers) -> Floats:
+    """The same of the strictly earlier rows that are in other folds, scaled up; see `out_of_fold_counts`."""
+    folds = int(fold.max(initial=0)) + 1
+    result = np.zeros((len(log), len(HALF_LIVES_H), 2))
+    for number in (-1, *range(folds)):
+        asking = np.flatnonzero(fold == number)
+        events = _events(keys, log, np.flatnonzero((fold >= 0) & (fold != number)))
+        scale = 1.0 if number < 0 else folds / max(1, folds - 1)
+        result[asking] = scale * _decayed_at(
+            events, events.before(keys.codes[asking].astype(np.int64), log.time[asking])
+        )
+    return result
+
+
+def _events(keys: CodedColumn, log: ClickLog, rows: Integers) -> KeyedEvents:
+    codes = keys.codes[rows].astype(np.int64)
+    return KeyedEvents(codes, log.time[rows], np.stack([log.impressions[rows], log.clicks[rows]], axis=1))
+
+
+def _decayed_at(events: KeyedEvents, at: Integers) -> Floats:
+    """State at each of the given events, float64 [rows, half-lives, 2]; zero for -1."""
+    if not len(events):
+        return np.zeros((len(at), len(HALF_LIVES_H), 2))
+    known = (at >= 0)[:, None]
+    return np.stack([np.where(known, events.states(hours)[at], 0.0) for hours in _HALF_LIVES.tolist()], axis=1)
+
+
 def _earlier_moments(codes: Integers, time: Integers, asking: Integers, pool: Integers) -> tuple[Floats, Floats]:
     """First and last moment, in seconds, of the rows of `pool` with the code of each asking row and before it."""
     if not len(pool):
@@ -154,25 +207,27 @@ class CounterTable(Mapping[str, Total]):
 
     Args:
         ids: Each once.
-        values: impressions, clicks, first and last of each id, float64 [ids, 4]; NaN where no time is known.
+        values: of each id, float64 [ids, 4 + 2 half-lives]: impressions, clicks, first, last (NaN where no time is
+            known), and the decayed impressions and clicks of each half-life, as they were at `last`.
     """
 
     def __init__(self, ids: Iterable[str], values: Floats) -> None:
         self._rows = {name: row for row, name in enumerate(ids)}
         # One more row stands for ids that are not known.
-        self._values = np.concatenate([values.reshape(-1, 4), _UNKNOWN_VALUES[None]])
+        self._values = np.concatenate([values.reshape(-1, _WIDTH), _UNKNOWN_VALUES[None]])
 
     @classmethod
     def of(cls, totals: Mapping[str, Total]) -> "CounterTable":
         """The same totals in columns."""
         if isinstance(totals, CounterTable):
             return totals
-        return cls(totals, np.array(list(totals.values()), np.float64))  # None becomes NaN
+        return cls(totals, np.array([_values_of(total) for total in totals.values()], np.float64))
 
     def __getitem__(self, name: str) -> Total:
-        impressions, clicks, *times = self._values[self._rows[name]].tolist()
+        impressions, clicks, *times = self._values[self._rows[name], :4].tolist()
         first, last = (None if math.isnan(time) else time for time in times)
-        return Total(int(impressions), int(clicks), first, last)
+        decayed = self._values[self._rows[name], 4:]
+        return Total(int(impressions), int(clicks), first, last, tuple(decayed.tolist()) if decayed.any() else ())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -187,12 +242,17 @@ class CounterTable(Mapping[str, Total]):
         return float(known.max()) if len(known) else None
 
     def values_of(self, ids: Sequence[str]) -> Floats:
-        """Columns as `values` of these ids, float64 [ids, 4]; an unknown one counts nothing."""
+        """Columns as `values` of these ids, float64 [ids, columns]; an unknown one counts nothing."""
         rows, unknown = self._rows, len(self._rows)
         return self._values[[rows.get(name, unknown) for name in ids]]
 
 
-_NO_TABLE = CounterTable((), np.empty((0, 4)))
+_NO_TABLE = CounterTable((), np.empty((0, _WIDTH)))
+
+
+def _values_of(total: Total) -> list[float | None]:
+    """A row of `CounterTable`; None becomes NaN in it."""
+    return [*total[:4], *(total.decayed or (0.0,) * len(_DECAYED_NUMBERS))]
 
 
 @dataclass(frozen=True)
@@ -208,7 +268,7 @@ class CounterSnapshot:
     @classmethod
     def of(cls, log: ClickLog, keys: Mapping[str, CodedColumn]) -> "CounterSnapshot":
         """Counts the whole log; `keys` holds the id of each row by what is counted."""
-        return cls({name: _totals(ids, log) for name, ids in keys.items()})
+        return cls({name: _totals(name, ids, log) for name, ids in keys.items()})
 
     @cached_property
     def _tables(self) -> dict[str, CounterTable]:
@@ -220,33 +280,54 @@ class CounterSnapshot:
         return max((table.last for table in self._tables.values() if table.last is not None), default=None)
 
     def save(self, path: Path) -> None:
-        """Writes a Parquet table with the columns key, id, impressions, clicks, first and last."""
-        lines = [(key, name, *total) for key, totals in self.totals.items() for name, total in totals.items()]
+        """Writes a Parquet table: key, id, impressions, clicks, first, last, and these decayed by each half-life."""
+        lines = [
+            (key, name, *_values_of(total)) for key, totals in self.totals.items() for name, total in totals.items()
+        ]
         columns = zip(*lines, strict=True) if lines else ([] for _ in _SNAPSHOT_SCHEMA)
         pq.write_table(pa.table([list(column) for column in columns], schema=_SNAPSHOT_SCHEMA), path)
 
     @classmethod
     def load(cls, path: Path) -> "CounterSnapshot":
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote; releases before decayed counts wrote none, and their models read none."""
         table = pq.read_table(path)
         keys, ids = (table[name].to_numpy(zero_copy_only=False) for name in ("key", "id"))
-        numbers = [table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in _NUMBERS]
-        values = np.stack(numbers, axis=1) if len(keys) else np.empty((0, 4))
+        decayed = [name for name in _DECAYED_NUMBERS if name in table.column_names]
+        numbers = [table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in (*_NUMBERS, *decayed)]
+        values = np.zeros((len(keys), _WIDTH))
+        values[:, [*range(len(_NUMBERS)), *(4 + _DECAYED_NUMBERS.index(name) for name in decayed)]] = np.stack(
+            numbers, axis=1
+        )
         places = {key: np.flatnonzero(keys == key) for key in dict.fromkeys(keys.tolist())}
         return cls({key: CounterTable(ids[rows].tolist(), values[rows]) for key, rows in places.items()})
 
     def counts(self, key: str, ids: Sequence[str], counter_overrides: Mapping[str, Total] = _NONE) -> Counts:
         """Counts of the given ids, arrays of shape [ids]; `counter_overrides` totals go before, unknown ids count
-        nothing."""
+        nothing.
+
+        An override that says nothing of decayed counts keeps those of this snapshot, faded to its `last`, and what came
+        since then counts in full.
+        """
         values = self._tables.get(key, _NO_TABLE).values_of(ids)
         if counter_overrides:
             for row, name in enumerate(ids):
                 if name in counter_overrides:
-                    values[row] = counter_overrides[name]  # None becomes NaN
-        return Counts(*values.T)
+                    values[row] = _overridden(values[row], counter_overrides[name])
+        impressions, clicks, first, last = values[:, :4].T
+        return Counts(impressions, clicks, first, last, values[:, 4:].reshape(-1, len(_HALF_LIVES), 2))
 
 
-def _totals(keys: CodedColumn, log: ClickLog) -> CounterTable:
+def _overridden(values: Floats, total: Total) -> Floats:
+    """A row of `CounterTable` with a fresher total in its place."""
+    result = np.array(_values_of(total), np.float64)  # None becomes NaN
+    if not total.decayed:
+        hours = np.nan_to_num((result[3] - values[3]) / 3600).clip(0)
+        since = (result[:2] - values[:2]).clip(0)
+        result[4:] = (values[4:].reshape(-1, 2) * decay(hours, _HALF_LIVES)[:, None] + since).ravel()
+    return result
+
+
+def _totals(key: str, keys: CodedColumn, log: ClickLog) -> CounterTable:
     keys = keys.compact()
     known = keys.known
     codes, count = keys.codes[known], len(keys.names)
@@ -256,5 +337,9 @@ def _totals(keys: CodedColumn, log: ClickLog) -> CounterTable:
     np.minimum.at(first, codes[timed], time[timed] / 1e6)
     np.maximum.at(last, codes[timed], time[timed] / 1e6)
     counted = [np.bincount(codes, column[known], count) for column in (log.impressions, log.clicks)]
-    values = np.stack([*counted, *(np.where(np.isfinite(end), end, np.nan) for end in (first, last))], axis=1)
+    values = np.zeros((count, _WIDTH))
+    values[:, :4] = np.stack([*counted, *(np.where(np.isfinite(end), end, np.nan) for end in (first, last))], axis=1)
+    if key in DECAYED:
+        events = _events(keys, log, np.arange(len(log)))
+        values[events.key[events.ends], 4:] = _decayed_at(events, events.ends).reshape(-1, len(_DECAYED_NUMBERS))
     return CounterTable(keys.names.to_pylist(), values)

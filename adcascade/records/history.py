@@ -16,7 +16,14 @@ from scipy.linalg import block_diag
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.coded import CodedColumn, grouped
-from adcascade.records.counters import Counts, out_of_fold_counts, point_in_time_counts
+from adcascade.records.counters import (
+    Counts,
+    Floats,
+    out_of_fold_counts,
+    out_of_fold_decayed,
+    point_in_time_counts,
+    point_in_time_decayed,
+)
 from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
@@ -66,6 +73,9 @@ class HistoryView(Protocol):
     def counts(self, keys: CodedColumn) -> Counts:
         """Impressions and clicks of each row's key in the rows it may look back on; `keys` has one for each row."""
 
+    def decayed(self, keys: CodedColumn) -> Floats:
+        """The same under each half-life, as it was at the last of them, float64 [rows, half-lives, 2]."""
+
 
 class PointInTimeHistory:
     """Each row sees the strictly earlier rows of the log: rows of the same moment do not see each other."""
@@ -89,6 +99,10 @@ class PointInTimeHistory:
     def counts(self, keys: CodedColumn) -> Counts:
         """See `HistoryView`."""
         return point_in_time_counts(keys, self._log)
+
+    def decayed(self, keys: CodedColumn) -> Floats:
+        """See `HistoryView`."""
+        return point_in_time_decayed(keys, self._log)
 
 
 class OutOfFoldHistory:
@@ -122,6 +136,10 @@ class OutOfFoldHistory:
     def counts(self, keys: CodedColumn) -> Counts:
         """See `HistoryView`."""
         return out_of_fold_counts(keys, self._log, self._fold)
+
+    def decayed(self, keys: CodedColumn) -> Floats:
+        """See `HistoryView`."""
+        return out_of_fold_decayed(keys, self._log, self._fold)
 
 
 def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[int, Integers]]:

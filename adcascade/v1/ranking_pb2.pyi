@@ -149,10 +149,13 @@ class RankRequest(_message.Message):
     TOP_N_FIELD_NUMBER: _builtins.int
     SKIP_UNKNOWN_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    SHOWN_FIELD_NUMBER: _builtins.int
     top_n: _builtins.int
     """Return only the best top_n; 0 returns all."""
     skip_unknown: _builtins.bool
     """Leave out unknown ad ids and list them, instead of failing with NOT_FOUND."""
+    shown: _builtins.int
+    """How many ads the page will show together; 0 if it is not known. Of many that are shown, each is clicked less."""
     @_builtins.property
     def user(self) -> _types_pb2.UserProfile:
         """Required, but may be empty: then only ad and context speak."""
@@ -178,10 +181,11 @@ class RankRequest(_message.Message):
         top_n: _builtins.int = ...,
         skip_unknown: _builtins.bool = ...,
         counters: _abc.Iterable[Global___Counter] | None = ...,
+        shown: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "context", b"context", "counters", b"counters", "skip_unknown", b"skip_unknown", "top_n", b"top_n", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "context", b"context", "counters", b"counters", "shown", b"shown", "skip_unknown", b"skip_unknown", "top_n", b"top_n", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,7 +58,7 @@ def _held_out_loss(
 
 def fit_platt(logits: Logits, clicks: Integers, impressions: Integers) -> Calibration:
     """Scale and shift (Platt 1999); the identity if the fit would turn the order around, or there is one class."""
-    found = _logistic(logits[:, None], clicks, impressions)
+    found = fit_slopes(logits[:, None], clicks, impressions)
     if found is None or found[0][0] <= 0:
         return Calibration()
     return Calibration(method="platt", slope=found[0][0], intercept=found[1])
@@ -66,14 +66,14 @@ def fit_platt(logits: Logits, clicks: Integers, impressions: Integers) -> Calibr
 
 def fit_temperature(logits: Logits, clicks: Integers, impressions: Integers) -> Calibration:
     """Scale alone (Guo et al. 2017)."""
-    found = _logistic(logits[:, None], clicks, impressions, intercept=False)
+    found = fit_slopes(logits[:, None], clicks, impressions, intercept=False)
     return Calibration() if found is None or found[0][0] <= 0 else Calibration(method="temperature", slope=found[0][0])
 
 
 def fit_beta(logits: Logits, clicks: Integers, impressions: Integers) -> Calibration:
     """Beta calibration (Kull et al. 2017); Platt where one of its slopes would fall."""
     columns = np.stack([-np.logaddexp(0, -logits), np.logaddexp(0, logits)], axis=1)
-    found = _logistic(columns, clicks, impressions)
+    found = fit_slopes(columns, clicks, impressions)
     if found is None or min(found[0]) < 0:
         return fit_platt(logits, clicks, impressions)
     return Calibration(method="beta", beta=(found[0][0], found[0][1], found[1]))
@@ -101,6 +101,22 @@ METHODS: Mapping[str, Callable[[Logits, Integers, Integers], Calibration]] = {
 }
 
 
+def held_out_logistic_loss(columns: Logits, clicks: Integers, impressions: Integers) -> float:
+    """Cross-validated log loss, in nats an impression, of a logistic regression on `columns` [rows, columns].
+
+    Infinite where a fold holds one class only.
+    """
+    total = 0.0
+    for fitted, held_out in KFold(_FOLDS, shuffle=True, random_state=0).split(columns):
+        model = fit_slopes(columns[fitted], clicks[fitted], impressions[fitted])
+        if model is None:
+            return np.inf
+        p_click = expit(columns[held_out] @ np.array(model[0]) + model[1])
+        loss = log_loss(p_click, clicks[held_out], impressions[held_out])
+        total += loss * float(impressions[held_out].sum())
+    return total / float(impressions.sum())
+
+
 def fit_conversions(p_click: Logits, logits: Logits, conversions: Integers, impressions: Integers) -> Calibration:
     """Shifts the logits of a conversion given the click so that p_click x p_conversion foretells all conversions.
 
@@ -116,7 +132,7 @@ def fit_conversions(p_click: Logits, logits: Logits, conversions: Integers, impr
     return Calibration(method="platt", intercept=shift)
 
 
-def _logistic(
+def fit_slopes(
     columns: Logits, clicks: Integers, impressions: Integers, *, intercept: bool = True
 ) -> tuple[list[float], float] | None:
     """Slopes and intercept of a logistic regression without regularisation; None if there is one class only."""

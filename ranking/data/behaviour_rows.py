@@ -123,6 +123,12 @@ def _interests(data: Dataset, ranker: Ranker, device: torch.device) -> dict[str,
     return dict(zip(stated, text(rows.to(text.center.device)).to(device).split(1), strict=True))
 
 
+def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
+    """Logits of the wanted rows without reading text, as serving would make them; see `behaviour_logits`."""
+    behaviour = behaviour_logits(ranker.model.behaviour, rows, wanted)
+    return ranker.with_trees(behaviour, torch.from_numpy(rows.dense[wanted]))
+
+
 @torch.no_grad()
 def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
     """Logits of the wanted rows in evaluation mode, in their order, on the CPU."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport
 from adcascade.records.coded import NO_VALUE, CodedColumn, combinations
-from adcascade.records.counters import CounterSnapshot
+from adcascade.records.counters import CounterSnapshot, Counts
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
 from adcascade.records.joined import read_joined
@@ -25,7 +25,9 @@ from ranking.inputs.features import (
     FeatureInputs,
     Features,
     dense_features,
+    features_for,
     key_columns,
+    reads_decayed,
     snapshot_features,
 )
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
@@ -142,11 +144,23 @@ class Dataset:
     def features(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> Features:
         """The named features of each row from what it may look back on, float32 [rows, features], not normalised."""
         moments = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
+        shown = self.request_rows[self.groups].astype(np.float64)
         if self.counters is None:
-            counts = {key: past.counts(ids) for key, ids in self.keys.items()}
-            return dense_features(FeatureInputs(counts, ctr, moments), names)
+            counts = {key: self._counts(past, key, names) for key in self.keys}
+            return dense_features(FeatureInputs(counts, ctr, moments, self.groups, shown), names)
         counts = {key: self.counters.counts(key, ids.tolist()) for key, ids in self.keys.items()}
-        return snapshot_features(FeatureInputs(counts, ctr, moments), self.counters.end, names)
+        return snapshot_features(FeatureInputs(counts, ctr, moments, self.groups, shown), self.counters.end, names)
+
+    def _counts(self, past: HistoryView, key: str, names: Sequence[str]) -> Counts:
+        """Of each row, with those that fade if any of the named features reads them."""
+        counts = past.counts(self.keys[key])
+        return replace(counts, decayed=past.decayed(self.keys[key])) if reads_decayed(key, names) else counts
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features that this log can teach."""
+        timed = bool((self.log.time != NO_TIME).any())
+        return features_for(timed=timed, request_rows=len(self.log) / max(1, len(self.request_rows)))
 
     @cached_property
     def context_hashes(self) -> npt.NDArray[np.uint64]:
@@ -178,6 +192,11 @@ class Dataset:
     def groups(self) -> Integers:
         """Number of each row's request, int64 [rows]."""
         return self.log.request_id.sorted.codes.astype(np.int64)
+
+    @cached_property
+    def request_rows(self) -> Integers:
+        """Rows of each request of `groups`, int64 [requests]."""
+        return np.bincount(self.groups)
 
     def labels(self, options: CommonOptions) -> Labels:
         """What is learned from the training part."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import ClickLog, Integers
+from ranking.inputs.features import Features
+from ranking.model.trees import LabelledRows
 from ranking.training.losses import GROUP_LOSSES, click_loss
 from ranking.training.options import CommonOptions
 
@@ -42,6 +44,20 @@ class Labels:
             of_group = GROUP_LOSSES[options.group_loss](logits, clicks, impressions, groups)
             loss = (1 - options.group_weight) * loss + options.group_weight * of_group
         return loss
+
+
+def labelled(clicks: Integers, impressions: Integers) -> tuple[Integers, Integers, Integers]:
+    """Place, label and weight of the rows with clicks, and of those with impressions that were not clicked."""
+    labels = np.repeat([1, 0], len(clicks))
+    weights = np.concatenate([clicks, impressions - clicks])
+    kept = np.flatnonzero(weights)
+    return kept % len(clicks), labels[kept], weights[kept]
+
+
+def labelled_rows(log: ClickLog, features: Features, rows: Integers) -> LabelledRows:
+    """Some rows of a log for those who learn from a label and its weight; `features` are those of the whole log."""
+    place, labels, weights = labelled(log.clicks[rows], log.impressions[rows])
+    return LabelledRows(features[rows[place]], labels, weights)
 
 
 def all_labels(log: ClickLog, groups: Integers) -> Labels:

@@ -14,16 +14,19 @@ from adcascade.records.errors import InputError
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.vectors.encoder import TextEncoder, load_encoder
 from ranking.data.dataset import Dataset
+from ranking.data.labels import labelled, labelled_rows
 from ranking.evaluation.metrics import Probabilities
 from ranking.inputs.context import CONTEXT_BUCKETS, context_buckets
 from ranking.inputs.features import Features
 from ranking.inputs.text import HISTORY_EVENTS
+from ranking.model.trees import fit_booster
 
 log = logging.getLogger(__name__)
 
 POPULARITY, CLICK_RATES = "ad popularity", "logistic regression on past click rates"
 WHICH = ("none", "fast", "all")
 IDS, TREES = "logistic regression on ids", "LightGBM on all features"
+ALL_COUNTERS = "logistic regression on all features"
 BI_ENCODER, ZERO_SHOT = "bi-encoder", "zero-shot text"
 
 # The first two are logistic regressions on these features.
@@ -32,7 +35,6 @@ _ON_FEATURES: Mapping[str, tuple[str, ...]] = {
     CLICK_RATES: ("ad_ctr_logit", "user_ctr_logit"),
 }
 _ID_BUCKETS = 2**20
-_TREE_ROUNDS = 2000
 
 
 def fit_logistic(
@@ -45,16 +47,8 @@ def fit_logistic(
     """
     if not clicks.any() or not (impressions - clicks).any():
         return None
-    place, labels, weights = _labelled(clicks, impressions)
+    place, labels, weights = labelled(clicks, impressions)
     return LogisticRegression(C=strength, max_iter=1000).fit(features[place], labels, sample_weight=weights)
-
-
-def _labelled(clicks: Integers, impressions: Integers) -> tuple[Integers, Integers, Integers]:
-    """Place, label and weight of the rows with clicks, and of those with impressions that were not clicked."""
-    labels = np.repeat([1, 0], len(clicks))
-    weights = np.concatenate([clicks, impressions - clicks])
-    kept = np.flatnonzero(weights)
-    return kept % len(clicks), labels[kept], weights[kept]
 
 
 def baselines(
@@ -79,6 +73,7 @@ def baselines(
         for name, wanted in _ON_FEATURES.items()
         if set(wanted) <= set(names)
     }
+    predictions[ALL_COUNTERS] = _logistic(data, features, rows, data.split.train, strength=0.01)
     predictions[IDS] = _logistic(data, _one_hot(data), rows, data.split.train, strength=0.1)
     trees = _trees(data, features, rows)
     if trees is not None:
@@ -125,26 +120,13 @@ def _id_buckets(key: str, names: CodedColumn) -> Integers:
 
 def _trees(data: Dataset, features: Features, rows: Integers) -> Probabilities | None:
     """Gradient-boosted trees (Ke et al. 2017), stopped early on the validation part; None if not installed."""
+    train, valid = (labelled_rows(data.log, features, part) for part in (data.split.train, data.split.valid))
     try:
-        import lightgbm
+        model = fit_booster(train, valid)
     except ImportError:
         log.warning("LightGBM is left out: it is not installed (pip install 'adcascade[train]')")
         return None
-
-    def table(part: Integers) -> "lightgbm.Dataset":
-        place, labels, weights = _labelled(data.log.clicks[part], data.log.impressions[part])
-        return lightgbm.Dataset(features[part][place], labels, weight=weights)
-
-    settings = {"objective": "binary", "learning_rate": 0.05, "verbose": -1, "seed": 0, "deterministic": True}
-    model = lightgbm.train(
-        settings,
-        table(data.split.train),
-        _TREE_ROUNDS,
-        valid_sets=[table(data.split.valid)],
-        callbacks=[lightgbm.early_stopping(50, verbose=False)],
-    )
-    p_click: Probabilities = np.asarray(model.predict(features[rows]), np.float64)
-    return p_click
+    return None if model is None else np.asarray(model.predict(features[rows]), np.float64)
 
 
 def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ import torch
 
 from adcascade.records.clicks import Integers
 from ranking.artifact import Ranker
-from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
+from ranking.data.behaviour_rows import BehaviourRows, known_logits
 from ranking.data.dataset import Dataset
 from ranking.data.scorer import Scored, Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
@@ -48,7 +48,7 @@ class Predictor:
         self.model = ranker.model.to(device).eval()
         ads = AdTexts(data, ranker.tokenizer, ranker.spec.max_ad_tokens)
         rows = BehaviourRows(data, ads, ranker, device)
-        known = behaviour_logits(self.model.behaviour, rows, np.arange(len(data.log)))
+        known = known_logits(ranker, rows, np.arange(len(data.log)))
         click = known.click.numpy()
         self._features, self._conversion = rows.dense, known.conversion.numpy()
         self._scorer = Scorer(ranker, device, choose_precision(precision, device), keep=True)

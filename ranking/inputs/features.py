@@ -17,7 +17,8 @@ import numpy.typing as npt
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import Integers
 from adcascade.records.coded import CodedColumn, pairs
-from adcascade.records.counters import Counts
+from adcascade.records.counters import DECAYED, HALF_LIVES_H, Counts
+from adcascade.records.decayed_counts import decay
 from adcascade.records.users import EVENT_WEIGHT, EventType
 
 Features = npt.NDArray[np.float32]
@@ -30,6 +31,8 @@ _BETWEEN = "\x1f"
 
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
 PRIOR_IMPRESSIONS = 10.0
+# From so many rows a request on, what stands beside an ad is worth reading.
+_REQUEST_ROWS = 1.5
 # Counters that were brought up to date longer ago than this, in seconds, are read as if it were this long.
 _LONGEST_LAG = 86_400.0
 
@@ -104,11 +107,15 @@ class FeatureInputs:
         counts: past counts of each of `COUNTED`, arrays of shape [rows].
         ctr: clicks per impression that rates shrink to, 0 to 1.
         timestamp_s: when each impression happens, seconds since 1970, NaN where nobody knows, float64 [rows].
+        request: number of each row's request, int64 [rows], from 0; None if all are of one.
+        shown: how many ads a request shows, float64 [rows]; None if nobody knows.
     """
 
     counts: Mapping[str, Counts]
     ctr: float
     timestamp_s: npt.NDArray[np.float64]
+    request: Integers | None = None
+    shown: npt.NDArray[np.float64] | None = None
 
 
 # One number an impression, float64 [rows]; NaN where it is not known.
@@ -120,11 +127,35 @@ def _impressions_log(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]
 
 
 def _ctr_logit(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
-    """Log-odds of the smoothed click rate."""
-    counts, prior = inputs.counts[key], float(np.clip(inputs.ctr, 1e-6, 1 - 1e-6))
-    clicks = counts.clicks + PRIOR_IMPRESSIONS * prior
-    others = counts.impressions - counts.clicks + PRIOR_IMPRESSIONS * (1 - prior)
-    return np.log(clicks / others)
+    return _smoothed_logit(inputs.counts[key].clicks, inputs.counts[key].impressions, inputs.ctr)
+
+
+def _smoothed_logit(
+    clicks: npt.NDArray[np.float64], impressions: npt.NDArray[np.float64], ctr: float
+) -> npt.NDArray[np.float64]:
+    """Log-odds of the smoothed click rate: log((clicks + m p) / (no clicks + m (1 - p))), m = PRIOR_IMPRESSIONS."""
+    prior = float(np.clip(ctr, 1e-6, 1 - 1e-6))
+    return np.log((clicks + PRIOR_IMPRESSIONS * prior) / (impressions - clicks + PRIOR_IMPRESSIONS * (1 - prior)))
+
+
+def _decayed(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    """Impressions and clicks as they have faded by the time of each impression, float64 [2, rows]."""
+    counts = inputs.counts[key]
+    if counts.decayed is None:
+        raise ValueError(f"the counters of {key!r} have no decayed counts")
+    hours = np.nan_to_num(inputs.timestamp_s - counts.last).clip(0) / 3600  # nothing was counted where no time is known
+    which = list(HALF_LIVES_H).index(half_life)
+    faded: npt.NDArray[np.float64] = np.multiply(counts.decayed[:, which].T, decay(hours, HALF_LIVES_H[half_life]))
+    return faded
+
+
+def _decayed_impressions_log(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    return np.log1p(_decayed(key, half_life, inputs)[0])
+
+
+def _decayed_ctr_logit(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    impressions, clicks = _decayed(key, half_life, inputs)
+    return _smoothed_logit(clicks, impressions, inputs.ctr)
 
 
 def _recency_log(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
@@ -139,6 +170,23 @@ def _hours_log(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.log1p(np.maximum(seconds, 0) / 3600)
 
 
+def _request_size_log(inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    """How many ads are shown together: of many, each is clicked less."""
+    if inputs.shown is None:
+        return np.full(len(inputs.timestamp_s), np.nan)
+    return np.log(inputs.shown)
+
+
+def _in_request(feature: Feature, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    """What a feature is above its mean over the candidates of the request (those whose feature is known)."""
+    values = feature(inputs)
+    request = np.zeros(len(values), np.int64) if inputs.request is None else inputs.request
+    known = ~np.isnan(values)
+    count = np.bincount(request, known)
+    mean = np.bincount(request, np.where(known, values, 0.0)) / np.maximum(count, 1)
+    return values - mean[request]
+
+
 # Every feature that this release computes, by its name in ``ctr.json``. None is ever taken out or changed.
 REGISTRY: dict[str, Feature] = {
     f"{key}_{name}": partial(of_count, key)
@@ -150,8 +198,58 @@ REGISTRY: dict[str, Feature] = {
     )
 }
 REGISTRY["ad_age_log"] = _ad_age_log
-# What a new model is trained with.
+# What every new model is trained with.
 FEATURES = tuple(REGISTRY)
+
+# Where the log has times: counts that fade.
+_DECAYED_FEATURES: dict[str, Feature] = {
+    f"{key}_{name}_{half_life}": partial(of_decayed, key, half_life)
+    for key in DECAYED
+    for half_life in HALF_LIVES_H
+    for name, of_decayed in (("impressions_log", _decayed_impressions_log), ("ctr_logit", _decayed_ctr_logit))
+}
+REGISTRY |= _DECAYED_FEATURES
+# Where requests show several ads: how many, and how each stands to the others.
+_REQUEST_FEATURES: dict[str, Feature] = {
+    "request_size_log": _request_size_log,
+    **{
+        f"{name}_in_request": partial(_in_request, REGISTRY[name])
+        for name in (
+            "ad_impressions_log",
+            "ad_ctr_logit",
+            "ad_recency_log",
+            "ad_age_log",
+            "category_ctr_logit",
+            "user_category_ctr_logit",
+            *(name for name in _DECAYED_FEATURES if name.startswith("ad_")),
+        )
+    },
+}
+REGISTRY |= _REQUEST_FEATURES
+
+
+def features_for(*, timed: bool, request_rows: float) -> tuple[str, ...]:
+    """Names of the features that a log can teach.
+
+    Args:
+        timed: whether its rows have times.
+        request_rows: how many rows a request has in the mean.
+    """
+    names = FEATURES + (tuple(_DECAYED_FEATURES) if timed else ())
+    if request_rows < _REQUEST_ROWS:
+        return names
+    decayed = {f"{name}_in_request" for name in _DECAYED_FEATURES}
+    return names + tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)
+
+
+def reads_decayed(key: str, names: Sequence[str]) -> bool:
+    """Whether any of the named features needs the faded counts of one of `COUNTED`."""
+    return any(name in _DECAYED_FEATURES and name.startswith(f"{key}_") for name in map(_of_whole_log, names))
+
+
+def _of_whole_log(name: str) -> str:
+    """The feature that one within the request is made from."""
+    return name.removesuffix("_in_request")
 
 
 def unknown_features(names: Sequence[str]) -> list[str]:

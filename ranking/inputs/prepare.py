@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -53,6 +53,7 @@ def prepare(
     *,
     skip_unknown: bool,
     counter_overrides: Mapping[str, Mapping[str, Total]] = MappingProxyType({}),
+    shown: int = 0,
 ) -> Candidates:
     """Resolves ids, leaves out ads that may not be shown at the context's time (or now), and renders texts.
 
@@ -60,7 +61,7 @@ def prepare(
         candidates: Ads, or ids of ads in `catalog`.
         catalog: Where ids are looked up; None if the server has no index version.
         skip_unknown: Leave out ids that are not in the catalog instead of failing.
-        counter_overrides: See `RankQuery.counter_overrides`.
+        counter_overrides, shown: See `RankQuery`.
 
     Raises:
         InputError: An id stands twice.
@@ -81,11 +82,12 @@ def prepare(
         raise NotFound(f"{len(unknown)} ads are not in this index version: {named}; set skip_unknown to leave them out")
     moment = context.timestamp or datetime.now(UTC)
     found = [(place, ad) for place, ad in enumerate(ads) if ad is not None]
-    shown = [(place, ad) for place, ad in found if may_be_shown(ad.start_time, ad.end_time, moment)]
-    query = _query(user, context, moment, [ad for _, ad in shown], known, counter_overrides)
-    ineligible = {ad.ad_id for _, ad in found} - {ad.ad_id for _, ad in shown}
+    eligible = [(place, ad) for place, ad in found if may_be_shown(ad.start_time, ad.end_time, moment)]
+    query = _query(user, context, moment, [ad for _, ad in eligible], known, counter_overrides)
+    query = replace(query, shown=shown)
+    ineligible = {ad.ad_id for _, ad in found} - {ad.ad_id for _, ad in eligible}
     left_out = tuple(ad_id for ad_id in ids if ad_id in ineligible)
-    return Candidates(query, tuple(place for place, _ in shown), unknown, left_out)
+    return Candidates(query, tuple(place for place, _ in eligible), unknown, left_out)
 
 
 def _query(

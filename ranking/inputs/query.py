@@ -32,6 +32,7 @@ class RankQuery:
         context: see `ranking.inputs.context.context_hashes`; as many words as any model reads, or more.
         moment: when the ads would be shown, seconds since 1970.
         counter_overrides: totals of some keys that go before those of the model version, by what is counted.
+        shown: how many of the candidates will be shown together; 0 if nobody knows.
         cost: see `engine.RankingEngine.cost_of`.
     """
 
@@ -44,6 +45,7 @@ class RankQuery:
     context: Sequence[int]
     moment: float
     counter_overrides: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
+    shown: int = 0
     cost: int = 1
 
 

@@ -187,13 +187,16 @@ class RankingEngine:
             history = with_interests(history, stated, history.seen.new_ones((count, 1)))
         candidates = AdInputs(texts[:count], self._buckets(query.ad_ids))
         context = self._integers(context_buckets(query.context[: shape.context_words], shape.context_buckets))
-        return self._model.behaviour(Impressions(dense, context.expand(count, -1), candidates), history)  # type: ignore[no-any-return]
+        shown = Impressions(dense, context.expand(count, -1), candidates)
+        return self.loaded.with_trees(self._model.behaviour(shown, history), dense)
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters
         counts = {key: counters.counts(key, query.keys[key], query.counter_overrides.get(key, {})) for key in COUNTED}
         spec, moments = self.loaded.spec, np.full(len(query.ad_ids), query.moment)
-        features = snapshot_features(FeatureInputs(counts, spec.prior_ctr, moments), counters.end, spec.features)
+        shown = np.full(len(query.ad_ids), float(query.shown)) if query.shown else None
+        inputs = FeatureInputs(counts, spec.prior_ctr, moments, shown=shown)
+        features = snapshot_features(inputs, counters.end, spec.features)
         return torch.from_numpy(spec.normalise(features)).to(self.device)
 
     def _buckets(self, ad_ids: Sequence[str]) -> Tensor:

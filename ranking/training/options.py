@@ -75,6 +75,11 @@ class BehaviourOptions:
         min=0,
         flag="behaviour_learning_rate",
     )
+    trees: str = _option(
+        _BEHAVIOUR,
+        "auto",
+        "auto also trains boosted trees (LightGBM) on the counters, and keeps them where they help; none does not.",
+    )
     share: float = _option(
         _BEHAVIOUR,
         0.7,

@@ -13,16 +13,16 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from ranking.artifact import ModelVersion, Ranker, RankerModel, check_lengths, default_join_layer, load_base
 from ranking.calibration.calibrate import fit_calibration, fit_conversions
-from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
+from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
 from ranking.data.dataset import Dataset
 from ranking.data.scorer import Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
 from ranking.evaluation.results import TextFit
-from ranking.inputs.features import FEATURES
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
+from ranking.model.trees import BoostedTrees
 from ranking.runtime.hardware import choose_device, choose_precision
 from ranking.spec import CtrSpec
 from ranking.training.behaviour import train_behaviour
@@ -31,6 +31,7 @@ from ranking.training.losses import GROUP_LOSSES
 from ranking.training.options import BaseOptions, BehaviourOptions, TrainOptions
 from ranking.training.stage import OnProgress, StageContext, StageResult
 from ranking.training.text import train_text, validation_blocks
+from ranking.training.trees import train_trees
 from ranking.training.versions import load_named
 from ranking.training.workers import join_workers, worker_device
 
@@ -86,7 +87,9 @@ def train(
     first = _first_part(whole, options.behaviour, checkpoints)
     is_new = not options.base.warm_start
     learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
-    known = behaviour_logits(model.behaviour, rows, np.arange(len(data.log)))
+    if options.behaviour.trees == "auto":
+        start = replace(start, ranker=replace(start.ranker, trees=_trees(data, start)))
+    known = known_logits(start.ranker, rows, np.arange(len(data.log)))
     maker = _batch_maker(data, start, known, device)
     bfloat16 = choose_precision(common.precision, device)
     scorer = Scorer(start.ranker, device, bfloat16, keep=options.text.train_layers == "joined")
@@ -98,9 +101,19 @@ def train(
     predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(start.ranker.spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
+    trees = start.ranker.trees
+    spec = spec.model_copy(update={"trees": None if trees is None else trees.blend})
     stages = {"behaviour": learned, "text": fit}
     spec = spec.model_copy(update={"stages": {stage: str(one) for stage, one in stages.items() if one.planned}})
-    return Trained(model, start.ranker.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher)
+    return Trained(
+        model, start.ranker.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher, trees=trees
+    )
+
+
+def _trees(data: Dataset, start: _Start) -> BoostedTrees | None:
+    """Boosted trees of the training part, where they help the network on the validation part."""
+    network = behaviour_logits(start.ranker.model.behaviour, start.rows, data.split.valid)
+    return train_trees(data, start.rows.dense, network.click.double().numpy())
 
 
 def _batch_maker(data: Dataset, start: _Start, known: BehaviourLogits, device: torch.device) -> BatchMaker:
@@ -167,6 +180,7 @@ def _check(options: TrainOptions) -> None:
         "train_layers": ("joined", "all"),
         "group_loss": ("none", *GROUP_LOSSES),
         "conversions_over": ("impressions", "clicks"),
+        "trees": ("auto", "none"),
     }
     given = options.flags
     for name, allowed in choices.items():
@@ -207,10 +221,11 @@ _Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ..
 def _base(data: Dataset, options: BaseOptions) -> _Network:
     """Network, tokenizer, sizes and feature names of a base model that knows no clicks."""
     shape = ModelShape(id_buckets=_id_buckets(len(data.ads)))
-    model, tokenizer = load_base(options.name, options.architecture, 0, shape, len(FEATURES))
+    names = data.feature_names
+    model, tokenizer = load_base(options.name, options.architecture, 0, shape, len(names))
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
-    return model, tokenizer, shape, FEATURES
+    return model, tokenizer, shape, names
 
 
 def _earlier_version(options: BaseOptions) -> _Network:

@@ -1,0 +1,62 @@
+"""Whether boosted trees say what the network does not, and how both become one logit. Knows no serving and no text."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from adcascade.records.clicks import ClickLog
+from ranking.calibration.calibrate import fit_slopes, held_out_logistic_loss
+from ranking.data.dataset import Dataset
+from ranking.data.labels import labelled_rows
+from ranking.inputs.features import Features
+from ranking.model.trees import Blend, BoostedTrees, fit_booster
+
+if TYPE_CHECKING:
+    import lightgbm
+
+log = logging.getLogger(__name__)
+
+Logits = npt.NDArray[np.float64]
+
+# Trees learn little more from more rows than so many, the newest.
+_MOST_ROWS = 2_000_000
+# What the blend must lower the log loss by, in nats an impression, on rows that it was not fitted on.
+_MIN_GAIN = 0.0002
+
+
+def train_trees(data: Dataset, features: Features, network: Logits) -> BoostedTrees | None:
+    """Boosted trees of the training part; None where they do not help the network on the validation part.
+
+    Args:
+        features: normalised, of every row of the log, float32 [rows, features].
+        network: logits of the validation part, float64 [validation rows].
+    """
+    train, valid = data.split.train[-_MOST_ROWS:], data.split.valid
+    try:
+        booster = fit_booster(labelled_rows(data.log, features, train), labelled_rows(data.log, features, valid))
+    except ImportError:
+        log.warning("boosted trees are left out: LightGBM is not installed (pip install 'adcascade[train]')")
+        return None
+    return None if booster is None else fit_blend(booster, network, features[valid], data.log.take(valid))
+
+
+def fit_blend(
+    booster: "lightgbm.Booster", network: Logits, features: Features, clicks: ClickLog
+) -> BoostedTrees | None:
+    """The trees with their share in the logit; None if they foretell nothing that the network does not.
+
+    Args:
+        network: logits of the network on rows that neither was trained on, float64 [rows].
+        features: of these rows, float32 [rows, features].
+        clicks: these rows.
+    """
+    trees = BoostedTrees(booster, Blend(network=0.0, trees=1.0, intercept=0.0)).logits(features)
+    both, alone = np.stack([network, trees], axis=1), network[:, None]
+    before, after = (held_out_logistic_loss(one, clicks.clicks, clicks.impressions) for one in (alone, both))
+    fitted = fit_slopes(both, clicks.clicks, clicks.impressions)
+    if fitted is None or not before - after >= _MIN_GAIN or min(fitted[0]) <= 0:
+        return None
+    (of_network, of_trees), intercept = fitted
+    return BoostedTrees(booster, Blend(network=of_network, trees=of_trees, intercept=intercept))
