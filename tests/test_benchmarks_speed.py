@@ -20,6 +20,7 @@ from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
 from adcascade.vectors.encoder import HashingEncoder
+from benchmarks.speed.ad_log import AdLogShape, make_ad_log
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
@@ -40,6 +41,7 @@ from benchmarks.speed.soak import SoakSettings, soak_of
 from benchmarks.speed.stages import _cache_flags, published, serving_at
 from benchmarks.speed.synthetic_users import made_users, user_of_call
 from benchmarks.speed.texts import recombined_ads
+from benchmarks.speed.train_behaviour import behaviour_speed
 from benchmarks.speed.vectors import made_vectors
 from index_builder.artifact import load_version, open_store
 
@@ -450,3 +452,22 @@ def test_silent_clients_hold_what_they_are_told_to_and_send_nothing(connections,
                     time.sleep(0.02)
     assert answer.request_id == "here"
     assert servicer.reached == 1
+
+
+def test_an_epoch_of_the_behaviour_part_is_timed_beside_users_one_by_one(tiny_bert):
+    shape = AdLogShape(rows=3000, users=600, ads=50)
+    found = behaviour_speed(shape, rows_one_by_one=500, rounds=1, base=str(tiny_bert))
+    assert found.rows == (500, 2400)
+    assert found.in_batches / found.one_by_one == pytest.approx(found.times_faster)
+    assert found.one_by_one > 0
+
+
+def test_a_made_up_ad_log_has_its_shape():
+    shape = AdLogShape(rows=20_000, users=4000, ads=300, shown_together=2)
+    log = make_ad_log(shape).log
+    assert len(log) == 20_000
+    assert len(np.unique(log.user_id.astype(str))) > 3600
+    rows_of_ads = np.sort(np.unique(log.ad_id.astype(str), return_counts=True)[1])
+    assert rows_of_ads[-1] > 5 * rows_of_ads[len(rows_of_ads) // 2]
+    assert 0.02 < log.ctr < 0.2
+    assert (np.unique(log.request_id.astype(str), return_counts=True)[1] == 2).all()

@@ -52,7 +52,9 @@ def one_by_one(rows, model, wanted):
     found = {}
     for window in rows.windows(wanted):
         scored = rows.score(model, window)
-        found |= dict(zip(window.rows.tolist(), zip(scored.click.tolist(), scored.conversion.tolist()), strict=True))
+        found |= dict(
+            zip(window.rows.tolist(), zip(scored.click.tolist(), scored.conversion.tolist(), strict=True), strict=True)
+        )
     return torch.tensor([found[row] for row in wanted.tolist()])
 
 

@@ -1,19 +1,24 @@
-"""A made-up click log shaped like that of an ad platform, in memory: many users with a few rows each. Knows no models."""
+"""A made-up click log shaped like an ad platform's, in memory: many users with a few rows each. Knows no models."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from adcascade.records.ads import Ad
-from adcascade.records.clicks import ClickLog, LogReport, Texts
+from adcascade.records.clicks import ClickLog, Integers, LogReport, Texts
 from adcascade.records.splits import split_by_time
 from ranking.data.dataset import Dataset
 
 _WORDS = (
-    "trail shoes marathon espresso grinder beans roses spade compost flight beach hostel guitar vinyl concert skillet "
-    "recipe spices console puzzle quest puppy leash litter mortgage laptop charger sofa curtain perfume jacket helmet"
-).split()
-_DEVICES, _PLACEMENTS, _COUNTRIES = ("phone", "desktop", "tablet"), ("feed", "story", "search"), ("de", "fr", "pl", "es")
+    *("trail", "shoes", "marathon", "espresso", "grinder", "beans", "roses", "spade", "compost", "flight", "beach"),
+    *("hostel", "guitar", "vinyl", "concert", "skillet", "recipe", "spices", "console", "puzzle", "quest", "puppy"),
+    *("leash", "litter", "mortgage", "laptop", "charger", "sofa", "curtain", "perfume", "jacket", "helmet"),
+)
+_DEVICES, _PLACEMENTS, _COUNTRIES = (
+    ("phone", "desktop", "tablet"),
+    ("feed", "story", "search"),
+    ("de", "fr", "pl", "es"),
+)
 _START_US, _DAY_US, _DAYS = 1_767_225_600_000_000, 86_400_000_000, 14
 _ADVERTISERS, _CATEGORIES = 2_000, 40
 
@@ -66,12 +71,10 @@ def make_ad_log(shape: AdLogShape) -> Dataset:
             "country": _drawn(random, _COUNTRIES, shape.users)[user],
         },
     )
-    return _dataset(log, _catalog(random, category), shown, user, category)
+    return _dataset(log, _catalog(random, category), shown, category)
 
 
-def _dataset(
-    log: ClickLog, ads: dict[str, Ad], shown: np.ndarray, user: np.ndarray, category: np.ndarray
-) -> Dataset:
+def _dataset(log: ClickLog, ads: dict[str, Ad], shown: Integers, category: Integers) -> Dataset:
     of_advertiser = _names("shop-", np.arange(len(ads)) % _ADVERTISERS)[shown]
     of_category = _names("category-", category)[shown]
     keys = {
@@ -85,7 +88,7 @@ def _dataset(
     return Dataset(log, LogReport(len(log), len(log), {}, {}), ads, {}, keys, split_by_time(log), "time")
 
 
-def _catalog(random: np.random.Generator, category: np.ndarray) -> dict[str, Ad]:
+def _catalog(random: np.random.Generator, category: Integers) -> dict[str, Ad]:
     words = np.array(_WORDS, object)[random.integers(0, len(_WORDS), (len(category), 5))]
     return {
         f"ad-{number}": Ad(
@@ -98,7 +101,7 @@ def _catalog(random: np.random.Generator, category: np.ndarray) -> dict[str, Ad]
     }
 
 
-def _names(prefix: str, numbers: np.ndarray) -> Texts:
+def _names(prefix: str, numbers: Integers) -> Texts:
     """Each number with a prefix; equal ones are one object."""
     names = np.array([f"{prefix}{number}" for number in range(int(numbers.max()) + 1)], object)
     return names[numbers]

@@ -14,8 +14,9 @@ from adcascade.records.clicks import Integers
 from adcascade.records.history import Spans
 
 _UNIT_ROWS, _UNIT_EVENTS = 128, 256
-# Cells of padding that cost as much as one more tile, and (user, impression, event) cells of a tile, at most.
-_WORTH_A_TILE, _TILE_CELLS = 16_384, 131_072
+# What one more tile costs, and what reading one more impression or event does, in (user, impression, event) cells of
+# computing; and how many cells a tile has at most.
+_CELLS_OF_A_TILE, _CELLS_OF_A_SLOT, _TILE_CELLS = 8192, 4, 131_072
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def _of_units(ufunc: np.ufunc, values: Integers, starts: Integers) -> Integers:
 def tiles_of(rows: Integers, events: Integers) -> list[Integers]:
     """Users in tiles in which padding is little, int64 [users of the tile] each; who has no events is in none.
 
-    Users whose numbers of rows and of events have as many binary digits are alike. Tiles begin as those who are
-    alike; neighbours are put together where the padding costs less than one more tile.
+    Users whose numbers of rows and of events have as many binary digits are alike and stay together. Of all ways to put
+    neighbours in the order of these digits into tiles, the cheapest is taken.
 
     Args:
         rows, events: how many each user has, [users].
@@ -125,22 +126,31 @@ def tiles_of(rows: Integers, events: Integers) -> list[Integers]:
     if not len(have):
         return []
     alike = 64 * _digits(events[have]) + _digits(rows[have])
-    order = np.argsort(-alike, kind="stable")
-    have, alike = have[order], alike[order]
-    tiles: list[Integers] = []
-    shape = (0, 0)
-    for some in np.split(have, np.flatnonzero(_changes(alike))[1:]):
-        size = int(rows[some].max()), int(events[some].max())
-        both = max(shape[0], size[0]), max(shape[1], size[1])
-        if tiles:
-            apart = len(tiles[-1]) * shape[0] * shape[1] + len(some) * size[0] * size[1]
-            together = (len(tiles[-1]) + len(some)) * both[0] * both[1]
-        if tiles and together - apart <= _WORTH_A_TILE:
-            tiles[-1], shape = np.concatenate([tiles[-1], some]), both
-        else:
-            tiles.append(some)
-            shape = size
+    order = np.argsort(alike, kind="stable")
+    have, starts = have[order], np.flatnonzero(_changes(alike[order]))
+    sizes = np.diff(np.r_[starts, len(have)]).tolist()
+    cuts = _cheapest(sizes, *(np.maximum.reduceat(one[have], starts).tolist() for one in (rows, events)))
+    tiles = np.split(have, starts[cuts[1:]])
     return [part for tile in tiles for part in _cut(tile, rows, events)]
+
+
+def _cheapest(users: list[int], rows: list[int], events: list[int]) -> list[int]:
+    """Which of some classes, each of so many users of at most so many rows and events, begin a tile; the first does."""
+    best, begins = [0], [0]  # the cost of the first classes, and where the last tile of these begins
+    for end in range(1, len(users) + 1):
+        count = width = height = 0
+        costs = []
+        for start in range(end - 1, -1, -1):
+            count, width, height = count + users[start], max(width, rows[start]), max(height, events[start])
+            cells = count * (width * height + _CELLS_OF_A_SLOT * (width + height))
+            costs.append((best[start] + cells + _CELLS_OF_A_TILE, start))
+        cost, start = min(costs)
+        best.append(cost)
+        begins.append(start)
+    cuts = [begins[-1]]
+    while cuts[0] > 0:
+        cuts.insert(0, begins[cuts[0]])
+    return cuts
 
 
 def _cut(tile: Integers, rows: Integers, events: Integers) -> list[Integers]:

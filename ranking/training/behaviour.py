@@ -26,6 +26,8 @@ from ranking.training.stage import Plan, StageContext, StageResult
 
 _EMA_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
+# Unless --behaviour-batch says how many rows a step has: the least, the most, and in between steps of a pass.
+_LEAST_ROWS, _MOST_ROWS, _STEPS_PER_PASS = 512, 16_384, 400
 _CONTEXT_RATE = 0.1
 _POSITION_PRIOR = 0.5  # a place that was hardly seen is taken for an average one
 
@@ -88,7 +90,7 @@ class _Steps:
         seen = self._rows.with_history_of(self._data.redrawn_history(generator))
         if seen is not self._seen:
             self._seen, self._units = seen, seen.units(self._labels.rows)
-        return self._units.in_random_order(generator, self._options.batch)
+        return self._units.in_random_order(generator, rows_per_step(self._options, len(self._labels.rows)))
 
     def loss(self, chosen: Integers) -> tuple[Tensor, float]:
         """Summed loss of some units, and their impressions."""
@@ -155,9 +157,14 @@ def _groups(model: BehaviourModel, weights: dict[str, nn.Parameter], learning_ra
     ]
 
 
+def rows_per_step(options: BehaviourOptions, rows: int) -> int:
+    """Of one process, in a training of so many rows."""
+    return options.batch or min(_MOST_ROWS, max(_LEAST_ROWS, math.ceil(rows / _STEPS_PER_PASS)))
+
+
 def _plan(options: BehaviourOptions, common: CommonOptions, rows: int, context: StageContext) -> Plan:
-    steps = math.ceil(options.epochs * rows / options.batch / context.workers.count)
-    per_epoch = math.ceil(rows / options.batch / context.workers.count)
+    per_step = rows_per_step(options, rows) * context.workers.count
+    steps, per_epoch = math.ceil(options.epochs * rows / per_step), math.ceil(rows / per_step)
     return Plan(
         stage="behaviour",
         steps=max(options.min_steps, steps) if options.epochs else 0,
