@@ -22,6 +22,14 @@ from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
 from adcascade.vectors.encoder import HashingEncoder
 from benchmarks.ad_log import AdLogOptions, make_ad_log
+
+
+def test_an_epoch_of_the_behaviour_part_is_timed_beside_users_one_by_one(tmp_path, tiny_bert):
+    files = make_ad_log(tmp_path, AdLogOptions(rows=3000, users=600, ads=50))
+    found = behaviour_speed(files, rows_one_by_one=500, rounds=1, base=str(tiny_bert))
+    assert found.rows == (500, 2400)
+    assert found.in_batches / found.one_by_one == pytest.approx(found.times_faster)
+    assert found.one_by_one > 0
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
@@ -42,6 +50,7 @@ from benchmarks.speed.soak import SoakSettings, soak_of
 from benchmarks.speed.stages import _cache_flags, published, serving_at
 from benchmarks.speed.synthetic_users import made_users, user_of_call
 from benchmarks.speed.texts import recombined_ads
+from benchmarks.speed.train_behaviour import behaviour_speed
 from benchmarks.speed.vectors import made_vectors
 from index_builder.artifact import load_version, open_store
 
@@ -481,3 +490,11 @@ def test_a_made_up_log_is_shaped_like_a_real_one(tmp_path):
     shown = np.bincount(log.ad_id.codes)
     assert shown.max() > 100 * np.median(shown)
     assert np.bincount(log.user_id.codes).mean() < 10
+
+
+def test_an_epoch_of_the_behaviour_part_is_timed_beside_users_one_by_one(tmp_path, tiny_bert):
+    files = make_ad_log(tmp_path, AdLogOptions(rows=3000, users=600, ads=50))
+    found = behaviour_speed(files, rows_one_by_one=500, rounds=1, base=str(tiny_bert))
+    assert found.rows == (500, 2400)
+    assert found.in_batches / found.one_by_one == pytest.approx(found.times_faster)
+    assert found.one_by_one > 0

@@ -8,7 +8,8 @@ from conftest import tiny_options
 from adcascade.records.datasets.synthetic import SyntheticOptions, make_synthetic
 from ranking.data.dataset import load_dataset
 from ranking.inputs.features import EVENT_CLASSES, INTERESTS_CLASS, TIME_GAP_BUCKETS, UNKNOWN_TIME_GAP
-from ranking.model.behaviour import AdInputs, BehaviourModel, History, Impressions, with_interests
+from ranking.model.behaviour import BehaviourModel
+from ranking.model.behaviour_inputs import AdInputs, History, Impressions, with_interests
 from ranking.model.shape import ModelShape
 from ranking.training.train import train
 

@@ -56,6 +56,22 @@ def test_pairwise_loss_compares_the_rows_of_a_group_alone():
     assert float(found) == pytest.approx(float(want) * 2 / 3)
 
 
+def test_pairwise_loss_of_mixed_groups_is_the_sum_over_groups_and_needs_no_table_of_all_pairs():
+    random = torch.Generator().manual_seed(1)
+    groups = torch.randint(0, 15_000, (30_000,), generator=random)  # all pairs would take 450 million
+    logits = torch.randn(30_000, generator=random, dtype=torch.float64)
+    clicks = torch.randint(0, 2, (30_000,), generator=random).double()
+    ones = torch.ones(30_000, dtype=torch.float64)
+    some = groups < 300
+    want = sum(
+        float(pairwise_loss(logits[mine], clicks[mine], ones[mine], torch.zeros(int(mine.sum()), dtype=torch.int64)))
+        for mine in (groups == group for group in range(300))
+        if mine.any()
+    )
+    assert float(pairwise_loss(logits[some], clicks[some], ones[some], groups[some])) == pytest.approx(want)
+    assert float(pairwise_loss(logits, clicks, ones, groups)) > want
+
+
 def test_pairwise_loss_of_rows_that_stand_alone_is_nothing_but_can_be_differentiated():
     logits = LOGITS.clone().requires_grad_()
     loss = pairwise_loss(logits, CLICKS, ONES, torch.arange(6))

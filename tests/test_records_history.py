@@ -104,6 +104,31 @@ def test_a_row_sees_all_training_rows_of_its_user_but_those_of_its_own_fold(log,
         assert row not in seen
 
 
+def assert_spans_are_windows(past, log, limit, rows):
+    offsets, events = past.spans(rows, limit).recent()
+    whole = rows_of(past, log, limit)
+    assert len(offsets) == len(rows) + 1
+    for place, row in enumerate(rows.tolist()):
+        assert events[offsets[place] : offsets[place + 1]].tolist() == whole[row]
+
+
+CHOSEN = st.lists(st.integers(0, 39), max_size=30)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGS, st.integers(0, 5), CHOSEN)
+def test_spans_of_earlier_rows_hold_what_windows_hold(log, limit, chosen):
+    rows = np.array(chosen, np.int64) % len(log)
+    assert_spans_are_windows(PointInTimeHistory(log), log, limit, rows)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGS, FOLDS, st.integers(0, 5), CHOSEN)
+def test_spans_of_other_folds_hold_what_windows_hold(log, folds, limit, chosen):
+    rows = np.array(chosen, np.int64) % len(log)
+    assert_spans_are_windows(OutOfFoldHistory(log, np.array(folds[: len(log)])), log, limit, rows)
+
+
 def test_a_long_history_of_other_folds_shows_the_events_nearest_in_time():
     log = make_log([(time, "u1", f"a{time}", 0, 1) for time in range(300)])
     fold = np.arange(300) % 2

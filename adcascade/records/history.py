@@ -8,6 +8,7 @@ were it alone left out of its own counters, what is missing there would still te
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from scipy.linalg import block_diag
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
-from adcascade.records.coded import CodedColumn, grouped
+from adcascade.records.coded import NO_VALUE, CodedColumn, grouped
 from adcascade.records.counters import (
     Counts,
     Floats,
@@ -64,11 +65,59 @@ def _together(windows: list[Window]) -> Window:
     return Window(np.concatenate(rows), np.concatenate(events), block_diag(*(window.visible for window in windows)))
 
 
+@dataclass(frozen=True)
+class Spans:
+    """What some rows look back on, as spans of one array of events.
+
+    Attributes:
+        events: row indices, one user after the other, each user's oldest first, [events].
+        first, last: row i may see ``events[first[i]:last[i]]`` and nothing else, [rows].
+        event_fold, row_fold: of each event and of each row, which see only events of other folds; None if there are no
+            folds.
+    """
+
+    events: Integers
+    first: Integers
+    last: Integers
+    event_fold: Integers | None = None
+    row_fold: Integers | None = None
+
+    def take(self, places: Integers) -> "Spans":
+        """Those of some of the rows."""
+        fold = None if self.row_fold is None else self.row_fold[places]
+        return replace(self, first=self.first[places], last=self.last[places], row_fold=fold)
+
+    def recent(self) -> tuple[Integers, Integers]:
+        """What each row sees, one row after the other, oldest first.
+
+        Returns:
+            offsets, [rows + 1], and row indices of events, [offsets[-1]]: row i sees
+            ``events[offsets[i]:offsets[i + 1]]``.
+        """
+        lengths = self.last - self.first
+        places = ranges(self.first, lengths)
+        seen = np.repeat(np.arange(len(lengths)), lengths)
+        if self.event_fold is not None and self.row_fold is not None:
+            other = self.event_fold[places] != self.row_fold[seen]
+            places, seen = places[other], seen[other]
+        return np.searchsorted(seen, np.arange(len(lengths) + 1)), self.events[places]
+
+
+def ranges(starts: Integers, lengths: Integers) -> Integers:
+    """The numbers ``start .. start + length - 1`` of each pair, one pair after the other."""
+    ends = np.cumsum(lengths)
+    shift = np.repeat(starts - (ends - lengths), lengths)
+    return shift + np.arange(len(shift))
+
+
 class HistoryView(Protocol):
     """What each row of a log may look back on."""
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """The given rows in windows of one user; each row sees at most `limit` events."""
+
+    def spans(self, rows: Integers, limit: int) -> Spans:
+        """The same for each of the given rows in their order, without going through them one by one."""
 
     def counts(self, keys: CodedColumn) -> Counts:
         """Impressions and clicks of each row's key in the rows it may look back on; `keys` has one for each row."""
@@ -82,7 +131,28 @@ class PointInTimeHistory:
 
     def __init__(self, log: ClickLog) -> None:
         self._log = log
-        self._histories = Histories(log)
+
+    @cached_property
+    def _histories(self) -> "Histories":
+        return Histories(self._log)
+
+    @cached_property
+    def _spans(self) -> Spans:
+        """Everything that each row of the log may see."""
+        log = self._log
+        codes = _user_codes(log)
+        usable = (log.time != NO_TIME) & (log.user_id != "")
+        rows = np.flatnonzero(usable)
+        events = rows[np.argsort(codes[rows], kind="stable")]  # the log is in order of time
+        code, time = codes[events], log.time[events]
+        new_user = np.r_[True, code[1:] != code[:-1]][: len(events)]
+        new_moment = new_user | np.r_[True, time[1:] != time[:-1]][: len(events)]
+        place = np.arange(len(events))
+        first, last = np.zeros(len(log), np.int64), np.zeros(len(log), np.int64)
+        # Where the user, and where the moment, of each event begins.
+        first[events] = np.maximum.accumulate(np.where(new_user, place, 0))
+        last[events] = np.maximum.accumulate(np.where(new_moment, place, 0))
+        return Spans(events, first, last)
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """See `HistoryView`."""
@@ -95,6 +165,11 @@ class PointInTimeHistory:
                 place = np.arange(first, last)
                 seen = (place < earlier[:, None]) & (place >= earlier[:, None] - limit)
                 yield Window(part, mine[first:last], seen & (self._log.time[part] != NO_TIME)[:, None])
+
+    def spans(self, rows: Integers, limit: int) -> Spans:
+        """See `HistoryView`."""
+        mine = self._spans.take(rows)
+        return replace(mine, first=np.maximum(mine.first, mine.last - limit))
 
     def counts(self, keys: CodedColumn) -> Counts:
         """See `HistoryView`."""
@@ -115,12 +190,24 @@ class OutOfFoldHistory:
     def __init__(self, log: ClickLog, fold: Integers) -> None:
         self._log = log
         self._fold = fold
-        self._training = _UserRows(log, fold >= 0)
+
+    @cached_property
+    def _mine(self) -> "_UserRows":
+        return _UserRows(self._log, self._fold >= 0)
+
+    @cached_property
+    def _spans(self) -> Spans:
+        """All training rows of the user of each row, of whatever fold."""
+        codes = _user_codes(self._log)
+        training = np.flatnonzero((self._fold >= 0) & (codes != NO_VALUE))
+        events = training[np.argsort(codes[training], kind="stable")]
+        first, last = (np.searchsorted(codes[events], codes, side=side) for side in ("left", "right"))
+        return Spans(events, first, np.where(codes != NO_VALUE, last, first), self._fold[events], self._fold)
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """See `HistoryView`; of a user with more events than `limit`, those nearest in time."""
         for user, wanted in _by_user(self._log, rows):
-            mine = self._training.of(user)
+            mine = self._mine.of(user)
             for part in _parts(wanted[np.argsort(self._log.time[wanted], kind="stable")]):
                 near = np.searchsorted(self._log.time[mine], self._log.time[part])
                 start = np.clip(near - limit // 2, 0, max(0, len(mine) - limit))
@@ -128,6 +215,20 @@ class OutOfFoldHistory:
                 place = np.arange(first, last)
                 seen = (place >= start[:, None]) & (place < start[:, None] + limit)
                 yield Window(part, mine[first:last], seen & self._other_fold(part, mine[first:last]))
+
+    @cached_property
+    def _moments(self) -> Integers:
+        """Numbers of the rows of the log that rise with (user, time)."""
+        ranks = np.unique(self._log.time, return_inverse=True)[1]
+        return _user_codes(self._log) * (int(ranks.max(initial=0)) + 1) + ranks
+
+    def spans(self, rows: Integers, limit: int) -> Spans:
+        """See `HistoryView`; of a user with more events than `limit`, those nearest in time."""
+        mine = self._spans.take(rows)
+        # How many of the user's training rows are of an earlier moment: below (user, time), from (user, -infinity) on.
+        near = np.searchsorted(self._moments[mine.events], self._moments[rows], side="left") - mine.first
+        first = mine.first + np.clip(near - limit // 2, 0, np.maximum(0, mine.last - mine.first - limit))
+        return replace(mine, first=first, last=np.minimum(first + limit, mine.last))
 
     def _other_fold(self, rows: Integers, past: Integers) -> npt.NDArray[np.bool_]:
         different: npt.NDArray[np.bool_] = self._fold[rows][:, None] != self._fold[past][None]
@@ -167,6 +268,11 @@ class _UserRows:
     def of(self, user: int) -> Integers:
         """Row indices of a user, who is a code of ``log.user_id.sorted``."""
         return self._rows[self._start[user + 1] : self._start[user + 2]]
+
+
+def _user_codes(log: ClickLog) -> Integers:
+    """A number of each row's user, int64 [rows]; equal for equal users alone, `NO_VALUE` for nobody."""
+    return log.user_id.codes.astype(np.int64)
 
 
 def _parts(rows: Integers) -> Iterator[Integers]:

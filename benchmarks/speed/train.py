@@ -1,4 +1,4 @@
-"""``adcascade bench train``: what stands before a training: reading a log, histories and counters of each row."""
+"""``adcascade bench train``: reading a log, histories and counters of each row, and an epoch of the behaviour part."""
 
 import subprocess
 import sys
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from adcascade.records.ads import read_catalog
 from adcascade.records.click_batches import BatchChecker
 from adcascade.records.clicks import ClickLog, read_clicks
+from adcascade.records.counters import DECAYED
 from adcascade.records.datasets.movielens import DatasetFiles
 from adcascade.records.errors import InputError
 from adcascade.records.files import read_batches
@@ -23,11 +24,13 @@ from benchmarks.speed.interleaved_timing import Progress, Spread
 from benchmarks.speed.machine import describe
 from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.results import BenchResult, Entry, TargetResult
+from benchmarks.speed.train_behaviour import behaviour_speed
 from ranking.inputs.features import key_columns
 
-PARTS = ("read", "history")
+PARTS = ("read", "history", "behaviour")
 BY_COLUMN, BY_ROW = "by column", "row by row"
-_LEAST_READ, _MOST_MIB, _LEAST_HISTORY = 1_000_000, 1536, 500_000
+IN_BATCHES, ONE_BY_ONE = "in batches of many users", "users one by one"
+_LEAST_READ, _MOST_MIB, _LEAST_HISTORY, _LEAST_LEARNED = 1_000_000, 1536, 500_000, 50_000
 _READ_ROWS = 10_000_000
 
 
@@ -39,7 +42,7 @@ class TrainSettings:
         parts: of `PARTS`, which are run.
         read_rows: of the Parquet log that is read and checked.
         row_path_rows: of the log whose rows are checked one by one, for comparison.
-        rows: of the log whose histories and counters are made.
+        rows: of the log whose histories and counters are made, and which the behaviour part learns from.
         users_per_row: users of each log over its rows.
     """
 
@@ -59,7 +62,7 @@ def bench_train(settings: TrainSettings, folder: Path, progress: Progress = lamb
     if unknown:
         raise InputError(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
     machine = describe()
-    measure = {"read": _read, "history": _history}
+    measure = {"read": _read, "history": _history, "behaviour": _behaviour}
     found = [measure[part](settings, folder, progress) for part in settings.parts]
     return BenchResult(
         bench="train",
@@ -159,8 +162,10 @@ def _history(settings: TrainSettings, folder: Path, progress: Progress) -> tuple
     def work() -> None:
         fresh = _unsorted(log)
         past = PointInTimeHistory(fresh)
-        for ids in key_columns(fresh.ad_id, fresh.user_id, catalog).values():
+        for key, ids in key_columns(fresh.ad_id, fresh.user_id, catalog).items():
             past.counts(ids)
+            if key in DECAYED:
+                past.decayed(ids)
 
     entry = _entry(
         f"histories and counters of {settings.rows:,} rows",
@@ -175,6 +180,26 @@ def _history(settings: TrainSettings, folder: Path, progress: Progress) -> tuple
             target=f"at least {_LEAST_HISTORY:,} rows a second",
             reached=f"{speed:,.0f}",
             met=speed >= _LEAST_HISTORY,
+        )
+    ]
+
+
+def _behaviour(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
+    """An epoch of the behaviour part, in turns with some of its rows one user after the other."""
+    files = _log_of(settings.rows, settings, folder)
+    found = behaviour_speed(files, rounds=settings.rounds, seed=settings.seed, progress=progress)
+    entries = [
+        _entry(f"an epoch over {rows:,} rows", contender, [rows / speed], rows)
+        for contender, rows, speed in zip(
+            (ONE_BY_ONE, IN_BATCHES), found.rows, (found.one_by_one, found.in_batches), strict=True
+        )
+    ]
+    return entries, [
+        TargetResult(
+            what=f"an epoch of the behaviour part over {found.rows[1]:,} rows",
+            target=f"at least {_LEAST_LEARNED:,} rows a second",
+            reached=f"{found.in_batches:,.0f} ({found.times_faster:.1f} x users one by one)",
+            met=found.in_batches >= _LEAST_LEARNED,
         )
     ]
 

@@ -1,25 +1,55 @@
 """Every row of a log as the behaviour part reads it. Knows no serving and no optimizer."""
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from adcascade.records.clicks import NO_TIME, Integers
 from adcascade.records.hashing import blake2b_bucket
-from adcascade.records.history import HistoryView, Window, merged
+from adcascade.records.history import HistoryView, Window, ranges
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts
+from ranking.data.user_units import UserUnits, make_units, tiles_of
 from ranking.inputs.context import context_buckets
-from ranking.inputs.features import time_gap_buckets
+from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP, time_gap_buckets
 from ranking.model.batch import pad, tokenize
-from ranking.model.behaviour import AdInputs, BehaviourLogits, BehaviourModel, History, Impressions, with_interests
+from ranking.model.behaviour import BehaviourLogits, BehaviourModel
+from ranking.model.behaviour_inputs import AdInputs, History, Impressions, Tile, UserBatch, with_interests
 
-# Of (impression, event) pairs in one pass; the windows of small users are merged up to this.
-CELLS_PER_WINDOW = 65_536
+# Rows scored at once where nothing is learned.
+ROWS_PER_PASS = 8192
+_NO_FOLD = -2
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What some units look back on: what the user says of themselves, then the events; one unit after the other.
+
+    Attributes:
+        starts: where the slots of each unit begin, [units + 1].
+        stated: 1 for each unit whose user states interests, else 0, [units].
+        texts, types, times: of each slot, [slots].
+        folds: of each slot, [slots]; None if there are no folds.
+    """
+
+    starts: Integers
+    stated: Integers
+    texts: Integers
+    types: Integers
+    times: Integers
+    folds: Integers | None
+
+    @property
+    def counts(self) -> Integers:
+        """Slots of each unit."""
+        return np.diff(self.starts)
 
 
 class BehaviourRows:
@@ -39,13 +69,18 @@ class BehaviourRows:
         self._spec = spec = ranker.spec
         self._device = device
         place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
-        self._ad = torch.from_numpy(data.log.ad_id.of_names(place.__getitem__, -1, np.int64))
+        self._ad = data.log.ad_id.of_names(place.__getitem__, -1, np.int64)
+        people = data.log.user_id.compact()
+        self._user = people.codes.astype(np.int64)
+        interests, stated = _interests(data, people.names.to_pylist(), ranker)
+        # Ads, and after them the interests that users state; which of these each row's user states, -1 for none.
+        self._interest = np.append(np.where(stated >= 0, len(place) + stated, -1), -1)[self._user]
+        vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), interests])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
-        self._ads = AdInputs(ads.vectors(ranker.model.text, ranker.pad_id).to(device), buckets.to(device))
-        self._interests = _interests(data, ranker, device)
-        self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
+        self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
+        self._classes = np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0)
         hashes = data.reading(spec.shape.context_words).context_hashes
-        self._context = torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets)).to(device)
+        self._context = _filled(torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets))).to(device)
         self._positions = torch.from_numpy(data.log.position.astype(np.int64)).to(device)
         self._look_back(data.past)
 
@@ -60,6 +95,102 @@ class BehaviourRows:
         other = copy.copy(self)
         other._look_back(past)
         return other
+
+    def with_buckets(self, buckets: Tensor) -> "BehaviourRows":
+        """The same rows, whose `texts` have other learned ids."""
+        other = copy.copy(self)
+        other.texts = AdInputs(self.texts.vectors, buckets)
+        return other
+
+    def units(self, rows: Integers) -> UserUnits:
+        """The rows in units of one user."""
+        spans = self.past.spans(rows, self._spec.shape.history_events)
+        return make_units(rows, self._user, self._data.groups, spans)
+
+    def batch(self, units: UserUnits, chosen: Integers) -> tuple[Integers, UserBatch]:
+        """Some of the units in one batch: their rows, and what the model reads of these."""
+        at = ranges(units.starts[chosen], units.counts[chosen])
+        rows, slots = units.rows[at], self._slots(units, chosen)
+        used = np.zeros(len(self.texts.buckets), np.bool_)
+        used[self._ad[rows]] = used[slots.texts] = True
+        number = np.cumsum(used) - 1
+        texts = torch.from_numpy(np.flatnonzero(used)).to(self._device)
+        tiles, places = self._tiles(units, chosen, at, slots)
+        place = torch.from_numpy(rows).to(self._device)
+        return rows, UserBatch(
+            dense=self._tensor(self.dense[rows]),
+            context=self._context[place],
+            texts=AdInputs(self.texts.vectors[texts], self.texts.buckets[texts]),
+            shown=self._tensor(number[self._ad[rows]]),
+            events=self._tensor(number[slots.texts]),
+            types=self._tensor(slots.types),
+            tiles=tiles,
+            places=self._tensor(places),
+        )
+
+    def _slots(self, units: UserUnits, chosen: Integers) -> _Slots:
+        interests = self._interest[units.rows[units.starts[chosen]]]
+        stated, counts = (interests >= 0).astype(np.int64), units.event_counts[chosen]
+        places = ranges(units.event_starts[chosen], counts)
+        events = units.spans.events[places]
+        starts = np.r_[0, np.cumsum(stated + counts)]
+        heads = starts[:-1][stated > 0]
+        of_events = np.ones(starts[-1], np.bool_)
+        of_events[heads] = False
+
+        def filled(of_interests: npt.ArrayLike, values: Integers) -> Integers:
+            slots = np.empty(len(of_events), np.int64)
+            slots[heads], slots[of_events] = of_interests, values
+            return slots
+
+        fold = units.spans.event_fold
+        return _Slots(
+            starts,
+            stated,
+            filled(interests[stated > 0], self._ad[events]),
+            filled(INTERESTS_CLASS, self._classes[events]),
+            filled(NO_TIME, self._data.log.time[events]),
+            None if fold is None else filled(_NO_FOLD, fold[places]),
+        )
+
+    def _tiles(
+        self, units: UserUnits, chosen: Integers, at: Integers, slots: _Slots
+    ) -> tuple[tuple[Tile, ...], Integers]:
+        """The units in tiles, and where each row of the batch stands in these (see `UserBatch.places`)."""
+        ends = np.cumsum(units.counts[chosen])
+        # A user who says something has it in every row.
+        counts = np.where(slots.stated > 0, units.counts[chosen], units.looking_back[chosen])
+        tiles, places, padded = [], np.full(len(at), -1), 0
+        for some in tiles_of(counts, slots.counts):
+            width = int(counts[some].max())
+            rows = (ends - counts)[some, None] + np.arange(width)
+            real = np.arange(width) < counts[some, None]
+            places[rows[real]] = padded + np.flatnonzero(real)
+            padded += real.size
+            tiles.append(self._tile(units, at, slots, some, np.where(real, rows, 0), real))
+        return tuple(tiles), np.where(places < 0, padded, places)
+
+    def _tile(
+        self, units: UserUnits, at: Integers, slots: _Slots, some: Integers, rows: Integers, real: npt.NDArray[np.bool_]
+    ) -> Tile:
+        """The units `some` of a batch; `rows` [units, rows] are theirs in it, of which not all are `real`."""
+        spans, stated = units.spans, slots.stated[some, None, None]
+        slot = np.arange(int(slots.counts[some].max()))
+        events = np.minimum(slots.starts[some, None] + slot, len(slots.texts) - 1)
+        first, last = spans.first[at[rows]][..., None] + stated, spans.last[at[rows]][..., None] + stated
+        seen = (slot >= first) & (slot < last)
+        if spans.row_fold is not None and slots.folds is not None:
+            seen &= spans.row_fold[at[rows]][..., None] != slots.folds[events][:, None]
+        seen = (seen | (slot < stated)) & real[..., None]
+        unit, row, event = np.nonzero(seen)
+        now, then = self._data.log.time[units.rows[at[rows[unit, row]]]], slots.times[events[unit, event]]
+        gaps = np.full(seen.shape, UNKNOWN_TIME_GAP)
+        gaps[unit, row, event] = self._time_gaps(now, then)
+        return Tile(*(self._tensor(one) for one in (rows, events, gaps, seen)))
+
+    def _time_gaps(self, now: Integers, then: Integers) -> Integers:
+        known = (now != NO_TIME) & (then != NO_TIME)
+        return time_gap_buckets(np.where(known, (now - then) / 1e6, np.nan), self._spec.shape.time_gap_ends)
 
     def windows(self, rows: Integers) -> list[Window]:
         """The rows in windows of one user."""
@@ -86,41 +217,43 @@ class BehaviourRows:
     def _history(self, window: Window) -> History:
         history = History(
             self._keys(window.events),
-            self._classes[window.events].to(self._device),
+            self._tensor(self._classes[window.events]),
             torch.from_numpy(self._gaps(window)).to(self._device),
             torch.from_numpy(window.visible).to(self._device),
         )
-        if not self._interests:
+        of_rows = self._interest[window.rows]
+        stated = np.unique(of_rows[of_rows >= 0])
+        if not len(stated):
             return history
-        users = np.array(self._data.log.user_id[window.rows].tolist())
-        stated = [user for user in np.unique(users).tolist() if user in self._interests]
-        if not stated:
-            return history
-        interests = torch.cat([self._interests[user] for user in stated])
-        return with_interests(history, interests, torch.from_numpy(users[:, None] == np.array(stated)).to(self._device))
+        return with_interests(history, self.texts.vectors[stated], self._tensor(of_rows[:, None] == stated))
 
     def _keys(self, rows: Integers) -> AdInputs:
-        ads = self._ad[rows].to(self._device)
-        return AdInputs(self._ads.vectors[ads], self._ads.buckets[ads])
+        ads = self._tensor(self._ad[rows])
+        return AdInputs(self.texts.vectors[ads], self.texts.buckets[ads])
 
     def _gaps(self, window: Window) -> Integers:
-        now, then = self._data.log.time[window.rows, None], self._data.log.time[None, window.events]
-        known = (now != NO_TIME) & (then != NO_TIME)
-        return time_gap_buckets(np.where(known, (now - then) / 1e6, np.nan), self._spec.shape.time_gap_ends)
+        return self._time_gaps(self._data.log.time[window.rows, None], self._data.log.time[None, window.events])
 
-    def _tensor(self, values: npt.NDArray[np.float32]) -> Tensor:
+    def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
 
 
-def _interests(data: Dataset, ranker: Ranker, device: torch.device) -> dict[str, Tensor]:
-    """Text vector of the interests of each user of the log who states any, float32 [1, width]."""
-    users = (data.users.get(user_id) for user_id in data.log.user_id.sorted.names.to_pylist())
-    stated = {user.user_id: user.interests.strip() for user in users if user and user.interests.strip()}
-    if not stated:
-        return {}
+def _filled(context: Tensor) -> Tensor:
+    """Without the columns at the end that hold nothing in any row, but for the first."""
+    used = int(context.any(dim=0).sum())
+    return context[:, : max(1, used)].contiguous()
+
+
+def _interests(data: Dataset, users: list[str], ranker: Ranker) -> tuple[Tensor, Integers]:
+    """Text vectors of interests, float32 [texts, width], and which of them each user states, -1 for none, [users]."""
+    said = [data.users[user].interests.strip() if user in data.users else "" for user in users]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(text for text in said if text))}
     text = ranker.model.text
-    rows = pad(tokenize(ranker.tokenizer, list(stated.values()), ranker.spec.max_ad_tokens), ranker.pad_id)
-    return dict(zip(stated, text(rows.to(text.center.device)).to(device).split(1), strict=True))
+    vectors = torch.zeros(0, text.width)
+    if numbers:
+        rows = pad(tokenize(ranker.tokenizer, list(numbers), ranker.spec.max_ad_tokens), ranker.pad_id)
+        vectors = text(rows.to(text.center.device))
+    return vectors.to(text.center.device), np.array([numbers.get(one, -1) for one in said], np.int64)
 
 
 def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
@@ -133,12 +266,11 @@ def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> Behav
 def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
     """Logits of the wanted rows in evaluation mode, in their order, on the CPU."""
     model.eval()
-    order: list[Integers] = []
-    clicks, conversions = [], []
-    for window in merged(rows.windows(wanted), CELLS_PER_WINDOW):
-        scored = rows.score(model, window)
-        order.append(window.rows)
-        clicks.append(scored.click.cpu())
-        conversions.append(scored.conversion.cpu())
-    back = torch.from_numpy(np.argsort(np.concatenate(order))[np.argsort(np.argsort(wanted))])
-    return BehaviourLogits(torch.cat(clicks)[back], torch.cat(conversions)[back])
+    units = rows.units(wanted)
+    click, conversion = (torch.empty(len(rows.dense)) for _ in range(2))
+    for chosen in units.by_size(ROWS_PER_PASS):
+        scored_rows, batch = rows.batch(units, chosen)
+        scored, at = model.of_users(batch), torch.from_numpy(scored_rows)
+        click[at], conversion[at] = scored.click.cpu(), scored.conversion.cpu()
+    back = torch.from_numpy(wanted)
+    return BehaviourLogits(click[back], conversion[back])

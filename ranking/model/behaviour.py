@@ -13,74 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP
+from ranking.model.behaviour_inputs import AdInputs, History, Impressions, Tile, UserBatch
 from ranking.model.shape import ModelShape
 
 # Where the head of likeness begins: how fast attention falls as texts differ, and how much of it goes to nothing.
 _INVERSE_TEMPERATURE, _SIMILARITY_NULL_LOGIT = 4.0, 2.8
 # In training alone.
 _DROPOUT, _DROP_IDS, _DROP_EVENTS, _DROP_WORDS = 0.3, 0.2, 0.2, 0.5
-
-
-@dataclass(frozen=True)
-class AdInputs:
-    """What the behaviour part reads of ads.
-
-    Attributes:
-        vectors: unit text vectors, float32 [ads, width].
-        buckets: hashed ids, int64 [ads]; 0 for a text that is no ad.
-    """
-
-    vectors: Tensor
-    buckets: Tensor
-
-
-@dataclass(frozen=True)
-class History:
-    """Past events, and how each of some impressions stands to them.
-
-    Attributes:
-        ads: what the events are about, [events].
-        types: class of each event's type, int64 [events].
-        gaps: class of the time between event and impression, int64 [impressions, events].
-        seen: which events each impression may look back on, bool [impressions, events].
-    """
-
-    ads: AdInputs
-    types: Tensor
-    gaps: Tensor
-    seen: Tensor
-
-
-def with_interests(history: History, interests: Tensor, seen: Tensor) -> History:
-    """`history` after what users say of themselves: texts that they like, at no known time.
-
-    Args:
-        interests: their text vectors, float32 [texts, width].
-        seen: which impressions are of the user who says so, bool [impressions, texts].
-    """
-    texts = len(interests)
-    return History(
-        AdInputs(torch.cat([interests, history.ads.vectors]), F.pad(history.ads.buckets, (texts, 0))),
-        F.pad(history.types, (texts, 0), value=INTERESTS_CLASS),
-        F.pad(history.gaps, (texts, 0), value=UNKNOWN_TIME_GAP),
-        torch.cat([seen, history.seen], dim=1),
-    )
-
-
-@dataclass(frozen=True)
-class Impressions:
-    """Impressions to be scored.
-
-    Attributes:
-        dense: normalised features, float32 [impressions, features].
-        context: ids of attributes, context and time of day (see `ranking.inputs.context`), int64 [impressions, words].
-        ads: the candidates, [impressions].
-    """
-
-    dense: Tensor
-    context: Tensor
-    ads: AdInputs
 
 
 @dataclass(frozen=True)
@@ -136,10 +75,35 @@ class BehaviourModel(nn.Module):
         """Logits of impressions at an average place on the page."""
         ads = self._ads(shown.ads)
         attended, event_value = self._attend(shown.ads.vectors, ads, history)
-        context = self.context(self._words(shown.context))
+        return self._logits(shown.dense, shown.context, ads, attended, event_value)
+
+    def of_users(self, batch: UserBatch) -> BehaviourLogits:
+        """What `forward` says of impressions of many users, in one pass: each text is projected once."""
+        texts = torch.cat([self.text(batch.texts.vectors), self._ids(batch.texts.buckets)], dim=1)
+        both = F.embedding(torch.cat([batch.shown, batch.events]), texts)
+        by_text, ids = both.split(self.text.out_features, dim=1)
+        ads, events = (by_text + self._some(ids)).split([len(batch.shown), len(batch.events)])
+        if not batch.tiles:
+            nothing = ads.new_zeros(len(ads), self._heads + 1)
+            return self._logits(batch.dense, batch.context, ads, torch.zeros_like(ads), nothing)
+        queries = self.query(ads)
+        keys_values = torch.cat([self.key(events), self.value(self.dropout(events) + self.types(batch.types))], dim=1)
+        kept = None
+        if self.training:
+            kept = torch.rand(batch.types.shape, device=ads.device) >= _DROP_EVENTS
+        found = [self._attend_tile(batch, tile, queries, keys_values, kept) for tile in batch.tiles]
+        # One row more is for impressions without a past.
+        table = torch.cat([*found, found[0].new_zeros(1, found[0].shape[1])])
+        attended, event_value = F.embedding(batch.places, table).split([ads.shape[1], self._heads + 1], dim=1)
+        return self._logits(batch.dense, batch.context, ads, attended, event_value)
+
+    def _logits(
+        self, dense: Tensor, words: Tensor, ads: Tensor, attended: Tensor, event_value: Tensor
+    ) -> BehaviourLogits:
+        context = self.context(self._words(words))
         vectors = torch.cat([ads, attended, attended * ads, context, context * ads], dim=1)
-        click, conversion = self.deep(torch.cat([shown.dense, self.dropout(vectors), event_value], dim=1)).unbind(dim=1)
-        return BehaviourLogits(click + self.wide(torch.cat([shown.dense, event_value], dim=1))[:, 0], conversion)
+        click, conversion = self.deep(torch.cat([dense, self.dropout(vectors), event_value], dim=1)).unbind(dim=1)
+        return BehaviourLogits(click + self.wide(torch.cat([dense, event_value], dim=1))[:, 0], conversion)
 
     def of_position(self, positions: Tensor) -> Tensor:
         """What the place on the page adds to the logit of a click, [impressions]; nothing for an unknown place, 0.
@@ -166,11 +130,18 @@ class BehaviourModel(nn.Module):
         return context * (torch.rand(context.shape, device=context.device) >= _DROP_WORDS)
 
     def _ads(self, ads: AdInputs) -> Tensor:
-        ids = self.ids(ads.buckets) * (ads.buckets > 0)[:, None]
-        if self.training:
-            ids = ids * (torch.rand(ads.buckets.shape, device=ids.device) >= _DROP_IDS)[:, None]
-        vectors: Tensor = self.text(ads.vectors) + ids
+        vectors: Tensor = self.text(ads.vectors) + self._some(self._ids(ads.buckets))
         return vectors
+
+    def _ids(self, buckets: Tensor) -> Tensor:
+        ids: Tensor = self.ids(buckets) * (buckets > 0)[:, None]
+        return ids
+
+    def _some(self, ids: Tensor) -> Tensor:
+        """Learned ids, some of them dropped in training."""
+        if not self.training:
+            return ids
+        return ids * (torch.rand(len(ids), device=ids.device) >= _DROP_IDS)[:, None]
 
     def _attend(self, texts: Tensor, ads: Tensor, history: History) -> tuple[Tensor, Tensor]:
         """What the candidates find in the history, [impressions, width], and how it was liked, [impressions, heads]."""
@@ -195,6 +166,32 @@ class BehaviourModel(nn.Module):
         attended = (weights[: self._heads] @ values).transpose(0, 1).flatten(1)
         event_value = (weights @ self.event_value(history.types))[:, :, 0].transpose(0, 1)
         return attended, event_value
+
+    def _attend_tile(
+        self, batch: UserBatch, tile: Tile, queries: Tensor, keys_values: Tensor, kept: Tensor | None
+    ) -> Tensor:
+        """`_attend` for the users of a tile: attended and event value, [users x impressions, width + heads + 1].
+
+        Args:
+            kept: which events are not dropped, bool [events]; None for all.
+        """
+        users, rows, events = tile.seen.shape
+        q, kv = F.embedding(tile.shown, queries), F.embedding(tile.events, keys_values)
+        q = q.view(users, rows, self._heads, -1).transpose(1, 2)  # [users, heads, impressions, size]
+        keys, values = kv.view(users, events, 2, self._heads, -1).permute(2, 0, 3, 1, 4)  # [users, heads, events, size]
+        learned = q @ keys.transpose(2, 3) / math.sqrt(q.shape[3])
+        with torch.no_grad():
+            texts = batch.texts.vectors
+            alike = F.embedding(batch.shown[tile.shown], texts) @ F.embedding(batch.events[tile.events], texts).mT
+        scores = torch.cat([learned, (self.inverse_temperature * alike)[:, None]], dim=1)
+        scores = scores + F.embedding(tile.gaps, self.gaps.weight).permute(0, 3, 1, 2)
+        seen = tile.seen if kept is None else tile.seen & kept[tile.events][:, None]
+        nothing = self.null_logit[:, None, None].expand(users, -1, rows, 1)
+        scores = torch.cat([scores.masked_fill(~seen[:, None], float("-inf")), nothing], dim=3)
+        weights = scores.softmax(dim=3)[..., :-1]  # [users, heads + 1, impressions, events]
+        attended = (weights[:, : self._heads] @ values).transpose(1, 2).flatten(2)
+        value = (weights @ self.event_value(batch.types[tile.events])[:, None])[..., 0].transpose(1, 2)
+        return torch.cat([attended, value], dim=2).flatten(0, 1)
 
     def _split(self, x: Tensor) -> Tensor:
         """[rows, width] to [heads, rows, size]."""

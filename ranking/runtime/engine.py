@@ -21,7 +21,8 @@ from ranking.errors import ModelError
 from ranking.inputs.context import CONTEXT_WORDS, context_buckets
 from ranking.inputs.features import COUNTED, FeatureInputs, snapshot_features, time_gap_buckets
 from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
-from ranking.model.behaviour import AdInputs, BehaviourLogits, History, Impressions, with_interests
+from ranking.model.behaviour import BehaviourLogits
+from ranking.model.behaviour_inputs import AdInputs, History, Impressions, with_interests
 from ranking.model.passes import AdPass
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.ad_state_cache import AdStateCache

@@ -6,16 +6,18 @@ sees only the other folds, so that what it sees never tells its own answer.
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adcascade.records.history import Window, merged
-from ranking.data.behaviour_rows import CELLS_PER_WINDOW, BehaviourRows, behaviour_logits
+from adcascade.records.clicks import Integers
+from ranking.data.behaviour_rows import ROWS_PER_PASS, BehaviourRows, behaviour_logits
 from ranking.data.dataset import Dataset
 from ranking.data.labels import Labels, all_labels
+from ranking.data.user_units import UserUnits
 from ranking.model.behaviour import BehaviourModel
 from ranking.training.loop import Loop
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
@@ -24,6 +26,8 @@ from ranking.training.stage import Plan, StageContext, StageResult
 
 _EMA_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
+# Unless --behaviour-batch says how many rows a step has: the least, the most, and in between steps of a pass.
+_LEAST_ROWS, _MOST_ROWS, _STEPS_PER_PASS = 512, 16_384, 400
 _CONTEXT_RATE = 0.1
 _POSITION_PRIOR = 0.5  # a place that was hardly seen is taken for an average one
 
@@ -46,53 +50,121 @@ def train_behaviour(
     Raises:
         ModelError: The loss is not a number.
     """
-    labels, everything = data.labels(common), all_labels(data.log, data.groups)
-    validation = list(merged(rows.windows(data.split.valid), CELLS_PER_WINDOW))
     if is_new:
         nn.init.constant_(model.wide.bias, math.log(data.prior_ctr / (1 - data.prior_ctr)))
-    conversion_weight = common.conversion_weight if data.log.conversions[data.split.train].any() else 0.0
-    seen = rows
-
-    def batches(epoch: int) -> Iterator[list[Window]]:
-        nonlocal seen
-        generator = np.random.default_rng([common.seed, epoch])
-        seen = rows.with_history_of(data.redrawn_history(generator))
-        return _batches(seen.windows(labels.rows), options.batch, generator)
-
-    def loss(batch: list[Window]) -> tuple[Tensor, float]:
-        model.train()
-        losses = [_loss(model, seen, window, labels, common, conversion_weight) for window in batch]
-        return torch.stack(losses).sum(), float(sum(labels.impressions[window.rows].sum() for window in batch))
-
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
-        losses = [_loss(model, rows, window, everything, common, 0.0) for window in validation]
-        return float(torch.stack(losses).sum()) / int(data.log.impressions[data.split.valid].sum())
-
-    plan = _plan(options, common, len(labels.rows), context)
-    weights = dict(model.named_parameters())
-    # Attributes of a user almost tell who it is: learned fast, they are learned by heart.
-    slow = set(model.context.parameters())
-    groups = [
-        {
-            "params": [weight for weight in weights.values() if weight not in slow],
-            "lr": options.learning_rate,
-        },
-        {"params": list(slow), "lr": _CONTEXT_RATE * options.learning_rate},
-    ]
+    plan = _plan(options, common, len(data.labels(common).rows), context)
     if not plan.steps and is_new:
         _say_nothing(model)
-    loop: Loop[list[Window]] = Loop(plan, weights, groups, validate, context.watch, context.workers)
-    fit = loop.run(batches, loss)
+    with _ids_of(model, rows) as known:
+        steps = _Steps(model, known, data, options, common)
+        weights = dict(model.named_parameters())
+        groups = _groups(model, weights, options.learning_rate)
+        loop: Loop[Integers] = Loop(plan, weights, groups, steps.validate, context.watch, context.workers)
+        fit = loop.run(steps.batches, steps.loss)
     _refit_positions(model, rows, data)
     rows.center_positions(model, data.split.train)
     return fit
 
 
+class _Steps:
+    """What the loop asks for: batches of units of users, their losses, and the loss of the validation part."""
+
+    def __init__(
+        self,
+        model: BehaviourModel,
+        rows: BehaviourRows,
+        data: Dataset,
+        options: BehaviourOptions,
+        common: CommonOptions,
+    ) -> None:
+        self._model, self._rows, self._data, self._options, self._common = model, rows, data, options, common
+        self._labels, self._everything = data.labels(common), all_labels(data.log, data.groups)
+        has_conversions = data.log.conversions[data.split.train].any()
+        self._conversion_weight = common.conversion_weight if has_conversions else 0.0
+        self._seen, self._units = rows, rows.units(self._labels.rows)
+        self._validation = rows.units(data.split.valid)
+
+    def batches(self, epoch: int) -> Iterator[Integers]:
+        """Units of an epoch, which sees other folds than the one before."""
+        generator = np.random.default_rng([self._common.seed, epoch])
+        seen = self._rows.with_history_of(self._data.redrawn_history(generator))
+        if seen is not self._seen:
+            self._seen, self._units = seen, seen.units(self._labels.rows)
+        return self._units.in_random_order(generator, rows_per_step(self._options, len(self._labels.rows)))
+
+    def loss(self, chosen: Integers) -> tuple[Tensor, float]:
+        """Summed loss of some units, and their impressions."""
+        self._model.train()
+        rows, value = self._of(self._seen, self._units, chosen, self._labels, self._conversion_weight)
+        return value, float(self._labels.impressions[rows].sum())
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss of an impression of the validation part."""
+        self._model.eval()
+        losses = [
+            self._of(self._rows, self._validation, chosen, self._everything, 0.0)[1]
+            for chosen in self._validation.by_size(ROWS_PER_PASS)
+        ]
+        return float(torch.stack(losses).sum()) / int(self._data.log.impressions[self._data.split.valid].sum())
+
+    def _of(
+        self, seen: BehaviourRows, units: UserUnits, chosen: Integers, labels: Labels, conversion_weight: float
+    ) -> tuple[Integers, Tensor]:
+        """The rows of some units, and their summed loss at the places where their ads stood."""
+        rows, batch = seen.batch(units, chosen)
+        scored = self._model.of_users(batch)
+        clicked = scored.click + seen.of_position(self._model, rows)
+        loss = labels.loss(clicked, rows, self._common)
+        if conversion_weight:
+            names = ("conversions", "clicks", "impressions")
+            conversions, clicks, impressions = labels.tensors(rows, clicked.device, *names)
+            if self._common.conversions_over == "clicks":
+                of_conversions = clicked_conversion_loss(scored.conversion, conversions, clicks)
+            else:
+                of_conversions = conversion_loss(clicked, scored.conversion, conversions, impressions)
+            loss = loss + conversion_weight * of_conversions
+        return rows, loss
+
+
+@contextmanager
+def _ids_of(model: BehaviourModel, rows: BehaviourRows) -> Iterator[BehaviourRows]:
+    """While it is open, `model` learns the ids of these rows' ads alone, and the rows that it yields have these.
+
+    There are several times as many buckets as ads, so that few ads share one; a step over all of them would spend most
+    of its time on buckets that no row of the log reads.
+    """
+    every, device = model.ids, rows.texts.buckets.device
+    # Bucket 0, of texts that are no ads, stays 0.
+    used, numbers = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), rows.texts.buckets]).unique(
+        return_inverse=True
+    )
+    model.ids = nn.Embedding.from_pretrained(every.weight.detach()[used], freeze=False)
+    try:
+        yield rows.with_buckets(numbers[1:])
+    finally:
+        with torch.no_grad():
+            every.weight[used] = model.ids.weight
+        model.ids = every
+
+
+def _groups(model: BehaviourModel, weights: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, object]]:
+    # Attributes of a user almost tell who it is: learned fast, they are learned by heart.
+    slow = set(model.context.parameters())
+    return [
+        {"params": [weight for weight in weights.values() if weight not in slow], "lr": learning_rate, "fused": True},
+        {"params": list(slow), "lr": _CONTEXT_RATE * learning_rate, "fused": True},
+    ]
+
+
+def rows_per_step(options: BehaviourOptions, rows: int) -> int:
+    """Of one process, in a training of so many rows."""
+    return options.batch or min(_MOST_ROWS, max(_LEAST_ROWS, math.ceil(rows / _STEPS_PER_PASS)))
+
+
 def _plan(options: BehaviourOptions, common: CommonOptions, rows: int, context: StageContext) -> Plan:
-    steps = math.ceil(options.epochs * rows / options.batch / context.workers.count)
-    per_epoch = math.ceil(rows / options.batch / context.workers.count)
+    per_step = rows_per_step(options, rows) * context.workers.count
+    steps, per_epoch = math.ceil(options.epochs * rows / per_step), math.ceil(rows / per_step)
     return Plan(
         stage="behaviour",
         steps=max(options.min_steps, steps) if options.epochs else 0,
@@ -143,38 +215,3 @@ def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         model.positions.weight[1:, 0] = effects[1:].to(model.positions.weight)
-
-
-def _loss(
-    model: BehaviourModel,
-    rows: BehaviourRows,
-    window: Window,
-    labels: Labels,
-    common: CommonOptions,
-    conversion_weight: float,
-) -> Tensor:
-    """Summed loss of the rows of a window, at the places where their ads stood."""
-    scored = rows.score(model, window)
-    clicked = scored.click + rows.of_position(model, window.rows)
-    loss = labels.loss(clicked, window.rows, common)
-    if conversion_weight:
-        names = ("conversions", "clicks", "impressions")
-        conversions, clicks, impressions = labels.tensors(window.rows, clicked.device, *names)
-        if common.conversions_over == "clicks":
-            of_conversions = clicked_conversion_loss(scored.conversion, conversions, clicks)
-        else:
-            of_conversions = conversion_loss(clicked, scored.conversion, conversions, impressions)
-        loss = loss + conversion_weight * of_conversions
-    return loss
-
-
-def _batches(windows: list[Window], rows_per_batch: int, generator: np.random.Generator) -> Iterator[list[Window]]:
-    """Windows in random order, in batches of about so many rows."""
-    batch: list[Window] = []
-    for place in generator.permutation(len(windows)):
-        batch.append(windows[place])
-        if sum(len(window.rows) for window in batch) >= rows_per_batch:
-            yield list(merged(batch, CELLS_PER_WINDOW))
-            batch = []
-    if batch:
-        yield list(merged(batch, CELLS_PER_WINDOW))

@@ -56,9 +56,7 @@ def pairwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: T
     A pair's target is the probability that the first row has the higher CTR: for single impressions 1, 0 or 1/2, for
     counts the normal approximation of two proportions. See `listwise_loss` for the arguments.
     """
-    first, second = torch.triu_indices(len(groups), len(groups), 1, device=groups.device)
-    same = groups[first] == groups[second]
-    first, second = first[same], second[same]
+    first, second = _pairs(groups)
     if not len(first):
         return logits.sum() * 0
     ctr = clicks / impressions
@@ -73,6 +71,17 @@ def pairwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: T
     )
     losses = F.binary_cross_entropy_with_logits(logits[first] - logits[second], target, reduction="none")
     return (losses * weights[groups[first]]).sum()
+
+
+def _pairs(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Every two rows of one group, once, int64 [pairs] each; work and memory go with the pairs, not with all rows."""
+    order = groups.argsort(stable=True)
+    place, sizes = torch.arange(len(groups), device=groups.device), groups.bincount()
+    # Each row is paired with those that come after it in its group.
+    after = sizes.cumsum(0).repeat_interleave(sizes) - place - 1
+    first = place.repeat_interleave(after)
+    second = first + 1 + torch.arange(len(first), device=groups.device) - (after.cumsum(0) - after)[first]
+    return order[first], order[second]
 
 
 GROUP_LOSSES = {"listwise": listwise_loss, "pairwise": pairwise_loss}

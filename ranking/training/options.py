@@ -60,7 +60,14 @@ class BehaviourOptions:
         min=0,
         flag="behaviour_epochs",
     )
-    batch: int = _option(_BEHAVIOUR, 512, "Rows in a step of the behaviour part.", min=1, flag="behaviour_batch")
+    batch: int | None = _option(
+        _BEHAVIOUR,
+        None,
+        "Rows in a step of the behaviour part; default: 512, and more where more than 200,000 rows train, so that a "
+        "pass is about 400 steps; 16,384 at most.",
+        min=1,
+        flag="behaviour_batch",
+    )
     min_steps: int = _option(
         _BEHAVIOUR,
         300,

@@ -48,7 +48,7 @@ class Trained(Ranker):
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """The base model before training, and every row of the log as its behaviour part reads it."""
 
     ranker: Ranker
@@ -79,7 +79,7 @@ def train(
     torch.manual_seed(common.seed)
     device = worker_device(choose_device(common.device))
     workers = join_workers(device)
-    start = _start(data, options, device)
+    start = begin(data, options, device)
     model, rows = start.ranker.model.to(device), start.rows
     seconds = None if common.max_minutes is None else 60 * common.max_minutes
     identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(model)}"
@@ -116,7 +116,7 @@ def _trees(data: Dataset, start: _Start) -> BoostedTrees | None:
     return train_trees(data, start.rows.dense, network.click.double().numpy())
 
 
-def _batch_maker(data: Dataset, start: _Start, known: BehaviourLogits, device: torch.device) -> BatchMaker:
+def _batch_maker(data: Dataset, start: Start, known: BehaviourLogits, device: torch.device) -> BatchMaker:
     """Batches for the text layers, with what the trained behaviour part says of every row."""
     model, rows = start.ranker.model, start.rows
     with torch.no_grad():
@@ -200,7 +200,8 @@ def _check_clicks(data: Dataset) -> None:
         )
 
 
-def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start:
+def begin(data: Dataset, options: TrainOptions, device: torch.device) -> Start:
+    """What a training begins with; see `train` for what is raised."""
     base = options.base
     model, tokenizer, shape, features = _earlier_version(base) if base.warm_start else _base(data, base)
     if base.layers is not None:
@@ -212,7 +213,7 @@ def _start(data: Dataset, options: TrainOptions, device: torch.device) -> _Start
         model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
     spec = _spec(data, options, model, shape, features)
     ranker = Ranker(model, tokenizer, spec)
-    return _Start(ranker, ads, BehaviourRows(data, ads, ranker, device))
+    return Start(ranker, ads, BehaviourRows(data, ads, ranker, device))
 
 
 _Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ...]]

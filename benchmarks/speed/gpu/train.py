@@ -11,6 +11,7 @@ from benchmarks.speed.gpu.card import describe_with_card, faster
 from benchmarks.speed.interleaved_timing import Progress, Spread
 from benchmarks.speed.results import BenchResult, Entry
 from ranking.data.dataset import Dataset
+from ranking.training.behaviour import rows_per_step
 from ranking.training.options import TrainOptions
 from ranking.training.stage import TrainingProgress
 from ranking.training.train import train
@@ -49,7 +50,7 @@ def bench_train_on_gpu(
     for number, device in enumerate(("cuda", "cpu")):
         found[device] = _seconds_per_step(data, options.but(device=device))
         progress(number + 1, 2)
-    rows = {"behaviour": options.behaviour.batch, "text": options.text.pairs_per_step}
+    rows = {"behaviour": rows_per_step(options.behaviour, len(data.split.train)), "text": options.text.pairs_per_step}
     return BenchResult(
         bench="gpu-train",
         machine=machine,
