@@ -3,8 +3,8 @@
 Rows are aggregated: each has a number of impressions and of clicks among them (1 and 0 or 1 in a row-level log). Every
 metric takes the weight of each row, so that a bootstrap draw is nothing but other weights.
 
-Rows of equal score stand in no order: metrics of an order are their expectation over all orders of these (McSherry and
-Najork, ECIR 2008), so that a constant model gets what chance gives, whatever the order of the log.
+Rows of equal score stand in no order: metrics of an order are their expectation over all orders of these (see
+`adcascade.reports.ranking_metrics`), so that a constant model gets what chance gives, whatever the order of the log.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from adcascade.records.clicks import Integers
-from adcascade.towers.evaluation.metrics import expected_reciprocal_rank
+from adcascade.reports import ranking_metrics
 
 Probabilities = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]
@@ -82,39 +82,29 @@ class RequestMetrics:
 
     @classmethod
     def of(cls, sample: Sample) -> "RequestMetrics":
-        """Looks at one request after the other."""
-        lines = []
-        for rows in _members(sample.requests):
-            ctr, scores = sample.clicks[rows] / sample.impressions[rows], sample.p_click[rows]
-            lines.append((sample.units[rows[0]], *_order_metrics(ctr, scores)))
-        columns = [np.array(column) for column in zip(*lines, strict=True)]
-        return cls(*columns)
+        """Metrics of all requests of a sample."""
+        ctr, requests = sample.clicks / sample.impressions, sample.requests
+        first, tied = ranking_metrics.tied_places(sample.p_click, requests)
+        unit = np.zeros(int(requests.max()) + 1, np.int64)
+        unit[requests] = sample.units
+        alone = np.bincount(requests) < 2
+
+        def of_several(values: Probabilities) -> Probabilities:
+            return np.where(alone, np.nan, values)
+
+        ndcg_5, ndcg_10 = (ranking_metrics.ndcg(ctr, first, tied, requests, k) for k in (5, 10))
+        mrr = ranking_metrics.reciprocal_rank(ctr > 0, first, tied, requests)
+        concordant, pairs = np.array([_pairs(ctr[rows], sample.p_click[rows]) for rows in _members(requests)]).T
+        return cls(unit, of_several(ndcg_5), of_several(ndcg_10), of_several(mrr), concordant, pairs)
 
 
-def _order_metrics(ctr: Probabilities, scores: Probabilities) -> tuple[float, float, float, float, float]:
-    """nDCG@5, nDCG@10, reciprocal rank, concordant pairs and pairs of one request."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])) + 1, len(ctr))  # of the rows of each score, best first
-    ideal = np.sort(ctr)[::-1]
-    ndcg_5 = ndcg_10 = mrr = np.nan
-    if ideal[0] > 0 and len(ctr) > 1:
-        discount = 1 / np.log2(np.arange(2, len(ctr) + 2))
-        sizes = np.diff(ends, prepend=0)
-        expected = np.repeat(np.add.reduceat(ctr[order], ends - sizes) / sizes, sizes)
-        ndcg_5, ndcg_10 = (float((expected[:k] @ discount[:k]) / (ideal[:k] @ discount[:k])) for k in (5, 10))
-        mrr = _expected_mrr(ctr[order] > 0, ends)
+def _pairs(ctr: Probabilities, scores: Probabilities) -> tuple[float, float]:
+    """Pairs of one request in the right order, half for equal scores, and all pairs of different click rates."""
     first, second = np.triu_indices(len(ctr), 1)
     truth, said = np.sign(ctr[first] - ctr[second]), np.sign(scores[first] - scores[second])
     differ = truth != 0
     concordant = ((truth == said) + 0.5 * (said == 0))[differ].sum()
-    return ndcg_5, ndcg_10, mrr, float(concordant), float(differ.sum())
-
-
-def _expected_mrr(clicked: npt.NDArray[np.bool_], ends: Integers) -> float:
-    """1 / rank of the first clicked row; `ends` are those of the rows of each score, best first."""
-    best = int(np.searchsorted(ends, np.argmax(clicked), side="right"))
-    start, end = int(ends[best - 1]) if best else 0, int(ends[best])
-    return expected_reciprocal_rank(start, end - start, int(clicked[start:end].sum()))
+    return float(concordant), float(differ.sum())
 
 
 def _members(codes: Integers) -> list[Integers]:
