@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
 from adcascade.reports import ranking_metrics
-from adcascade.reports.interval import Interval, interval_of
+from adcascade.reports.interval import Interval, bootstrap
 
 Floats = npt.NDArray[np.float64]
 # The place of an ad that a list does not hold.
@@ -141,5 +141,6 @@ def shown_first(scores: npt.NDArray[np.float32], seen: Integers, k: int) -> Show
 def with_interval(values: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """The mean of one value a user; users are drawn with replacement."""
     column = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).multinomial(len(column), np.full(len(column), 1 / len(column)), resamples)
-    return interval_of(float(column.mean()), draws @ column / len(column))
+    return bootstrap(lambda drawn: [float(drawn @ column) / len(column)], len(column), resamples=resamples, seed=seed)[
+        0
+    ]
