@@ -166,7 +166,6 @@ def _response(
             ranking_pb2.RankedAd(
                 ad_id=candidates.query.ad_ids[row],
                 p_click=p_click[row],
-                score=p_click[row],
                 candidate=candidates.places[row],
                 p_conversion=conversions[row],
             )
