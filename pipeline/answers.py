@@ -16,7 +16,7 @@ from pipeline.scores import Score
 class Recommendation:
     """An ad, where it came from, and its probabilities: of a click, and of a conversion given the click.
 
-    `similarity` and `retrieval_score` are those of `retrieval.retriever.Candidate`. Both probabilities are None if it
+    `similarity` and `retrieval_score` are those of `retrieval.query.Candidate`. Both probabilities are None if it
     was not ranked; `p_conversion` also if the model has learned no conversions. `message` is the ad as it came.
     """
 

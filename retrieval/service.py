@@ -24,7 +24,8 @@ from adcascade.wire import (
     vectors_from_wire,
     vectors_to_wire,
 )
-from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
+from retrieval.query import MAX_K, Query, Retrieved
+from retrieval.retriever import LIGHT_COST, Retriever
 from retrieval.sources import check_shares
 
 SERVICE_NAME = "adcascade.v1.RetrievalService"

@@ -17,7 +17,8 @@ from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
-from retrieval.retriever import Query, Retriever
+from retrieval.query import Query
+from retrieval.retriever import Retriever
 from retrieval.sources import SourceSettings
 
 INTERESTS_ALONE = SourceSettings(shares={}, cold_users_popularity=0.0, neighbours=False)
