@@ -10,8 +10,9 @@ from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
 from adcascade.serving.auth import scopes
 from adcascade.serving.auth.identity import current_identity
-from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
+from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Caller, MicroBatcher
 from adcascade.serving.errors import Unavailable
+from adcascade.serving.lanes import Batched
 from adcascade.serving.messages import ReplyRoom
 from adcascade.serving.slices import Slices
 from adcascade.v1 import retrieval_pb2, retrieval_pb2_grpc, types_pb2
