@@ -29,6 +29,7 @@ from adcascade.serving.errors import (
     ServiceError,
     Unavailable,
 )
+from adcascade.serving.handling import Handling
 from adcascade.serving.interceptors import CallInterceptor, request_id
 from adcascade.serving.logs import set_up_logging
 from adcascade.serving.metrics import CallMetrics
@@ -186,16 +187,17 @@ class Caller:
 def call_directly(behaviour: Callable[[Any, Any], Any], caller: Caller) -> Any:
     handler = grpc.unary_unary_rpc_method_handler(behaviour, bytes.decode, str.encode)
     with ThreadPoolExecutor(1) as pool:
-        interceptor = CallInterceptor(
-            CallMetrics(CollectorRegistry()),
+        metrics = CallMetrics(CollectorRegistry())
+        handling = Handling(
+            metrics,
             pool,
             max_concurrent=1,
             max_reply_bytes=1000,
             arrivals=Arrivals(1, 10),
             streams=OpenStreams(1, 1, 10),
-            replies=UntakenReplies(1000, 10, lambda _: None),
             connections=ConnectionGuard(1),
         )
+        interceptor = CallInterceptor(metrics, handling, replies=UntakenReplies(1000, 10, lambda _: None))
         return asyncio.run(interceptor.intercept(METHOD, handler).stream_unary(None, caller)).decode()
 
 
