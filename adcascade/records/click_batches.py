@@ -1,81 +1,46 @@
 """Batches of a click log turned into checked columns: what is usable, and why the rest is not. Knows no whole log.
 
-Columns are converted value by value, each distinct value once, and checked as arrays; a row is looked at by itself only
-to say why it was refused.
+Columns are converted value by value (`converted`) and checked as arrays (`click_checks`); a row is looked at by itself
+only to say why it was refused.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.click_checks import (
+    NO_TIME,
+    Integers,
+    RowProblems,
+    check_counts,
+    check_ids,
+    check_lengths,
+    check_times,
+    micros,
+)
+from adcascade.records.converted import Converted
 from adcascade.records.errors import InputError
 from adcascade.records.files import Batch, DamagedRow, is_table
-from adcascade.records.limits import MAX_FIELD_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
 from adcascade.records.missing import is_missing
 from adcascade.records.near_names import warn_of_near_names
-from adcascade.records.times import AHEAD, EARLIEST, Moment, check_happened, minutes_ahead, read_moment
+from adcascade.records.times import Moment, minutes_ahead, read_moment
 from adcascade.records.values import as_attributes, as_id, as_int, as_word
-
-Integers = npt.NDArray[np.int64]
 
 REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 TEXTS = ("request_id", "ad_id", "user_id")
 NUMBERS = ("time", "utc_offset", "clicks", "impressions", "conversions", "position")
-MAX_POSITION = 1000
-# Sums of a hundred million rows of so many impressions hold in 64 bits.
-MAX_IMPRESSIONS = 10**10
-# Time of a row without one: before everything, so that no history or counter is ever made from it.
-NO_TIME = np.iinfo(np.int64).min
 # Position of a row without one; 0 is the first place of a log that counts from 0.
 NO_POSITION = -1
 
 _COUNTS = ("clicks", "impressions", "conversions", "position")
 _NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes"))
 _NAMES = (*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes", "page_text")
-_FIELD_LIMITS = {
-    **dict.fromkeys(("country", "language", "device", "placement"), MAX_FIELD_CHARS),
-    "page_text": MAX_TEXT_CHARS,
-}
-_MEMO_VALUES = 1024
-_MEMO_CHARS = 1024
 _MAX_NAMES = 1024
-
-
-class _Converted:
-    """The values of a column, converted; what cannot be is an InputError in its place."""
-
-    def __init__(self, convert: Callable[[Any], Any]) -> None:
-        self._convert = convert
-        self._known: dict[tuple[type, Any], Any] = {}
-
-    def __call__(self, values: Sequence[Any]) -> list[Any]:
-        """One result a value; equal results are one object."""
-        if len(self._known) > _MEMO_VALUES:
-            self._known.clear()
-        return [self._one(value) for value in values]
-
-    def _one(self, value: Any) -> Any:
-        key = (value.__class__, value)
-        try:
-            return self._known[key]
-        except KeyError:
-            found = self._tried(value)
-            if not isinstance(value, str) or len(value) <= _MEMO_CHARS:
-                self._known[key] = found
-            return found
-        except TypeError:  # a list or an object
-            return self._tried(value)
-
-    def _tried(self, value: Any) -> Any:
-        try:
-            return self._convert(value)
-        except InputError as error:
-            return error
 
 
 @dataclass(frozen=True)
@@ -114,12 +79,12 @@ class BatchChecker:
         self._known_ads = known_ads
         self._why_rejected = why_rejected
         self._now = now
-        self._ids = {name: _Converted(partial(_id, name)) for name in TEXTS}
-        self._counts = {name: _Converted(partial(_count, name)) for name in _COUNTS}
-        self._time = _Converted(lambda value: read_moment(value, "timestamp"))
-        self._offset = _Converted(lambda value: minutes_ahead(value, "utc_offset_minutes"))
-        self._attributes = _Converted(as_attributes)
-        self._words: dict[str, _Converted] = {}
+        self._ids = {name: Converted(partial(_id, name)) for name in TEXTS}
+        self._counts = {name: Converted(partial(_count, name)) for name in _COUNTS}
+        self._time = Converted(lambda value: read_moment(value, "timestamp"))
+        self._offset = Converted(lambda value: minutes_ahead(value, "utc_offset_minutes"))
+        self._attributes = Converted(as_attributes)
+        self._words: dict[str, Converted] = {}
         self.left_out: set[str] = set()
         self._checked = ""
         self._lacks: list[str] = []
@@ -147,7 +112,7 @@ class BatchChecker:
             warn_of_near_names(batch.source, batch.columns, _NAMES, self._told, "context")
             self._checked = batch.source
         empty = [None] * count
-        problems = _Problems(count)
+        problems = RowProblems(count)
         for row in range(count if missing else 0):
             problems.add(row, "bad_row", f"there is no {', '.join(missing)}; there is {_named(batch, row)}")
         ids = {name: problems.of(self._ids[name](batch.columns.get(name, empty)), "") for name in TEXTS}
@@ -156,10 +121,10 @@ class BatchChecker:
         offsets = problems.of(self._offset(batch.columns.get("utc_offset_minutes", empty)), 0)
         context = self._context(batch.columns, count, problems)
         numbers = _numbers(counts, moments, offsets)
-        self._check_ids(ids, problems)
-        _check_counts(counts, numbers, problems)
-        self._check_times(numbers, moments, problems)
-        _check_lengths(context, problems)
+        check_ids(ids, self._known_ads, self._why_rejected, problems)
+        check_counts(counts, numbers, problems)
+        check_times(numbers, moments, self._now, problems)
+        check_lengths(context, problems)
         good = np.flatnonzero(~problems.found)
         kept = GoodRows(
             batch.source,
@@ -176,7 +141,7 @@ class BatchChecker:
         if self._lacks and not self._complete:
             raise InputError(max(self._lacks, key=len))
 
-    def _context(self, columns: Mapping[str, Sequence[Any]], count: int, problems: "_Problems") -> dict[str, list[Any]]:
+    def _context(self, columns: Mapping[str, Sequence[Any]], count: int, problems: RowProblems) -> dict[str, list[Any]]:
         given: dict[str, Sequence[Any]] = {name: columns[name] for name in columns.keys() - _NO_CONTEXT}
         for row, values in enumerate(problems.of(self._attributes(given.pop("attributes", ())), {})):
             for name, value in values.items():
@@ -190,7 +155,7 @@ class BatchChecker:
             raise InputError(f"the click log has more than {_MAX_NAMES:,} columns; leave out what is no context")
         found = {}
         for name in sorted(given):
-            words = self._words.setdefault(name, _Converted(_word))(given[name])
+            words = self._words.setdefault(name, Converted(_word))(given[name])
             if _NOT_PLAIN in words:
                 self.left_out.add(name)
             words = [None if word is _NOT_PLAIN else word for word in problems.of(words, None)]
@@ -198,64 +163,10 @@ class BatchChecker:
                 found[name] = words
         return found
 
-    def _check_ids(self, ids: Mapping[str, list[str]], problems: "_Problems") -> None:
-        for row in _where(not (request and ad) for request, ad in zip(ids["request_id"], ids["ad_id"], strict=True)):
-            problems.add(row, "missing_id", "request_id or ad_id is empty")
-        for name, values in ids.items():
-            for row in _where(len(value) > MAX_ID_CHARS for value in values):
-                length = len(values[row])
-                problems.add(row, "long_id", f"{name} has {length:,} characters; the limit is {MAX_ID_CHARS}")
-        if self._known_ads is None:
-            return
-        for row in _where(ad_id not in self._known_ads for ad_id in ids["ad_id"]):
-            ad_id = ids["ad_id"][row]
-            why = f": it was rejected ({self._why_rejected[ad_id]})" if ad_id in self._why_rejected else ""
-            problems.add(row, "unknown_ad", f"ad {ad_id[:MAX_ID_CHARS]!r} is not in the catalog{why}")
-
-    def _check_times(
-        self, numbers: Mapping[str, Integers], moments: list[Moment | None], problems: "_Problems"
-    ) -> None:
-        time = numbers["time"]
-        latest = _micros(self._now + AHEAD)
-        for row in np.flatnonzero((time != NO_TIME) & ((time < _micros(EARLIEST)) | (time > latest))).tolist():
-            moment = moments[row]
-            try:
-                if moment is not None:
-                    check_happened(moment.time, "timestamp", self._now)
-            except InputError as error:
-                problems.add(row, "bad_time", str(error))
-        for row in np.flatnonzero(abs(numbers["utc_offset"]) > MAX_UTC_OFFSET_MINUTES).tolist():
-            minutes = numbers["utc_offset"][row]
-            problems.add(row, "bad_time", f"utc_offset_minutes is {minutes}; no place is that far from UTC")
-
-
-class _Problems:
-    """The first problem of each row of a batch."""
-
-    def __init__(self, count: int) -> None:
-        self.found = np.zeros(count, bool)
-        self.by_row: dict[int, DamagedRow] = {}
-
-    def add(self, row: int, reason: str, detail: str) -> None:
-        """Notes a problem unless the row has one."""
-        if not self.found[row]:
-            self.found[row] = True
-            self.by_row[row] = DamagedRow(reason, detail)
-
-    def of(self, values: list[Any], instead: Any) -> list[Any]:
-        """The values, with `instead` in place of those that are InputErrors, which are problems of their rows."""
-        for row in _where(isinstance(value, InputError) for value in values):
-            self.add(row, "bad_row", str(values[row]))
-        return [instead if isinstance(value, InputError) else value for value in values]
-
 
 def _named(batch: Batch, row: int) -> str:
     names = [name for name, values in batch.columns.items() if values[row] is not None]
     return ", ".join(map(repr, names))[:300] or "nothing"
-
-
-def _where(flags: Any) -> list[int]:
-    return [row for row, flag in enumerate(flags) if flag]
 
 
 def _objects(values: list[Any]) -> npt.NDArray[np.object_]:
@@ -280,48 +191,16 @@ def _count(name: str, value: Any) -> int | None:
     return None if is_missing(value) else as_int({name: value}, name)
 
 
-def _micros(moment: datetime) -> int:
-    return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
-
-
 def _numbers(
     counts: Mapping[str, list[int | None]], moments: list[Moment | None], offsets: list[int]
 ) -> dict[str, Integers]:
     filled = {**dict.fromkeys(_COUNTS, 0), "position": NO_POSITION}
     zones = [(one.offset if one is not None else 0) or offset for one, offset in zip(moments, offsets, strict=True)]
     return {
-        "time": np.array([NO_TIME if one is None else _micros(one.time) for one in moments], np.int64),
+        "time": np.array([NO_TIME if one is None else micros(one.time) for one in moments], np.int64),
         "utc_offset": np.array(zones, object).clip(-(2**31), 2**31).astype(np.int64),
         **{
             name: np.array([filled[name] if value is None else value for value in values], np.int64)
             for name, values in counts.items()
         },
     }
-
-
-def _check_counts(counts: Mapping[str, list[int | None]], numbers: Mapping[str, Integers], problems: _Problems) -> None:
-    clicks, impressions, conversions = (numbers[name] for name in ("clicks", "impressions", "conversions"))
-    for row in _where(None in pair for pair in zip(counts["clicks"], counts["impressions"], strict=True)):
-        problems.add(row, "bad_counts", "clicks or impressions is empty; write 0 where there was no click")
-    for row in np.flatnonzero((clicks < 0) | (clicks > impressions) | (impressions < 1)).tolist():
-        problems.add(row, "bad_counts", f"{clicks[row]} clicks on {impressions[row]} impressions")
-    for row in np.flatnonzero(impressions > MAX_IMPRESSIONS).tolist():
-        problems.add(row, "bad_counts", f"{impressions[row]:,} impressions; the limit is {MAX_IMPRESSIONS:,}")
-    for row in np.flatnonzero((conversions < 0) | (conversions > clicks)).tolist():
-        problems.add(row, "bad_counts", f"{conversions[row]} conversions of {clicks[row]} clicks")
-    for row in _where(value is not None and not 0 <= value <= MAX_POSITION for value in counts["position"]):
-        problems.add(row, "bad_counts", f"position {counts['position'][row]} is not 0 to {MAX_POSITION}")
-
-
-def _check_lengths(context: Mapping[str, list[str | None]], problems: _Problems) -> None:
-    total = np.zeros(len(problems.found), np.int64)
-    for name, values in context.items():
-        lengths = np.array([0 if value is None else len(value) for value in values], np.int64)
-        limit = _FIELD_LIMITS.get(name)
-        if limit is None:
-            total += np.where(lengths > 0, lengths + len(name), 0)
-            limit = MAX_TEXT_CHARS
-        for row in np.flatnonzero(lengths > limit).tolist():
-            problems.add(row, "long_text", f"{name} has {lengths[row]:,} characters; the limit is {limit:,}")
-    for row in np.flatnonzero(total > MAX_TEXT_CHARS).tolist():
-        problems.add(row, "long_text", f"context has {total[row]:,} characters in all; the limit is {MAX_TEXT_CHARS:,}")

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from adcascade.records.click_batches import NO_TIME, GoodRows
+from adcascade.records.click_batches import GoodRows
+from adcascade.records.click_checks import NO_TIME
 from adcascade.records.errors import InputError
 from adcascade.records.files import DamagedRow
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adcascade.records.click_batches import NO_TIME, NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows, Integers
+from adcascade.records.click_batches import NUMBERS, REQUIRED, TEXTS, BatchChecker, GoodRows
+from adcascade.records.click_checks import NO_TIME, Integers
 from adcascade.records.click_report import (
     REJECTED_FILE,
     FoundRows,
