@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 
 from adcascade.records.errors import InputError
 from adcascade.terminal.console import Console
+from adcascade.terminal.options import IndexRoot, ModelRoot
 from adcascade.terminal.progress import LongWork
 
 if TYPE_CHECKING:
@@ -253,8 +254,8 @@ def gpu_command(
 
 @app.command("fuzz")
 def fuzz_command(
-    index: Annotated[Path, typer.Option(help="Root of the index versions.")],
-    model: Annotated[Path, typer.Option(help="Root of the model versions.")],
+    index: IndexRoot,
+    model: ModelRoot,
     calls: Annotated[int, typer.Option(min=1, help="How many calls, over all methods in turns.")] = 100_000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 0,
     out: Out = OUT,
