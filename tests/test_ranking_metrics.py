@@ -12,9 +12,9 @@ from ranking.evaluation.metrics import (
     auc,
     calibration_noise,
     log_loss,
-    pair_accuracies,
     reliability,
 )
+from ranking.evaluation.request_metrics import pair_accuracies
 
 RANDOM = np.random.default_rng(0)
 

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from adcascade.records.clicks import Integers
-from adcascade.reports import ranking_metrics
+from ranking.evaluation.request_metrics import RequestMetrics, members
 
 Probabilities = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]
@@ -50,66 +50,15 @@ class Sample:
         """AUC within each unit that has both classes (NaN elsewhere) and the unit's impressions, [units]."""
         count = int(self.units.max()) + 1
         values, weights = np.full(count, np.nan), np.zeros(count)
-        for unit, rows in enumerate(_members(self.units)):
+        for unit, rows in enumerate(members(self.units)):
             values[unit] = auc(self.p_click[rows], self.clicks[rows], self.impressions[rows])
             weights[unit] = self.impressions[rows].sum()
         return values, weights
 
     @cached_property
-    def of_requests(self) -> "RequestMetrics":
+    def of_requests(self) -> RequestMetrics:
         """Metrics of the order within each request."""
-        return RequestMetrics.of(self)
-
-
-@dataclass(frozen=True)
-class RequestMetrics:
-    """Metrics of the order within each request, float64 [requests]; NaN where the request has no click to rank.
-
-    Attributes:
-        unit: of the request's rows.
-        ndcg_5, ndcg_10: with clicks as gains (Järvelin and Kekäläinen 2002).
-        mrr: 1 / rank of the first click.
-        concordant, pairs: pairs of rows with different click rates, and how many are in the right order (half for
-            equal scores).
-    """
-
-    unit: Integers
-    ndcg_5: Probabilities
-    ndcg_10: Probabilities
-    mrr: Probabilities
-    concordant: Probabilities
-    pairs: Probabilities
-
-    @classmethod
-    def of(cls, sample: Sample) -> "RequestMetrics":
-        """Metrics of all requests of a sample."""
-        ctr, requests = sample.clicks / sample.impressions, sample.requests
-        first, tied = ranking_metrics.tied_places(sample.p_click, requests)
-        unit = np.zeros(int(requests.max()) + 1, np.int64)
-        unit[requests] = sample.units
-        alone = np.bincount(requests) < 2
-
-        def of_several(values: Probabilities) -> Probabilities:
-            return np.where(alone, np.nan, values)
-
-        ndcg_5, ndcg_10 = (ranking_metrics.ndcg(ctr, first, tied, requests, k) for k in (5, 10))
-        mrr = ranking_metrics.reciprocal_rank(ctr > 0, first, tied, requests)
-        concordant, pairs = np.array([_pairs(ctr[rows], sample.p_click[rows]) for rows in _members(requests)]).T
-        return cls(unit, of_several(ndcg_5), of_several(ndcg_10), of_several(mrr), concordant, pairs)
-
-
-def _pairs(ctr: Probabilities, scores: Probabilities) -> tuple[float, float]:
-    """Pairs of one request in the right order, half for equal scores, and all pairs of different click rates."""
-    first, second = np.triu_indices(len(ctr), 1)
-    truth, said = np.sign(ctr[first] - ctr[second]), np.sign(scores[first] - scores[second])
-    differ = truth != 0
-    concordant = ((truth == said) + 0.5 * (said == 0))[differ].sum()
-    return float(concordant), float(differ.sum())
-
-
-def _members(codes: Integers) -> list[Integers]:
-    """Rows of each code, from 0 to the highest; all codes occur."""
-    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        return RequestMetrics.of(self.p_click, self.clicks / self.impressions, self.units, self.requests)
 
 
 # ---- metrics of rows
@@ -268,28 +217,6 @@ def _mean(values: Probabilities, weights: Weights) -> float:
 
 
 MetricFunction = Callable[[Sample, Weights], float]
-
-
-def pair_accuracies(
-    scores: Probabilities, clicks: Integers, impressions: Integers, requests: Integers
-) -> tuple[float, float]:
-    """Share of pairs of a request in the right order: of all that differ in CTR, and of those that differ for certain.
-
-    The second are pairs with |z| > 1.96 in the test of two proportions with a pooled variance.
-    """
-    right: list[npt.NDArray[np.float64]] = []
-    certain: list[npt.NDArray[np.bool_]] = []
-    for rows in _members(np.unique(requests, return_inverse=True)[1]):
-        first, second = (rows[place] for place in np.triu_indices(len(rows), 1))
-        pooled = (clicks[first] + clicks[second]) / (impressions[first] + impressions[second])
-        variance = pooled * (1 - pooled) * (1 / impressions[first] + 1 / impressions[second])
-        difference = clicks[first] / impressions[first] - clicks[second] / impressions[second]
-        said = np.sign(scores[first] - scores[second])
-        differ = difference != 0
-        right.append(((np.sign(difference) == said) + 0.5 * (said == 0))[differ])
-        certain.append((np.abs(difference) > 1.96 * np.sqrt(variance))[differ])
-    all_right, all_certain = np.concatenate(right), np.concatenate(certain)
-    return float(all_right.mean()), float(all_right[all_certain].mean()) if all_certain.any() else float("nan")
 
 
 METRICS: Mapping[str, MetricFunction] = {
