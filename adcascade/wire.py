@@ -25,15 +25,9 @@ MAX_NORM, MIN_NORM = 1e18, 1e-18
 _NANOS = 10**9
 MAX_COUNTERS = 4000
 
-_EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
-    types_pb2.EVENT_TYPE_IMPRESSION: EventType.IMPRESSION,
-    types_pb2.EVENT_TYPE_VIEW: EventType.VIEW,
-    types_pb2.EVENT_TYPE_CLICK: EventType.CLICK,
-    types_pb2.EVENT_TYPE_CONVERSION: EventType.CONVERSION,
-    types_pb2.EVENT_TYPE_SEARCH: EventType.SEARCH,
-    types_pb2.EVENT_TYPE_SHORT_VIEW: EventType.SHORT_VIEW,
-    types_pb2.EVENT_TYPE_HIDE: EventType.HIDE,
-}
+# Kinds of events have the same names on the wire.
+_WIRE_EVENT_TYPES = {kind: types_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
+_EVENT_TYPES = {number: kind for kind, number in _WIRE_EVENT_TYPES.items()}
 _COUNTER_KINDS: Mapping[ranking_pb2.CounterKind.ValueType, str] = {
     ranking_pb2.COUNTER_KIND_AD: "ad",
     ranking_pb2.COUNTER_KIND_ADVERTISER: "advertiser",
@@ -42,7 +36,6 @@ _COUNTER_KINDS: Mapping[ranking_pb2.CounterKind.ValueType, str] = {
     ranking_pb2.COUNTER_KIND_USER_CATEGORY: "user_category",
     ranking_pb2.COUNTER_KIND_USER_ADVERTISER: "user_advertiser",
 }
-_WIRE_EVENT_TYPES = {kind: number for number, kind in _EVENT_TYPES.items()}
 
 
 def ad_from_wire(message: types_pb2.Ad) -> Ad:
