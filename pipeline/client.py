@@ -47,7 +47,8 @@ class AdPipeline:
         retrieval, ranking: ``host:port`` of the two servers.
         ca_certificate: PEM file; if given, both connections are TLS. Short for `security`.
         security: What both servers are shown, and whom to believe.
-        on_degraded: Told the reason each time the retrieval order is returned instead.
+        on_degraded: Told the reason each time the retrieval order is returned instead; in the loop of
+            `adcascade.serving.loop`, so it must not wait.
         max_message_mib: Largest message to and from the servers.
         retrieval_timeout_seconds, ranking_timeout_seconds: Longest that each may take, whatever time a call has.
     """
