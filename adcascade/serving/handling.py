@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Protocol
@@ -75,29 +75,49 @@ class Handling:
     def in_thread(self, handler: Any) -> Work:
         """A thread answers, which may block."""
 
+        def start(exchange: Exchange, message: bytes, caller: CallContext) -> "asyncio.Future[bytes]":
+            exchange.working = self._start(handler, message, caller)
+            return asyncio.wrap_future(exchange.working)
+
+        return self._working(start)
+
+    def in_loop(self, handler: Any) -> Work:
+        """The event loop answers with a coroutine, which takes a slot as a thread does and must not block."""
+
+        def start(exchange: Exchange, message: bytes, caller: CallContext) -> "asyncio.Future[bytes]":
+            self._take_slot()
+            answer = asyncio.ensure_future(self._awaited(handler, message, caller))
+            answer.add_done_callback(self._end)
+            return answer
+
+        return self._working(start)
+
+    def _working(self, start: "Callable[[Exchange, bytes, CallContext], asyncio.Future[bytes]]") -> Work:
         async def work(exchange: Exchange) -> bytes:
             message = await self._arrivals.message(exchange.context)
             _check_deadline(exchange.call)
             caller = CallContext(exchange.call)
             with self._connections.using(exchange.call.peer):
-                exchange.working = self._start(handler, message, caller)
-                answer = asyncio.wrap_future(exchange.working)
+                answer = start(exchange, message, caller)
                 try:
-                    await exchange.send_request_id()  # while the thread works
+                    await exchange.send_request_id()  # while it is worked on
                     return await answer
                 finally:
-                    answer.cancel()  # without effect on one that has ended
+                    answer.cancel()  # without effect on one that has ended, and on a thread
                     caller.end()
                     if caller.trailing_metadata():
                         exchange.context.set_trailing_metadata(caller.trailing_metadata())
 
         return work
 
+    def _end(self, answer: "asyncio.Future[bytes]") -> None:
+        self._free()
+        if not answer.cancelled():
+            answer.exception()  # nobody may be left who looks at it
+
     def _start(self, handler: Any, message: bytes, caller: CallContext) -> "Future[bytes]":
         """Takes a slot and has a thread answer; the slot is free again once that has ended, whoever still waits."""
-        if not self._slots.acquire(blocking=False):
-            raise ResourceExhausted(f"{self._max_concurrent} calls are in flight already; try again later")
-        self._metrics.in_flight.inc()
+        self._take_slot()
         try:
             answer = self._pool.submit(copy_context().run, self._answer, handler, message, caller)
         except BaseException:
@@ -106,15 +126,34 @@ class Handling:
         answer.add_done_callback(lambda _: self._free())
         return answer
 
+    def _take_slot(self) -> None:
+        if not self._slots.acquire(blocking=False):
+            raise ResourceExhausted(f"{self._max_concurrent} calls are in flight already; try again later")
+        self._metrics.in_flight.inc()
+
     def _free(self) -> None:
         self._metrics.in_flight.dec()
         self._slots.release()
 
     def _answer(self, handler: Any, message: bytes, caller: CallContext) -> bytes:
         """The reply in bytes. Runs in a thread of the pool; raises nothing but ServiceError."""
-        try:
+        with self._told(caller):
             request = _parsed(handler, message)
             reply: bytes = handler.response_serializer(handler.unary_unary(request, caller))
+        return self._finished(reply, caller)
+
+    async def _awaited(self, handler: Any, message: bytes, caller: CallContext) -> bytes:
+        """As `_answer`, of a coroutine function."""
+        with self._told(caller):
+            request = _parsed(handler, message)
+            reply: bytes = handler.response_serializer(await handler.unary_unary(request, caller))
+        return self._finished(reply, caller)
+
+    @contextlib.contextmanager
+    def _told(self, caller: CallContext) -> Iterator[None]:
+        """Whatever a servicer raises becomes the ServiceError that its caller is told."""
+        try:
+            yield
         except ServiceError:
             raise
         except self._caller_errors as error:
@@ -123,11 +162,11 @@ class Handling:
             raise Unavailable(str(error)) from error
         except Exception as error:
             raise reported(error, caller.call.method) from error
+
+    def _finished(self, reply: bytes, caller: CallContext) -> bytes:
+        """The reply, unless the servicer chose another status or it is too long."""
         if (chosen := caller.code()) not in (None, grpc.StatusCode.OK):
             caller.abort(chosen, caller.details())
-        return self._within_limit(reply)
-
-    def _within_limit(self, reply: bytes) -> bytes:
         if len(reply) > self._max_reply_bytes:
             raise ResourceExhausted(
                 f"the reply takes {len(reply):,} bytes, more than the {self._max_reply_bytes:,} of the setting "

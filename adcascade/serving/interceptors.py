@@ -6,8 +6,8 @@ is slow. In this order::
 
     headers arrive -> guard (who calls, may they?) -> message arrives -> slot -> thread: parse, servicer, serialize
 
-Health and reflection take the same way but for the slot and the thread, so that a full server still says that it is
-alive.
+A servicer's method that is a coroutine function takes its slot, but no thread: it waits for other servers, and computes
+little. Health and reflection take neither, so that a full server still says that it is alive.
 """
 
 import asyncio
@@ -81,14 +81,15 @@ class CallInterceptor:
         """The handler that takes the calls of `method` off the wire, in bytes.
 
         Servicers of unary methods may block; one that is a coroutine function, and every stream, runs in the event
-        loop and must not.
+        loop and must not. A coroutine function is given what a thread is: the call as a `CallContext`.
         """
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(self._surround(method, self._handling.streaming(handler)))
         if handler.request_streaming:
             raise TypeError(f"{method} takes a stream of messages and answers with one; no service here does")
         if inspect.iscoroutinefunction(handler.unary_unary):
-            return grpc.stream_unary_rpc_method_handler(self._surround(method, self._handling.inline(handler)))
+            work = self._handling.inline if method.startswith(_INFRASTRUCTURE) else self._handling.in_loop
+            return grpc.stream_unary_rpc_method_handler(self._surround(method, work(handler)))
         return grpc.stream_unary_rpc_method_handler(self._surround(method, self._handling.in_thread(handler)))
 
     async def refuse_unknown(self, messages: Any, context: Any) -> None:

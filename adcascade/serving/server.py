@@ -2,8 +2,9 @@
 
 Calls arrive in the event loop of `adcascade.serving.loop` and are worked on in threads. A servicer is plain blocking
 code: its call is one wait for a batcher's thread, which releases the GIL inside FAISS and torch. But it gets a thread
-only once its message is there (`adcascade.serving.handling`); in gRPC's own threads-only server a call takes one from
-its first byte, and whoever sends nothing more keeps it.
+only once its message is there (`adcascade.serving.handling`); in gRPC's own threads-only server a call takes one
+from its first byte, and whoever sends nothing more keeps it. A servicer that does nothing but ask other servers, as the
+gateway does, is a coroutine instead: a thread would only be woken to wait again.
 """
 
 import asyncio

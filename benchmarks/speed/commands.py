@@ -290,6 +290,7 @@ def all_command(
     retrieve_command(ads=ads, out=out)
     load_command(ads=ads, out=out)
     soak_command(ads=ads, out=out)
+    gateway_command(out=out)
     attack_command(out=out)
     targets_command(document=document, out=out)
 
