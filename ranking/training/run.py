@@ -40,6 +40,7 @@ def train_and_save(
 
     Raises:
         ModelError: The base model cannot be used.
+        TrainingError: The loss is not a number.
         ArtifactError: `out` cannot be written.
     """
     store, options = open_store(out), _with_exact_versions(options)
@@ -116,7 +117,7 @@ def _report(
 
 
 def help_to_train(data: Dataset, out: Path, options: TrainOptions) -> None:
-    """Does this process's share of a training that another one shows and saves (see `ranking.training.workers`)."""
+    """Does this process's share of a training that another one shows and saves (see `adcascade.training.workers`)."""
     exact = _with_exact_versions(options)
     train(data, exact, checkpoints=_unfinished(data, out, exact))
 

@@ -14,10 +14,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ranking.errors import ModelError
-from ranking.training.checkpoint import Checkpoint, DamagedCheckpointError
-from ranking.training.stage import OnProgress, Plan, StageResult, TrainingProgress
-from ranking.training.workers import Workers
+from adcascade.training.checkpoint import Checkpoint, DamagedCheckpointError
+from adcascade.training.errors import TrainingError
+from adcascade.training.stage import OnProgress, Plan, StageResult, TrainingProgress
+from adcascade.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Loop(Generic[Batch]):
             loss: Sum of the losses of a batch, and the weight (impressions) that it is to be divided by.
 
         Raises:
-            ModelError: The loss is not a number.
+            TrainingError: The loss is not a number.
         """
         self._last_tick = time.monotonic()
         if not self._resume():
@@ -112,7 +112,7 @@ class Loop(Generic[Batch]):
         trained = [one for one in self._weights.values() if self._workers.count > 1 or one.grad is not None]
         total = self._workers.sum_gradients(trained, total.to(self._device)).cpu()
         if not torch.isfinite(total).all():
-            raise ModelError(f"the training loss is not a number; {self._plan.too_fast}")
+            raise TrainingError(f"the training loss is not a number; {self._plan.too_fast}")
         for one in trained:
             assert one.grad is not None
             one.grad /= float(total[1])

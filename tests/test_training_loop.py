@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ranking.errors import ModelError
-from ranking.training.checkpoint import Checkpoint
-from ranking.training.loop import Loop
-from ranking.training.stage import Plan
+from adcascade.training.checkpoint import Checkpoint
+from adcascade.training.errors import TrainingError
+from adcascade.training.loop import Loop
+from adcascade.training.stage import Plan
 
 PLAN = Plan("test", 40, None, validate_every=5, patience=3, weight_decay=0.01, seed=3)
 INPUTS = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -119,7 +119,7 @@ def test_no_time_trains_nothing():
 
 
 def test_a_loss_that_is_not_a_number_is_an_error():
-    with pytest.raises(ModelError, match="not a number; slow down"):
+    with pytest.raises(TrainingError, match="not a number; slow down"):
         fit(replace(PLAN, too_fast="slow down"), rate=1e30)
 
 

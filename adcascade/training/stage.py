@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranking.training.workers import Workers
+from adcascade.training.workers import Workers
 
 
 @dataclass(frozen=True)
