@@ -25,6 +25,7 @@ from adcascade.towers.training.sequences import moments_of, sequences_of
 from adcascade.towers.training.split import split_log
 from adcascade.towers.training.train import train_towers
 from adcascade.towers.training.tune import interests_of
+from adcascade.training.errors import TrainingError
 from adcascade.vectors.encoder import load_encoder
 from adcascade.vectors.errors import BuildError
 
@@ -268,7 +269,7 @@ def test_what_cannot_be_learned_from_is_said(world, tower_data, tmp_path):
         train_towers(no_clicks, ENCODER, tiny_towers())
     with pytest.raises(BuildError, match="cannot be divided among 5 heads"):
         train_towers(tower_data, ENCODER, tiny_towers(heads=5))
-    with pytest.raises(BuildError, match="not a number; lower --learning-rate"):
+    with pytest.raises(TrainingError, match="not a number; lower --learning-rate"):
         train_towers(tower_data, ENCODER, tiny_towers(learning_rate=1e30))
 
 

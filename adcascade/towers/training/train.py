@@ -1,7 +1,7 @@
 """Towers from a click log: train, choose on later rows, train anew on all of them, keep as a version."""
 
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from adcascade.towers.artifact import TowerSpec, TrainedTowers, novelty, save_to
 from adcascade.towers.evaluation.holdout import HeldOut, held_out
 from adcascade.towers.findings import FIRST, Passes, Spread
 from adcascade.towers.model import Towers, TowerShape
-from adcascade.towers.store import open_store
+from adcascade.towers.store import FORMAT_VERSION, open_store
 from adcascade.towers.training.batches import Catalog, attributes_of, catalog_of
 from adcascade.towers.training.data import RetrievalData
 from adcascade.towers.training.fit import fit_towers
@@ -24,11 +24,10 @@ from adcascade.towers.training.fit_ease import fit_ease, neighbour_scores
 from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.sequences import Sequences, sequences_of
 from adcascade.towers.training.tune import Choice, SideScores, interests_of, tune
+from adcascade.training.checkpoint import checkpoint_file, unfinished_folder
+from adcascade.training.stage import OnProgress, StageContext
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.errors import BuildError
-
-# Told (which training, share of it that is done, loss of the last step).
-Watch = Callable[[str, float, float], None]
 
 _QUERIES = 500
 _SPREAD_USERS = 100
@@ -52,18 +51,32 @@ class TowerReport:
 
 
 def train_towers(
-    data: RetrievalData, encoder: TextEncoder, options: TowerOptions, watch: Watch = lambda *_: None
+    data: RetrievalData,
+    encoder: TextEncoder,
+    options: TowerOptions,
+    watch: OnProgress = lambda _: None,
+    *,
+    checkpoints: Path | None = None,
 ) -> TrainedTowers:
-    """Trains towers on `data.split`.
+    """Trains towers on `data.split`: the stage "choose", then the stage "train".
+
+    Args:
+        checkpoints: Folder that a killed training of the same data and options goes on from; None for no checkpoints.
 
     Raises:
         InputError: Too few users clicked anything to learn from, or to choose by.
-        BuildError: The options do not fit together, or the loss is not a number.
+        BuildError: The options do not fit together.
+        TrainingError: The loss is not a number.
     """
     _check(options)
-    half = replace(options, max_minutes=None if options.max_minutes is None else options.max_minutes / 2)
-    choice, chosen_in = _chosen(data, half, watch)
-    fitted = _fitted(data, data.split.train, half, lambda *at: watch("train", *at))
+    seconds = None if options.max_minutes is None else 60 * options.max_minutes / 2
+    identity = "" if checkpoints is None else checkpoints.name
+    first, second = (
+        StageContext(watch, checkpoint=checkpoint_file(checkpoints, stage), seconds=seconds, identity=identity)
+        for stage in ("choose", "train")
+    )
+    choice, chosen_in = _chosen(data, options, first)
+    fitted = _fitted(data, data.split.train, options, second, "train")
     neighbours = fit_ease(fitted.sequences, data.ad_ids, options)
     queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
     spec = TowerSpec(
@@ -96,9 +109,11 @@ def train_and_save(
     *,
     publish: bool = True,
     publish_anyway: bool = False,
-    watch: Watch = lambda *_: None,
+    watch: OnProgress = lambda _: None,
 ) -> TowerReport:
     """Trains towers and keeps them as a version under `root`. Raises what `train_towers` does, and ArtifactError.
+
+    A training that was killed is taken up again by the next one of the same data and options.
 
     Args:
         publish: Make the version the one that builds take, unless something that needs no training finds more (see
@@ -106,14 +121,15 @@ def train_and_save(
         publish_anyway: Also then.
     """
     started = time.perf_counter()
-    store = open_store(root)
+    store, unfinished = open_store(root), _unfinished(data, encoder, root, options)
     with store.begin() as draft:
-        trained = train_towers(data, encoder, options, watch)
+        trained = train_towers(data, encoder, options, watch, checkpoints=unfinished)
         save_towers(draft.path, trained)
         store.commit(draft, trained.spec.model_dump(mode="json"))
     published = publish and (publish_anyway or not trained.spec.better_than())
     if published:
         store.publish(draft.version)
+    shutil.rmtree(unfinished, ignore_errors=True)
     sequences = sequences_of(data.log, data.split.train, data.number_of)
     clicked = data.split.train[data.log.clicks[data.split.train] > 0]
     return TowerReport(
@@ -125,6 +141,14 @@ def train_and_save(
         len(set(data.log.ad_id[clicked].tolist())),
         time.perf_counter() - started,
     )
+
+
+def _unfinished(data: RetrievalData, encoder: TextEncoder, root: Path, options: TowerOptions) -> Path:
+    """The folder of the checkpoints, by everything that the weights depend on."""
+    split, log = data.split, data.log
+    rows = data.training_sha256, split.fit, split.tune, split.train, log.conversions, log.context
+    ads = encoder.sha256, data.ad_ids, data.texts
+    return unfinished_folder(root, FORMAT_VERSION, *ads, *rows, data.users, asdict(options))
 
 
 def _check(options: TowerOptions) -> None:
@@ -144,7 +168,7 @@ class _Fitted:
     passes: Passes
 
 
-def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[Choice, Passes]:
+def _chosen(data: RetrievalData, options: TowerOptions, context: StageContext) -> tuple[Choice, Passes]:
     split = data.split
     judged = held_out(data.log, split.fit, split.tune, data.number_of)
     if not len(judged):
@@ -153,7 +177,7 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[C
         raise InputError(
             "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
         )
-    fitted = _fitted(data, split.fit, options, lambda *at: watch("choose", *at))
+    fitted = _fitted(data, split.fit, options, context, "choose")
     sequences = fitted.sequences
     popularity = PopularitySnapshot.of(data.log.take(split.fit))
     novel = options.exploration * novelty(popularity.impressions(data.ad_ids))
@@ -164,9 +188,7 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[C
     return tune(fitted.towers, fitted.catalog, judged, data.users, beside, options.seed), fitted.passes
 
 
-def _fitted(
-    data: RetrievalData, rows: Integers, options: TowerOptions, watch: Callable[[float, float], None]
-) -> _Fitted:
+def _fitted(data: RetrievalData, rows: Integers, options: TowerOptions, context: StageContext, stage: str) -> _Fitted:
     sequences = sequences_of(data.log, rows, data.number_of)
     if not (data.log.clicks[rows] > 0).any() or not len(sequences.users):
         raise InputError("the training part of the log has no clicks of known users to learn from")
@@ -181,7 +203,7 @@ def _fitted(
     )
     catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].tolist()), data.texts, shape)
     attributes = attributes_of(data.users, list(sequences.users))
-    fitted = fit_towers(sequences, catalog, attributes, shape, options, watch)
+    fitted = fit_towers(sequences, catalog, attributes, shape, options, context, stage)
     return _Fitted(fitted.towers, catalog, sequences, fitted.passes)
 
 
