@@ -74,9 +74,9 @@ def train_retrieval_command(
     """Train the two towers of retrieval on a click log: one puts ads, the other users, into one space.
 
     Then give them to a build: adcascade build --ads ADS --towers OUT --out INDEX. The towers are trained twice: first
-    without the newest rows, which choose how much recent popularity counts and how a user's interests share the
-    candidates, then on all rows but those kept back for a test. Towers that find less than popularity, recent
-    popularity or the likeness of texts are kept, but not published, and the exit code is 3.
+    without the newest rows, which choose how much recent popularity counts, then on all rows but those kept back for a
+    test. Towers that find less than popularity, recent popularity or the likeness of texts are kept, but not published,
+    and the exit code is 3.
 
     A training that was killed is taken up again by the same command.
     """
@@ -208,7 +208,7 @@ def report_table(report: "TowerReport") -> Table:
     rows = {
         "learned from": f"{report.events:,} events of {report.users:,} users, {report.ads_clicked:,} ads clicked",
         "trained": "; ".join(f"{_PURPOSE[stage]}: {said}" for stage, said in passes.items()),
-        "vectors": f"{spec.shape.interests} of {spec.shape.width} numbers per user, and a bias",
+        "vectors": f"{spec.shape.width} numbers per user, and a bias",
         **{f"recall@{k}": line for k, line in compared_lines(spec)},
         "vectors alone": f"recall@100 {recall} numbers (all users of the rows that chose)",
         "encoder": spec.encoder_name,

@@ -178,7 +178,7 @@ def _loss(
     if widths:
         short = 1 + int(generator.choice(widths))
         loss = loss + _SHORT_WEIGHT * softmax_loss(
-            interests[..., :short], vectors[:, :short], targets, seen, sample.log_q
+            interests[:, :short], vectors[:, :short], targets, seen, sample.log_q
         )
     return loss
 
@@ -192,8 +192,8 @@ def _with_hard_negatives(
     pool = np.unique(generator.integers(0, len(catalog), _LOOKED_THROUGH * wanted))
     pool = np.setdiff1d(pool, sample.ads, assume_unique=True)
     rows = torch.from_numpy(pool)
-    nearest = torch.einsum("mid,ad->mia", interests, towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]))
-    hard = pool[nearest.amax(dim=(0, 1)).topk(min(wanted, len(pool))).indices.numpy()]
+    nearest = interests @ towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]).T
+    hard = pool[nearest.amax(dim=0).topk(min(wanted, len(pool))).indices.numpy()]
     ads = np.concatenate([sample.ads, hard])
     order = np.argsort(ads)
     return AdSample(ads[order], torch.cat([sample.log_q, torch.zeros(len(hard))])[torch.from_numpy(order)])

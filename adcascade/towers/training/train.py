@@ -88,7 +88,6 @@ def train_towers(
         popularity_weights=tuple(choice.weights.popularity.tolist()),
         exploration=options.exploration,
         neighbour_weight=choice.weights.neighbours,
-        interest_quota=choice.interest_quota,
         recall=choice.recall,
         training=asdict(options),
         training_sha256=data.training_sha256,
@@ -154,8 +153,6 @@ def _unfinished(data: RetrievalData, encoder: TextEncoder, root: Path, options: 
 def _check(options: TowerOptions) -> None:
     if options.width % options.heads:
         raise BuildError(f"--width {options.width} cannot be divided among {options.heads} heads")
-    if not 1 <= options.interests <= 4:
-        raise BuildError(f"a user has 1 to 4 interests, not {options.interests}")
 
 
 @dataclass(frozen=True)
@@ -198,7 +195,6 @@ def _fitted(data: RetrievalData, rows: Integers, options: TowerOptions, context:
         layers=options.layers,
         heads=options.heads,
         history=options.history,
-        interests=options.interests,
         id_buckets=_id_buckets(len(data.ads)),
     )
     catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].tolist()), data.texts, shape)
@@ -218,7 +214,7 @@ def _drawn(sequences: Sequences, seed: int) -> Integers:
 
 
 def _interests(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vectors:
-    """Interest vectors of users as they are now, float32 [users, interests, dimension]."""
+    """Interest vectors of users as they are now, float32 [users, dimension]."""
     users = [fitted.sequences.users[place] for place in places.tolist()]
     nothing = [np.empty(0, np.int64)] * len(users)
     nowhere = [Context()] * len(users)
@@ -229,15 +225,14 @@ def _interests(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vector
 
 def _queries(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vectors:
     """Interest vectors of some users, float32 [queries, dimension]."""
-    vectors = _interests(fitted, places, data)
-    return np.ascontiguousarray(vectors.reshape(-1, vectors.shape[2])[:_QUERIES])
+    return np.ascontiguousarray(_interests(fitted, places, data))
 
 
 def _spread(trained: TrainedTowers, fitted: _Fitted, data: RetrievalData, seed: int) -> Spread:
     """Of what users of the log would get now, with all that is added when it is served."""
     places = _drawn(fitted.sequences, seed)[:_SPREAD_USERS]
     interests, vectors = _interests(fitted, places, data), trained.ad_vectors(data.ad_ids, data.texts)
-    scores = np.max([interests[:, one] @ vectors.T for one in range(interests.shape[1])], axis=0)
+    scores = interests @ vectors.T
     if trained.neighbours is not None:
         item_scores = neighbour_scores(trained.neighbours, fitted.sequences, data.ad_ids)[places].toarray()
         scores += trained.spec.neighbour_weight * item_scores
