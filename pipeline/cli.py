@@ -20,6 +20,7 @@ from adcascade.terminal.exits import clean_exit
 from adcascade.terminal.options import Json
 from adcascade.towers.store import open_store as open_tower_store
 from adcascade.towers.training.commands import train_retrieval_command
+from adcascade.training.errors import TrainingError
 from adcascade.vectors.errors import BuildError
 from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import build_command, refresh_command
@@ -112,7 +113,7 @@ def main() -> None:
     show_whatever_the_encoding()
     set_up_command_logging()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are stopped too
-    with clean_exit(InputError, ArtifactError, BuildError, ModelError, ServiceError):
+    with clean_exit(InputError, ArtifactError, BuildError, ModelError, ServiceError, TrainingError):
         app(prog_name="adcascade")
 
 

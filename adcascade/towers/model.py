@@ -13,6 +13,7 @@ Knows no gRPC, no files of clicks, and nothing of how it is trained.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,6 @@ class TowerShape(BaseModel):
         layers: of the deep part; 0 leaves it out.
         heads: of attention in each layer.
         history: newest events that are read.
-        interests: vectors per user.
         id_buckets: rows of the table of residuals; row 0 is for ads that were not in the training log.
     """
 
@@ -56,7 +56,6 @@ class TowerShape(BaseModel):
     layers: int
     heads: int
     history: int
-    interests: int
     id_buckets: int
 
     @property
@@ -66,8 +65,15 @@ class TowerShape(BaseModel):
 
     @property
     def event_width(self) -> int:
-        """Numbers per event: what the deep part reads of it, and what it adds to each interest in the wide one."""
-        return (1 + self.interests) * self.width
+        """Numbers per event: what the deep part reads of it, and what it adds in the wide one."""
+        return 2 * self.width
+
+    @property
+    def hashed(self) -> str:
+        """As the hash of a space has it: with the number of vectors per user, which was once an option."""
+        sizes = self.model_dump()
+        rows = sizes.pop("id_buckets")
+        return json.dumps({**sizes, "interests": 1, "id_buckets": rows}, separators=(",", ":"))
 
 
 def attribute_bucket(name: str, value: str) -> int:
@@ -148,27 +154,24 @@ class UserTower(nn.Module):
             width, shape.heads, 2 * width, dropout, "gelu", batch_first=True, norm_first=True
         )
         self.deep = nn.TransformerEncoder(layer, shape.layers, nn.LayerNorm(width), False) if shape.layers else None
-        self.read = nn.Linear(width, shape.interests * width)
+        self.read = nn.Linear(width, width)
         # What each type of event counts in the wide part; those that no log has keep what they are known to mean.
         weights = [EVENT_WEIGHT[kind] for kind in EVENT_TYPES]
         self.weight = nn.Parameter(torch.tensor([*weights, 1.0]))
         self.forgetting = nn.Parameter(torch.tensor(-5.0))
-        self.contexts = nn.Parameter(torch.zeros(ATTRIBUTE_BUCKETS, shape.interests * width))
+        self.contexts = nn.Parameter(torch.zeros(ATTRIBUTE_BUCKETS, width))
         self.dropout = nn.Dropout(dropout)
         self._event_dropout = event_dropout
 
     def forward(self, events: UserEvents) -> Tensor:
-        """Interest vectors after each number of events, float32 [users, 1 + events, interests, 1 + width]."""
-        users, length, _ = events.vectors.shape
-        width = self.shape.width
+        """Interest vectors after each number of events, float32 [users, 1 + events, 1 + width]."""
         states = self._wide(events)
         if self.deep is not None:
             states = states + self.read(self._deep(events))
-        states = states.view(users, 1 + length, self.shape.interests, width)
         return torch.cat([states.new_ones(*states.shape[:-1], 1), states], dim=-1)
 
     def interests(self, events: UserEvents, contexts: Tensor) -> Tensor:
-        """Interest vectors of the users now, float32 [users, interests, 1 + width]; see `in_context`."""
+        """Interest vectors of the users now, float32 [users, 1 + width]; see `in_context`."""
         states = self(events)
         return self.in_context(states[torch.arange(len(states)), events.lengths], contexts)
 
@@ -176,13 +179,13 @@ class UserTower(nn.Module):
         """Interest vectors where ads are to be shown.
 
         Args:
-            interests: float32 [users, interests, 1 + width].
+            interests: float32 [users, 1 + width].
             contexts: `attribute_buckets` of `Context.values`, int64 [users, values].
         """
         if not contexts.shape[1]:
             return interests
         added = F.embedding_bag(contexts, self.contexts, mode="sum", padding_idx=0)
-        return interests + F.pad(added.view(len(contexts), self.shape.interests, self.shape.width), (1, 0))
+        return interests + F.pad(added, (1, 0))
 
     def _deep(self, events: UserEvents) -> Tensor:
         length = events.vectors.shape[1]
@@ -218,7 +221,7 @@ class Towers(nn.Module):
     @property
     def sha256(self) -> str:
         """Hash of all weights: the space that they span."""
-        digest = hashlib.sha256(self.shape.model_dump_json().encode())
+        digest = hashlib.sha256(self.shape.hashed.encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.history import Window, merged
+from adcascade.training.loop import Loop
+from adcascade.training.stage import Plan, StageContext, StageResult
 from ranking.data.behaviour_rows import CELLS_PER_WINDOW, BehaviourRows, behaviour_logits
 from ranking.data.dataset import Dataset
 from ranking.data.labels import Labels, all_labels
 from ranking.model.behaviour import BehaviourModel
-from ranking.training.loop import Loop
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
 from ranking.training.options import BehaviourOptions, CommonOptions
-from ranking.training.stage import Plan, StageContext, StageResult
 
 _EMA_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
@@ -44,7 +44,7 @@ def train_behaviour(
         is_new: Whether nothing has been learned yet; the model then begins with the CTR of the training part.
 
     Raises:
-        ModelError: The loss is not a number.
+        TrainingError: The loss is not a number.
     """
     labels, everything = data.labels(common), all_labels(data.log, data.groups)
     validation = list(merged(rows.windows(data.split.valid), CELLS_PER_WINDOW))
