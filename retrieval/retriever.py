@@ -134,6 +134,21 @@ class Retriever:
         text_cache_bytes: For vectors of texts that were encoded lately; 0 keeps none.
         sources: How sources share the candidates.
         on_skip: Told of a source that was left out, and why.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.users import Event, EventType, UserProfile
+        >>> from retrieval.loading import load_published
+        >>> from retrieval.retriever import Query
+        >>> retriever, _ = load_published(Path("data/index"))
+        >>> user = UserProfile(interests="trail running", history=(Event(EventType.CLICK, "ad-002"),))
+        >>> (found,) = retriever.answer([Query(user, None, k=5, exclude=frozenset({"ad-002"}), with_ads=True)])
+        >>> len(found.candidates), "ad-002" in {one.ad_id for one in found.candidates}
+        (5, False)
+        >>> best = found.candidates[0]
+        >>> best.ad.ad_id == best.ad_id, best.similarity > 0
+        (True, True)
+        >>> retriever.close()
     """
 
     def __init__(

@@ -194,6 +194,19 @@ class CounterSnapshot:
 
     Attributes:
         totals: what is counted ("ad", "user", ...) -> id -> total.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.clicks import read_clicks
+        >>> from adcascade.records.counters import CounterSnapshot
+        >>> log, _ = read_clicks(Path("examples/clicks.csv"), known_ads=None)
+        >>> snapshot = CounterSnapshot.of(log, {"ad": log.ad_id, "user": log.user_id})
+        >>> total = snapshot.totals["ad"]["ad-001"]
+        >>> total.impressions == len(log.take(log.ad_id == "ad-001"))
+        True
+        >>> counts = snapshot.counts("ad", ["ad-001", "no such ad"])  # arrays of shape [ids]
+        >>> counts.clicks[0].item() == total.clicks, counts.clicks[1].item(), counts.last[1].item()
+        (True, 0.0, nan)
     """
 
     totals: Mapping[str, Mapping[str, Total]]
