@@ -89,6 +89,15 @@ def empty(wheel, tmp_path_factory):
     return python
 
 
+def interpreter(version):
+    """The program of a Python of this version, such as "3.12"; skips where there is none."""
+    program = shutil.which(f"python{version}")
+    named = program and subprocess.run([program, "-V"], capture_output=True, text=True)
+    if not named or named.returncode:  # pyenv has a program for every version, and says which ones are not chosen
+        pytest.skip(f"no python{version} is on the PATH")
+    return program
+
+
 def site_packages(python):
     (folder,) = (python.parent.parent / "lib").glob("python*/site-packages")
     return folder
@@ -137,9 +146,13 @@ def test_the_client_comes_with_grpcio_and_protobuf_alone_in_less_than_40_mib(emp
     assert size < MAX_BYTES, f"{size / 2**20:.1f} MiB"
 
 
-def test_a_call_is_made_from_the_empty_environment(empty, addresses, tmp_path):  # noqa: F811
-    command = [empty, "-c", CALL, addresses["localhost:50050"]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+@pytest.mark.parametrize("version", PYTHONS)
+def test_a_call_is_made_from_an_empty_environment_of_every_python(wheel, version, addresses, tmp_path):  # noqa: F811
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([interpreter(version), "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    installed_or_skipped(pip(sys.executable, "--python", python, "install", "--quiet", wheel))
+    command = [python, "-W", "error", "-c", CALL, addresses["localhost:50050"]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=without_checkout())
     assert done.returncode == 0, done.stderr
     version, *rest = done.stdout.split()
     assert version
