@@ -51,6 +51,16 @@ class AdPipeline:
             `adcascade.serving.loop`, so it must not wait.
         max_message_mib: Largest message to and from the servers.
         retrieval_timeout_seconds, ranking_timeout_seconds: Longest that each may take, whatever time a call has.
+
+    Example:
+        >>> from adcascade.records.users import Context, UserProfile
+        >>> from pipeline.client import AdPipeline
+        >>> with AdPipeline("localhost:50051", "localhost:50052") as both:
+        ...     answer = both.recommend(UserProfile(interests="trail running"), Context(device="phone"), k=3)
+        >>> len(answer.items), answer.degraded_reason
+        (3, '')
+        >>> [0 < one.p_click < 1 for one in answer.items]
+        [True, True, True]
     """
 
     def __init__(

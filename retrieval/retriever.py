@@ -70,6 +70,21 @@ class Retriever:
 
     Attributes:
         texts: Reads texts of users, and keeps what it read lately.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.users import Event, EventType, UserProfile
+        >>> from retrieval.loading import load_published
+        >>> from retrieval.query import Query
+        >>> retriever, _ = load_published(Path("data/index"))
+        >>> user = UserProfile(interests="trail running", history=(Event(EventType.CLICK, "ad-002"),))
+        >>> (found,) = retriever.answer([Query(user, None, k=5, exclude=frozenset({"ad-002"}), with_ads=True)])
+        >>> len(found.candidates), "ad-002" in {one.ad_id for one in found.candidates}
+        (5, False)
+        >>> best = found.candidates[0]
+        >>> best.ad.ad_id == best.ad_id, best.similarity > 0
+        (True, True)
+        >>> retriever.close()
     """
 
     def __init__(

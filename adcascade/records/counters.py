@@ -107,12 +107,14 @@ def out_of_fold_counts(keys: Texts, log: ClickLog, fold: Integers) -> Counts:
     Returns:
         Impressions and clicks of the whole log; `first` and `last` of the rows that are also strictly earlier.
     """
-    codes = np.unique(keys.astype(str), return_inverse=True)[1]
+    codes = np.unique(keys.astype(str), return_inverse=True)[1]  # [rows], equal keys have equal codes
     folds = int(fold.max(initial=0)) + 1
     training = (fold >= 0) & (keys != "")
+    # [rows]; what a training row sees of folds - 1 folds counts as if it were of all of them.
     scale = np.where(fold >= 0, folds / max(1, folds - 1), 1.0)
 
     def elsewhere(column: Integers) -> Floats:
+        # table[key, fold] = sum of the key's training rows in the fold; of row i: (sum_f table[key_i, f] - own) scale_i
         table = np.zeros((int(codes.max(initial=0)) + 1, folds))
         np.add.at(table, (codes[training], fold[training]), column[training])
         own = np.where(training, table[codes, np.maximum(fold, 0)], 0.0)
@@ -131,7 +133,7 @@ def _earlier_moments(codes: Integers, time: Integers, asking: Integers, pool: In
     """First and last moment, in seconds, of the rows of `pool` with the code of each asking row and before it."""
     if not len(pool):
         return np.full(len(asking), np.nan), np.full(len(asking), np.nan)
-    ranks = np.unique(time, return_inverse=True)[1]
+    ranks = np.unique(time, return_inverse=True)[1]  # [rows], 0 for the earliest time
     place = codes * (int(ranks.max()) + 1) + ranks  # orders by code, then by time
     pool = pool[np.argsort(place[pool], kind="stable")]
     # pool[start:end] are earlier rows of the same code: below (code, time), and not below (code, -infinity).
@@ -194,6 +196,19 @@ class CounterSnapshot:
 
     Attributes:
         totals: what is counted ("ad", "user", ...) -> id -> total.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.clicks import read_clicks
+        >>> from adcascade.records.counters import CounterSnapshot
+        >>> log, _ = read_clicks(Path("examples/clicks.csv"), known_ads=None)
+        >>> snapshot = CounterSnapshot.of(log, {"ad": log.ad_id, "user": log.user_id})
+        >>> total = snapshot.totals["ad"]["ad-001"]
+        >>> total.impressions == len(log.take(log.ad_id == "ad-001"))
+        True
+        >>> counts = snapshot.counts("ad", ["ad-001", "no such ad"])  # arrays of shape [ids]
+        >>> counts.clicks[0].item() == total.clicks, counts.clicks[1].item(), counts.last[1].item()
+        (True, 0.0, nan)
     """
 
     totals: Mapping[str, Mapping[str, Total]]
@@ -240,12 +255,13 @@ class CounterSnapshot:
 
 
 def _totals(keys: Texts, log: ClickLog) -> CounterTable:
-    names, codes = np.unique(keys.astype(str), return_inverse=True)
+    names, codes = np.unique(keys.astype(str), return_inverse=True)  # [keys], and of each row the place among them
     first, last = np.full(len(names), np.inf), np.full(len(names), -np.inf)
     timed = log.time != NO_TIME
     np.minimum.at(first, codes[timed], log.time[timed] / 1e6)
     np.maximum.at(last, codes[timed], log.time[timed] / 1e6)
     counted = [np.bincount(codes, column, len(names)) for column in (log.impressions, log.clicks)]
+    # [keys, 4]
     values = np.stack([*counted, *(np.where(np.isfinite(time), time, np.nan) for time in (first, last))], axis=1)
     known = names != ""
     return CounterTable(names[known].tolist(), values[known])

@@ -88,7 +88,18 @@ def novelty(impressions: Floats) -> Vectors:
 
 @dataclass(frozen=True)
 class TrainedTowers:
-    """Towers with all that turns ads and users into vectors."""
+    """Towers with all that turns ads and users into vectors.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.towers.artifact import load_published_towers
+        >>> trained = load_published_towers(Path("data/towers"))
+        >>> shape = trained.spec.shape
+        >>> trained.queries.shape[1] == shape.dimension == 1 + shape.width  # of users; number 0 meets the ads' bias
+        True
+        >>> trained.known_ads <= set(trained.popularity.ad_ids)  # those that have a residual
+        True
+    """
 
     spec: TowerSpec
     towers: Towers

@@ -184,6 +184,7 @@ class UserTower(nn.Module):
         """
         if not contexts.shape[1]:
             return interests
+        # [users, interests * width]: the sum of the values' vectors; number 0, the 1 that meets the bias, stays.
         added = F.embedding_bag(contexts, self.contexts, mode="sum", padding_idx=0)
         return interests + F.pad(added, (1, 0))
 
@@ -191,21 +192,26 @@ class UserTower(nn.Module):
         length = events.vectors.shape[1]
         assert self.deep is not None
         rows = events.vectors[..., : self.shape.width] + self.types(events.types) + self.gaps(events.gaps)
-        start = (self.start + self.attributes(events.attributes).sum(1))[:, None]
+        start = (self.start + self.attributes(events.attributes).sum(1))[:, None]  # [users, 1, width]
+        # later[t, i]: i > t, which t must not see; the start is place 0, event number n place n.
         later = torch.ones(1 + length, 1 + length, dtype=torch.bool, device=rows.device).triu(1)
         states: Tensor = self.deep(self.dropout(torch.cat([start, rows], dim=1)), mask=later, is_causal=True)
         return states
 
     def _wide(self, events: UserEvents) -> Tensor:
         """Sums of the events so far, each forgotten a little with every event since."""
+        # After event t of event vectors v and weights w, with the rate of forgetting r = softplus(forgetting) > 0:
+        #   wide(t) = sum over i <= t of exp(-r (t - i)) w_i v_i / sqrt(2 + t), and wide of no event is 0.
         length = events.vectors.shape[1]
-        weight = self.weight[events.types]
+        weight = self.weight[events.types]  # [users, events]
         if self.training and self._event_dropout:
             weight = F.dropout(weight, self._event_dropout)
         place = torch.arange(length, device=weight.device)
-        since = place[:, None] - place
+        since = place[:, None] - place  # [t, i]: how many events after i t is; below 0 where i is later
         forgotten = torch.exp(-F.softplus(self.forgetting) * since.clamp(min=0)) * (since >= 0)
+        # [users, t, i] @ [users, i, interests * width]
         sums = (forgotten * weight[:, None]) @ events.vectors[..., self.shape.width :]
+        # One row more in front, for no event: [users, 1 + events, interests * width].
         return F.pad(self.dropout(sums / torch.sqrt(2.0 + place)[:, None]), (0, 0, 1, 0))
 
 

@@ -95,6 +95,7 @@ class BehaviourRows:
         if not stated:
             return history
         interests = torch.cat([self._interests[user] for user in stated])
+        # bool [rows, texts]: a row sees what its own user says
         return with_interests(history, interests, torch.from_numpy(users[:, None] == np.array(stated)).to(self._device))
 
     def _keys(self, rows: Integers) -> AdInputs:
@@ -103,6 +104,7 @@ class BehaviourRows:
 
     def _gaps(self, window: Window) -> Integers:
         now, then = self._data.log.time[window.rows, None], self._data.log.time[None, window.events]
+        # [rows, 1] and [1, events]: seconds from event to impression, [rows, events]
         known = (now != NO_TIME) & (then != NO_TIME)
         return time_gap_buckets(np.where(known, (now - then) / 1e6, np.nan), self._spec.shape.time_gap_ends)
 
@@ -132,5 +134,6 @@ def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integer
         order.append(window.rows)
         clicks.append(scored.click.cpu())
         conversions.append(scored.conversion.cpu())
+    # Both hold the same rows: argsort(order) goes to rising rows, argsort(argsort(wanted)) from these to `wanted`.
     back = torch.from_numpy(np.argsort(np.concatenate(order))[np.argsort(np.argsort(wanted))])
     return BehaviourLogits(torch.cat(clicks)[back], torch.cat(conversions)[back])

@@ -99,6 +99,7 @@ def _impressions_log(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]
 
 def _ctr_logit(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
     """Log-odds of the smoothed click rate."""
+    # ln (clicks + m p) / (impressions - clicks + m (1 - p)), with m prior impressions at the CTR p of the whole log
     counts, prior = inputs.counts[key], float(np.clip(inputs.ctr, 1e-6, 1 - 1e-6))
     clicks = counts.clicks + PRIOR_IMPRESSIONS * prior
     others = counts.impressions - counts.clicks + PRIOR_IMPRESSIONS * (1 - prior)
@@ -114,6 +115,7 @@ def _ad_age_log(inputs: FeatureInputs) -> npt.NDArray[np.float64]:
 
 
 def _hours_log(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # ln (1 + hours); what is still to come counts as now, NaN stays
     return np.log1p(np.maximum(seconds, 0) / 3600)
 
 
@@ -159,5 +161,6 @@ def time_gap_buckets(seconds: npt.NDArray[np.float64], ends: Sequence[float] = T
     Returns:
         int64 of the shape of `seconds`, 0 to the number of `ends` + 1.
     """
+    # Class n: ends[n - 2] <= seconds < ends[n - 1]; the first begins at 0, the last has no end.
     classes = 1 + np.searchsorted(ends, np.abs(seconds), side="right")
     return np.where(np.isnan(seconds), UNKNOWN_TIME_GAP, classes).astype(np.int64)
