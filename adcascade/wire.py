@@ -25,15 +25,9 @@ MAX_NORM, MIN_NORM = 1e18, 1e-18
 _NANOS = 10**9
 MAX_COUNTERS = 4000
 
-_EVENT_TYPES: Mapping[types_pb2.EventType.ValueType, EventType] = {
-    types_pb2.EVENT_TYPE_IMPRESSION: EventType.IMPRESSION,
-    types_pb2.EVENT_TYPE_VIEW: EventType.VIEW,
-    types_pb2.EVENT_TYPE_CLICK: EventType.CLICK,
-    types_pb2.EVENT_TYPE_CONVERSION: EventType.CONVERSION,
-    types_pb2.EVENT_TYPE_SEARCH: EventType.SEARCH,
-    types_pb2.EVENT_TYPE_SHORT_VIEW: EventType.SHORT_VIEW,
-    types_pb2.EVENT_TYPE_HIDE: EventType.HIDE,
-}
+# Kinds of events have the same names on the wire.
+_WIRE_EVENT_TYPES = {kind: types_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
+_EVENT_TYPES = {number: kind for kind, number in _WIRE_EVENT_TYPES.items()}
 _COUNTER_KINDS: Mapping[ranking_pb2.CounterKind.ValueType, str] = {
     ranking_pb2.COUNTER_KIND_AD: "ad",
     ranking_pb2.COUNTER_KIND_ADVERTISER: "advertiser",
@@ -42,7 +36,6 @@ _COUNTER_KINDS: Mapping[ranking_pb2.CounterKind.ValueType, str] = {
     ranking_pb2.COUNTER_KIND_USER_CATEGORY: "user_category",
     ranking_pb2.COUNTER_KIND_USER_ADVERTISER: "user_advertiser",
 }
-_WIRE_EVENT_TYPES = {kind: number for number, kind in _EVENT_TYPES.items()}
 
 
 def ad_from_wire(message: types_pb2.Ad) -> Ad:
@@ -207,8 +200,8 @@ def counter_from_wire(message: ranking_pb2.Counter, name: str) -> tuple[str, str
     if not message.clicks <= message.impressions <= MAX_IMPRESSIONS:
         raise InputError(f"{name}: {message.clicks} clicks on {message.impressions} impressions")
     first, last = (_time(message, field, getattr(message, field)) for field in ("first", "last"))
-    seconds = [None if moment is None else moment.timestamp() for moment in (first, last)]
-    return key, message.id, Total(message.impressions, message.clicks, *seconds)
+    began, ended = (None if moment is None else moment.timestamp() for moment in (first, last))
+    return key, message.id, Total(message.impressions, message.clicks, began, ended)
 
 
 def moment_to_wire(seconds: float | None) -> Timestamp | None:

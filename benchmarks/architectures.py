@@ -14,6 +14,7 @@ import numpy as np
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.datasets.movielens import DatasetFiles, export_movielens, find_movielens
 from adcascade.reports.interval import Interval
+from adcascade.training.stage import TrainingProgress
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from ranking.artifact import ModelVersion
@@ -23,7 +24,6 @@ from ranking.evaluation.results import RANKER, TEACHER, Evaluation
 from ranking.model.shared_user import JOINT, SHARED_USER
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
-from ranking.training.stage import TrainingProgress
 from ranking.training.train import Trained, train
 from ranking.training.versions import load_named
 

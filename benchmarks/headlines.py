@@ -12,7 +12,7 @@ from adcascade.records.splits import split_folds
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run, predicted
 from ranking.data.dataset import load_dataset
-from ranking.evaluation.metrics import pair_accuracies
+from ranking.evaluation.request_metrics import pair_accuracies
 from ranking.training.options import TrainOptions
 from ranking.training.train import train
 

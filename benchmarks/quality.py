@@ -15,6 +15,7 @@ from adcascade.artifacts.errors import ArtifactError
 from adcascade.records.errors import InputError
 from adcascade.terminal.console import Console
 from adcascade.terminal.exits import clean_exit
+from adcascade.training.errors import TrainingError
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.documents import put_between
 from benchmarks.findings import Finding, as_markdown, as_table, keep, read
@@ -76,5 +77,5 @@ def _write_table(results: Path) -> None:
 
 
 if __name__ == "__main__":
-    with clean_exit(InputError, ArtifactError, ModelError):
+    with clean_exit(InputError, ArtifactError, ModelError, TrainingError):
         typer.run(main)

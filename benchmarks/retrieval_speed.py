@@ -17,7 +17,8 @@ from index_builder.build import BuildOptions, build
 from retrieval.evaluation.evaluate import judge_of, profiles_of
 from retrieval.interests import InterestSettings
 from retrieval.loading import load_published
-from retrieval.retriever import Query, Retriever, interest_model
+from retrieval.query import Query
+from retrieval.retriever import Retriever, interest_model
 
 _CHECK = "MovieLens-100k, retrieval, speed and index"
 _INDEXES = ("ivf",)

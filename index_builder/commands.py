@@ -11,7 +11,7 @@ from rich.table import Table
 from adcascade.records.clicks import REJECTED_FILE as LOG_REJECTED_FILE
 from adcascade.terminal.console import Console
 from adcascade.terminal.log_display import show_log_read
-from adcascade.terminal.options import Encoder, VectorsFolder
+from adcascade.terminal.options import Encoder, IndexRoot, VectorsFolder
 from adcascade.terminal.progress import build_progress
 from adcascade.vectors.bulk_encoder import AUTO, load_bulk_encoder
 from adcascade.vectors.encoder import EMBEDDED
@@ -96,7 +96,7 @@ def build_command(
 
 
 def refresh_command(
-    index: Annotated[Path, typer.Option(help="Root of the index versions.")],
+    index: IndexRoot,
     clicks: Annotated[Path, typer.Option(help="Click log; rows newer than the published version are counted.")],
     kind: Annotated[
         str, typer.Option("--kind", help="auto, flat, hnsw, hnsw8, ivf, compact, or a FAISS factory string.")

@@ -35,6 +35,11 @@ from index_builder.build import REJECTED_FILE as REJECTED_ADS_FILE
 from index_builder.build import BuildReport
 from index_builder.make_index import AssemblyOptions, Contents, assemble, index_words
 
+_NO_TOWERS = (
+    "index version {version} was built without towers, so popularity plays no part in it; train them with adcascade "
+    "train-retrieval and build with --towers"
+)
+
 
 def refresh(
     root: Path,
@@ -68,16 +73,12 @@ def refresh(
     store = open_store(root)
     version, (before, towers) = load_newest(store, partial(_read, store))
     if towers is None:
-        raise BuildError(
-            f"index version {version} was built without towers, so popularity plays no part in it; "
-            "train them with adcascade train-retrieval and build with --towers"
-        )
+        raise BuildError(_NO_TOWERS.format(version=version))
     source = store.path(version)
     _check_present(towers.popularity, version)
-    known = {*AdCatalog(source / ADS_FILE).ids, *towers.popularity.ad_ids}
     log, report = read_clicks(
         clicks,
-        known,
+        {*AdCatalog(source / ADS_FILE).ids, *towers.popularity.ad_ids},
         why_rejected=_why_rejected(root / REJECTED_ADS_FILE),
         max_rejected=max_rejected,
         timed=True,
@@ -90,12 +91,7 @@ def refresh(
         return None
     popularity = towers.popularity.updated(log)
     with store.begin() as draft:
-        for name in (ADS_FILE, VECTORS_FILE):
-            shutil.copyfile(source / name, draft.path / name)
-        if (source / LEXICAL_FOLDER).is_dir() and analyzer_of(source / LEXICAL_FOLDER) == ANALYZER:
-            shutil.copytree(source / LEXICAL_FOLDER, draft.path / LEXICAL_FOLDER)
-        else:  # a version from before there were words in it, or from when they were cut otherwise
-            index_words(draft.path)
+        _copy_ads(source, draft.path)
         texts = np.load(draft.path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
         contents = Contents(texts, before.encoder_name, before.encoder_sha256, 0, towers.with_popularity(popularity))
         manifest = assemble(draft.path, contents, options.with_width(before.dimension - 1), progress)
@@ -104,6 +100,16 @@ def refresh(
     if publish:
         store.publish(draft.version, verify=False)
     return BuildReport(draft.version, publish, manifest, dict(report.rejected), clicks)
+
+
+def _copy_ads(source: Path, target: Path) -> None:
+    """Copies ads, vectors and words from a version; of one that has none, or cut them otherwise, these are made."""
+    for name in (ADS_FILE, VECTORS_FILE):
+        shutil.copyfile(source / name, target / name)
+    if (source / LEXICAL_FOLDER).is_dir() and analyzer_of(source / LEXICAL_FOLDER) == ANALYZER:
+        shutil.copytree(source / LEXICAL_FOLDER, target / LEXICAL_FOLDER)
+    else:
+        index_words(target)
 
 
 def _read(store: VersionStore, version: str) -> tuple[IndexManifest, TrainedTowers | None]:

@@ -3,20 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 from adcascade.records.ads import Ad
-from adcascade.v1 import retrieval_pb2, types_pb2
+from adcascade.v1 import types_pb2
 from adcascade.wire import ad_from_wire
 from pipeline.order import order_of
-from pipeline.scores import Score
+from pipeline.scores import Retrieved
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """An ad, where it came from, and its probabilities: of a click, and of a conversion given the click.
 
-    `similarity` and `retrieval_score` are those of `retrieval.retriever.Candidate`. Both probabilities are None if it
+    `similarity` and `retrieval_score` are those of `retrieval.query.Candidate`. Both probabilities are None if it
     was not ranked; `p_conversion` also if the model has learned no conversions. `message` is the ad as it came.
     """
 
@@ -43,7 +42,8 @@ class Recommendations:
         degraded_reason: gRPC status name of ranking's failure, "CIRCUIT_OPEN" if it failed lately and was not asked, or
             "INVALID_ANSWER"; "" if it answered.
         retrieval_weight: that the order was made with.
-        retrieval_ms, ranking_ms, total_ms: wall time as seen here.
+        retrieval_ms, ranking_ms: wall time of the calls, as seen here; without reading what they brought.
+        total_ms: of everything, until the ads that are shown are there.
         retrieval, ranking: where the servers spent theirs.
     """
 
@@ -60,35 +60,14 @@ class Recommendations:
     ranking: types_pb2.Timing = field(default_factory=types_pb2.Timing)
 
 
-class Placed(NamedTuple):
-    """A candidate, its place in the retrieval order, and its score if it was ranked."""
-
-    candidate: retrieval_pb2.Candidate
-    place: int
-    score: Score | None
-
-
-def in_order(
-    candidates: Sequence[retrieval_pb2.Candidate], scores: Mapping[str, Score] | None, retrieval_weight: float
-) -> list[Placed]:
-    """Candidates, best first: those that are scored, or all in the retrieval order if `scores` is None."""
-    if scores is None:
-        return [Placed(one, place, None) for place, one in enumerate(candidates)]
-    known = [Placed(one, place, scores[one.ad_id]) for place, one in enumerate(candidates) if one.ad_id in scores]
-    p_click = [scores[one.candidate.ad_id].p_click for one in known]
-    best = order_of(p_click, [one.candidate.score for one in known], retrieval_weight)
-    return [known[row] for row in best.tolist()]
-
-
-def recommendation(placed: Placed, ad: types_pb2.Ad) -> Recommendation:
-    """A candidate together with its ad."""
-    candidate, place, score = placed
-    return Recommendation(
-        message=ad,
-        similarity=candidate.similarity,
-        retrieval_score=candidate.score,
-        retrieval_position=place,
-        p_click=score.p_click if score else None,
-        source=candidate.source,
-        p_conversion=score.p_conversion if score else None,
+def in_order(retrieved: Retrieved, p_click: Mapping[str, float] | None, retrieval_weight: float) -> Sequence[int]:
+    """Places of the candidates, best first: of those that are scored, or of all as they came if `p_click` is None."""
+    if p_click is None:
+        return range(len(retrieved.ad_ids))
+    known = [place for place, ad_id in enumerate(retrieved.ad_ids) if ad_id in p_click]
+    best = order_of(
+        [p_click[retrieved.ad_ids[place]] for place in known],
+        [retrieved.scores[place] for place in known],
+        retrieval_weight,
     )
+    return [known[row] for row in best.tolist()]

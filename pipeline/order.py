@@ -15,7 +15,7 @@ def order_of(p_click: npt.ArrayLike, score: npt.ArrayLike, retrieval_weight: flo
 
     Args:
         p_click: of each candidate, 0 to 1.
-        score: of each candidate, see `retrieval.retriever.Candidate`.
+        score: of each candidate, see `retrieval.query.Candidate`.
     """
     p = np.clip(np.asarray(p_click, np.float64), _LEAST, 1 - _LEAST)
     return np.argsort(-(np.log(p / (1 - p)) + retrieval_weight * np.asarray(score, np.float64)), kind="stable")

@@ -98,7 +98,7 @@ def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> Non
 
     Raises:
         InputError: MovieLens-100k is not installed.
-        BuildError, ModelError, ArtifactError, ServiceError: as the steps raise them.
+        BuildError, ModelError, TrainingError, ArtifactError, ServiceError: as the steps raise them.
     """
     console = Console(stderr=as_json)
     started = time.perf_counter()

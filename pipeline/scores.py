@@ -1,56 +1,72 @@
-"""What the stages answered, held against what they were asked. Plain functions of messages."""
+"""What the stages answered, held against what they were asked. Plain functions of messages.
+
+Each message is read once, into columns: reading a field of a message costs more than all that is done with it.
+"""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from adcascade.v1 import ranking_pb2, retrieval_pb2
 from pipeline.errors import InvalidAnswer
 
 
-class Score(NamedTuple):
-    """Probabilities of one candidate: of a click, and of a conversion given the click (None if not learned)."""
+@dataclass(frozen=True)
+class Retrieved:
+    """An answer of retrieval, and of its candidates, best first, the ids and the scores."""
 
-    p_click: float
-    p_conversion: float | None
+    reply: retrieval_pb2.RetrieveResponse
+    ad_ids: Sequence[str]
+    scores: Sequence[float]
 
 
-def check_candidates(reply: retrieval_pb2.RetrieveResponse, k: int) -> None:
+@dataclass(frozen=True)
+class Scored:
+    """An answer of ranking, and its probabilities by ad id: of a click, and of a conversion where it was learned."""
+
+    reply: ranking_pb2.RankResponse
+    p_click: Mapping[str, float]
+    p_conversion: Mapping[str, float]
+
+
+def read_candidates(reply: retrieval_pb2.RetrieveResponse, k: int) -> Retrieved:
     """Raises InvalidAnswer unless there are at most `k` candidates, each once, with numbers for scores."""
-    ids = {one.ad_id for one in reply.candidates}
-    if len(reply.candidates) > k or len(ids) < len(reply.candidates) or "" in ids:
-        raise InvalidAnswer(f"{len(reply.candidates)} candidates with {len(ids)} ids, where {k} were asked for")
-    if not all(math.isfinite(one.score) for one in reply.candidates):
+    columns = [(one.ad_id, one.score) for one in reply.candidates]
+    ad_ids, scores = [ad_id for ad_id, _ in columns], [score for _, score in columns]
+    ids = set(ad_ids)
+    if len(ad_ids) > k or len(ids) < len(ad_ids) or "" in ids:
+        raise InvalidAnswer(f"{len(ad_ids)} candidates with {len(ids)} ids, where {k} were asked for")
+    if not all(map(math.isfinite, scores)):
         raise InvalidAnswer("a score is no number")
+    return Retrieved(reply, ad_ids, scores)
 
 
-def check_answer(reply: ranking_pb2.RankResponse, asked: Sequence[str]) -> None:
+def read_scores(reply: ranking_pb2.RankResponse, asked: Sequence[str]) -> Scored:
     """Raises InvalidAnswer unless each id that was asked for is scored, unknown or outside its time, exactly once."""
-    left = dict.fromkeys(asked)
+    clicks: dict[str, float] = {}
+    conversions: dict[str, float] = {}
     for ad in reply.ads:
-        if ad.candidate >= len(asked) or asked[ad.candidate] != ad.ad_id:
-            raise InvalidAnswer(f"candidate {ad.candidate} is not {ad.ad_id!r:.80}")
-        if not _is_probability(ad.p_click):
-            raise InvalidAnswer(f"a click probability of {ad.p_click}")
-        if ad.HasField("p_conversion") and not _is_probability(ad.p_conversion):
-            raise InvalidAnswer(f"a conversion probability of {ad.p_conversion}")
-        _take(left, ad.ad_id)
+        place, ad_id, p_click, p_conversion = ad.candidate, ad.ad_id, ad.p_click, ad.p_conversion
+        if place >= len(asked) or asked[place] != ad_id:
+            raise InvalidAnswer(f"candidate {place} is not {ad_id!r:.80}")
+        if not 0 <= p_click <= 1:  # nor is NaN
+            raise InvalidAnswer(f"a click probability of {p_click}")
+        if not 0 <= p_conversion <= 1:  # 0 if it is unset
+            raise InvalidAnswer(f"a conversion probability of {p_conversion}")
+        if ad_id in clicks:
+            raise _unexpected(ad_id)
+        clicks[ad_id] = p_click
+        if p_conversion > 0 or ad.HasField("p_conversion"):
+            conversions[ad_id] = p_conversion
+    left = set(asked).difference(clicks)
     for ad_id in (*reply.unknown_ad_ids, *reply.ineligible_ad_ids):
-        _take(left, ad_id)
+        if ad_id not in left:
+            raise _unexpected(ad_id)
+        left.remove(ad_id)
     if left:
         raise InvalidAnswer(f"{len(left)} of {len(asked)} candidates are missing")
+    return Scored(reply, clicks, conversions)
 
 
-def _is_probability(value: float) -> bool:
-    return math.isfinite(value) and 0 <= value <= 1
-
-
-def _take(left: dict[str, None], ad_id: str) -> None:
-    if ad_id not in left:
-        raise InvalidAnswer(f"{ad_id!r:.80} was not asked for, or stands twice")
-    del left[ad_id]
-
-
-def scores_of(reply: ranking_pb2.RankResponse) -> dict[str, Score]:
-    """Scores by ad id of a checked answer."""
-    return {ad.ad_id: Score(ad.p_click, ad.p_conversion if ad.HasField("p_conversion") else None) for ad in reply.ads}
+def _unexpected(ad_id: str) -> InvalidAnswer:
+    return InvalidAnswer(f"{ad_id!r:.80} was not asked for, or stands twice")

@@ -1,5 +1,6 @@
 """RecommendService: both stages as one RPC. Validate, call, convert."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,14 +33,17 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
     pipeline: AdPipeline
     settings: GatewaySettings
 
-    def Recommend(self, request: recommend_pb2.RecommendRequest, context: Caller) -> recommend_pb2.RecommendResponse:
-        """See the proto."""
+    async def Recommend(
+        self, request: recommend_pb2.RecommendRequest, context: Caller
+    ) -> recommend_pb2.RecommendResponse:
+        """See the proto. Awaits the calls to both stages, so that no thread is held while they work."""
+        started = time.perf_counter()
         counters_from_wire(request.counters)  # refused here, too: ranking may not be asked
         shares_from_wire(request.shares)
         remaining = context.time_remaining()
         timeout = self.settings.timeout_seconds
         with _own_identity():
-            answer = self.pipeline.recommend_message(
+            answer = await self.pipeline.recommend_message(
                 request.user,
                 request.context,
                 request.k,
@@ -50,10 +54,11 @@ class RecommendServicer(recommend_pb2_grpc.RecommendServiceServicer):
                 shares=request.shares,
                 counters=request.counters,
                 request_id=request_id.get(),
-                caller=context,
                 max_ads_bytes=ReplyRoom(self.settings.max_message_mib).max_bytes - _ITEM_BYTES * request.k,
             )
-        return _response(answer)
+        response = _response(answer)
+        response.timings.total_ms = 1000 * (time.perf_counter() - started)
+        return response
 
 
 @contextmanager
@@ -78,7 +83,6 @@ def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
         timings=recommend_pb2.StageTimings(
             retrieval_ms=answer.retrieval_ms,
             ranking_ms=answer.ranking_ms,
-            total_ms=answer.total_ms,
             retrieval=answer.retrieval,
             ranking=answer.ranking if answer.model_version else None,
         ),

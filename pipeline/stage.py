@@ -1,19 +1,23 @@
 """A server behind the pipeline: its connection, its circuit breaker, and what its health checks say.
 
-Knows how a call ends, not what it asks.
+Knows how a call ends, not what it asks. Calls are awaited in the loop of `adcascade.serving.loop`: one that is under
+way holds no thread, and a task that is cancelled cancels its call on the server.
 """
 
+import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from adcascade.serving.auth.client import ClientSecurity
-from adcascade.serving.batcher import Caller
-from adcascade.serving.channel import health_of, open_channel
+from adcascade.serving.channel import awaited_health_of, open_channel_in_loop
 from adcascade.serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -26,12 +30,13 @@ from adcascade.serving.errors import (
     Unauthenticated,
     Unavailable,
 )
+from adcascade.serving.loop import run_in_loop
 from pipeline.breaker import CircuitBreaker, Outcome, State
 from pipeline.errors import InvalidAnswer, StageFailed
 
 log = logging.getLogger(__name__)
 
-Reply = TypeVar("Reply")
+Read = TypeVar("Read")
 Metadata = tuple[tuple[str, str], ...]
 
 CIRCUIT_OPEN, INVALID_ANSWER = "CIRCUIT_OPEN", "INVALID_ANSWER"
@@ -73,37 +78,15 @@ _ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
 }
 
 
-class Calls:
-    """The calls that are made for one caller; they end when the caller leaves."""
+@dataclass
+class Waited:
+    """How long calls of one kind took so far, as they were seen here, in seconds."""
 
-    def __init__(self, caller: Caller | None = None) -> None:
-        self._lock = threading.Lock()
-        self._left = False
-        self._current: Any = None
-        if caller is not None and not caller.add_callback(self.cancel):
-            self._left = True
-
-    def cancel(self) -> None:
-        """Ends the call that runs, and all that would follow."""
-        with self._lock:
-            self._left, current = True, self._current
-        if current is not None:
-            current.cancel()
-
-    def result(self, start: "Callable[[], grpc.Future[Reply]]") -> Reply:
-        """What the call brings. Raises grpc.RpcError, or Cancelled if the caller left."""
-        with self._lock:
-            if self._left:
-                raise Cancelled("the caller left")
-            self._current = future = start()
-        try:
-            return future.result()
-        except grpc.FutureCancelledError as error:
-            raise Cancelled("the caller left") from error
+    seconds: float = 0.0
 
 
 class Stage:
-    """One server behind the pipeline. Thread-safe; close it when done.
+    """One server behind the pipeline. Thread-safe but for `call`; close it when done.
 
     Args:
         name: Of the stage, as callers are told.
@@ -116,7 +99,7 @@ class Stage:
         self, name: str, address: str, timeout_seconds: float | None, security: ClientSecurity, max_message_mib: int
     ) -> None:
         self.name = name
-        self.channel = open_channel(address, security=security, max_message_mib=max_message_mib)
+        self.channel = open_channel_in_loop(address, security=security, max_message_mib=max_message_mib)
         self.breaker = CircuitBreaker(on_open=self._opened)
         self._timeout_seconds = timeout_seconds
         self._fair_seconds = min(_FAIR_SECONDS, 0.5 * (timeout_seconds or 1.0))
@@ -136,25 +119,26 @@ class Stage:
         """Whether health checks found it serving lately; True before the first."""
         return self._bad_checks < _BAD_CHECKS
 
-    def call(
+    async def call(
         self,
         method: Callable[..., Any],
         request: Any,
         seconds: float,
         metadata: Metadata,
-        calls: Calls,
-        check: Callable[[Any], None] = lambda _: None,
-    ) -> Any:
-        """The reply to one call.
+        waited: Waited,
+        read: Callable[[Any], Read],
+    ) -> Read:
+        """What `read` makes of the reply to one call.
 
         Args:
             method: Of a stub on `channel`.
             seconds: That the caller has for it.
-            check: Raises InvalidAnswer for a reply that cannot be.
+            waited: Is told how long it took, whatever came of it; without `read`.
+            read: Raises InvalidAnswer for a reply that cannot be.
 
         Raises:
             StageFailed: No answer, a bad one, or it was not asked because it failed lately.
-            Cancelled: The caller left.
+            Cancelled: The connection was closed meanwhile.
         """
         permit = self.breaker.permit()
         if permit is None:
@@ -162,8 +146,7 @@ class Stage:
         outcome = Outcome.NEUTRAL
         limit = max(0.0, seconds if self._timeout_seconds is None else min(seconds, self._timeout_seconds))
         try:
-            reply = calls.result(lambda: method.future(request, timeout=limit, metadata=metadata))  # type: ignore[attr-defined]
-            check(reply)
+            answer = read(await _reply(method, request, limit, metadata, waited))
             outcome = Outcome.SUCCESS
         except grpc.RpcError as error:
             outcome = self._outcome(error, limit)
@@ -175,7 +158,7 @@ class Stage:
             raise StageFailed(INVALID_ANSWER, told) from error
         finally:
             self.breaker.record(permit, outcome)
-        return reply
+        return answer
 
     def _outcome(self, error: grpc.RpcError, limit: float) -> Outcome:
         status = _status(error)
@@ -190,7 +173,7 @@ class Stage:
         status = _status(error)
         if status is grpc.StatusCode.DEADLINE_EXCEEDED and limit < seconds:  # the caller has time left
             return Unavailable(f"{self.name} did not answer within {limit:g} s; try again later")
-        details = error.details() if isinstance(error, grpc.Call) else str(error)
+        details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
         hint = f" Is the {self.name} server running at this address?" if status in _NOBODY_THERE else ""
         return _ERRORS.get(status, ServiceError)(f"{self.name} answered {status.name}: {details}.{hint}")
 
@@ -211,8 +194,8 @@ class Stage:
     def look(self) -> bool:
         """One look at the server's health: whether it serves."""
         try:
-            status = health_of(self.channel, timeout_seconds=_CHECK_SECONDS)
-        except ValueError:  # the connection was closed meanwhile
+            status = run_in_loop(awaited_health_of(self.channel, _CHECK_SECONDS))
+        except (grpc.aio.UsageError, CancelledError):  # the connection was closed meanwhile
             return False
         healthy = status == health_pb2.HealthCheckResponse.SERVING
         self._bad_checks = 0 if healthy else self._bad_checks + 1
@@ -233,5 +216,26 @@ class Stage:
                 log.warning("%s %s", self.name, "answers again" if self.answers else "does not answer")
 
 
+async def _reply(method: Callable[..., Any], request: Any, limit: float, metadata: Metadata, waited: Waited) -> Any:
+    """The reply. Raises grpc.RpcError; Cancelled if the connection was closed."""
+    started = time.perf_counter()
+    try:
+        reply = await method(request, timeout=limit, metadata=metadata)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Cancelled("the connection was closed") from None
+    except grpc.aio.UsageError as error:
+        raise Cancelled("the connection was closed") from error
+    finally:
+        waited.seconds += time.perf_counter() - started
+    if reply is None:  # bytes that gRPC could not read
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "the reply cannot be read"
+        )
+    return reply
+
+
 def _status(error: grpc.RpcError) -> grpc.StatusCode:
-    return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+    return error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN

@@ -11,8 +11,9 @@ from adcascade.records.ads import Ad
 from adcascade.records.counters import Total
 from adcascade.records.errors import InputError
 from adcascade.serving.auth import scopes
-from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
+from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Caller, MicroBatcher
 from adcascade.serving.errors import Unavailable
+from adcascade.serving.lanes import Batched
 from adcascade.serving.slices import Slices
 from adcascade.v1 import ranking_pb2, ranking_pb2_grpc, types_pb2
 from adcascade.wire import (
@@ -172,7 +173,6 @@ def _response(
             ranking_pb2.RankedAd(
                 ad_id=candidates.query.ad_ids[row],
                 p_click=p_click[row],
-                score=p_click[row],
                 candidate=candidates.places[row],
                 p_conversion=conversions[row],
             )

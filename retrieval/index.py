@@ -26,6 +26,20 @@ class AdIndex:
 
     Raises:
         StartupError: A GPU was asked for and FAISS has none, or has no GPU form of this index.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.vectors.encoder import load_encoder
+        >>> from index_builder.artifact import load_version, open_store
+        >>> from retrieval.index import AdIndex
+        >>> store = open_store(Path("data/index"))
+        >>> index = AdIndex(load_version(store, store.current()), device="cpu")
+        >>> encoder = load_encoder(index.loaded.manifest.encoder_name)
+        >>> similarities, rows = index.search(encoder.encode(["trail running shoes", "a good espresso"]), k=3)
+        >>> similarities.shape, rows.shape
+        ((2, 3), (2, 3))
+        >>> index.loaded.catalog.ads(rows[0, :1])[0].title
+        'Trail running shoes for muddy mountain paths'
     """
 
     def __init__(self, loaded: IndexVersion, device: str = "auto") -> None:

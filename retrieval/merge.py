@@ -27,6 +27,7 @@ def merge_sources(found: Mapping[str, Sequence[int]], shares: Mapping[str, float
     if len(found) == 1:
         ((source, rows),) = found.items()
         return [Merged(row, source) for row in list(dict.fromkeys(rows))[:k]]
+    # score(row) = sum over sources s that found it of share_s / (60 + rank_s(row)), ranks from 1.
     score: dict[int, float] = {}
     loudest: dict[int, tuple[float, str]] = {}
     for source, rows in found.items():
@@ -37,7 +38,7 @@ def merge_sources(found: Mapping[str, Sequence[int]], shares: Mapping[str, float
                 loudest[row] = (voice, source)
     chosen: dict[int, None] = {}
     for source, rows in found.items():
-        chosen |= dict.fromkeys(rows[: int(shares[source] * k + 1e-9)])
+        chosen |= dict.fromkeys(rows[: int(shares[source] * k + 1e-9)])  # 1e-9: 0.29 * 100 is a little less than 29
     ordered = sorted(score, key=lambda row: -score[row])  # stable: equals stay in the order they were found
     for row in ordered:
         if len(chosen) >= k:

@@ -5,42 +5,38 @@ Belongs to the thread of its batcher.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
 from adcascade.catalog.schedule import Eligibility
-from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
-from adcascade.records.users import Context, Event, EventType, UserProfile
-from adcascade.serving.byte_cache import ByteBudgetCache
-from adcascade.serving.slices import Slices, by_cost, run_through
-from adcascade.towers.interest_merge import merge
-from adcascade.vectors.encoder import CHARS_PER_TOKEN, SlicedEncoder, TextEncoder, Vectors, estimated_tokens
+from adcascade.records.users import Event, EventType, UserProfile
+from adcascade.serving.slices import Slices, run_through
+from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.faiss_index import Rows
 from index_builder.artifact import IndexVersion
+from retrieval.candidates import CandidateMerger
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
-from retrieval.merge import merge_sources
+from retrieval.query import Candidate, Query, Retrieved
 from retrieval.sources import (
     FAILED,
     INTERESTS,
     NEIGHBOURS,
     POPULARITY,
-    ScoreBoost,
     SourcePool,
     SourceRequest,
     SourceResult,
     SourceSettings,
     sources_of,
 )
+from retrieval.text_vectors import TextVectors
 
 log = logging.getLogger(__name__)
 
-MAX_K = 1000
 # How many more than asked for are looked at by similarity and by neighbours, before the sums of both are compared.
 _DEEPER = 100
 _WARM_UP_EVENTS = 100
@@ -49,69 +45,6 @@ _WARM_UP_EVENTS = 100
 _TOKENS_A_VECTOR, _CANDIDATES_A_VECTOR = 8, 32
 # A call that costs more waits behind the others: one that brings more new text than one slice reads.
 LIGHT_COST = 36
-# Tokens that are read together: one long text, some tens of milliseconds on two cores. Where they are more than a few,
-# other calls go between the layers of the encoder.
-_SLICE_TOKENS, _LAYER_TOKENS = 256, 64
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is asked: a user, or unit vectors.
-
-    Attributes:
-        user: Who asks; None if `vectors` are given.
-        vectors: Ready interests, float32 [vectors, dimension].
-        k: How many candidates; 0 for the interests alone.
-        exclude: Ids that must not come back.
-        with_ads: Also return the ads' texts.
-        shares: Candidate source to the share of the candidates that it brings first, in place of the default.
-        context: Where and when the ads would be shown: ads are looked for that may be shown then, or now if it says no
-            time.
-        at_any_time: Look for all ads, whenever they may be shown.
-        cost: See `Retriever.cost_of`.
-    """
-
-    user: UserProfile | None
-    vectors: Vectors | None
-    k: int
-    exclude: frozenset[str] = frozenset()
-    with_ads: bool = False
-    shares: Mapping[str, float] = field(default_factory=dict)
-    context: Context = field(default_factory=Context)
-    at_any_time: bool = False
-    cost: int = 1
-
-
-class Candidate(NamedTuple):
-    """An ad that was found, and the source that brought it.
-
-    Attributes:
-        similarity: inner product with the nearest interest.
-        score: with towers, the logarithm of how likely the user is to click the ad of this place next, but for a
-            constant: similarity and what neighbours add to it, the highest for the first candidate and so on, since
-            sources may put an ad higher or lower than its own would. 0 without towers, whose similarities mean no
-            such thing.
-        interest: number of the nearest.
-    """
-
-    ad_id: str
-    similarity: float
-    score: float
-    interest: int
-    source: str
-    ad: Ad | None
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """The answer to a query; `skipped` sources were late or failed."""
-
-    candidates: list[Candidate]
-    skipped: list[str]
-    interests: Interests
-    index_version: str
-    encode_ms: float
-    search_ms: float
 
 
 def interest_model(loaded: IndexVersion, settings: InterestSettings) -> InterestModel:
@@ -134,6 +67,24 @@ class Retriever:
         text_cache_bytes: For vectors of texts that were encoded lately; 0 keeps none.
         sources: How sources share the candidates.
         on_skip: Told of a source that was left out, and why.
+
+    Attributes:
+        texts: Reads texts of users, and keeps what it read lately.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.users import Event, EventType, UserProfile
+        >>> from retrieval.loading import load_published
+        >>> from retrieval.query import Query
+        >>> retriever, _ = load_published(Path("data/index"))
+        >>> user = UserProfile(interests="trail running", history=(Event(EventType.CLICK, "ad-002"),))
+        >>> (found,) = retriever.answer([Query(user, None, k=5, exclude=frozenset({"ad-002"}), with_ads=True)])
+        >>> len(found.candidates), "ad-002" in {one.ad_id for one in found.candidates}
+        (5, False)
+        >>> best = found.candidates[0]
+        >>> best.ad.ad_id == best.ad_id, best.similarity > 0
+        (True, True)
+        >>> retriever.close()
     """
 
     def __init__(
@@ -153,8 +104,8 @@ class Retriever:
         self._newcomers_popularity = sources.cold_users_popularity
         self._on_skip = on_skip
         self._pool = SourcePool(sources_of(index.loaded, sources), sources.timeout_seconds, on_skip)
-        self._encoded: ByteBudgetCache[Vectors] = ByteBudgetCache(text_cache_bytes, lambda vector: vector.nbytes)
-        self._max_tokens = encoder.max_chars // CHARS_PER_TOKEN
+        self._merger = CandidateMerger(index.loaded, self._pool)
+        self.texts = TextVectors(encoder, text_cache_bytes)
 
     def close(self) -> None:
         """Ends the threads of the sources."""
@@ -180,7 +131,7 @@ class Retriever:
         """
         user = query.user
         texts = self._model.texts_of(user) if user is not None else []
-        tokens = sum(estimated_tokens(text, self._max_tokens) for text in set(texts) if text not in self._encoded)
+        tokens = self.texts.tokens_to_read(texts)
         vectors = len(query.vectors) if query.vectors is not None else 1
         candidates = query.k + len(query.exclude)
         return vectors + candidates // _CANDIDATES_A_VECTOR + tokens // _TOKENS_A_VECTOR
@@ -212,30 +163,10 @@ class Retriever:
             for found in interests
         ]
 
-    def _encode(self, texts: list[str]) -> Slices[dict[str, Vectors]]:
-        """Vector of each text, remembering the last ones used."""
-        kept = {text: self._encoded.get(text) for text in texts}
-        found = {text: vector for text, vector in kept.items() if vector is not None}
-        fresh = sorted((text for text in kept if text not in found), key=len)  # so that few tokens are padding
-        for part in by_cost(fresh, lambda text: estimated_tokens(text, self._max_tokens), _SLICE_TOKENS):
-            vectors = yield from self._vectors_of(part)
-            for text, vector in zip(part, vectors, strict=True):
-                found[text] = vector.copy()  # a row of the part would keep all of it
-                self._encoded.put(text, found[text])
-            yield
-        return found
-
-    def _vectors_of(self, texts: list[str]) -> Slices[Vectors]:
-        """A layer at a time where it takes so long that others would wait for it."""
-        tokens = sum(estimated_tokens(text, self._max_tokens) for text in texts)
-        if tokens > _LAYER_TOKENS and isinstance(self.encoder, SlicedEncoder):
-            return (yield from self.encoder.encode_in_slices(texts))
-        return self.encoder.encode(texts)
-
     def _interests(self, queries: Sequence[Query]) -> Slices[list[Interests | InputError]]:
         """Of each query, those that it brings or those of its user; none where no ad is left to be found by them."""
         users = [query.user for query in queries if query.user is not None]
-        texts = yield from self._encode([text for user in users for text in self._model.texts_of(user)])
+        texts = yield from self.texts.of([text for user in users for text in self._model.texts_of(user)])
         contexts = [query.context for query in queries if query.user is not None]
         of_users = iter(self._model.of(users, contexts, texts) if users else [])
         yield
@@ -266,7 +197,7 @@ class Retriever:
         deadline = self._pool.deadline()
         merged = []
         for (query, found), own, answers in zip(queries, nearest, asked, strict=True):
-            merged.append(self._candidates(query, found, own, answers, deadline))
+            merged.append(self._merger.candidates(query, found, own, answers, self._shares_of(query), deadline))
             yield
         return merged
 
@@ -325,102 +256,3 @@ class Retriever:
             return [None] * len(interests)
         ends = np.cumsum([len(found.vectors) for found in interests])[:-1]
         return list(zip(np.split(similarities, ends), np.split(rows, ends), strict=True))
-
-    def _candidates(
-        self,
-        query: Query,
-        found: Interests,
-        nearest: tuple[Vectors, Rows] | None,
-        answers: "dict[str, Future[SourceResult]]",
-        deadline: float,
-    ) -> tuple[list[Candidate], list[str]]:
-        if query.k == 0:
-            return [], []
-        catalog = self.index.loaded.catalog
-        excluded = {catalog.row_of[ad_id] for ad_id in query.exclude if ad_id in catalog.row_of}
-        by_source, added, skipped = self._collected(answers, deadline, excluded)
-        if nearest is None:
-            skipped.insert(0, INTERESTS)
-            none = (len(found.vectors), 0)
-            nearest = np.empty(none, np.float32), np.empty(none, np.int64)
-        own = self._with_neighbours(query.k, found, nearest, added, excluded)
-        by_source[INTERESTS] = list(own)
-        merged = merge_sources(by_source, _filled_up(self._shares_of(query), by_source), query.k)
-        rows = [one.row for one in merged]
-        self._add_others(own, rows, found.vectors)
-        ads: list[Ad] | list[None] = catalog.ads(rows) if query.with_ads else [None] * len(rows)
-        alone = (
-            own.keys() if added is None else {row for row, _, _ in merge(*nearest, found.weights, query.k, excluded)}
-        )
-        scores = self._scores(rows, own, added)
-        candidates = []
-        for one, score, ad in zip(merged, scores, ads, strict=True):
-            similarity, interest = own[one.row]
-            source = NEIGHBOURS if one.source == INTERESTS and one.row not in alone else one.source
-            candidates.append(Candidate(catalog.ids[one.row], similarity, score, interest, source, ad))
-        return candidates, skipped
-
-    def _scores(
-        self, rows: Sequence[int], own: Mapping[int, tuple[float, int]], added: ScoreBoost | None
-    ) -> list[float]:
-        """Of these rows, highest first; see `Candidate.score`."""
-        if self.index.loaded.towers is None:
-            return [0.0] * len(rows)
-        return sorted((own[row][0] + _added_to(row, added) for row in rows), reverse=True)
-
-    def _collected(
-        self, answers: "dict[str, Future[SourceResult]]", deadline: float, excluded: set[int]
-    ) -> tuple[dict[str, Sequence[int]], ScoreBoost | None, list[str]]:
-        """Rows of each source, the additions of neighbours, and the sources that were left out."""
-        by_source: dict[str, Sequence[int]] = {INTERESTS: []}  # first: equals stay in this order
-        added: ScoreBoost | None = None
-        skipped = []
-        for name, answer in answers.items():
-            rows = self._pool.result_of(name, answer, deadline)
-            if rows is None:
-                skipped.append(name)
-            elif isinstance(rows, ScoreBoost):
-                added = rows
-            else:
-                by_source[name] = [row for row in rows if row not in excluded]
-        return by_source, added, skipped
-
-    def _with_neighbours(
-        self,
-        k: int,
-        found: Interests,
-        nearest: tuple[Vectors, Rows],
-        added: ScoreBoost | None,
-        excluded: set[int],
-    ) -> dict[int, tuple[float, int]]:
-        """The `k` rows of the highest similarity and addition together, best first, with similarity and interest."""
-        similarities, rows = nearest
-        if added is not None:
-            similarities = np.hstack([similarities, found.vectors @ self._vectors(added.best).T])
-            rows = np.hstack([rows, np.broadcast_to(added.best, (len(rows), len(added.best)))])
-            similarities = similarities + added.to[rows]  # what stands at the row -1, for none, is left out by its row
-        merged = merge(similarities, rows, found.weights, k, excluded)
-        return {row: (score - _added_to(row, added), interest) for row, score, interest in merged}
-
-    def _add_others(self, own: dict[int, tuple[float, int]], rows: Sequence[int], interests: Vectors) -> None:
-        """Similarity, and the nearest interest, of rows that another source found."""
-        missing = [row for row in rows if row not in own]
-        if missing:
-            similarities = interests @ self._vectors(np.array(missing)).T
-            best = similarities.argmax(axis=0)
-            for place, row in enumerate(missing):
-                own[row] = (float(similarities[best[place], place]), int(best[place]))
-
-    def _vectors(self, rows: Rows) -> Vectors:
-        return np.asarray(self.index.loaded.searched_vectors[rows])
-
-
-def _added_to(row: int, added: ScoreBoost | None) -> float:
-    return 0.0 if added is None else float(added.to[row])
-
-
-def _filled_up(shares: Mapping[str, float], found: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Shares of the sources that found something; the search by interests takes what the others leave."""
-    taken = {name: shares.get(name, 0.0) for name, rows in found.items() if name != INTERESTS and rows}
-    left = max(0.0, 1.0 - sum(taken.values()))
-    return {name: taken.get(name, 0.0) for name in found} | {INTERESTS: shares.get(INTERESTS, left)}

@@ -10,8 +10,9 @@ from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
 from adcascade.serving.auth import scopes
 from adcascade.serving.auth.identity import current_identity
-from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Batched, Caller, MicroBatcher
+from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Caller, MicroBatcher
 from adcascade.serving.errors import Unavailable
+from adcascade.serving.lanes import Batched
 from adcascade.serving.messages import ReplyRoom
 from adcascade.serving.slices import Slices
 from adcascade.v1 import retrieval_pb2, retrieval_pb2_grpc, types_pb2
@@ -24,7 +25,8 @@ from adcascade.wire import (
     vectors_from_wire,
     vectors_to_wire,
 )
-from retrieval.retriever import LIGHT_COST, MAX_K, Query, Retrieved, Retriever
+from retrieval.query import MAX_K, Query, Retrieved
+from retrieval.retriever import LIGHT_COST, Retriever
 from retrieval.sources import check_shares
 
 SERVICE_NAME = "adcascade.v1.RetrievalService"

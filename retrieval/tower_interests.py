@@ -44,10 +44,9 @@ class TowerInterests:
             self._events(users, [events for events, _ in known], texts),
             torch.from_numpy(attribute_buckets([context.values for context in contexts])),
         )
-        cut = vectors[..., : self._dimension].numpy()
-        share = self._trained.spec.interest_quota / cut.shape[1]
-        weights = np.full(cut.shape[1], share)
-        return [Interests(of_user, weights, unknown) for of_user, (_, unknown) in zip(cut, known, strict=True)]
+        cut = vectors[:, None, : self._dimension].numpy()
+        # The one vector of a user brings all candidates: none is its share before others'.
+        return [Interests(of_user, np.zeros(1), unknown) for of_user, (_, unknown) in zip(cut, known, strict=True)]
 
     def _known(self, user: UserProfile) -> tuple[list[Event], int]:
         """The newest events that are about a text or an ad of this index, and how many of all are not."""

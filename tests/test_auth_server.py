@@ -23,8 +23,9 @@ from adcascade.serving.auth.authority import URI_PREFIX, DevAuthority
 from adcascade.serving.auth.client import ClientSecurity
 from adcascade.serving.auth.identity import current_identity
 from adcascade.serving.auth.tokens import TokensFile
-from adcascade.serving.channel import health_of, is_serving, open_channel
+from adcascade.serving.channel import health_of, is_serving, open_channel, open_channel_in_loop
 from adcascade.serving.errors import StartupError
+from adcascade.serving.loop import run_in_loop
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
 
@@ -346,6 +347,49 @@ def test_a_client_presents_the_token_that_is_in_its_file_now(tmp_path, tokens, t
         assert channel.unary_unary(ECHO).future(b"", timeout=10).result() == b"token:shop"
         file.write_text(tokens.create("next", ["rank"])[1])
         soon(lambda: call(channel) == b"token:next")
+
+
+def awaited(channel):
+    """What the server says on a channel whose calls are awaited, and None if it does not let us in."""
+
+    async def ask():
+        try:
+            return await channel.unary_unary(ECHO)(b"", timeout=10)
+        except grpc.aio.AioRpcError:
+            return None
+
+    return run_in_loop(ask())
+
+
+def test_a_channel_of_the_loop_presents_the_token_that_is_in_its_file_now(tmp_path, tokens, token):
+    file = tmp_path / "token"
+    file.write_text(token)
+    with (
+        serve(tokens=tmp_path / "tokens.txt") as server,
+        open_channel_in_loop(server.address, security=ClientSecurity(token_file=file)) as channel,
+    ):
+        assert awaited(channel) == b"token:shop"
+        file.write_text(tokens.create("next", ["rank"])[1])
+        soon(lambda: awaited(channel) == b"token:next")
+
+
+def test_a_channel_of_the_loop_takes_up_new_certificates(tmp_path):
+    pki = Pki(tmp_path)
+    with (
+        serve(**pki.settings) as server,
+        open_channel_in_loop(server.address, security=pki.security) as channel,
+    ):
+        shop = f"certificate:{URI_PREFIX}shop".encode()
+        assert awaited(channel) == shop
+        before = channel.current()
+        pki.renew()
+        soon(lambda: awaited(channel) == shop and channel.current() is not before)
+    with pytest.raises(grpc.aio.UsageError):  # both are closed
+        run_in_loop(asking(before))
+
+
+async def asking(channel):
+    return await channel.unary_unary(ECHO)(b"", timeout=10)
 
 
 # --- doors that stay shut ---

@@ -60,7 +60,7 @@ def test_the_sampled_softmax_has_its_rest_point_where_that_over_all_ads_has():
         targets[torch.arange(4), torch.from_numpy(np.searchsorted(sample.ads, followed))] = 1
         nothing = torch.zeros_like(targets, dtype=torch.bool)
         for weights, log_q in ((biases, sample.log_q), (plain, None)):
-            softmax_loss(torch.ones(4, 1, 1), weights[sample.ads][:, None], targets, nothing, log_q).backward()
+            softmax_loss(torch.ones(4, 1), weights[sample.ads][:, None], targets, nothing, log_q).backward()
     # Summed over a group: what the model says of it minus what followed, of 1.
     corrected, uncorrected = ((one.grad / draws).numpy() for one in (biases, plain))
     assert max(abs(corrected[group].sum()) for group in GROUPS) < 0.1
@@ -77,7 +77,7 @@ def test_a_step_of_training_pushes_popular_ads_no_further_than_one_over_all_ads(
     sequences = Sequences(
         [f"u{user}" for user in range(users)], np.arange(users + 1) * events, ads, zeros + 1, time, zeros, no_context
     )
-    shape = TowerShape(text_width=8, width=32, layers=0, heads=2, history=12, interests=1, id_buckets=65_536)
+    shape = TowerShape(text_width=8, width=32, layers=0, heads=2, history=12, id_buckets=65_536)
     names, texts = [f"ad-{number}" for number in range(len(SHARE))], np.full((len(SHARE), 8), 8**-0.5, np.float32)
     catalog = catalog_of(names, frozenset(names), texts, shape)
     towers = Towers(shape)

@@ -132,7 +132,8 @@ def test_towers_that_find_less_than_popularity_are_kept_but_not_published(popula
 
 
 def test_a_published_version_stays_where_the_new_one_is_refused(popular_data, tmp_path):
-    good = train_and_save(popular_data, ENCODER, tmp_path, tiny_towers(epochs=2))
+    # Two passes come near popularity, and with some seeds not near enough.
+    good = train_and_save(popular_data, ENCODER, tmp_path, tiny_towers(epochs=2, seed=1))
     worse = train_and_save(popular_data, ENCODER, tmp_path, tiny_towers(epochs=1, exploration=NOVELTY_ALONE))
     assert (good.published, worse.published) == (True, False)
     store = open_store(tmp_path)

@@ -26,7 +26,7 @@ from adcascade.vectors.errors import BuildError
 from index_builder.artifact import load_version, open_store
 from index_builder.build import BuildOptions, build
 
-SHAPE = TowerShape(text_width=16, width=8, layers=1, heads=2, history=20, interests=2, id_buckets=64)
+SHAPE = TowerShape(text_width=16, width=8, layers=1, heads=2, history=20, id_buckets=64)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_interests_do_not_know_later_events(towers):
     other = events.vectors.clone()
     other[:, 4:] += 5
     before, after = towers.users(events), towers.users(changed(events, vectors=other))
-    assert before.shape == (1, 7, 2, 9)
+    assert before.shape == (1, 7, 9)
     torch.testing.assert_close(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
@@ -99,7 +99,7 @@ def test_a_disliked_event_pulls_the_other_way_in_the_sums():
     towers = Towers(SHAPE.model_copy(update={"layers": 0})).eval()
     events = events_of([1], 1)
     liked, hidden = (
-        towers.users.interests(changed(events, types=torch.tensor([[EVENT_TYPES.index(kind)]])), nowhere())[0, 0, 1:]
+        towers.users.interests(changed(events, types=torch.tensor([[EVENT_TYPES.index(kind)]])), nowhere())[0, 1:]
         for kind in (EventType.CLICK, EventType.HIDE)
     )
     torch.testing.assert_close(hidden, -0.5 * liked)
@@ -120,11 +120,11 @@ def test_a_context_adds_what_was_learned_of_its_values(towers):
         torch.from_numpy(attribute_buckets([values]))
         for values in ({"device": "tv"}, {"device": "tv", "country": "DE"})
     )
-    plain, on_tv, in_germany = (users.interests(nobody, context)[0, :, 1:] for context in (nowhere(), one, both))
-    torch.testing.assert_close((on_tv - plain).flatten(), users.contexts[one[0, 0]])
-    torch.testing.assert_close((in_germany - plain).flatten(), users.contexts[both[0]].sum(0))
+    plain, on_tv, in_germany = (users.interests(nobody, context)[0, 1:] for context in (nowhere(), one, both))
+    torch.testing.assert_close(on_tv - plain, users.contexts[one[0, 0]])
+    torch.testing.assert_close(in_germany - plain, users.contexts[both[0]].sum(0))
     padded = torch.cat([one, torch.zeros_like(one)], dim=1)
-    torch.testing.assert_close(users.interests(nobody, padded)[0, :, 1:], on_tv)
+    torch.testing.assert_close(users.interests(nobody, padded)[0, 1:], on_tv)
 
 
 def test_hashes_stay_what_they_were():

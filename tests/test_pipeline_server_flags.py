@@ -7,10 +7,11 @@ import typer
 from typer.testing import CliRunner
 
 from adcascade.serving.settings import ServerSettings
-from pipeline.cli import _OWN_FLAGS, _SETTINGS, app
+from pipeline.cli import app
+from pipeline.serve_command import OWN_FLAGS, SETTINGS
 from pipeline.server_flags import with_server_flags
 
-ALL_SETTINGS = sorted({name for settings in _SETTINGS.values() for name in settings.model_fields})
+ALL_SETTINGS = sorted({name for settings in SETTINGS.values() for name in settings.model_fields})
 
 
 def told(*flags: str) -> Any:
@@ -19,7 +20,7 @@ def told(*flags: str) -> Any:
     command = typer.Typer()
 
     @command.command()
-    @with_server_flags(_SETTINGS, _OWN_FLAGS)
+    @with_server_flags(SETTINGS, OWN_FLAGS)
     def serve(server_flags: dict[str, list[str]]) -> None:
         given.update(server_flags)
 
@@ -46,11 +47,11 @@ def test_nothing_is_passed_on_that_was_not_given():
     assert told() == {"retrieval": [], "ranking": [], "gateway": []}
 
 
-@pytest.mark.parametrize("server", _SETTINGS)
+@pytest.mark.parametrize("server", SETTINGS)
 def test_servers_understand_the_flags_as_they_are_passed_on(server):
     flags = told("--no-reflection", "--max-connections", "9", "--message-seconds", "2.5", "--no-prewarm-ads")[server]
     needed = {"retrieval": ["--index", "x"], "ranking": ["--model", "x"], "gateway": []}[server]
-    settings: ServerSettings = _SETTINGS[server](_cli_parse_args=[*needed, *flags])  # type: ignore[call-arg]
+    settings: ServerSettings = SETTINGS[server](_cli_parse_args=[*needed, *flags])  # type: ignore[call-arg]
     assert (settings.reflection, settings.max_connections, settings.message_seconds) == (False, 9, 2.5)
     assert getattr(settings, "prewarm_ads", False) is False
 

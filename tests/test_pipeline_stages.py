@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,14 @@ from stand_ins.retrieval import StandInRetrieval
 
 from adcascade.records.users import UserProfile
 from adcascade.serving.channel import is_serving, open_channel
-from adcascade.serving.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from adcascade.serving.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
 from adcascade.v1.recommend_pb2_grpc import RecommendServiceStub, add_RecommendServiceServicer_to_server
 from pipeline.breaker import State
@@ -174,6 +182,40 @@ def test_a_retrieval_that_answers_what_cannot_be_is_unavailable(candidates):
         pytest.raises(Unavailable, match="retrieval answered what cannot be"),
     ):
         pipeline.recommend(USER, k=3, candidates=10)
+
+
+def test_a_ranking_whose_reply_cannot_be_read_degrades():
+    def register(server):
+        handler = grpc.unary_unary_rpc_method_handler(
+            lambda request, context: b"\xff\xff", ranking_pb2.RankRequest.FromString, lambda reply: reply
+        )
+        server.add_registered_method_handlers(stand_in_ranking.NAME, {"Rank": handler})
+
+    with (
+        serving_server(stand_in_retrieval.NAME, stand_in_retrieval.register(StandInRetrieval())) as (retrieval, _),
+        serving_server(stand_in_ranking.NAME, register) as (ranking, _),
+        AdPipeline(retrieval.address, ranking.address) as pipeline,
+    ):
+        assert [pipeline.recommend(USER).degraded_reason for _ in range(6)] == ["INTERNAL"] * 5 + ["CIRCUIT_OPEN"]
+
+
+def test_who_closes_the_connections_ends_the_calls_on_them():
+    begun, release = threading.Event(), threading.Event()
+
+    def hold(request):
+        begun.set()
+        release.wait(20)
+        return retrieval_pb2.RetrieveResponse()
+
+    with stages(StandInRetrieval(answer=hold)) as pipeline, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(pipeline.recommend, USER, timeout_seconds=60)
+        assert begun.wait(20)
+        pipeline.close()
+        with pytest.raises(Cancelled, match="the connection was closed"):
+            asking.result(20)
+        with pytest.raises(Cancelled, match="the connection was closed"):
+            pipeline.recommend(USER)
+        release.set()
 
 
 def test_a_late_ranking_takes_its_own_time_and_then_none():

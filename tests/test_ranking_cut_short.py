@@ -10,6 +10,7 @@ from conftest import tiny_options
 from test_ranking_metrics import make_sample
 
 from adcascade.records.coded import CodedColumn
+from adcascade.training.stage import StageResult
 from ranking.data.dataset import load_dataset
 from ranking.evaluation import plots
 from ranking.evaluation.evaluate import evaluate
@@ -19,7 +20,6 @@ from ranking.evaluation.report import cut_short_line, evaluation_table, stages_l
 from ranking.evaluation.results import CurvePoint, Slice, TextFit
 from ranking.store import open_store
 from ranking.training.run import _fingerprint, train_and_save
-from ranking.training.stage import StageResult
 from ranking.training.versions import load_from, warn_of_rows_it_knows
 
 

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from ranking.evaluation.bootstrap import with_intervals
@@ -14,9 +12,9 @@ from ranking.evaluation.metrics import (
     auc,
     calibration_noise,
     log_loss,
-    pair_accuracies,
     reliability,
 )
+from ranking.evaluation.request_metrics import pair_accuracies
 
 RANDOM = np.random.default_rng(0)
 
@@ -89,16 +87,15 @@ def test_gauc_is_the_mean_auc_of_users_who_clicked_and_passed():
     assert value("gauc", sample) == pytest.approx(want)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=2, max_size=12))
-def test_ndcg_agrees_with_scikit_learn_where_no_scores_are_equal(rows):
-    scores = np.array([score for score, _ in rows]) + np.arange(len(rows)) * 1e-3
-    clicks = np.array([clicked for _, clicked in rows])
-    if len(set(scores)) < len(rows) or not clicks.any():
-        return
-    sample = make_sample(scores, clicks, None, np.zeros(len(rows), int), np.zeros(len(rows), int))
+def test_ndcg_is_of_the_requests_of_two_rows_and_a_click():
+    """Against scikit-learn: a request of one row, and one without a click, have nothing to rank."""
+    sample = drawn_sample(300, users=90)
+    requests = [sample.requests == request for request in range(sample.requests.max() + 1)]
+    ranked = [rows for rows in requests if rows.sum() > 1 and sample.clicks[rows].any()]
+    assert 10 < len(ranked) < len(requests)
     for k in (5, 10):
-        assert value(f"ndcg_{k}", sample) == pytest.approx(ndcg_score([clicks], [scores], k=k))
+        want = np.mean([ndcg_score([sample.clicks[rows]], [sample.p_click[rows]], k=k) for rows in ranked])
+        assert value(f"ndcg_{k}", sample) == pytest.approx(want)
 
 
 def test_mrr_and_pairs_of_a_request_by_hand():

@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_options, write_world_files
 
 from adcascade.records.errors import InputError
+from adcascade.training.errors import TrainingError
 from ranking.artifact import Ranker, load_base, load_version
 from ranking.data.dataset import load_dataset
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
@@ -223,7 +224,7 @@ def test_a_log_of_unknown_ads_is_refused(world, tmp_path):
 
 
 def test_a_learning_rate_that_explodes_is_an_error_and_not_a_model(data, tiny_bert):
-    with pytest.raises(ModelError, match="not a number"):
+    with pytest.raises(TrainingError, match="not a number"):
         train(data, tiny_options(tiny_bert, learning_rate=1e30, head_learning_rate=1e30, epochs=5))
-    with pytest.raises(ModelError, match="lower --behaviour-learning-rate"):
+    with pytest.raises(TrainingError, match="lower --behaviour-learning-rate"):
         train(data, tiny_options(tiny_bert, behaviour_learning_rate=1e38))

@@ -14,9 +14,9 @@ from adcascade.artifacts.errors import ArtifactError
 from ranking.artifact import load_version
 from ranking.data.dataset import load_dataset
 from ranking.errors import ModelError
-from ranking.evaluation.metrics import pair_accuracies
 from ranking.evaluation.predict import predict
 from ranking.evaluation.report import text_fit_line
+from ranking.evaluation.request_metrics import pair_accuracies
 from ranking.evaluation.results import RANKER
 from ranking.store import open_store
 from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, _fingerprint, train_and_save

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from adcascade.records.errors import InputError
 from adcascade.reports.interval import Interval
 from benchmarks.speed.commands import app as bench
+from benchmarks.speed.contestants import Contestant, deep_enough
 from benchmarks.speed.page import _lines, write_plot
 from benchmarks.speed.results import BenchResult, Entry, Line, Plot
-from benchmarks.speed.retrieve import Contestant, _ask_in_turns, _curves, _deep_enough
+from benchmarks.speed.retrieve import _ask_in_turns, _curves
 from benchmarks.training_time import TrainingTime, markdown
 from pipeline.cli import app as adcascade
 from retrieval.evaluation.page import write_comparison_page
@@ -77,7 +78,7 @@ def test_a_plot_and_its_table_come_from_the_same_measurement():
     def search(row, effort):  # slower with every call, so that what is timed apart would differ
         return 1.0 + 0.01 * next(slower) + effort / 1000, list(range(min(100, 60 + effort // 4)))
 
-    one = _deep_enough("peer", search, truth, 1.0)
+    one = deep_enough("peer", search, truth, 1.0)
     assert one.depths
     turns = _ask_in_turns([one], 20, lambda *_: None)
     (plot,) = _curves([one], turns)

@@ -21,7 +21,8 @@ from adcascade.wire import vectors_to_wire
 from index_builder.artifact import load_version, open_store
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
-from retrieval.retriever import LIGHT_COST, Query, Retriever
+from retrieval.query import Query
+from retrieval.retriever import LIGHT_COST, Retriever
 from retrieval.service import SERVICE_NAME, RetrievalServicer
 
 CACHE_BYTES = 64 * 1024
@@ -193,14 +194,14 @@ def test_a_flood_of_distinct_texts_takes_no_more_than_the_cache_may(served):
         )
         stub.Retrieve(pb.RetrieveRequest(user=user, k=1))
     assert len(encoder.texts) == 450
-    assert 0.5 * CACHE_BYTES < retriever._encoded.used_bytes <= CACHE_BYTES
+    assert 0.5 * CACHE_BYTES < retriever.texts.kept.used_bytes <= CACHE_BYTES
 
 
 def test_kept_vectors_do_not_hold_the_batch_that_they_were_made_in(world):
     retriever = make_retriever(world.index, load_encoder("hashing:64"))
     events = tuple(Event(EventType.SEARCH, text=f"text {number}") for number in range(20))
     retriever.answer([Query(UserProfile(history=events), None, 1, context=Context())])
-    assert retriever._encoded.get("text 3").base is None
+    assert retriever.texts.kept.get("text 3").base is None
     retriever.close()
 
 

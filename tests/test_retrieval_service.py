@@ -237,8 +237,8 @@ def test_the_text_cache_is_bounded(index_root):
         text_cache_bytes=3000,
     )
     for number in range(10):
-        run_through(retriever._encode([f"text {number} {'x' * 5000}", "always"]))
-    assert retriever._encoded.used_bytes <= 3000
-    assert retriever._encoded.get("always") is not None
-    assert retriever._encoded.get(f"text 9 {'x' * 5000}") is not None
-    assert retriever._encoded.get(f"text 0 {'x' * 5000}") is None
+        run_through(retriever.texts.of([f"text {number} {'x' * 5000}", "always"]))
+    assert retriever.texts.kept.used_bytes <= 3000
+    assert retriever.texts.kept.get("always") is not None
+    assert retriever.texts.kept.get(f"text 9 {'x' * 5000}") is not None
+    assert retriever.texts.kept.get(f"text 0 {'x' * 5000}") is None

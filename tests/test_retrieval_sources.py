@@ -16,7 +16,8 @@ from index_builder.artifact import load_version, open_store
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
 from retrieval.merge import merge_sources
-from retrieval.retriever import Query, Retriever
+from retrieval.query import Query
+from retrieval.retriever import Retriever
 from retrieval.sources import (
     FAILED,
     FRESH,

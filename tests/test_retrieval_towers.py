@@ -17,7 +17,8 @@ from adcascade.vectors.encoder import load_encoder
 from index_builder.artifact import load_version, open_store
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
-from retrieval.retriever import Query, Retriever
+from retrieval.query import Query
+from retrieval.retriever import Retriever
 from retrieval.sources import SourceSettings
 
 INTERESTS_ALONE = SourceSettings(shares={}, cold_users_popularity=0.0, neighbours=False)
@@ -59,12 +60,12 @@ def test_served_interests_are_those_that_training_judged(retriever, loaded, towe
         Query(profile, None, 5, context=context) for profile, context in zip(profiles, judged.contexts, strict=True)
     ]
     served = retriever.answer(queries)
-    vectors = np.stack([answer.interests.vectors for answer in served])
+    vectors = np.concatenate([answer.interests.vectors for answer in served])
     np.testing.assert_allclose(vectors, evaluated, atol=2e-5)
     assert any(profile.attributes for profile in profiles)
     assert {context.device for context in judged.contexts} == {"phone"}
     elsewhere = retriever.answer([replace(query, context=Context()) for query in queries])
-    assert not np.allclose(vectors, np.stack([answer.interests.vectors for answer in elsewhere]), atol=1e-3)
+    assert not np.allclose(vectors, np.concatenate([answer.interests.vectors for answer in elsewhere]), atol=1e-3)
     assert attribute_bucket("age", "20") != attribute_bucket("age", "21")
 
 

@@ -14,7 +14,7 @@ from google.protobuf.json_format import ParseDict
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.catalog.ads_file import AdCatalog, write_ads
 from adcascade.records.ads import Ad
-from adcascade.towers.artifact import load_published_towers, load_towers
+from adcascade.towers.artifact import load_published_towers, load_towers, save_towers
 from adcascade.towers.model import EVENT_TYPES, UserEvents, attribute_buckets, gap_class
 from adcascade.towers.store import open_store as open_tower_store
 from adcascade.v1.ranking_pb2 import RankRequest
@@ -156,7 +156,7 @@ def test_towers_of_an_earlier_release_make_the_vectors_that_they_made_then(tmp_p
     for found, name in (
         (towers.ad_vectors(ad_ids, texts), "ad_vectors"),
         (events, "event_vectors"),
-        (interests[0], "interests"),
+        (interests, "interests"),
     ):
         np.testing.assert_allclose(found, OF_TOWERS[name], rtol=0, atol=1e-6)
 
@@ -177,4 +177,26 @@ def test_towers_with_features_of_a_later_release_are_refused_and_ask_for_an_upgr
     document["features"][0] = "clicks of friends"
     spec.write_text(json.dumps(document))
     with pytest.raises(CorruptVersion, match=r"does not know .clicks of friends.; upgrade adcascade"):
+        load_towers(folder)
+
+
+def test_towers_of_one_vector_a_user_say_so_no_more_and_stay_in_their_space(tmp_path):
+    """What is hashed with the weights is as it was when the number of vectors was an option."""
+    towers = load_published_towers(unpacked("towers.tar.gz", tmp_path))
+    assert towers.spec.space_sha256 == "d8cbd25fd21d287f274d798f14c8239089ddda5d5634b0e8953538bb30e8f0bf"
+    (tmp_path / "anew").mkdir()
+    save_towers(tmp_path / "anew", towers)
+    assert "interests" not in json.loads((tmp_path / "anew" / "towers.json").read_text())["shape"]
+    again = load_towers(tmp_path / "anew")
+    assert again.spec == towers.spec
+    assert again.towers.sha256 == towers.spec.space_sha256
+
+
+def test_towers_of_several_vectors_a_user_are_refused_and_ask_for_a_training(tmp_path):
+    folder = open_tower_store(unpacked("towers.tar.gz", tmp_path)).current_path()
+    spec = writable(folder / "towers.json")
+    document = json.loads(spec.read_text())
+    document["shape"]["interests"] = 2
+    spec.write_text(json.dumps(document))
+    with pytest.raises(CorruptVersion, match=r"2 vectors a user, which this release no longer reads; train them again"):
         load_towers(folder)

@@ -32,7 +32,8 @@ from ranking.store import open_store as open_model_store
 from retrieval.filtered_search import FilteredSearch
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
-from retrieval.retriever import Query, Retriever
+from retrieval.query import Query
+from retrieval.retriever import Retriever
 from retrieval.service import SERVICE_NAME, RetrievalServicer
 from retrieval.sources import FRESH, LEXICAL, NEIGHBOURS, POPULARITY, SourceSettings
 

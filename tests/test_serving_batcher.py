@@ -12,9 +12,10 @@ import grpc
 import pytest
 from pydantic_settings import SettingsConfigDict
 
-from adcascade.serving.batcher import Batched, MicroBatcher
+from adcascade.serving.batcher import MicroBatcher
 from adcascade.serving.channel import open_channel
 from adcascade.serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+from adcascade.serving.lanes import Batched
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
 from adcascade.v1.recommend_pb2 import RecommendRequest, RecommendResponse

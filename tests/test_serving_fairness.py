@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
-from adcascade.serving.batcher import Batched, MicroBatcher, name_of
+from adcascade.serving.batcher import MicroBatcher, name_of
 from adcascade.serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from adcascade.serving.fair_queue import FairQueue
+from adcascade.serving.lanes import Batched
 from adcascade.serving.slices import by_cost, pausable, run_through
 
 HELD = "held"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import io
 import logging
 import re
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pydantic_settings import SettingsConfigDict
 
 from adcascade.serving.arrivals import Arrivals, OpenStreams, UntakenReplies
-from adcascade.serving.channel import open_channel
+from adcascade.serving.channel import is_serving, open_channel
 from adcascade.serving.connections import ConnectionGuard
 from adcascade.serving.errors import (
     Cancelled,
@@ -29,8 +30,10 @@ from adcascade.serving.errors import (
     ServiceError,
     Unavailable,
 )
+from adcascade.serving.handling import Handling
 from adcascade.serving.interceptors import CallInterceptor, request_id
 from adcascade.serving.logs import set_up_logging
+from adcascade.serving.loop import event_loop
 from adcascade.serving.metrics import CallMetrics
 from adcascade.serving.server import Server
 from adcascade.serving.settings import ServerSettings
@@ -63,10 +66,18 @@ class Servicer(RecommendServiceServicer):
         return self._answer()
 
 
+class AwaitedServicer(Servicer):
+    async def Recommend(self, request, context):  # noqa: N802
+        answer = self._answer()
+        return await answer if inspect.isawaitable(answer) else answer
+
+
 @contextlib.contextmanager
-def serve(answer: Callable[[], RecommendResponse] = RecommendResponse, **settings: Any) -> Iterator[Server]:
+def serve(
+    answer: Callable[[], Any] = RecommendResponse, servicer: type[Servicer] = Servicer, **settings: Any
+) -> Iterator[Server]:
     server = Server(Settings(**settings), caller_errors=(BadUserError,))
-    server.add(SERVICE, partial(add_RecommendServiceServicer_to_server, Servicer(answer)))
+    server.add(SERVICE, partial(add_RecommendServiceServicer_to_server, servicer(answer)))
     server.start()
     try:
         yield server
@@ -186,16 +197,17 @@ class Caller:
 def call_directly(behaviour: Callable[[Any, Any], Any], caller: Caller) -> Any:
     handler = grpc.unary_unary_rpc_method_handler(behaviour, bytes.decode, str.encode)
     with ThreadPoolExecutor(1) as pool:
-        interceptor = CallInterceptor(
-            CallMetrics(CollectorRegistry()),
+        metrics = CallMetrics(CollectorRegistry())
+        handling = Handling(
+            metrics,
             pool,
             max_concurrent=1,
             max_reply_bytes=1000,
             arrivals=Arrivals(1, 10),
             streams=OpenStreams(1, 1, 10),
-            replies=UntakenReplies(1000, 10, lambda _: None),
             connections=ConnectionGuard(1),
         )
+        interceptor = CallInterceptor(metrics, handling, replies=UntakenReplies(1000, 10, lambda _: None))
         return asyncio.run(interceptor.intercept(METHOD, handler).stream_unary(None, caller)).decode()
 
 
@@ -323,6 +335,89 @@ def test_calls_beyond_the_limit_are_refused_and_later_ones_succeed_again():
         assert calls(server, "RESOURCE_EXHAUSTED") == 5
         assert calls(server, "OK") == 7
         assert server.registry.get_sample_value("adcascade_calls_in_flight") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "details"),
+    [
+        (NotFound("the ad is gone"), "NOT_FOUND", "the ad is gone"),
+        (BadUserError("history[3] has no type"), "INVALID_ARGUMENT", "history[3] has no type"),
+        (RuntimeError("secret"), "INTERNAL", "internal error; the server's log has the details under this request id"),
+    ],
+)
+def test_what_a_coroutine_raises_is_told_like_what_a_thread_raises(error, status, details):
+    with serve(raising(error), AwaitedServicer) as server, client(server) as stub:
+        ended = call(stub, "one-of-mine")
+        assert (ended.code().name, ended.details()) == (status, details)
+        assert returned_id(ended) == "one-of-mine"
+        assert calls(server, status) == 1
+
+
+def test_a_coroutine_s_reply_that_is_too_long_is_refused():
+    long = RecommendResponse(index_version="x" * 2**20)
+    with serve(lambda: long, AwaitedServicer, max_message_mib=1) as server, client(server) as stub:
+        ended = call(stub)
+        assert ended.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "max_message_mib" in ended.details()
+
+
+class Held:
+    """Coroutines that wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.left = threading.Semaphore(0), threading.Event()
+        self.threads: set[str] = set()
+        self._waiting: list[asyncio.Event] = []
+
+    async def answer(self) -> RecommendResponse:
+        self.threads.add(threading.current_thread().name)
+        release = asyncio.Event()
+        self._waiting.append(release)
+        self.begun.release()
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        return RecommendResponse(request_id=request_id.get())
+
+    def let_go(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for release in waiting:
+            event_loop().call_soon_threadsafe(release.set)
+
+
+def test_coroutines_take_slots_but_no_threads():
+    held = Held()
+    with serve(held.answer, AwaitedServicer, max_concurrent=2) as server, client(server) as stub:
+        server.set_serving(True)
+        taken = [call(stub, f"call-{number}") for number in range(2)]
+        for _ in taken:
+            assert held.begun.acquire(timeout=10)
+        assert server.registry.get_sample_value("adcascade_calls_in_flight") == 2
+        refused = call(stub)
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.details() == "2 calls are in flight already; try again later"
+        with open_channel(server.address) as another:
+            assert is_serving(another)
+        held.let_go()
+        assert [ended.result().request_id for ended in taken] == ["call-0", "call-1"]
+        assert held.threads == {"grpc-loop"}
+        assert server.registry.get_sample_value("adcascade_calls_in_flight") == 0
+
+
+def test_a_coroutine_whose_caller_leaves_is_cancelled_and_gives_its_slot_back():
+    held = Held()
+    with serve(held.answer, AwaitedServicer, max_concurrent=1) as server, client(server) as stub:
+        first = call(stub)
+        assert held.begun.acquire(timeout=10)
+        first.cancel()
+        assert held.left.wait(10)
+        second = call(stub)
+        assert held.begun.acquire(timeout=10)
+        held.let_go()
+        assert second.code() is grpc.StatusCode.OK
+        assert calls(server, "CANCELLED") == 1
 
 
 def test_calls_to_methods_that_do_not_exist_leave_no_metrics():

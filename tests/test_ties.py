@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcascade.records.users import Context
+from adcascade.reports.ranking_metrics import none_before
 from adcascade.towers.evaluation.holdout import HeldOut
 from adcascade.towers.evaluation.metrics import (
     Places,
     hit_at,
     ndcg_at,
-    none_before,
     ranks_of,
     recall_at,
     reciprocal_rank,

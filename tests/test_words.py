@@ -15,7 +15,8 @@ from index_builder.artifact import LEXICAL_FOLDER, load_version, open_store
 from index_builder.build import BuildOptions, build
 from retrieval.index import AdIndex
 from retrieval.interests import InterestSettings
-from retrieval.retriever import Query, Retriever
+from retrieval.query import Query
+from retrieval.retriever import Retriever
 from retrieval.sources import LEXICAL, SourceSettings
 
 FOUND = {

@@ -67,7 +67,23 @@ class VersionInfo:
 
 
 class VersionStore:
-    """The versions of one kind of artifact ("index", "model") under a root folder."""
+    """The versions of one kind of artifact ("index", "model") under a root folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.artifacts.store import VersionStore
+        >>> store = VersionStore(Path("data/greetings"), "greeting")
+        >>> for text in ("good morning", "good evening"):
+        ...     with store.begin() as draft:
+        ...         _ = (draft.path / "text").write_text(text)
+        ...         _ = store.commit(draft, content={"language": "en"})
+        ...     store.publish(draft.version)
+        >>> (store.current_path() / "text").read_text(), len(store.versions())
+        ('good evening', 2)
+        >>> earlier = store.rollback()
+        >>> (store.current_path() / "text").read_text(), store.verify(earlier).content
+        ('good morning', {'language': 'en'})
+    """
 
     def __init__(self, root: Path, kind: str, format_version: int = 1) -> None:
         self.root = root

@@ -106,6 +106,16 @@ class AdCatalog:
         ids: of each row.
         row_of: row of each ad id.
         schedule: when each ad may be shown.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.catalog.ads_file import AdCatalog
+        >>> from index_builder.artifact import ADS_FILE, open_store
+        >>> catalog = AdCatalog(open_store(Path("data/index")).current_path() / ADS_FILE)
+        >>> len(catalog), catalog.row_of["ad-002"]
+        (60, 1)
+        >>> catalog.find(["ad-001", "no such ad"])["ad-001"].title
+        'Trail running shoes for muddy mountain paths'
     """
 
     def __init__(self, path: Path) -> None:

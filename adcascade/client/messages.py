@@ -27,23 +27,9 @@ from adcascade.client.values import (
 )
 from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
 
-_EVENT_TYPES: Mapping[EventType, types_pb2.EventType.ValueType] = {
-    EventType.IMPRESSION: types_pb2.EVENT_TYPE_IMPRESSION,
-    EventType.VIEW: types_pb2.EVENT_TYPE_VIEW,
-    EventType.CLICK: types_pb2.EVENT_TYPE_CLICK,
-    EventType.CONVERSION: types_pb2.EVENT_TYPE_CONVERSION,
-    EventType.SEARCH: types_pb2.EVENT_TYPE_SEARCH,
-    EventType.SHORT_VIEW: types_pb2.EVENT_TYPE_SHORT_VIEW,
-    EventType.HIDE: types_pb2.EVENT_TYPE_HIDE,
-}
-_COUNTER_KINDS: Mapping[CounterKind, ranking_pb2.CounterKind.ValueType] = {
-    CounterKind.AD: ranking_pb2.COUNTER_KIND_AD,
-    CounterKind.ADVERTISER: ranking_pb2.COUNTER_KIND_ADVERTISER,
-    CounterKind.CATEGORY: ranking_pb2.COUNTER_KIND_CATEGORY,
-    CounterKind.USER: ranking_pb2.COUNTER_KIND_USER,
-    CounterKind.USER_CATEGORY: ranking_pb2.COUNTER_KIND_USER_CATEGORY,
-    CounterKind.USER_ADVERTISER: ranking_pb2.COUNTER_KIND_USER_ADVERTISER,
-}
+# Kinds of events and of counters have the same names on the wire.
+_EVENT_TYPES = {kind: types_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
+_COUNTER_KINDS = {kind: ranking_pb2.CounterKind.Value(f"COUNTER_KIND_{kind.name}") for kind in CounterKind}
 
 
 def user_message(user: User) -> types_pb2.UserProfile:

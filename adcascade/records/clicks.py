@@ -50,6 +50,18 @@ class ClickLog:
         clicks, impressions, conversions: int64; conversions <= clicks <= impressions, impressions >= 1.
         position: int16, place on the page from 1; 0 where unknown.
         context: further columns, by name; None where a row has no value.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.clicks import read_clicks
+        >>> log, report = read_clicks(Path("examples/clicks.csv"), known_ads=None)
+        >>> len(log), round(log.ctr, 3), report.rejected
+        (5400, 0.166, {})
+        >>> log.user_id[0], log.ad_id[0], log.clicks[0].item(), log.context_at(0).device
+        ('user-10', 'ad-004', 0, 'phone')
+        >>> clicked = log.take(log.clicks > 0)
+        >>> clicked.ctr
+        1.0
     """
 
     request_id: CodedColumn

@@ -191,7 +191,7 @@ def _earlier_moments(codes: Integers, time: Integers, asking: Integers, pool: In
     """First and last moment, in seconds, of the rows of `pool` with the code of each asking row and before it."""
     if not len(pool):
         return np.full(len(asking), np.nan), np.full(len(asking), np.nan)
-    ranks = np.unique(time, return_inverse=True)[1]
+    ranks = np.unique(time, return_inverse=True)[1]  # [rows], 0 for the earliest time
     place = codes * (int(ranks.max()) + 1) + ranks  # orders by code, then by time
     pool = pool[np.argsort(place[pool], kind="stable")]
     # pool[start:end] are earlier rows of the same code: below (code, time), and not below (code, -infinity).
@@ -261,6 +261,19 @@ class CounterSnapshot:
 
     Attributes:
         totals: what is counted ("ad", "user", ...) -> id -> total.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.clicks import read_clicks
+        >>> from adcascade.records.counters import CounterSnapshot
+        >>> log, _ = read_clicks(Path("examples/clicks.csv"), known_ads=None)
+        >>> snapshot = CounterSnapshot.of(log, {"ad": log.ad_id, "user": log.user_id})
+        >>> total = snapshot.totals["ad"]["ad-001"]
+        >>> total.impressions == len(log.take(log.ad_id == "ad-001"))
+        True
+        >>> counts = snapshot.counts("ad", ["ad-001", "no such ad"])  # arrays of shape [ids]
+        >>> counts.clicks[0].item() == total.clicks, counts.clicks[1].item(), counts.last[1].item()
+        (True, 0.0, nan)
     """
 
     totals: Mapping[str, Mapping[str, Total]]

@@ -15,14 +15,13 @@ Knows nothing of what a call computes.
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from adcascade.serving.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
-from adcascade.serving.fair_queue import FairQueue
+from adcascade.serving.lanes import Batched, Job, Lane, Waiting
 from adcascade.serving.slices import Slices
 
 log = logging.getLogger(__name__)
@@ -65,67 +64,6 @@ def name_of(caller: Caller) -> str:
     return caller.peer().rpartition(":")[0]
 
 
-@dataclass(frozen=True)
-class Batched(Generic[Answer]):
-    """An answer and how long its question waited."""
-
-    value: Answer
-    queue_ms: float
-
-
-@dataclass(frozen=True)
-class _Waiting(Generic[Query, Answer]):
-    query: Query
-    cost: int
-    caller: str
-    arrived: float
-    deadline: float
-    future: "Future[Batched[Answer]]"
-    alone: bool = False  # it shares no batch, since an earlier one with it failed
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether somebody still waits for the answer."""
-        if time.monotonic() >= self.deadline:
-            self.future.cancel()
-        return not self.future.cancelled()
-
-
-@dataclass(frozen=True)
-class _Job(Generic[Query, Answer]):
-    """A batch that has begun."""
-
-    batch: Sequence[_Waiting[Query, Answer]]
-    slices: "Slices[Sequence[Answer]]"
-    begun: float
-
-
-@dataclass
-class _Lane(Generic[Query, Answer]):
-    """Calls of a kind, of which one batch at a time is under way. `spent` is what its slices took, over its weight."""
-
-    weight: float
-    waiting: FairQueue[_Waiting[Query, Answer]] = field(default_factory=FairQueue)
-    of_caller: "Counter[str]" = field(default_factory=Counter)
-    job: _Job[Query, Answer] | None = None
-    spent: float = 0.0
-
-    @property
-    def has_work(self) -> bool:
-        return self.job is not None or len(self.waiting) > 0
-
-    def push(self, item: _Waiting[Query, Answer]) -> None:
-        self.waiting.push(item, item.caller, item.cost)
-        self.of_caller[item.caller] += 1
-
-    def pop(self) -> _Waiting[Query, Answer]:
-        item = self.waiting.pop()
-        self.of_caller[item.caller] -= 1
-        if not self.of_caller[item.caller]:
-            del self.of_caller[item.caller]
-        return item
-
-
 class MicroBatcher(Generic[Query, Answer]):
     """Runs `process` on batches of queries in a thread of its own.
 
@@ -162,8 +100,8 @@ class MicroBatcher(Generic[Query, Answer]):
         self._max_waiting = max_waiting
         self._max_heavy = max_waiting if max_heavy is None else max_heavy
         self._idle_work = idle_work
-        self._light: _Lane[Query, Answer] = _Lane(_LIGHT_WEIGHT)
-        self._heavy: _Lane[Query, Answer] = _Lane(1.0)
+        self._light: Lane[Query, Answer] = Lane(_LIGHT_WEIGHT)
+        self._heavy: Lane[Query, Answer] = Lane(1.0)
         self._lanes = (self._light, self._heavy)  # of equals, the first goes first
         self._spent = 0.0
         self._changed = threading.Condition()
@@ -184,7 +122,7 @@ class MicroBatcher(Generic[Query, Answer]):
         wait = MAX_WAIT_SECONDS if remaining is None else min(remaining, MAX_WAIT_SECONDS)
         future: Future[Batched[Answer]] = Future()
         arrived = time.monotonic()
-        self._enqueue(_Waiting(query, self._cost(query), name_of(caller), arrived, arrived + wait, future))
+        self._enqueue(Waiting(query, self._cost(query), name_of(caller), arrived, arrived + wait, future))
         if not caller.add_callback(lambda: _cancel(future)):
             future.cancel()
         try:
@@ -199,7 +137,7 @@ class MicroBatcher(Generic[Query, Answer]):
                 raise DeadlineExceeded("the deadline passed while the call waited for its turn") from None
             raise Cancelled("the caller left before its answer was ready") from None
 
-    def _enqueue(self, item: _Waiting[Query, Answer]) -> None:
+    def _enqueue(self, item: Waiting[Query, Answer]) -> None:
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is shutting down")
@@ -214,7 +152,7 @@ class MicroBatcher(Generic[Query, Answer]):
             lane.push(item)
             self._changed.notify()
 
-    def _lane_of(self, item: _Waiting[Query, Answer]) -> _Lane[Query, Answer]:
+    def _lane_of(self, item: Waiting[Query, Answer]) -> Lane[Query, Answer]:
         return self._light if item.cost <= self._light_cost else self._heavy
 
     def _check_heavy(self, caller: str) -> None:
@@ -238,7 +176,7 @@ class MicroBatcher(Generic[Query, Answer]):
             self._step(lane)
             lane.spent += (time.monotonic() - started) / lane.weight
 
-    def _next_lane(self) -> _Lane[Query, Answer] | None:
+    def _next_lane(self) -> Lane[Query, Answer] | None:
         """The lane whose turn it is; None only when closed and drained."""
         while True:
             with self._changed:
@@ -265,13 +203,13 @@ class MicroBatcher(Generic[Query, Answer]):
             self._idle_work = None
             return False
 
-    def _step(self, lane: _Lane[Query, Answer]) -> None:
+    def _step(self, lane: Lane[Query, Answer]) -> None:
         """Runs the next slice of a lane: of the batch that is under way, or the first of the next one."""
         if lane.job is None:
             batch = [item for item in self._next_batch(lane) if item.is_awaited]
             if not batch:
                 return
-            lane.job = _Job(batch, self._slices([item.query for item in batch]), time.monotonic())
+            lane.job = Job(batch, self._slices([item.query for item in batch]), time.monotonic())
         job = lane.job
         if not any(item.is_awaited for item in job.batch):
             lane.job = None
@@ -286,10 +224,10 @@ class MicroBatcher(Generic[Query, Answer]):
             lane.job = None
             self._fail(lane, job, error)
 
-    def _next_batch(self, lane: _Lane[Query, Answer]) -> list[_Waiting[Query, Answer]]:
+    def _next_batch(self, lane: Lane[Query, Answer]) -> list[Waiting[Query, Answer]]:
         """The next queries of a lane within the budget; a heavy one, or one of a batch that failed, is alone."""
         with self._changed:
-            batch: list[_Waiting[Query, Answer]] = []
+            batch: list[Waiting[Query, Answer]] = []
             cost = 0
             while len(lane.waiting):
                 item = lane.waiting.first()
@@ -308,7 +246,7 @@ class MicroBatcher(Generic[Query, Answer]):
             raise RuntimeError(f"{len(queries)} queries got {len(answers)} answers")
         return answers
 
-    def _fail(self, lane: _Lane[Query, Answer], job: _Job[Query, Answer], error: Exception) -> None:
+    def _fail(self, lane: Lane[Query, Answer], job: Job[Query, Answer], error: Exception) -> None:
         """Hands the error to the caller; of several, each gets a turn alone, so that one does not fail the others."""
         if len(job.batch) == 1:
             if job.batch[0].future.set_running_or_notify_cancel():
@@ -320,7 +258,7 @@ class MicroBatcher(Generic[Query, Answer]):
                 lane.push(replace(item, alone=True))
 
 
-def _answer(job: _Job[Query, Answer], answers: Sequence[Answer]) -> None:
+def _answer(job: Job[Query, Answer], answers: Sequence[Answer]) -> None:
     for item, answer in zip(job.batch, answers, strict=True):
         if item.future.set_running_or_notify_cancel():
             item.future.set_result(Batched(answer, 1000 * (job.begun - item.arrived)))

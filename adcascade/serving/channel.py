@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from adcascade.client.address import channel_options
 from adcascade.serving.auth.client import ClientSecurity, SecureChannel
+from adcascade.serving.loop import run_in_loop
 
 # All calls are pure reads, so a call that no server took may be sent again.
 _SERVICE_CONFIG = json.dumps(
@@ -51,11 +52,7 @@ def open_channel(
         StartupError: A file of `security` cannot be used, or a token would travel in the clear.
     """
     security = security or ClientSecurity(ca_certificate=ca_certificate)
-    security.check(address)
-    options = [
-        ("grpc.service_config", _SERVICE_CONFIG),
-        *channel_options(address, max_message_mib, security.server_name),
-    ]
+    options = _options(address, security, max_message_mib)
 
     def open_with(credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
         if credentials is None:
@@ -63,6 +60,40 @@ def open_channel(
         return grpc.secure_channel(address, credentials, options=options)
 
     return open_with(None) if security == ClientSecurity() else SecureChannel(security, open_with)
+
+
+def open_channel_in_loop(address: str, *, security: ClientSecurity, max_message_mib: int = 8) -> SecureChannel:
+    """The same for calls that are awaited in the loop of `adcascade.serving.loop`; not to be called from there."""
+    options = _options(address, security, max_message_mib)
+
+    def open_with(credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    async def in_loop() -> SecureChannel:
+        return SecureChannel(security, open_with, lambda channel: run_in_loop(channel.close()))
+
+    return run_in_loop(in_loop())
+
+
+def _options(address: str, security: ClientSecurity, max_message_mib: int) -> list[tuple[str, str | int]]:
+    """gRPC's options of a channel. Raises StartupError if `security` is none for this address."""
+    security.check(address)
+    return [
+        ("grpc.service_config", _SERVICE_CONFIG),
+        *channel_options(address, max_message_mib, security.server_name),
+    ]
+
+
+async def awaited_health_of(channel: SecureChannel, timeout_seconds: float) -> int | None:
+    """`health_of` the server as a whole, on a channel of the loop."""
+    try:
+        stub = health_pb2_grpc.HealthStub(channel)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)  # type: ignore[attr-defined]
+    except grpc.aio.AioRpcError as error:
+        return int(health_pb2.HealthCheckResponse.UNKNOWN) if error.code() in _REFUSED else None
+    return int(reply.status)
 
 
 def health_of(channel: grpc.Channel, service: str = "", timeout_seconds: float = 1.0) -> int | None:

@@ -2,9 +2,9 @@
 
 Calls arrive in the event loop of `adcascade.serving.loop` and are worked on in threads. A servicer is plain blocking
 code: its call is one wait for a batcher's thread, which releases the GIL inside FAISS and torch. But it gets a thread
-    only once
-its message is there (`adcascade.serving.interceptors`); in gRPC's own threads-only server a call takes one from its
-first byte, and whoever sends nothing more keeps it.
+only once its message is there (`adcascade.serving.handling`); in gRPC's own threads-only server a call takes one
+from its first byte, and whoever sends nothing more keeps it. A servicer that does nothing but ask other servers, as the
+gateway does, is a coroutine instead: a thread would only be woken to wait again.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from adcascade.serving.auth.settings import access_control
 from adcascade.serving.auth.tls import grpc_credentials, http_context
 from adcascade.serving.connections import ConnectionGuard, connection_budget
 from adcascade.serving.errors import StartupError
+from adcascade.serving.handling import Handling
 from adcascade.serving.interceptors import CallInterceptor
 from adcascade.serving.loop import run_in_loop
 from adcascade.serving.metrics import CallMetrics, new_registry
@@ -153,21 +154,20 @@ class Server:
     async def _start_grpc(self, connections: int, access: AccessControl) -> None:
         settings = self._settings
         uses = ConnectionGuard(connections, self._metrics.connections_closed.inc)
-        interceptor = CallInterceptor(
+        handling = Handling(
             self._metrics,
             self._threads,
             max_concurrent=settings.max_concurrent,
             max_reply_bytes=settings.max_message_mib * MEBIBYTE,
             arrivals=Arrivals(settings.max_unsent, settings.message_seconds),
             streams=OpenStreams(_MAX_STREAMS, _MAX_STREAMS_PER_CONNECTION, _STREAM_SECONDS),
-            replies=UntakenReplies(
-                _MAX_REPLIES * settings.max_message_mib * MEBIBYTE, settings.message_seconds, uses.close
-            ),
             connections=uses,
             caller_errors=self._caller_errors,
             unready_errors=self._unready_errors,
-            guard=CallGuard(access),
         )
+        most = _MAX_REPLIES * settings.max_message_mib * MEBIBYTE
+        replies = UntakenReplies(most, settings.message_seconds, uses.close)
+        interceptor = CallInterceptor(self._metrics, handling, replies=replies, guard=CallGuard(access))
         self._grpc = AioServer(_options(settings, connections), interceptor.refuse_unknown)
         self._grpc.add_methods(
             {method: interceptor.intercept(method, handler) for method, handler in self._methods.handlers.items()}

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+IndexRoot = Annotated[Path, typer.Option(help="Root of the index versions.")]
+ModelRoot = Annotated[Path, typer.Option(help="Root of the model versions.")]
 Users = Annotated[Path | None, typer.Option(help="Users: user_id and any attributes.")]
 MaxRejected = Annotated[float, typer.Option(min=0, max=1, help="Share of unusable log rows above which this fails.")]
 Newest = Annotated[
@@ -18,6 +20,17 @@ Rejected = Annotated[
         "the root of a command that makes a version, else nowhere."
     ),
 ]
+RetrievalBaselines = Annotated[
+    bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")
+]
+RetrievalWeight = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone.",
+    ),
+]
+Report = Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Encoder = Annotated[
     str,

@@ -6,6 +6,7 @@ interest vectors of users of the log, by which the recall of an index is measure
 absent if the training kept none).
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -50,8 +51,6 @@ class TowerSpec(BaseModel):
         exploration: what being new adds to an ad's bias: this over the square root of 1 + its impressions (optimism in
             the face of uncertainty, as UCB1, Auer et al. 2002).
         neighbour_weight: what `ItemToItem` count beside a similarity.
-        interest_quota: share of the candidates that is divided evenly among a user's interests before the rest goes to
-            the best, chosen on the validation part.
         recall: width -> recall@100 of the vectors cut to it, on the validation part.
         compared: with what needs no training; None in versions that were trained before this was kept.
         passes: of the training that chose ("choose") and of the one that made these towers ("train").
@@ -70,7 +69,6 @@ class TowerSpec(BaseModel):
     popularity_weights: tuple[float, ...]
     exploration: float
     neighbour_weight: float
-    interest_quota: float
     recall: dict[int, float]
     training: dict[str, object]
     training_sha256: str
@@ -90,7 +88,18 @@ def novelty(impressions: Floats) -> Vectors:
 
 @dataclass(frozen=True)
 class TrainedTowers:
-    """Towers with all that turns ads and users into vectors."""
+    """Towers with all that turns ads and users into vectors.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.towers.artifact import load_published_towers
+        >>> trained = load_published_towers(Path("data/towers"))
+        >>> shape = trained.spec.shape
+        >>> trained.queries.shape[1] == shape.dimension == 1 + shape.width  # of users; number 0 meets the ads' bias
+        True
+        >>> trained.known_ads <= set(trained.popularity.ad_ids)  # those that have a residual
+        True
+    """
 
     spec: TowerSpec
     towers: Towers
@@ -151,10 +160,13 @@ def load_towers(folder: Path) -> TrainedTowers:
     """Reads what `save_towers` wrote.
 
     Raises:
-        CorruptVersion: A file is missing or of another shape, or the weights are not those that the spec names.
+        CorruptVersion: A file is missing or of another shape, the weights are not those that the spec names, or an
+            earlier release gave these towers several vectors a user.
     """
     try:
-        spec = TowerSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
+        document = (folder / SPEC_FILE).read_bytes()
+        _check_one_interest(folder, json.loads(document))
+        spec = TowerSpec.model_validate_json(document)
         towers = Towers(spec.shape).eval()
         towers.load_state_dict(load((folder / _WEIGHTS_FILE).read_bytes()))
         known = frozenset(pq.read_table(folder / _KNOWN_FILE)["ad_id"].to_pylist())
@@ -176,6 +188,15 @@ def load_towers(folder: Path) -> TrainedTowers:
             "upgrade adcascade, or train again"
         )
     return TrainedTowers(spec, towers, known, popularity, queries, neighbours)
+
+
+def _check_one_interest(folder: Path, document: dict[str, dict[str, int]]) -> None:
+    count = document["shape"].get("interests", 1)
+    if count != 1:
+        raise CorruptVersion(
+            f"the towers in {folder} have {count} vectors a user, which this release no longer reads; train them again "
+            "(adcascade train-retrieval), and build with the new ones"
+        )
 
 
 def load_published_towers(root: Path) -> TrainedTowers:

@@ -13,6 +13,7 @@ Knows no gRPC, no files of clicks, and nothing of how it is trained.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,6 @@ class TowerShape(BaseModel):
         layers: of the deep part; 0 leaves it out.
         heads: of attention in each layer.
         history: newest events that are read.
-        interests: vectors per user.
         id_buckets: rows of the table of residuals; row 0 is for ads that were not in the training log.
     """
 
@@ -56,7 +56,6 @@ class TowerShape(BaseModel):
     layers: int
     heads: int
     history: int
-    interests: int
     id_buckets: int
 
     @property
@@ -66,8 +65,15 @@ class TowerShape(BaseModel):
 
     @property
     def event_width(self) -> int:
-        """Numbers per event: what the deep part reads of it, and what it adds to each interest in the wide one."""
-        return (1 + self.interests) * self.width
+        """Numbers per event: what the deep part reads of it, and what it adds in the wide one."""
+        return 2 * self.width
+
+    @property
+    def hashed(self) -> str:
+        """As the hash of a space has it: with the number of vectors per user, which was once an option."""
+        sizes = self.model_dump()
+        rows = sizes.pop("id_buckets")
+        return json.dumps({**sizes, "interests": 1, "id_buckets": rows}, separators=(",", ":"))
 
 
 def attribute_bucket(name: str, value: str) -> int:
@@ -148,27 +154,24 @@ class UserTower(nn.Module):
             width, shape.heads, 2 * width, dropout, "gelu", batch_first=True, norm_first=True
         )
         self.deep = nn.TransformerEncoder(layer, shape.layers, nn.LayerNorm(width), False) if shape.layers else None
-        self.read = nn.Linear(width, shape.interests * width)
+        self.read = nn.Linear(width, width)
         # What each type of event counts in the wide part; those that no log has keep what they are known to mean.
         weights = [EVENT_WEIGHT[kind] for kind in EVENT_TYPES]
         self.weight = nn.Parameter(torch.tensor([*weights, 1.0]))
         self.forgetting = nn.Parameter(torch.tensor(-5.0))
-        self.contexts = nn.Parameter(torch.zeros(ATTRIBUTE_BUCKETS, shape.interests * width))
+        self.contexts = nn.Parameter(torch.zeros(ATTRIBUTE_BUCKETS, width))
         self.dropout = nn.Dropout(dropout)
         self._event_dropout = event_dropout
 
     def forward(self, events: UserEvents) -> Tensor:
-        """Interest vectors after each number of events, float32 [users, 1 + events, interests, 1 + width]."""
-        users, length, _ = events.vectors.shape
-        width = self.shape.width
+        """Interest vectors after each number of events, float32 [users, 1 + events, 1 + width]."""
         states = self._wide(events)
         if self.deep is not None:
             states = states + self.read(self._deep(events))
-        states = states.view(users, 1 + length, self.shape.interests, width)
         return torch.cat([states.new_ones(*states.shape[:-1], 1), states], dim=-1)
 
     def interests(self, events: UserEvents, contexts: Tensor) -> Tensor:
-        """Interest vectors of the users now, float32 [users, interests, 1 + width]; see `in_context`."""
+        """Interest vectors of the users now, float32 [users, 1 + width]; see `in_context`."""
         states = self(events)
         return self.in_context(states[torch.arange(len(states)), events.lengths], contexts)
 
@@ -176,33 +179,39 @@ class UserTower(nn.Module):
         """Interest vectors where ads are to be shown.
 
         Args:
-            interests: float32 [users, interests, 1 + width].
+            interests: float32 [users, 1 + width].
             contexts: `attribute_buckets` of `Context.values`, int64 [users, values].
         """
         if not contexts.shape[1]:
             return interests
+        # [users, interests * width]: the sum of the values' vectors; number 0, the 1 that meets the bias, stays.
         added = F.embedding_bag(contexts, self.contexts, mode="sum", padding_idx=0)
-        return interests + F.pad(added.view(len(contexts), self.shape.interests, self.shape.width), (1, 0))
+        return interests + F.pad(added, (1, 0))
 
     def _deep(self, events: UserEvents) -> Tensor:
         length = events.vectors.shape[1]
         assert self.deep is not None
         rows = events.vectors[..., : self.shape.width] + self.types(events.types) + self.gaps(events.gaps)
-        start = (self.start + self.attributes(events.attributes).sum(1))[:, None]
+        start = (self.start + self.attributes(events.attributes).sum(1))[:, None]  # [users, 1, width]
+        # later[t, i]: i > t, which t must not see; the start is place 0, event number n place n.
         later = torch.ones(1 + length, 1 + length, dtype=torch.bool, device=rows.device).triu(1)
         states: Tensor = self.deep(self.dropout(torch.cat([start, rows], dim=1)), mask=later, is_causal=True)
         return states
 
     def _wide(self, events: UserEvents) -> Tensor:
         """Sums of the events so far, each forgotten a little with every event since."""
+        # After event t of event vectors v and weights w, with the rate of forgetting r = softplus(forgetting) > 0:
+        #   wide(t) = sum over i <= t of exp(-r (t - i)) w_i v_i / sqrt(2 + t), and wide of no event is 0.
         length = events.vectors.shape[1]
-        weight = self.weight[events.types]
+        weight = self.weight[events.types]  # [users, events]
         if self.training and self._event_dropout:
             weight = F.dropout(weight, self._event_dropout)
         place = torch.arange(length, device=weight.device)
-        since = place[:, None] - place
+        since = place[:, None] - place  # [t, i]: how many events after i t is; below 0 where i is later
         forgotten = torch.exp(-F.softplus(self.forgetting) * since.clamp(min=0)) * (since >= 0)
+        # [users, t, i] @ [users, i, interests * width]
         sums = (forgotten * weight[:, None]) @ events.vectors[..., self.shape.width :]
+        # One row more in front, for no event: [users, 1 + events, interests * width].
         return F.pad(self.dropout(sums / torch.sqrt(2.0 + place)[:, None]), (0, 0, 1, 0))
 
 
@@ -218,7 +227,7 @@ class Towers(nn.Module):
     @property
     def sha256(self) -> str:
         """Hash of all weights: the space that they span."""
-        digest = hashlib.sha256(self.shape.model_dump_json().encode())
+        digest = hashlib.sha256(self.shape.hashed.encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from adcascade.v1 import types_pb2 as adcascade_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64\x63\x61scade/v1/ranking.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18\x61\x64\x63\x61scade/v1/types.proto\"M\n\rRankCandidate\x12\x0f\n\x05\x61\x64_id\x18\x01 \x01(\tH\x00\x12\x1e\n\x02\x61\x64\x18\x02 \x01(\x0b\x32\x10.adcascade.v1.AdH\x00\x42\x0b\n\tcandidate\"\xb8\x01\n\x07\x43ounter\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.adcascade.v1.CounterKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0bimpressions\x18\x03 \x01(\x04\x12\x0e\n\x06\x63licks\x18\x04 \x01(\x04\x12)\n\x05\x66irst\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04last\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x0bRankRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfile\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.adcascade.v1.Context\x12/\n\ncandidates\x18\x03 \x03(\x0b\x32\x1b.adcascade.v1.RankCandidate\x12\r\n\x05top_n\x18\x04 \x01(\r\x12\x14\n\x0cskip_unknown\x18\x05 \x01(\x08\x12\'\n\x08\x63ounters\x18\x06 \x03(\x0b\x32\x15.adcascade.v1.Counter\x12\r\n\x05shown\x18\x07 \x01(\r\"x\n\x08RankedAd\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\t\x12\x0f\n\x07p_click\x18\x02 \x01(\x01\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x11\n\tcandidate\x18\x04 \x01(\r\x12\x19\n\x0cp_conversion\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_p_conversion\"\xce\x01\n\x0cRankResponse\x12#\n\x03\x61\x64s\x18\x01 \x03(\x0b\x32\x16.adcascade.v1.RankedAd\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x15\n\rindex_version\x18\x03 \x01(\t\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x16\n\x0eunknown_ad_ids\x18\x05 \x03(\t\x12\x19\n\x11ineligible_ad_ids\x18\x07 \x03(\t\x12\x12\n\ncached_ads\x18\x06 \x01(\r\"\x11\n\x0fGetModelRequest\"\xc1\x03\n\x10GetModelResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x12\n\njoin_layer\x18\x04 \x01(\r\x12\x17\n\x0fmax_user_tokens\x18\x05 \x01(\r\x12\x15\n\rmax_ad_tokens\x18\x06 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x07 \x03(\t\x12\x13\n\x0b\x63\x61libration\x18\x08 \x01(\t\x12<\n\x07metrics\x18\t \x03(\x0b\x32+.adcascade.v1.GetModelResponse.MetricsEntry\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06timing\x18\x0b \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x30\n\x0c\x63ounters_end\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x62\x61\x63kend\x18\r \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\xd1\x01\n\x0b\x43ounterKind\x12\x1c\n\x18\x43OUNTER_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43OUNTER_KIND_AD\x10\x01\x12\x1b\n\x17\x43OUNTER_KIND_ADVERTISER\x10\x02\x12\x19\n\x15\x43OUNTER_KIND_CATEGORY\x10\x03\x12\x15\n\x11\x43OUNTER_KIND_USER\x10\x04\x12\x1e\n\x1a\x43OUNTER_KIND_USER_CATEGORY\x10\x05\x12 \n\x1c\x43OUNTER_KIND_USER_ADVERTISER\x10\x06\x32\x9a\x01\n\x0eRankingService\x12=\n\x04Rank\x12\x19.adcascade.v1.RankRequest\x1a\x1a.adcascade.v1.RankResponse\x12I\n\x08GetModel\x12\x1d.adcascade.v1.GetModelRequest\x1a\x1e.adcascade.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64\x63\x61scade/v1/ranking.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18\x61\x64\x63\x61scade/v1/types.proto\"M\n\rRankCandidate\x12\x0f\n\x05\x61\x64_id\x18\x01 \x01(\tH\x00\x12\x1e\n\x02\x61\x64\x18\x02 \x01(\x0b\x32\x10.adcascade.v1.AdH\x00\x42\x0b\n\tcandidate\"\xb8\x01\n\x07\x43ounter\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.adcascade.v1.CounterKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0bimpressions\x18\x03 \x01(\x04\x12\x0e\n\x06\x63licks\x18\x04 \x01(\x04\x12)\n\x05\x66irst\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04last\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x0bRankRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.adcascade.v1.UserProfile\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.adcascade.v1.Context\x12/\n\ncandidates\x18\x03 \x03(\x0b\x32\x1b.adcascade.v1.RankCandidate\x12\r\n\x05top_n\x18\x04 \x01(\r\x12\x14\n\x0cskip_unknown\x18\x05 \x01(\x08\x12\'\n\x08\x63ounters\x18\x06 \x03(\x0b\x32\x15.adcascade.v1.Counter\x12\r\n\x05shown\x18\x07 \x01(\r\"v\n\x08RankedAd\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\t\x12\x0f\n\x07p_click\x18\x02 \x01(\x01\x12\x11\n\tcandidate\x18\x04 \x01(\r\x12\x19\n\x0cp_conversion\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_p_conversionJ\x04\x08\x03\x10\x04R\x05score\"\xce\x01\n\x0cRankResponse\x12#\n\x03\x61\x64s\x18\x01 \x03(\x0b\x32\x16.adcascade.v1.RankedAd\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x15\n\rindex_version\x18\x03 \x01(\t\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x16\n\x0eunknown_ad_ids\x18\x05 \x03(\t\x12\x19\n\x11ineligible_ad_ids\x18\x07 \x03(\t\x12\x12\n\ncached_ads\x18\x06 \x01(\r\"\x11\n\x0fGetModelRequest\"\xc1\x03\n\x10GetModelResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x12\n\njoin_layer\x18\x04 \x01(\r\x12\x17\n\x0fmax_user_tokens\x18\x05 \x01(\r\x12\x15\n\rmax_ad_tokens\x18\x06 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x07 \x03(\t\x12\x13\n\x0b\x63\x61libration\x18\x08 \x01(\t\x12<\n\x07metrics\x18\t \x03(\x0b\x32+.adcascade.v1.GetModelResponse.MetricsEntry\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06timing\x18\x0b \x01(\x0b\x32\x14.adcascade.v1.Timing\x12\x30\n\x0c\x63ounters_end\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x62\x61\x63kend\x18\r \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\xd1\x01\n\x0b\x43ounterKind\x12\x1c\n\x18\x43OUNTER_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43OUNTER_KIND_AD\x10\x01\x12\x1b\n\x17\x43OUNTER_KIND_ADVERTISER\x10\x02\x12\x19\n\x15\x43OUNTER_KIND_CATEGORY\x10\x03\x12\x15\n\x11\x43OUNTER_KIND_USER\x10\x04\x12\x1e\n\x1a\x43OUNTER_KIND_USER_CATEGORY\x10\x05\x12 \n\x1c\x43OUNTER_KIND_USER_ADVERTISER\x10\x06\x32\x9a\x01\n\x0eRankingService\x12=\n\x04Rank\x12\x19.adcascade.v1.RankRequest\x1a\x1a.adcascade.v1.RankResponse\x12I\n\x08GetModel\x12\x1d.adcascade.v1.GetModelRequest\x1a\x1e.adcascade.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETMODELRESPONSE_METRICSENTRY']._loaded_options = None
   _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_COUNTERKIND']._serialized_start=1411
-  _globals['_COUNTERKIND']._serialized_end=1620
+  _globals['_COUNTERKIND']._serialized_start=1409
+  _globals['_COUNTERKIND']._serialized_end=1618
   _globals['_RANKCANDIDATE']._serialized_start=103
   _globals['_RANKCANDIDATE']._serialized_end=180
   _globals['_COUNTER']._serialized_start=183
@@ -44,15 +44,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKREQUEST']._serialized_start=370
   _globals['_RANKREQUEST']._serialized_end=606
   _globals['_RANKEDAD']._serialized_start=608
-  _globals['_RANKEDAD']._serialized_end=728
-  _globals['_RANKRESPONSE']._serialized_start=731
-  _globals['_RANKRESPONSE']._serialized_end=937
-  _globals['_GETMODELREQUEST']._serialized_start=939
-  _globals['_GETMODELREQUEST']._serialized_end=956
-  _globals['_GETMODELRESPONSE']._serialized_start=959
-  _globals['_GETMODELRESPONSE']._serialized_end=1408
-  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_start=1362
-  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_end=1408
-  _globals['_RANKINGSERVICE']._serialized_start=1623
-  _globals['_RANKINGSERVICE']._serialized_end=1777
+  _globals['_RANKEDAD']._serialized_end=726
+  _globals['_RANKRESPONSE']._serialized_start=729
+  _globals['_RANKRESPONSE']._serialized_end=935
+  _globals['_GETMODELREQUEST']._serialized_start=937
+  _globals['_GETMODELREQUEST']._serialized_end=954
+  _globals['_GETMODELRESPONSE']._serialized_start=957
+  _globals['_GETMODELRESPONSE']._serialized_end=1406
+  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_start=1360
+  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_end=1406
+  _globals['_RANKINGSERVICE']._serialized_start=1621
+  _globals['_RANKINGSERVICE']._serialized_end=1775
 # @@protoc_insertion_point(module_scope)

@@ -197,15 +197,12 @@ class RankedAd(_message.Message):
 
     AD_ID_FIELD_NUMBER: _builtins.int
     P_CLICK_FIELD_NUMBER: _builtins.int
-    SCORE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
     P_CONVERSION_FIELD_NUMBER: _builtins.int
     ad_id: _builtins.str
     """Id of the candidate."""
     p_click: _builtins.float
     """Calibrated probability of a click, 0 to 1."""
-    score: _builtins.float
-    """Deprecated: always p_click, which the order follows. Read that; this one will not be set for ever."""
     candidate: _builtins.int
     """Place of the ad in the request's candidates, from 0."""
     p_conversion: _builtins.float
@@ -215,13 +212,12 @@ class RankedAd(_message.Message):
         *,
         ad_id: _builtins.str = ...,
         p_click: _builtins.float = ...,
-        score: _builtins.float = ...,
         candidate: _builtins.int = ...,
         p_conversion: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion", "p_conversion", b"p_conversion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion", "ad_id", b"ad_id", "candidate", b"candidate", "p_click", b"p_click", "p_conversion", b"p_conversion", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion", "ad_id", b"ad_id", "candidate", b"candidate", "p_click", b"p_click", "p_conversion", b"p_conversion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__p_conversion: _TypeAlias = _typing.Literal["p_conversion"]  # noqa: Y015
     _WhichOneofArgType__p_conversion: _TypeAlias = _typing.Literal["_p_conversion", b"_p_conversion"]  # noqa: Y015

@@ -36,7 +36,18 @@ _MOST_PAUSED = 8
 
 
 class TextEncoder(Protocol):
-    """Anything that turns texts into unit vectors."""
+    """Anything that turns texts into unit vectors.
+
+    Example:
+        >>> from adcascade.vectors.encoder import load_encoder
+        >>> encoder = load_encoder("hashing:64")  # no model; without a name, all-MiniLM-L6-v2
+        >>> vectors = encoder.encode(["running shoes", "shoes for running", "espresso beans"])
+        >>> vectors.shape, vectors.dtype
+        ((3, 64), dtype('float32'))
+        >>> likeness = vectors @ vectors.T
+        >>> bool(likeness[0, 1] > likeness[0, 2])
+        True
+    """
 
     @property
     def name(self) -> str:

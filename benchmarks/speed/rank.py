@@ -7,7 +7,7 @@ size; its speed does not depend on its weights, so its head is a random one. inf
 
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -25,43 +25,32 @@ from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
 from adcascade.vectors.encoder import embedded_model_path
 from adcascade.wire import ad_to_wire, user_to_wire
 from benchmarks.speed.flops import token_layers
-from benchmarks.speed.interleaved_timing import Contender, Progress, Turns, interleave
+from benchmarks.speed.interleaved_timing import Contender, Progress, interleave
 from benchmarks.speed.machine import Machine, describe
 from benchmarks.speed.models import JOIN_LAYER, kept_ranker, movielens_files
 from benchmarks.speed.peers import PeerMissing, RerankPeer, rerank_peer
-from benchmarks.speed.results import BenchResult, Entry, TargetResult
+from benchmarks.speed.rank_results import (
+    AGAIN,
+    COLD,
+    CROSS_ENCODER,
+    EMPTY_CALL,
+    INFINITY,
+    WARM,
+    RankCase,
+    entries,
+    of_quality,
+    verdicts,
+)
+from benchmarks.speed.results import BenchResult, Entry
 from benchmarks.speed.servers import served
 from benchmarks.speed.texts import real_ads, recombined_ads, user_of_tokens
 from ranking.artifact import ModelVersion
 from ranking.inputs.text import render_ad, render_user
 from ranking.runtime.backends import BACKENDS
 
-CROSS_ENCODER, INFINITY, EMPTY_CALL = "CrossEncoder.predict", "infinity-emb", "empty gRPC call"
-# Each round brings another user; the second of these brings new ads as well, the last the same user once more.
-WARM, COLD, AGAIN = "AdCascade", "AdCascade, new ads", "AdCascade, same user again"
 _MADE_ADS = 10**7
-_AUC_MARGIN = 0.002
 _WARM_UP, _EXPLAINED = 1, 9
 _TIMEOUT_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class RankCase:
-    """One request: so many candidates, for a user of about so many tokens.
-
-    Attributes:
-        warm_target, cold_target: times faster than the cross-encoder that it should be; 0 for no target.
-    """
-
-    candidates: int
-    user_tokens: int
-    warm_target: float = 0.0
-    cold_target: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """As tables show it."""
-        return f"{self.candidates:,} candidates, user of {self.user_tokens} tokens"
 
 
 CASES = (
@@ -111,7 +100,7 @@ def bench_rank(
     root, ranker = kept_ranker(kept, files, join_layer=settings.join_layer, seed=settings.seed)
     machine = describe()
     slow = _cross_encoder()
-    entries: list[Entry] = []
+    found: list[Entry] = []
     remarks: list[str] = []
     empty: list[float] = []
     fresh = recombined_ads(sources, _MADE_ADS, settings.seed)
@@ -131,13 +120,13 @@ def bench_rank(
             empty.append(turns.milliseconds(EMPTY_CALL).median)
             floors = _floors(asked, ranker, machine, empty[-1])
             remarks.append(f"{case.name}, {WARM}, medians: {_where_time_goes(asked, channel)}")
-            entries += _entries(case, turns, floors)
+            found += entries(case, turns, floors)
     return BenchResult(
         bench="rank",
         machine=machine,
         settings={**asdict(settings), "chosen_backend": chosen},
-        entries=entries,
-        verdicts=[*_verdicts(cases, entries), *_of_quality(ranker)],
+        entries=found,
+        verdicts=[*verdicts(cases, found), *of_quality(ranker.spec.exports)],
         floors={EMPTY_CALL: min(empty)},
         peers={} if peer is None else {peer.name: peer.version},
         missing=missing,
@@ -249,66 +238,6 @@ def _where_time_goes(asked: _Asked, channel: grpc.Channel) -> str:
         "computing": statistics.median(one.compute_ms for one in timings),
     }
     return "in the server: " + ", ".join(f"{name} {value:.1f} ms" for name, value in parts.items())
-
-
-def _entries(case: RankCase, turns: Turns, floors: Mapping[str, float]) -> list[Entry]:
-    return [
-        Entry(
-            case=case.name,
-            contender=name,
-            milliseconds=turns.milliseconds(name),
-            times_faster=None if name == CROSS_ENCODER else turns.times_faster(name, CROSS_ENCODER),
-            floor=floors[name],
-        )
-        for name in (CROSS_ENCODER, INFINITY, WARM, COLD, AGAIN)
-        if name in turns.seconds
-    ]
-
-
-def _verdicts(cases: Sequence[RankCase], entries: Sequence[Entry]) -> list[TargetResult]:
-    found = {(one.case, one.contender): one for one in entries}
-    verdicts = [
-        _faster(found[case.name, contender], found[case.name, CROSS_ENCODER], target)
-        for case in cases
-        for contender, target in ((WARM, case.warm_target), (COLD, case.cold_target))
-        if target
-    ]
-    by_count = {case.candidates: found[case.name, WARM].milliseconds.median for case in cases if case.user_tokens == 40}
-    if {100, 1000} <= by_count.keys():
-        times = by_count[1000] / by_count[100]
-        what = "1,000 candidates against 100"
-        verdicts.append(
-            TargetResult(what=what, target="under 8 times the time", reached=f"{times:.1f} times", met=times < 8)
-        )
-    return verdicts
-
-
-def _of_quality(ranker: ModelVersion) -> list[TargetResult]:
-    """What each way to run the text layers costs on the newest tenth of the log."""
-    return [
-        TargetResult(
-            what=f"AUC of {name}",
-            target=f"within {_AUC_MARGIN} of torch in float32",
-            reached=f"{parity.auc:.4f} ({parity.auc_difference:+.4f}, {parity.pairs:,} pairs)",
-            met=abs(parity.auc_difference) <= _AUC_MARGIN,
-        )
-        for name, parity in ranker.spec.exports.items()
-        if parity.auc is not None and parity.auc_difference is not None
-    ]
-
-
-def _faster(one: Entry, reference: Entry, target: float) -> TargetResult:
-    times = one.times_faster
-    assert times is not None
-    assert one.floor is not None
-    most = reference.milliseconds.median / one.floor
-    return TargetResult(
-        what=f"{one.case}: {one.contender} against {CROSS_ENCODER}",
-        target=f"at least {target:g} times faster",
-        reached=f"{times.median:.1f} times ({times.low:.1f} to {times.high:.1f})",
-        met=times.median >= target,
-        why=f"an empty call, and its matrix products alone at this machine's best rate, allow {most:.0f} times",
-    )
 
 
 def _cross_encoder() -> CrossEncoder:

@@ -7,7 +7,7 @@ from benchmarks.speed.display import machine_line
 from benchmarks.speed.results import BenchResult
 
 _GPU = ("gpu-search", "gpu-embed", "gpu-rank", "gpu-train")
-BENCHES = ("rank", "build", "retrieve", "load", "soak", "attack", "train", "fuzz", *_GPU)
+BENCHES = ("rank", "build", "retrieve", "load", "soak", "gateway", "attack", "train", "fuzz", *_GPU)
 
 
 def kept_results(folder: Path) -> list[BenchResult]:

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import Integers
-from adcascade.records.history import Window, merged
-from adcascade.vectors.encoder import EMBEDDED
 from adcascade.records.datasets.movielens import DatasetFiles
+from adcascade.records.history import Window, merged
+from adcascade.training.loop import Loop
+from adcascade.training.stage import Plan, StageContext
+from adcascade.vectors.encoder import EMBEDDED
 from benchmarks.speed.interleaved_timing import Progress
 from ranking.data.behaviour_rows import BehaviourRows
 from ranking.data.dataset import Dataset, load_dataset
 from ranking.model.behaviour import BehaviourModel
 from ranking.runtime.hardware import choose_device
 from ranking.training.behaviour import train_behaviour
-from ranking.training.loop import Loop
 from ranking.training.options import TrainOptions
-from ranking.training.stage import Plan, StageContext
 from ranking.training.train import begin
 
 # Of (impression, event) pairs in one pass over users one by one, and rows of a step.

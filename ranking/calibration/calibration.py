@@ -22,6 +22,15 @@ class Calibration(BaseModel):
         beta: a, b, c of logit = a ln p - b ln(1 - p) + c.
         points: (logit, probability) of isotonic, rising.
         log_loss: cross-validated log loss of each method that was compared, in nats.
+
+    Example:
+        >>> import numpy as np
+        >>> from ranking.calibration.calibration import Calibration
+        >>> logits = np.array([-1.0, 0.0, 1.0])
+        >>> Calibration().probability(logits).round(3).tolist()
+        [0.269, 0.5, 0.731]
+        >>> Calibration(method="platt", slope=0.5, intercept=-1.0).probability(logits).round(3).tolist()
+        [0.182, 0.269, 0.378]
     """
 
     model_config = ConfigDict(frozen=True)

@@ -81,6 +81,7 @@ def thinned_labels(log: ClickLog, groups: Integers, rows: Integers, rate: float,
     """The given rows, of whose impressions without a click only about a share `rate` is kept."""
     if rate >= 1:
         return Labels(rows, log.clicks, log.conversions, log.impressions, groups)
+    # Of n impressions without a click, each stays with probability `rate`: Binomial(n, rate) of them, [log rows].
     others: npt.NDArray[np.int64] = np.random.default_rng(seed).binomial(log.impressions - log.clicks, rate)
     impressions = log.clicks + others
     return Labels(rows[impressions[rows] > 0], log.clicks, log.conversions, impressions, groups, -float(np.log(rate)))

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from adcascade.reports.interval import Interval, interval_of
-from ranking.evaluation.metrics import METRICS, Sample
+from adcascade.reports.interval import Interval, bootstrap
+from ranking.evaluation.metrics import METRICS, Sample, Weights
 
 # What two models are compared by, on the same draws.
 COMPARED = ("auc", "log_loss")
@@ -34,24 +32,19 @@ def with_intervals(samples: Mapping[str, Sample], *, resamples: int = 200, seed:
     Args:
         samples: Model name to what it said; the rows are the same.
     """
-    some = next(iter(samples.values()))
-    units = int(some.units.max()) + 1
-    generator = np.random.default_rng(seed)
-    drawn: dict[tuple[str, str], list[float]] = {(model, name): [] for model in samples for name in METRICS}
-    for _ in range(resamples):
-        weights = np.bincount(generator.integers(0, units, units), minlength=units)[some.units].astype(np.float64)
-        for model, sample in samples.items():
-            for name, metric in METRICS.items():
-                drawn[model, name].append(metric(sample, weights))
-    ones = np.ones(len(some.units))
-    values = {(model, name): METRICS[name](sample, ones) for model, sample in samples.items() for name in METRICS}
-    first = next(iter(samples))
+    first, *others = samples
+    units = samples[first].units
 
-    def difference(model: str, name: str) -> Interval:
-        draws = np.array(drawn[first, name]) - np.array(drawn[model, name])
-        return interval_of(values[first, name] - values[model, name], draws)
+    def statistic(drawn: Weights) -> list[float]:
+        weights = drawn[units]
+        values = {
+            model: {name: of(sample, weights) for name, of in METRICS.items()} for model, sample in samples.items()
+        }
+        differences = [values[first][name] - values[model][name] for model in others for name in COMPARED]
+        return [value for of_model in values.values() for value in of_model.values()] + differences
 
+    found = iter(bootstrap(statistic, int(units.max()) + 1, resamples=resamples, seed=seed))
     return Intervals(
-        {model: {name: interval_of(values[model, name], drawn[model, name]) for name in METRICS} for model in samples},
-        {model: {name: difference(model, name) for name in COMPARED} for model in samples if model != first},
+        {model: {name: next(found) for name in METRICS} for model in samples},
+        {model: {name: next(found) for name in COMPARED} for model in others},
     )

@@ -3,8 +3,8 @@
 Rows are aggregated: each has a number of impressions and of clicks among them (1 and 0 or 1 in a row-level log). Every
 metric takes the weight of each row, so that a bootstrap draw is nothing but other weights.
 
-Rows of equal score stand in no order: metrics of an order are their expectation over all orders of these (McSherry and
-Najork, ECIR 2008), so that a constant model gets what chance gives, whatever the order of the log.
+Rows of equal score stand in no order: metrics of an order are their expectation over all orders of these (see
+`adcascade.reports.ranking_metrics`), so that a constant model gets what chance gives, whatever the order of the log.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from adcascade.records.clicks import Integers
-from adcascade.towers.evaluation.metrics import expected_reciprocal_rank
+from ranking.evaluation.request_metrics import RequestMetrics, members
 
 Probabilities = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]
@@ -50,76 +50,15 @@ class Sample:
         """AUC within each unit that has both classes (NaN elsewhere) and the unit's impressions, [units]."""
         count = int(self.units.max()) + 1
         values, weights = np.full(count, np.nan), np.zeros(count)
-        for unit, rows in enumerate(_members(self.units)):
+        for unit, rows in enumerate(members(self.units)):
             values[unit] = auc(self.p_click[rows], self.clicks[rows], self.impressions[rows])
             weights[unit] = self.impressions[rows].sum()
         return values, weights
 
     @cached_property
-    def of_requests(self) -> "RequestMetrics":
+    def of_requests(self) -> RequestMetrics:
         """Metrics of the order within each request."""
-        return RequestMetrics.of(self)
-
-
-@dataclass(frozen=True)
-class RequestMetrics:
-    """Metrics of the order within each request, float64 [requests]; NaN where the request has no click to rank.
-
-    Attributes:
-        unit: of the request's rows.
-        ndcg_5, ndcg_10: with clicks as gains (Järvelin and Kekäläinen 2002).
-        mrr: 1 / rank of the first click.
-        concordant, pairs: pairs of rows with different click rates, and how many are in the right order (half for
-            equal scores).
-    """
-
-    unit: Integers
-    ndcg_5: Probabilities
-    ndcg_10: Probabilities
-    mrr: Probabilities
-    concordant: Probabilities
-    pairs: Probabilities
-
-    @classmethod
-    def of(cls, sample: Sample) -> "RequestMetrics":
-        """Looks at one request after the other."""
-        lines = []
-        for rows in _members(sample.requests):
-            ctr, scores = sample.clicks[rows] / sample.impressions[rows], sample.p_click[rows]
-            lines.append((sample.units[rows[0]], *_order_metrics(ctr, scores)))
-        columns = [np.array(column) for column in zip(*lines, strict=True)]
-        return cls(*columns)
-
-
-def _order_metrics(ctr: Probabilities, scores: Probabilities) -> tuple[float, float, float, float, float]:
-    """nDCG@5, nDCG@10, reciprocal rank, concordant pairs and pairs of one request."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])) + 1, len(ctr))  # of the rows of each score, best first
-    ideal = np.sort(ctr)[::-1]
-    ndcg_5 = ndcg_10 = mrr = np.nan
-    if ideal[0] > 0 and len(ctr) > 1:
-        discount = 1 / np.log2(np.arange(2, len(ctr) + 2))
-        sizes = np.diff(ends, prepend=0)
-        expected = np.repeat(np.add.reduceat(ctr[order], ends - sizes) / sizes, sizes)
-        ndcg_5, ndcg_10 = (float((expected[:k] @ discount[:k]) / (ideal[:k] @ discount[:k])) for k in (5, 10))
-        mrr = _expected_mrr(ctr[order] > 0, ends)
-    first, second = np.triu_indices(len(ctr), 1)
-    truth, said = np.sign(ctr[first] - ctr[second]), np.sign(scores[first] - scores[second])
-    differ = truth != 0
-    concordant = ((truth == said) + 0.5 * (said == 0))[differ].sum()
-    return ndcg_5, ndcg_10, mrr, float(concordant), float(differ.sum())
-
-
-def _expected_mrr(clicked: npt.NDArray[np.bool_], ends: Integers) -> float:
-    """1 / rank of the first clicked row; `ends` are those of the rows of each score, best first."""
-    best = int(np.searchsorted(ends, np.argmax(clicked), side="right"))
-    start, end = int(ends[best - 1]) if best else 0, int(ends[best])
-    return expected_reciprocal_rank(start, end - start, int(clicked[start:end].sum()))
-
-
-def _members(codes: Integers) -> list[Integers]:
-    """Rows of each code, from 0 to the highest; all codes occur."""
-    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        return RequestMetrics.of(self.p_click, self.clicks / self.impressions, self.units, self.requests)
 
 
 # ---- metrics of rows
@@ -278,28 +217,6 @@ def _mean(values: Probabilities, weights: Weights) -> float:
 
 
 MetricFunction = Callable[[Sample, Weights], float]
-
-
-def pair_accuracies(
-    scores: Probabilities, clicks: Integers, impressions: Integers, requests: Integers
-) -> tuple[float, float]:
-    """Share of pairs of a request in the right order: of all that differ in CTR, and of those that differ for certain.
-
-    The second are pairs with |z| > 1.96 in the test of two proportions with a pooled variance.
-    """
-    right: list[npt.NDArray[np.float64]] = []
-    certain: list[npt.NDArray[np.bool_]] = []
-    for rows in _members(np.unique(requests, return_inverse=True)[1]):
-        first, second = (rows[place] for place in np.triu_indices(len(rows), 1))
-        pooled = (clicks[first] + clicks[second]) / (impressions[first] + impressions[second])
-        variance = pooled * (1 - pooled) * (1 / impressions[first] + 1 / impressions[second])
-        difference = clicks[first] / impressions[first] - clicks[second] / impressions[second]
-        said = np.sign(scores[first] - scores[second])
-        differ = difference != 0
-        right.append(((np.sign(difference) == said) + 0.5 * (said == 0))[differ])
-        certain.append((np.abs(difference) > 1.96 * np.sqrt(variance))[differ])
-    all_right, all_certain = np.concatenate(right), np.concatenate(certain)
-    return float(all_right.mean()), float(all_right[all_certain].mean()) if all_certain.any() else float("nan")
 
 
 METRICS: Mapping[str, MetricFunction] = {

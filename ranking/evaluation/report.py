@@ -14,9 +14,9 @@ from ranking.evaluation.results import RANKER, TEACHER, Evaluation, TextFit, Tra
 
 if TYPE_CHECKING:
     from adcascade.reports.interval import Interval
+    from adcascade.training.stage import OnProgress, TrainingProgress
     from ranking.data.log_report import Day, LogFacts
     from ranking.spec import ExportParity
-    from ranking.training.stage import OnProgress, TrainingProgress
 
 _STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
 # Columns of the table in a terminal; all metrics are in the report and in the JSON.

@@ -150,7 +150,8 @@ def _decayed(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.
 
 
 def _decayed_impressions_log(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
-    return np.log1p(_decayed(key, half_life, inputs)[0])
+    logs: npt.NDArray[np.float64] = np.log1p(_decayed(key, half_life, inputs)[0])
+    return logs
 
 
 def _decayed_ctr_logit(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
@@ -167,6 +168,7 @@ def _ad_age_log(inputs: FeatureInputs) -> npt.NDArray[np.float64]:
 
 
 def _hours_log(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # ln (1 + hours); what is still to come counts as now, NaN stays
     return np.log1p(np.maximum(seconds, 0) / 3600)
 
 
@@ -279,5 +281,6 @@ def time_gap_buckets(seconds: npt.NDArray[np.float64], ends: Sequence[float] = T
     Returns:
         int64 of the shape of `seconds`, 0 to the number of `ends` + 1.
     """
+    # Class n: ends[n - 2] <= seconds < ends[n - 1]; the first begins at 0, the last has no end.
     classes = 1 + np.searchsorted(ends, np.abs(seconds), side="right")
     return np.where(np.isnan(seconds), UNKNOWN_TIME_GAP, classes).astype(np.int64)

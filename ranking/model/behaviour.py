@@ -81,7 +81,7 @@ class BehaviourModel(nn.Module):
         """What `forward` says of impressions of many users, in one pass: each text is projected once."""
         texts = torch.cat([self.text(batch.texts.vectors), self._ids(batch.texts.buckets)], dim=1)
         both = F.embedding(torch.cat([batch.shown, batch.events]), texts)
-        by_text, ids = both.split(self.text.out_features, dim=1)
+        by_text, ids = both.split(self.text.out_features, dim=1)  # type: ignore[no-untyped-call]
         ads, events = (by_text + self._some(ids)).split([len(batch.shown), len(batch.events)])
         if not batch.tiles:
             nothing = ads.new_zeros(len(ads), self._heads + 1)
@@ -94,7 +94,9 @@ class BehaviourModel(nn.Module):
         found = [self._attend_tile(batch, tile, queries, keys_values, kept) for tile in batch.tiles]
         # One row more is for impressions without a past.
         table = torch.cat([*found, found[0].new_zeros(1, found[0].shape[1])])
-        attended, event_value = F.embedding(batch.places, table).split([ads.shape[1], self._heads + 1], dim=1)
+        attended, event_value = F.embedding(batch.places, table).split(  # type: ignore[no-untyped-call]
+            [ads.shape[1], self._heads + 1], dim=1
+        )
         return self._logits(batch.dense, batch.context, ads, attended, event_value)
 
     def _logits(
@@ -120,6 +122,7 @@ class BehaviourModel(nn.Module):
         known = positions > 0
         if known.any():
             mean = (self.of_position(positions) * impressions)[known].sum() / impressions[known].sum()
+            # effect_p - mean for each place p, and + mean in the bias: the sum of both is what it was.
             self.positions.weight[1:] -= mean
             self.wide.bias.add_(mean)
 
@@ -144,26 +147,29 @@ class BehaviourModel(nn.Module):
         return ids * (torch.rand(len(ids), device=ids.device) >= _DROP_IDS)[:, None]
 
     def _attend(self, texts: Tensor, ads: Tensor, history: History) -> tuple[Tensor, Tensor]:
-        """What the candidates find in the history, [impressions, width], and how it was liked, [impressions, heads]."""
+        """What candidates find in the history, [impressions, width], and how it was liked, [impressions, heads + 1]."""
         # DIN with multi-head attention and a place for "nothing" beside the events e of candidate c:
         #   score_h(c, e) = q_h(c) k_h(e) / sqrt(size) + gap_h(c, e)      for the learned heads,
         #   score(c, e)   = inverse_temperature cos(c, e) + gap(c, e)     for the head of similarity,
         #   weights       = softmax over events and nothing, of which the share of nothing is then dropped.
         events = self._ads(history.ads)  # [events, width]
+        # [heads, events, size] each, queries [heads, impressions, size]
         keys = self._split(self.key(events))
         values = self._split(self.value(self.dropout(events) + self.types(history.types)))
         queries = self._split(self.query(ads))
         learned = queries @ keys.transpose(1, 2) / math.sqrt(queries.shape[2])
-        similarity = self.inverse_temperature * (texts @ history.ads.vectors.T)
+        similarity = self.inverse_temperature * (texts @ history.ads.vectors.T)  # [impressions, events]
         seen = history.seen
         if self.training:
             seen = seen & (torch.rand(history.types.shape, device=seen.device) >= _DROP_EVENTS)
         # [heads + 1, impressions, events]
         scores = torch.cat([learned, similarity[None]]) + self.gaps(history.gaps).permute(2, 0, 1)
-        nothing = self.null_logit[:, None, None].expand(-1, len(ads), 1)
+        nothing = self.null_logit[:, None, None].expand(-1, len(ads), 1)  # [heads + 1, impressions, 1]
         scores = torch.cat([scores.masked_fill(~seen, float("-inf")), nothing], dim=2)
         weights = scores.softmax(dim=2)[:, :, :-1]
+        # [heads, impressions, size] to [impressions, width]
         attended = (weights[: self._heads] @ values).transpose(0, 1).flatten(1)
+        # sum over events of weight * value of its type: [heads + 1, impressions, 1] to [impressions, heads + 1]
         event_value = (weights @ self.event_value(history.types))[:, :, 0].transpose(0, 1)
         return attended, event_value
 

@@ -68,6 +68,7 @@ class AdPass(nn.Module):
         if not self.keeps_keys:
             return hidden
         keys, values = self.model.projected(hidden)
+        # [ads, 2 hidden] in front of [ads, tokens, 2 hidden]
         first = torch.cat([hidden[:, 0], self.model.mean_state(hidden, rows.mask)], dim=1)
         return torch.cat([first[:, None], torch.cat([keys, values], dim=2)], dim=1)
 
@@ -92,6 +93,7 @@ class JoinPass(nn.Module):
         user = UserStates(list(keys.unbind(0)), list(values.unbind(0)))
         if not self._keeps_keys:
             return self.model.add([user], [_ALL], kept, mask, dense)[0]
+        # Row 0: [cls; mean state]; rows 1 to tokens: [keys; values], each half `hidden` wide (see `AdPass.forward`).
         hidden = kept.shape[2] // 2
         first, rows = kept[:, 0], kept[:, 1:]
         cls = self.model.top(first[:, :hidden], rows[..., :hidden], rows[..., hidden:], mask[:, 1:], user)

@@ -89,6 +89,7 @@ class TextVectors(nn.Module):
 
     def forward(self, rows: TokenRows) -> Tensor:
         """float32 [rows, width]; [CLS] and [SEP] do not count, a text without words is a vector of zeros."""
+        # Words are tokens 1 .. length - 2. (sum over words of e - n center) = n (mean of e - center): of one direction.
         mask = rows.mask & (torch.arange(rows.ids.shape[1], device=rows.ids.device) > 0)
         mask &= torch.arange(rows.ids.shape[1], device=rows.ids.device) < rows.lengths[:, None] - 1
         words = self._embeddings[0](rows.ids) * mask[..., None]
@@ -207,6 +208,7 @@ class SharedUserCrossEncoder(nn.Module):
         by_head = queries.view(ads, self._heads, -1).transpose(0, 1)  # [heads, ads, size]
         # All ads meet the user's keys in one product: [heads, ads, size] @ [heads, size, user tokens].
         to_user = (by_head @ user.keys[0]).transpose(0, 1)
+        # [ads, tokens, heads, size] summed over size, to [ads, heads, tokens].
         # A query a head and ad: products of so small matrices are slower than multiplying and adding up.
         to_self = (keys * queries[:, None]).view(ads, tokens, self._heads, -1).sum(dim=3).transpose(1, 2)
         to_self = to_self.masked_fill(~mask[:, None], float("-inf"))
@@ -286,13 +288,16 @@ def _attend_both(
     """
     ads, heads, tokens, size = queries.shape
     queries = queries / math.sqrt(size)
+    # [heads, ads * query tokens, size] @ [heads, size, user tokens] to [ads, heads, query tokens, user tokens]
     flat = queries.transpose(0, 1).reshape(heads, ads * tokens, size)
     to_user = (flat @ user.keys[depth]).view(heads, ads, tokens, -1).transpose(0, 1)
+    # [ads, heads, query tokens, ad tokens]
     to_self = (queries @ keys.transpose(2, 3)).masked_fill(~mask, float("-inf"))
     weights = torch.cat([to_user, to_self], dim=-1).softmax(dim=-1)
     weights = F.dropout(weights, dropout) if dropout else weights
     user_tokens = to_user.shape[-1]
     on_user, on_self = weights[..., :user_tokens], weights[..., user_tokens:]
+    # [heads, ads * query tokens, user tokens] @ [heads, user tokens, size]
     from_user = on_user.transpose(0, 1).reshape(heads, ads * tokens, -1) @ user.values[depth]
     both: Tensor = from_user.view(heads, ads, tokens, size).transpose(0, 1) + on_self @ values
     return both

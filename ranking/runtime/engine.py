@@ -62,6 +62,23 @@ class RankingEngine:
 
     Attributes:
         backend: what runs the text layers; None if nothing does, or if they are those of a plain cross-encoder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from adcascade.records.ads import read_catalog
+        >>> from adcascade.records.users import Context, UserProfile
+        >>> from ranking.artifact import load_version
+        >>> from ranking.inputs.prepare import prepare
+        >>> from ranking.runtime.engine import RankingEngine
+        >>> from ranking.runtime.engine_settings import EngineSettings
+        >>> from ranking.store import open_store
+        >>> store = open_store(Path("data/model"))
+        >>> engine = RankingEngine(load_version(store, store.current()), EngineSettings(device="cpu"))
+        >>> user, ads = UserProfile(interests="trail running"), read_catalog(Path("examples/ads.jsonl")).ads[:10]
+        >>> asked = prepare(user, Context(device="phone"), ads, None, skip_unknown=False)
+        >>> (answer,) = engine.rank([asked.query])
+        >>> answer.p_click.shape, bool(((answer.p_click > 0) & (answer.p_click < 1)).all())
+        ((10,), True)
     """
 
     def __init__(self, loaded: ModelVersion, settings: EngineSettings) -> None:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
+from adcascade.training.loop import Loop
+from adcascade.training.stage import Plan, StageContext, StageResult
 from ranking.data.behaviour_rows import ROWS_PER_PASS, BehaviourRows, behaviour_logits
 from ranking.data.dataset import Dataset
 from ranking.data.labels import Labels, all_labels
 from ranking.data.user_units import UserUnits
 from ranking.model.behaviour import BehaviourModel
-from ranking.training.loop import Loop
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
 from ranking.training.options import BehaviourOptions, CommonOptions
-from ranking.training.stage import Plan, StageContext, StageResult
 
 _EMA_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
@@ -48,7 +48,7 @@ def train_behaviour(
         is_new: Whether nothing has been learned yet; the model then begins with the CTR of the training part.
 
     Raises:
-        ModelError: The loss is not a number.
+        TrainingError: The loss is not a number.
     """
     if is_new:
         nn.init.constant_(model.wide.bias, math.log(data.prior_ctr / (1 - data.prior_ctr)))

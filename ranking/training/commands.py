@@ -83,9 +83,9 @@ def train_command(
     A training that was killed is taken up again by the same command. To train in several processes, start it with
     torchrun --standalone --nproc-per-node N -m pipeline.cli train ...
     """
+    from adcascade.training.workers import is_first_worker
     from ranking.data.dataset import load_dataset
     from ranking.training.run import REPORT_FILE, help_to_train, train_and_save
-    from ranking.training.workers import is_first_worker
 
     rejected_file = (rejected or out / REJECTED_FILE) if is_first_worker() else None
     data = load_dataset(

@@ -5,9 +5,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from adcascade.reports.page import never_at_the_cost_of
+from adcascade.training.stage import OnProgress, TrainingProgress
 from ranking.errors import ModelError
 from ranking.evaluation.results import CurvePoint
-from ranking.training.stage import OnProgress, TrainingProgress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

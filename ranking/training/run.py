@@ -1,6 +1,5 @@
 """A training from data to a committed model version with its report."""
 
-import hashlib
 import json
 import math
 import shutil
@@ -9,12 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
 from adcascade.reports.page import never_at_the_cost_of
 from adcascade.terminal.progress import working
+from adcascade.training.checkpoint import unfinished_folder
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.data.dataset import Dataset
 from ranking.evaluation.evaluate import evaluate
@@ -40,6 +38,7 @@ def train_and_save(
 
     Raises:
         ModelError: The base model cannot be used.
+        TrainingError: The loss is not a number.
         ArtifactError: `out` cannot be written.
     """
     store, options = open_store(out), _with_exact_versions(options)
@@ -116,7 +115,7 @@ def _report(
 
 
 def help_to_train(data: Dataset, out: Path, options: TrainOptions) -> None:
-    """Does this process's share of a training that another one shows and saves (see `ranking.training.workers`)."""
+    """Does this process's share of a training that another one shows and saves (see `adcascade.training.workers`)."""
     exact = _with_exact_versions(options)
     train(data, exact, checkpoints=_unfinished(data, out, exact))
 
@@ -127,19 +126,7 @@ def _with_exact_versions(options: TrainOptions) -> TrainOptions:
 
 
 def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
-    return out / "unfinished" / _fingerprint(data, options)
-
-
-def _fingerprint(data: Dataset, options: TrainOptions) -> str:
-    """Of everything that the weights depend on."""
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {data.training_sha256} {len(data.ads)}".encode())
-    for numbers in (data.log.position, data.log.utc_offset):
-        digest.update(numbers.astype(np.int64).tobytes())
-    for name, column in (*sorted(data.keys.items()), *sorted(data.log.context.items())):
-        digest.update(f"{name} {len(column.names)} ".encode("utf-8", "surrogatepass"))
-        digest.update("\0".join(column.names.to_pylist()).encode() + column.codes.tobytes())
-    for name, user in sorted(data.users.items()):
-        digest.update(f"{name} {user!r}".encode("utf-8", "surrogatepass"))
-    settings = options.but(tensorboard=None).flags
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
+    """The folder of the checkpoints, by everything that the weights depend on."""
+    settings = json.dumps(options.but(tensorboard=None).flags, sort_keys=True, default=str)
+    columns = data.log.position, data.log.utc_offset, data.keys, data.log.context
+    return unfinished_folder(out, FORMAT_VERSION, data.training_sha256, len(data.ads), *columns, data.users, settings)

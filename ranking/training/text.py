@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
+from adcascade.training.loop import Loop
+from adcascade.training.stage import Plan, StageContext, StageResult
 from ranking.artifact import RankerModel
 from ranking.data.dataset import Dataset
 from ranking.data.labels import all_labels
@@ -16,10 +18,8 @@ from ranking.data.scorer import Scorer
 from ranking.data.text_batches import BatchMaker, LabelledBatch, make_blocks
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.training.distill import DistillationLoss
-from ranking.training.loop import Loop
 from ranking.training.lora import add_adapters, merge_adapters
 from ranking.training.options import CommonOptions, TextOptions
-from ranking.training.stage import Plan, StageContext, StageResult
 
 
 def train_text(
@@ -40,7 +40,7 @@ def train_text(
         lessons: Of a teacher, to be learned beside the labels.
 
     Raises:
-        ModelError: The loss is not a number.
+        TrainingError: The loss is not a number.
     """
     labels, everything = data.labels(common), all_labels(data.log, data.groups)
     weights = _trained(model, options) | _bridge(lessons)

@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
+from adcascade.training.checkpoint import checkpoint_file
+from adcascade.training.stage import OnProgress, StageContext, StageResult
+from adcascade.training.workers import join_workers, worker_device
 from ranking.artifact import ModelVersion, Ranker, RankerModel, check_lengths, default_join_layer, load_base
 from ranking.calibration.calibrate import fit_calibration, fit_conversions
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
@@ -29,11 +32,9 @@ from ranking.training.behaviour import train_behaviour
 from ranking.training.distill import keep_layers, make_lessons
 from ranking.training.losses import GROUP_LOSSES
 from ranking.training.options import BaseOptions, BehaviourOptions, TrainOptions
-from ranking.training.stage import OnProgress, StageContext, StageResult
 from ranking.training.text import train_text, validation_blocks
 from ranking.training.trees import train_trees
 from ranking.training.versions import load_named
-from ranking.training.workers import join_workers, worker_device
 
 Logits = npt.NDArray[np.float64]
 
@@ -71,7 +72,8 @@ def train(
     Raises:
         InputError: The training part holds no click, or nothing but clicks.
         ArtifactError: The version to start from is not there, or damaged.
-        ModelError: The base model or an option cannot be used, or the loss is not a number.
+        ModelError: The base model or an option cannot be used.
+        TrainingError: The loss is not a number.
     """
     _check(options)
     _check_clicks(data)
@@ -110,7 +112,7 @@ def train(
     )
 
 
-def _trees(data: Dataset, start: _Start) -> BoostedTrees | None:
+def _trees(data: Dataset, start: Start) -> BoostedTrees | None:
     """Boosted trees of the training part, where they help the network on the validation part."""
     network = behaviour_logits(start.ranker.model.behaviour, start.rows, data.split.valid)
     return train_trees(data, start.rows.dense, network.click.double().numpy())
@@ -127,17 +129,13 @@ def _batch_maker(data: Dataset, start: Start, known: BehaviourLogits, device: to
 def _first_part(whole: StageContext, options: BehaviourOptions, checkpoints: Path | None) -> StageContext:
     """Of the behaviour part: its share of the time."""
     seconds = None if whole.seconds is None else options.share * whole.seconds
-    return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "behaviour"))
+    return replace(whole, seconds=seconds, checkpoint=checkpoint_file(checkpoints, "behaviour"))
 
 
 def _rest(whole: StageContext, behaviour: StageResult, checkpoints: Path | None) -> StageContext:
     """Of the text layers: the time that the behaviour part left."""
     seconds = None if whole.seconds is None else max(0.0, whole.seconds - behaviour.seconds)
-    return replace(whole, seconds=seconds, checkpoint=_checkpoint(checkpoints, "text"))
-
-
-def _checkpoint(checkpoints: Path | None, stage: str) -> Path | None:
-    return None if checkpoints is None else checkpoints / f"{stage}.safetensors"
+    return replace(whole, seconds=seconds, checkpoint=checkpoint_file(checkpoints, "text"))
 
 
 def _weights_sha256(model: RankerModel) -> str:

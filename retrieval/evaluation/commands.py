@@ -2,15 +2,27 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adcascade.terminal.console import Console
-from adcascade.terminal.options import Json, MaxRejected, Newest, Rejected, Users, VectorsFolder
+from adcascade.terminal.options import (
+    Json,
+    MaxRejected,
+    Newest,
+    Rejected,
+    Report,
+    RetrievalBaselines,
+    Users,
+    VectorsFolder,
+)
 from adcascade.terminal.progress import build_progress, working
 from adcascade.towers.training.commands import Ads, Clicks, Split, show_joined
 from adcascade.vectors.vector_store import default_folder, remembering
+
+if TYPE_CHECKING:
+    from retrieval.evaluation.results import RetrievalEvaluation
 
 
 def evaluate_retrieval_command(
@@ -20,13 +32,11 @@ def evaluate_retrieval_command(
     users: Users = None,
     split: Split = "time",
     seed: Annotated[int, typer.Option(help="Of a split by ad; give that of the training.")] = 0,
-    baselines: Annotated[
-        bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")
-    ] = True,
+    baselines: RetrievalBaselines = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     rejected: Rejected = None,
-    report: Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")] = None,
+    report: Report = None,
     vectors: VectorsFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -38,7 +48,6 @@ def evaluate_retrieval_command(
     from adcascade.towers.training.data import load_retrieval_data
     from adcascade.vectors.bulk_encoder import in_bulk
     from retrieval.evaluation.evaluate import evaluate_retrieval
-    from retrieval.evaluation.report import evaluation_tables
     from retrieval.loading import load_published
 
     if report is not None:
@@ -68,11 +77,17 @@ def evaluate_retrieval_command(
         found = evaluate_retrieval(
             data, retriever, with_baselines=baselines, progress=lambda done, total: progress("ask", done, total)
         )
-    if as_json:
-        print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
-    else:
-        Console().print(evaluation_tables(found), highlight=False)
+    _show(found, as_json)
     if report is not None:
         with never_at_the_cost_of("the figures above hold", "The same command draws it again"):
             write_page(report, found, f"Retrieval, index version {retriever.index.loaded.version}")
             console.print(f"Report with plots: {report}", highlight=False, soft_wrap=True)
+
+
+def _show(found: "RetrievalEvaluation", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))  # noqa: T201
+        return
+    from retrieval.evaluation.report import evaluation_tables
+
+    Console().print(evaluation_tables(found), highlight=False)

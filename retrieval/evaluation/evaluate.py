@@ -26,7 +26,8 @@ from retrieval.evaluation.baselines import UNPERSONAL, baselines
 from retrieval.evaluation.evaluator import RetrievalEvaluator, ranks_in
 from retrieval.evaluation.results import CURVE, RECALLS, RETRIEVAL, ZERO_SHOT, RetrievalEvaluation, Slice
 from retrieval.interests import Interests, InterestSettings, TextInterests
-from retrieval.retriever import MAX_K, Query, Retrieved, Retriever
+from retrieval.query import MAX_K, Query, Retrieved
+from retrieval.retriever import Retriever
 
 log = logging.getLogger(__name__)
 

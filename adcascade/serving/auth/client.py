@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +60,30 @@ class SecureChannel(grpc.Channel):
 
     Args:
         security: Files; read now and when they change.
-        open_with: Opens a channel with the credentials, or a plain one if they are None.
+        open_with: Opens a channel with the credentials, or a plain one if they are None. One of `grpc.aio` makes calls
+            that are awaited; its event loop is then the one in which methods are called.
+        close_with: Closes such a channel; may be called in any thread.
 
     Raises:
         StartupError: A file cannot be used.
     """
 
     def __init__(
-        self, security: ClientSecurity, open_with: Callable[[grpc.ChannelCredentials | None], grpc.Channel]
+        self,
+        security: ClientSecurity,
+        open_with: Callable[[grpc.ChannelCredentials | None], Any],
+        close_with: Callable[[Any], object] = methodcaller("close"),
     ) -> None:
-        self._open_with = open_with
+        self._open_with, self._close_with = open_with, close_with
         self._token = _watch_token(security)
         self._files = _watch_certificates(security)
         self._lock = threading.Lock()
-        self._retiring: list[tuple[threading.Timer, grpc.Channel]] = []
+        self._retiring: list[tuple[threading.Timer, Any]] = []
         self._used = self._files.generation if self._files else 0
         self._current = open_with(_credentials(self._files))
         self._closed = False
 
-    def current(self) -> grpc.Channel:
+    def current(self) -> Any:
         """The channel to call on now."""
         if self._files is not None and self._files.generation != self._used:
             self._renew(self._files)
@@ -89,7 +95,7 @@ class SecureChannel(grpc.Channel):
                 return
             self._used = files.generation
             before, self._current = self._current, self._open_with(_credentials(files))
-            timer = threading.Timer(_RETIRE_SECONDS, before.close)
+            timer = threading.Timer(_RETIRE_SECONDS, self._close_with, [before])
             timer.daemon = True
             timer.start()
             self._retiring = [pair for pair in self._retiring if pair[0].is_alive()] + [(timer, before)]
@@ -130,10 +136,10 @@ class SecureChannel(grpc.Channel):
                 files.close()
         with self._lock:
             self._closed = True
-            for timer, channel in self._retiring:
-                timer.cancel()
-                channel.close()
-            self._current.close()
+        for timer, channel in self._retiring:
+            timer.cancel()
+            self._close_with(channel)
+        self._close_with(self._current)
 
     def __enter__(self) -> "SecureChannel":
         return self
@@ -145,9 +151,9 @@ class SecureChannel(grpc.Channel):
 class _Callable:
     """A method of the server, on whichever connection is current."""
 
-    def __init__(self, owner: SecureChannel, make: Callable[[grpc.Channel], Any]) -> None:
+    def __init__(self, owner: SecureChannel, make: Callable[[Any], Any]) -> None:
         self._owner, self._make = owner, make
-        self._made: tuple[grpc.Channel, Any] | None = None
+        self._made: tuple[Any, Any] | None = None
 
     def _now(self) -> Any:
         channel = self._owner.current()

@@ -1,8 +1,8 @@
 """Where the ads that users clicked next stand among all, and what that is worth. Plain functions of arrays.
 
 Ads of equal score stand in no order: each metric is its expectation over all orders of these, drawn anew for each user
-(McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied scores",
-ECIR 2008). Whoever scores all ads alike gets what chance gives, whatever the order of the catalog.
+(`adcascade.reports.ranking_metrics`). Whoever scores all ads alike gets what chance gives, whatever the order of the
+catalog.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
-from adcascade.reports.interval import Interval, interval_of
+from adcascade.reports import ranking_metrics
+from adcascade.reports.interval import Interval, bootstrap
 
 Floats = npt.NDArray[np.float64]
 # The place of an ad that a list does not hold.
@@ -78,21 +79,23 @@ def recall_at(places: Sequence[Places], k: int) -> Floats:
 
 
 def ndcg_at(places: Sequence[Places], k: int) -> Floats:
-    """Normalised discounted cumulative gain of each user's first `k` (Järvelin and Kekäläinen 2002)."""
-    discounts = 1 / np.log2(np.arange(k) + 2)
-    total = np.r_[0.0, np.cumsum(discounts)]  # of the first places
-
-    def gain(of_user: Places) -> float:
-        ends = np.minimum(of_user.first + of_user.tied, k)
-        starts = np.minimum(of_user.first, k)
-        return float(((total[ends] - total[starts]) / of_user.tied).sum() / total[min(k, len(of_user))])
-
-    return np.array([gain(of_user) for of_user in places])
+    """Normalised discounted cumulative gain of each user's first `k`, with clicks as gains."""
+    first, tied, users = _joined(places)
+    return ranking_metrics.ndcg(np.ones(len(first)), first, tied, users, k)
 
 
 def reciprocal_rank(places: Sequence[Places]) -> Floats:
     """1 / place (from 1) of each user's first clicked ad; their mean is the MRR."""
-    return np.array([expected_reciprocal_rank(*of_user.leading()) for of_user in places])
+    first, tied, users = _joined(places)
+    return ranking_metrics.reciprocal_rank(np.ones(len(first), np.bool_), first, tied, users)
+
+
+def _joined(places: Sequence[Places]) -> tuple[Integers, Integers, Integers]:
+    """`first`, `tied` and the user's number of the clicked ads of all users, int64 [clicked]."""
+    nothing = np.empty(0, np.int64)
+    first = np.concatenate([nothing, *(of_user.first for of_user in places)])
+    tied = np.concatenate([nothing, *(of_user.tied for of_user in places)])
+    return first, tied, np.repeat(np.arange(len(places)), [len(of_user) for of_user in places])
 
 
 def hit_at(places: Sequence[Places], k: int) -> Floats:
@@ -102,27 +105,9 @@ def hit_at(places: Sequence[Places], k: int) -> Floats:
         first, tied, clicked = of_user.leading()
         if k <= first:
             return 0.0
-        return 1.0 - float(none_before(tied, clicked)[min(k - first, tied)])
+        return 1.0 - float(ranking_metrics.none_before(tied, clicked)[min(k - first, tied)])
 
     return np.array([chance(of_user) for of_user in places])
-
-
-def expected_reciprocal_rank(first: int, tied: int, clicked: int) -> float:
-    """1 / place (from 1) of the first clicked one of `tied` ads in random order, the best of them at place `first`."""
-    if tied == 1:
-        return 1 / (1 + first)
-    missed = none_before(tied, clicked)
-    return float(((missed[:-1] - missed[1:]) / (1 + first + np.arange(tied))).sum())
-
-
-def none_before(tied: int, clicked: int) -> Floats:
-    """The chance that none of `clicked` of `tied` ads is among the first 0, 1, ... `tied`, float64 [tied + 1].
-
-    C(tied - n, clicked) / C(tied, clicked) for the first n: hypergeometric, without a factorial.
-    """
-    left = np.arange(tied, 0, -1, dtype=np.float64)  # ads left before each draw
-    none: Floats = np.r_[1.0, np.cumprod(np.clip((left - clicked) / left, 0.0, 1.0))]
-    return none
 
 
 @dataclass(frozen=True)
@@ -156,5 +141,6 @@ def shown_first(scores: npt.NDArray[np.float32], seen: Integers, k: int) -> Show
 def with_interval(values: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """The mean of one value a user; users are drawn with replacement."""
     column = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).multinomial(len(column), np.full(len(column), 1 / len(column)), resamples)
-    return interval_of(float(column.mean()), draws @ column / len(column))
+    return bootstrap(lambda drawn: [float(drawn @ column) / len(column)], len(column), resamples=resamples, seed=seed)[
+        0
+    ]

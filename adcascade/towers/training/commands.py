@@ -4,6 +4,7 @@ What loads a model library is imported where it is used, so that ``--help`` answ
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,7 +30,8 @@ from adcascade.vectors.vector_store import default_folder, remembering
 
 if TYPE_CHECKING:
     from adcascade.towers.artifact import TowerSpec
-    from adcascade.towers.training.train import TowerReport, Watch
+    from adcascade.towers.training.train import TowerReport
+    from adcascade.training.stage import OnProgress, TrainingProgress
 
 Ads = Annotated[Path, typer.Option(help="Catalog: Parquet, JSONL or CSV, or a folder of such files.")]
 Clicks = Annotated[
@@ -72,9 +74,11 @@ def train_retrieval_command(
     """Train the two towers of retrieval on a click log: one puts ads, the other users, into one space.
 
     Then give them to a build: adcascade build --ads ADS --towers OUT --out INDEX. The towers are trained twice: first
-    without the newest rows, which choose how much recent popularity counts and how a user's interests share the
-    candidates, then on all rows but those kept back for a test. Towers that find less than popularity, recent
-    popularity or the likeness of texts are kept, but not published, and the exit code is 3.
+    without the newest rows, which choose how much recent popularity counts, then on all rows but those kept back for a
+    test. Towers that find less than popularity, recent popularity or the likeness of texts are kept, but not published,
+    and the exit code is 3.
+
+    A training that was killed is taken up again by the same command.
     """
     from adcascade.towers.training.data import load_retrieval_data
     from adcascade.towers.training.train import train_and_save
@@ -160,17 +164,18 @@ def warnings_of(spec: "TowerSpec") -> list[str]:
 
 
 @contextmanager
-def training_progress() -> Iterator["Watch"]:
+def training_progress() -> Iterator["OnProgress"]:
     """A bar for each of the two trainings, on standard error."""
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    columns_of_time = (TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns_of_time = (TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn())
     with LongWork(*columns, *columns_of_time) as bars:
         tasks = {}
 
-        def show(stage: str, done: float, loss: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES[stage], total=1.0, loss=loss)
-            bars.update(tasks[stage], completed=done, loss=loss)
+        def show(step: "TrainingProgress") -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bars.add_task(_STAGES[step.stage], total=1.0, loss="")
+            loss = "" if math.isnan(step.training_loss) else f"loss {step.training_loss:.3f}"
+            bars.update(tasks[step.stage], completed=step.done, loss=loss)
 
         yield show
 
@@ -203,7 +208,7 @@ def report_table(report: "TowerReport") -> Table:
     rows = {
         "learned from": f"{report.events:,} events of {report.users:,} users, {report.ads_clicked:,} ads clicked",
         "trained": "; ".join(f"{_PURPOSE[stage]}: {said}" for stage, said in passes.items()),
-        "vectors": f"{spec.shape.interests} of {spec.shape.width} numbers per user, and a bias",
+        "vectors": f"{spec.shape.width} numbers per user, and a bias",
         **{f"recall@{k}": line for k, line in compared_lines(spec)},
         "vectors alone": f"recall@100 {recall} numbers (all users of the rows that chose)",
         "encoder": spec.encoder_name,

@@ -1,8 +1,7 @@
-"""Steps of AdamW over both towers. Knows no files and no metrics."""
+"""What a step teaches both towers, and how they are trained with it. Knows no files and no metrics."""
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,14 @@ from adcascade.towers.training.batches import AdSample, AdSampler, Catalog, Step
 from adcascade.towers.training.loss import softmax_loss
 from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.sequences import Sequences
+from adcascade.training.loop import Loop
+from adcascade.training.stage import Plan, StageContext
 from adcascade.vectors.errors import BuildError
 
-# Told (steps done, steps in all, loss).
-Watch = Callable[[float, float], None]
+_ALONE = StageContext(lambda _: None)
 
 _KEEP_ATTRIBUTES, _KEEP_CONTEXT = 0.5, 0.75
+# Shares: of the training over which the learning rate rises, and of the highest rate that it does not fall below.
 _WARMUP, _LOWEST_RATE = 0.1, 0.02
 # How many times faster than matrices single numbers are learned.
 _NUMBERS_RATE = 30.0
@@ -64,60 +65,62 @@ def fit_towers(
     attributes: Tensor,
     shape: TowerShape,
     options: TowerOptions,
-    watch: Watch = lambda *_: None,
+    context: StageContext = _ALONE,
+    stage: str = "train",
 ) -> Fitted:
-    """Trains both towers from nothing.
+    """Trains both towers from nothing, or goes on where a killed training of the same stage was.
 
     Args:
         sequences: Events to learn from.
         attributes: Of each user of `sequences`, see `batches.attributes_of`.
-        watch: Told the share of the training that is done, 0 to 1, and the loss of the last step.
+        context: Who watches, and where the checkpoint lies.
+        stage: Its name, for those who watch.
 
     Raises:
-        BuildError: The loss is not a number, or there was none at all.
+        BuildError: There is nothing to learn from.
+        TrainingError: The loss is not a number.
     """
     torch.manual_seed(options.seed)
-    generator = np.random.default_rng(options.seed)
     towers = Towers(shape, options.dropout, options.event_dropout)
     clicks = _clicks(sequences, len(catalog))
+    if not clicks.any() and not options.impression_weight:
+        raise BuildError("no click of the training part came after anything that it could be foretold from")
     _begin_with_popularity(towers, catalog, clicks)
     sampler = AdSampler(clicks, options)
-    optimizer = torch.optim.AdamW(_groups(towers, options))
     steps_of_pass = math.ceil(len(sequences.users) / options.users_per_step)
-    started, made, passes, done = time.monotonic(), 0, 0, 0.0
+
+    def batches(epoch: int) -> Iterator[Step]:
+        return steps(sequences, attributes, options, np.random.default_rng([options.seed, epoch]))
+
+    def loss(step: Step) -> tuple[Tensor, float]:
+        generator = np.random.default_rng(int(torch.randint(2**62, ())))  # torch's own is seeded anew for every step
+        return _loss(towers, catalog, step, sampler, options, generator), 1.0  # a mean over moments already
+
+    plan = _plan(towers, options, options.epochs * steps_of_pass, stage, context)
+    loop: Loop[Step] = Loop(
+        plan, dict(towers.named_parameters()), _groups(towers, options), None, context.watch, context.workers
+    )
     towers.train()
-    while done < 1 and passes < options.epochs:
-        for step in steps(sequences, attributes, options, generator):
-            for group in optimizer.param_groups:
-                group["lr"] = group["highest"] * _rate(done)
-            loss = _loss(towers, catalog, step, sampler, options, generator)
-            if not torch.isfinite(loss):
-                raise BuildError("the training loss is not a number; lower --learning-rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-            optimizer.step()
-            made += 1
-            share = made / (options.epochs * steps_of_pass)
-            done = _done(share, time.monotonic() - started, options.max_minutes)
-            watch(done, float(loss.detach()))
-            if share < 1 <= done:
-                break
-        else:
-            passes += 1
-    if not made:
-        raise BuildError("no click of the training part came after anything that it could be foretold from")
+    result = loop.run(batches, loss)
     _adopt_unseen_types(towers, sequences)
-    seconds = time.monotonic() - started
-    return Fitted(towers.eval(), Passes(made=passes, planned=options.epochs, steps=made, seconds=seconds))
+    made = result.steps // steps_of_pass
+    passes = Passes(made=made, planned=options.epochs, steps=result.steps, seconds=result.seconds)
+    return Fitted(towers.eval(), passes)
 
 
-def _done(share: float, seconds: float, max_minutes: float | None) -> float:
-    return share if max_minutes is None else max(share, seconds / 60 / max(max_minutes, 1e-9))
-
-
-def _rate(done: float) -> float:
-    return min(1.0, (done + 0.005) / _WARMUP) * max(_LOWEST_RATE, 0.5 * (1 + math.cos(math.pi * done)))
+def _plan(towers: Towers, options: TowerOptions, steps: int, stage: str, context: StageContext) -> Plan:
+    return Plan(
+        stage=stage,
+        steps=steps,
+        seconds=context.seconds,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        warmup_share=_WARMUP,
+        lowest_rate=_LOWEST_RATE,
+        checkpoint=context.checkpoint,
+        identity=f"{context.identity} {towers.sha256}",
+        too_fast="lower --learning-rate",
+    )
 
 
 def _clicks(sequences: Sequences, ads: int) -> Integers:
@@ -142,9 +145,9 @@ def _groups(towers: Towers, options: TowerOptions) -> list[dict[str, Any]]:
     others = [one for one in towers.parameters() if not any(one is other for other in (*decaying, *numbers))]
     rate = options.learning_rate
     return [
-        {"params": decaying, "weight_decay": options.weight_decay, "highest": rate},
-        {"params": others, "weight_decay": 0.0, "highest": rate},
-        {"params": numbers, "weight_decay": 0.0, "highest": _NUMBERS_RATE * rate},
+        {"params": decaying, "weight_decay": options.weight_decay, "lr": rate},
+        {"params": others, "weight_decay": 0.0, "lr": rate},
+        {"params": numbers, "weight_decay": 0.0, "lr": _NUMBERS_RATE * rate},
     ]
 
 
@@ -175,7 +178,7 @@ def _loss(
     if widths:
         short = 1 + int(generator.choice(widths))
         loss = loss + _SHORT_WEIGHT * softmax_loss(
-            interests[..., :short], vectors[:, :short], targets, seen, sample.log_q
+            interests[:, :short], vectors[:, :short], targets, seen, sample.log_q
         )
     return loss
 
@@ -189,8 +192,8 @@ def _with_hard_negatives(
     pool = np.unique(generator.integers(0, len(catalog), _LOOKED_THROUGH * wanted))
     pool = np.setdiff1d(pool, sample.ads, assume_unique=True)
     rows = torch.from_numpy(pool)
-    nearest = torch.einsum("mid,ad->mia", interests, towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]))
-    hard = pool[nearest.amax(dim=(0, 1)).topk(min(wanted, len(pool))).indices.numpy()]
+    nearest = interests @ towers.ads.vectors(catalog.texts[rows], catalog.buckets[rows]).T
+    hard = pool[nearest.amax(dim=0).topk(min(wanted, len(pool))).indices.numpy()]
     ads = np.concatenate([sample.ads, hard])
     order = np.argsort(ads)
     return AdSample(ads[order], torch.cat([sample.log_q, torch.zeros(len(hard))])[torch.from_numpy(order)])

@@ -8,18 +8,17 @@ from torch.nn import functional as F
 def softmax_loss(interests: Tensor, vectors: Tensor, targets: Tensor, seen: Tensor, log_q: Tensor | None) -> Tensor:
     """Mean over moments of the cross entropy between what followed and a softmax over the ads not seen before.
 
-    A user with several interests scores an ad by the nearest of them, as the search does. Where the ads are a sample,
-    the logit of each is lowered by the log of its chance to be in it (Bengio and Senecal 2008; Yi et al. 2019), or
-    popular ads would be pushed away for being drawn often.
+    Where the ads are a sample, the logit of each is lowered by the log of its chance to be in it (Bengio and Senecal
+    2008; Yi et al. 2019), or popular ads would be pushed away for being drawn often.
 
     Args:
-        interests: [moments, interests, dimension].
+        interests: [moments, dimension].
         vectors: of the ads, [ads, dimension].
         targets: weights of the ads that followed, 0 for others, [moments, ads].
         seen: ads that cannot follow any more, bool [moments, ads].
         log_q: log of each ad's chance to be in the sample, [ads]; None if these are all ads.
     """
-    scores = torch.einsum("mid,ad->mia", interests, vectors).amax(dim=1)
+    scores = interests @ vectors.T
     if log_q is not None:
         scores = scores - log_q
     scores = scores.masked_fill(seen, -torch.inf)

@@ -16,7 +16,6 @@ class TowerOptions:
     """How to train; the help of each field says what it does, and ``adcascade train-retrieval --help`` shows it."""
 
     width: int = _option(_MODEL, 96, "Numbers per vector, without the popularity bias.", min=8)
-    interests: int = _option(_MODEL, 1, "Interest vectors per user.", min=1, max=4)
     layers: int = _option(_MODEL, 1, "Transformer layers over a user's events; 0 for sums alone.", min=0)
     heads: int = _option(_MODEL, 4, "Attention heads of each layer; must divide the width.", min=1)
     history: int = _option(_MODEL, 150, "Newest events of a user that are read.", min=1)

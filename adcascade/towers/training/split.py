@@ -18,7 +18,7 @@ class TowerSplit:
 
     Attributes:
         fit: what the towers are trained on to choose by `tune`.
-        tune: later rows, by which weights of popularity and quotas are chosen.
+        tune: later rows, by which weights of popularity are chosen.
         train: what the towers are then trained on anew, once all is chosen.
         test: rows that no training sees; empty if all rows train.
     """

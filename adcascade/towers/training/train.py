@@ -1,7 +1,7 @@
 """Towers from a click log: train, choose on later rows, train anew on all of them, keep as a version."""
 
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from adcascade.towers.artifact import TowerSpec, TrainedTowers, novelty, save_to
 from adcascade.towers.evaluation.holdout import HeldOut, held_out
 from adcascade.towers.findings import FIRST, Passes, Spread
 from adcascade.towers.model import Towers, TowerShape
-from adcascade.towers.store import open_store
+from adcascade.towers.store import FORMAT_VERSION, open_store
 from adcascade.towers.training.batches import Catalog, attributes_of, catalog_of
 from adcascade.towers.training.data import RetrievalData
 from adcascade.towers.training.fit import fit_towers
@@ -24,11 +24,10 @@ from adcascade.towers.training.fit_ease import fit_ease, neighbour_scores
 from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.sequences import Sequences, sequences_of
 from adcascade.towers.training.tune import Choice, SideScores, interests_of, tune
+from adcascade.training.checkpoint import checkpoint_file, unfinished_folder
+from adcascade.training.stage import OnProgress, StageContext
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.errors import BuildError
-
-# Told (which training, share of it that is done, loss of the last step).
-Watch = Callable[[str, float, float], None]
 
 _QUERIES = 500
 _SPREAD_USERS = 100
@@ -52,18 +51,32 @@ class TowerReport:
 
 
 def train_towers(
-    data: RetrievalData, encoder: TextEncoder, options: TowerOptions, watch: Watch = lambda *_: None
+    data: RetrievalData,
+    encoder: TextEncoder,
+    options: TowerOptions,
+    watch: OnProgress = lambda _: None,
+    *,
+    checkpoints: Path | None = None,
 ) -> TrainedTowers:
-    """Trains towers on `data.split`.
+    """Trains towers on `data.split`: the stage "choose", then the stage "train".
+
+    Args:
+        checkpoints: Folder that a killed training of the same data and options goes on from; None for no checkpoints.
 
     Raises:
         InputError: Too few users clicked anything to learn from, or to choose by.
-        BuildError: The options do not fit together, or the loss is not a number.
+        BuildError: The options do not fit together.
+        TrainingError: The loss is not a number.
     """
     _check(options)
-    half = replace(options, max_minutes=None if options.max_minutes is None else options.max_minutes / 2)
-    choice, chosen_in = _chosen(data, half, watch)
-    fitted = _fitted(data, data.split.train, half, lambda *at: watch("train", *at))
+    seconds = None if options.max_minutes is None else 60 * options.max_minutes / 2
+    identity = "" if checkpoints is None else checkpoints.name
+    first, second = (
+        StageContext(watch, checkpoint=checkpoint_file(checkpoints, stage), seconds=seconds, identity=identity)
+        for stage in ("choose", "train")
+    )
+    choice, chosen_in = _chosen(data, options, first)
+    fitted = _fitted(data, data.split.train, options, second, "train")
     neighbours = fit_ease(fitted.sequences, data.ad_ids, options)
     queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
     spec = TowerSpec(
@@ -75,7 +88,6 @@ def train_towers(
         popularity_weights=tuple(choice.weights.popularity.tolist()),
         exploration=options.exploration,
         neighbour_weight=choice.weights.neighbours,
-        interest_quota=choice.interest_quota,
         recall=choice.recall,
         training=asdict(options),
         training_sha256=data.training_sha256,
@@ -96,9 +108,11 @@ def train_and_save(
     *,
     publish: bool = True,
     publish_anyway: bool = False,
-    watch: Watch = lambda *_: None,
+    watch: OnProgress = lambda _: None,
 ) -> TowerReport:
     """Trains towers and keeps them as a version under `root`. Raises what `train_towers` does, and ArtifactError.
+
+    A training that was killed is taken up again by the next one of the same data and options.
 
     Args:
         publish: Make the version the one that builds take, unless something that needs no training finds more (see
@@ -106,14 +120,15 @@ def train_and_save(
         publish_anyway: Also then.
     """
     started = time.perf_counter()
-    store = open_store(root)
+    store, unfinished = open_store(root), _unfinished(data, encoder, root, options)
     with store.begin() as draft:
-        trained = train_towers(data, encoder, options, watch)
+        trained = train_towers(data, encoder, options, watch, checkpoints=unfinished)
         save_towers(draft.path, trained)
         store.commit(draft, trained.spec.model_dump(mode="json"))
     published = publish and (publish_anyway or not trained.spec.better_than())
     if published:
         store.publish(draft.version)
+    shutil.rmtree(unfinished, ignore_errors=True)
     sequences = sequences_of(data.log, data.split.train, data.number_of)
     clicked = data.split.train[data.log.clicks[data.split.train] > 0]
     return TowerReport(
@@ -127,11 +142,17 @@ def train_and_save(
     )
 
 
+def _unfinished(data: RetrievalData, encoder: TextEncoder, root: Path, options: TowerOptions) -> Path:
+    """The folder of the checkpoints, by everything that the weights depend on."""
+    split, log = data.split, data.log
+    rows = data.training_sha256, split.fit, split.tune, split.train, log.conversions, log.context
+    ads = encoder.sha256, data.ad_ids, data.texts
+    return unfinished_folder(root, FORMAT_VERSION, *ads, *rows, data.users, asdict(options))
+
+
 def _check(options: TowerOptions) -> None:
     if options.width % options.heads:
         raise BuildError(f"--width {options.width} cannot be divided among {options.heads} heads")
-    if not 1 <= options.interests <= 4:
-        raise BuildError(f"a user has 1 to 4 interests, not {options.interests}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,7 @@ class _Fitted:
     passes: Passes
 
 
-def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[Choice, Passes]:
+def _chosen(data: RetrievalData, options: TowerOptions, context: StageContext) -> tuple[Choice, Passes]:
     split = data.split
     judged = held_out(data.log, split.fit, split.tune, data.number_of)
     if not len(judged):
@@ -153,7 +174,7 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[C
         raise InputError(
             "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
         )
-    fitted = _fitted(data, split.fit, options, lambda *at: watch("choose", *at))
+    fitted = _fitted(data, split.fit, options, context, "choose")
     sequences = fitted.sequences
     popularity = PopularitySnapshot.of(data.log.take(split.fit))
     novel = options.exploration * novelty(popularity.impressions(data.ad_ids))
@@ -164,9 +185,7 @@ def _chosen(data: RetrievalData, options: TowerOptions, watch: Watch) -> tuple[C
     return tune(fitted.towers, fitted.catalog, judged, data.users, beside, options.seed), fitted.passes
 
 
-def _fitted(
-    data: RetrievalData, rows: Integers, options: TowerOptions, watch: Callable[[float, float], None]
-) -> _Fitted:
+def _fitted(data: RetrievalData, rows: Integers, options: TowerOptions, context: StageContext, stage: str) -> _Fitted:
     sequences = sequences_of(data.log, rows, data.number_of)
     if not (data.log.clicks[rows] > 0).any() or not len(sequences.users):
         raise InputError("the training part of the log has no clicks of known users to learn from")
@@ -176,12 +195,11 @@ def _fitted(
         layers=options.layers,
         heads=options.heads,
         history=options.history,
-        interests=options.interests,
         id_buckets=_id_buckets(len(data.ads)),
     )
     catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].compact().names.to_pylist()), data.texts, shape)
     attributes = attributes_of(data.users, list(sequences.users))
-    fitted = fit_towers(sequences, catalog, attributes, shape, options, watch)
+    fitted = fit_towers(sequences, catalog, attributes, shape, options, context, stage)
     return _Fitted(fitted.towers, catalog, sequences, fitted.passes)
 
 
@@ -196,7 +214,7 @@ def _drawn(sequences: Sequences, seed: int) -> Integers:
 
 
 def _interests(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vectors:
-    """Interest vectors of users as they are now, float32 [users, interests, dimension]."""
+    """Interest vectors of users as they are now, float32 [users, dimension]."""
     users = [fitted.sequences.users[place] for place in places.tolist()]
     nothing = [np.empty(0, np.int64)] * len(users)
     nowhere = [Context()] * len(users)
@@ -207,15 +225,14 @@ def _interests(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vector
 
 def _queries(fitted: _Fitted, places: Integers, data: RetrievalData) -> Vectors:
     """Interest vectors of some users, float32 [queries, dimension]."""
-    vectors = _interests(fitted, places, data)
-    return np.ascontiguousarray(vectors.reshape(-1, vectors.shape[2])[:_QUERIES])
+    return np.ascontiguousarray(_interests(fitted, places, data))
 
 
 def _spread(trained: TrainedTowers, fitted: _Fitted, data: RetrievalData, seed: int) -> Spread:
     """Of what users of the log would get now, with all that is added when it is served."""
     places = _drawn(fitted.sequences, seed)[:_SPREAD_USERS]
     interests, vectors = _interests(fitted, places, data), trained.ad_vectors(data.ad_ids, data.texts)
-    scores = np.max([interests[:, one] @ vectors.T for one in range(interests.shape[1])], axis=0)
+    scores = interests @ vectors.T
     if trained.neighbours is not None:
         item_scores = neighbour_scores(trained.neighbours, fitted.sequences, data.ad_ids)[places].toarray()
         scores += trained.spec.neighbour_weight * item_scores

@@ -1,4 +1,4 @@
-"""What the validation part decides: weights of popularity and neighbours, quota of interests; and recall by width."""
+"""What the validation part decides: weights of popularity and neighbours; and recall by width."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,20 +13,17 @@ from adcascade.records.clicks import Integers
 from adcascade.records.popularity import FEATURES
 from adcascade.records.users import EventType, UserProfile
 from adcascade.towers.evaluation.holdout import HeldOut
-from adcascade.towers.evaluation.metrics import NOT_FOUND, Places, ranks_of, recall_at, with_interval
+from adcascade.towers.evaluation.metrics import ranks_of, recall_at, with_interval
 from adcascade.towers.findings import CUT_OFFS, Lead, TowerComparison
-from adcascade.towers.interest_merge import merge
 from adcascade.towers.model import EVENT_TYPES, Towers, UserEvents, attribute_buckets
 from adcascade.towers.training.batches import Catalog, attributes_of, padded, user_events
 from adcascade.towers.training.fit import short_widths
 from adcascade.towers.training.score_weights import ScoreWeights, fit_score_weights
-from adcascade.vectors.exact_search import exact_search
 
 # How many times louder than the likelihood of the clicks says, neighbours may be: it weighs every click alike, and
 # those far down the list, where neighbours know nothing, are many. Still louder, and new ads, which have no neighbours
 # yet, would hardly be found.
 _LOUDER = (0, 1, 2, 3)
-_QUOTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Enough to choose a handful of numbers by; more would only take memory.
 MAX_USERS, _MAX_ADS = 1000, 50_000
 _USERS_AT_ONCE = 64
@@ -39,7 +36,6 @@ class Choice:
     """What was chosen; see `tower_artifact.TowerSpec`."""
 
     weights: ScoreWeights
-    interest_quota: float
     recall: dict[int, float]
     compared: TowerComparison
 
@@ -63,7 +59,7 @@ class SideScores:
 def interests_of(
     towers: Towers, catalog: Catalog, judged: HeldOut, profiles: dict[str, UserProfile]
 ) -> npt.NDArray[np.float32]:
-    """Interest vectors of the users, float32 [users, interests, 1 + width]."""
+    """Interest vectors of the users, float32 [users, 1 + width]."""
     attributes = attributes_of(profiles, list(judged.users))
     contexts = torch.from_numpy(attribute_buckets([context.values for context in judged.contexts]))
     found = []
@@ -98,7 +94,7 @@ def tune(
         beside: as of the end of the rows that the towers were trained on.
 
     Returns:
-        The weights and the quota; the recall of each width is that of the vectors alone, without neighbours, and that
+        The weights; the recall of each width is that of the vectors alone, without neighbours, and that
         of `compared` is of all together.
     """
     generator = np.random.default_rng(seed)
@@ -136,22 +132,15 @@ def tune(
         {name: recalls(of_all) for name, of_all in others.items()},
         len(known),
     )
-    by_quota = {quota: _recall(interests, vectors, clicked, seen, quota) for quota in _QUOTAS}
-    quota = max(by_quota, key=lambda one: by_quota[one]) if interests.shape[1] > 1 else 0.0
-    recall = {
-        width: _recall(interests[..., : 1 + width], vectors[:, : 1 + width], clicked, seen, quota) for width in widths
-    }
-    return Choice(weights, quota, recall, compared)
+    recall = {width: _recall(_scores(interests, vectors, width), clicked, seen, _K) for width in widths}
+    return Choice(weights, recall, compared)
 
 
 def _scores(
     interests: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], width: int
 ) -> npt.NDArray[np.float32]:
-    """Of the nearest interest of each user, with vectors cut to a width, float32 [users, ads]."""
-    cut = np.ascontiguousarray(vectors[:, : 1 + width]).T
-    scores: npt.NDArray[np.float32] = np.max(
-        [interests[:, place, : 1 + width] @ cut for place in range(interests.shape[1])], axis=0
-    )
+    """Of vectors cut to a width, float32 [users, ads]."""
+    scores: npt.NDArray[np.float32] = interests[:, : 1 + width] @ np.ascontiguousarray(vectors[:, : 1 + width]).T
     return scores
 
 
@@ -183,8 +172,13 @@ def _places(ads: Integers, some: Integers) -> Integers:
 
 def _found(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers]) -> float:
     """Mean of recall@10 and recall@100."""
+    return (_recall(scores, clicked, seen, 10) + _recall(scores, clicked, seen, _K)) / 2
+
+
+def _recall(scores: npt.NDArray[np.float32], clicked: list[Integers], seen: list[Integers], k: int) -> float:
+    """Mean recall@k of the users."""
     places = [ranks_of(*of_user) for of_user in zip(scores, clicked, seen, strict=True)]
-    return float(recall_at(places, 10).mean() + recall_at(places, _K).mean()) / 2
+    return float(recall_at(places, k).mean())
 
 
 def _compared(
@@ -209,25 +203,3 @@ def _compared(
 def _lead(differences: npt.NDArray[np.float64]) -> Lead:
     found = with_interval(differences)
     return Lead(value=found.value, low=found.low, high=found.high)
-
-
-def _recall(
-    interests: npt.NDArray[np.float32],
-    vectors: npt.NDArray[np.float32],
-    clicked: list[Integers],
-    seen: list[Integers],
-    quota: float,
-) -> float:
-    """Mean recall@100 of what the interests find together."""
-    wanted = min(len(vectors), _K + max(map(len, seen), default=0))
-    count = interests.shape[1]
-    vectors = np.ascontiguousarray(vectors)
-    rows = exact_search(vectors, np.ascontiguousarray(interests.reshape(-1, interests.shape[2])), wanted)
-    rows = rows.reshape(len(interests), count, wanted)
-    places = []
-    for user, (ads, before) in enumerate(zip(clicked, seen, strict=True)):
-        scores = np.einsum("id,ind->in", interests[user], vectors[rows[user]])
-        merged = merge(scores, rows[user], np.full(count, quota / count), _K, set(before.tolist()))
-        place_of = {row: place for place, (row, _, _) in enumerate(merged)}
-        places.append(Places.known([place_of.get(ad, NOT_FOUND) for ad in ads.tolist()]))
-    return float(recall_at(places, _K).mean())

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from adcascade.records.datasets.movielens import DatasetFiles
+from adcascade.training.stage import TrainingProgress
 from benchmarks.architectures import LITTLE_TEXT, unseen_ads
 from benchmarks.speed.gpu.card import describe_with_card, faster
 from benchmarks.speed.interleaved_timing import Progress, Spread
@@ -13,7 +14,6 @@ from benchmarks.speed.results import BenchResult, Entry
 from ranking.data.dataset import Dataset
 from ranking.training.behaviour import rows_per_step
 from ranking.training.options import TrainOptions
-from ranking.training.stage import TrainingProgress
 from ranking.training.train import train
 
 _STAGES = ("behaviour", "text")

@@ -9,12 +9,12 @@ from datetime import timedelta
 
 import pytest
 import torch
-from test_ranking_loop import PLAN
+from test_training_loop import PLAN
 from torch import distributed, multiprocessing, nn
 
+from adcascade.training.loop import Loop
+from adcascade.training.workers import Workers
 from ranking.store import open_store
-from ranking.training.loop import Loop
-from ranking.training.workers import Workers
 
 INPUTS = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = INPUTS @ torch.tensor([1.0, -2.0, 0.5])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranking.training.workers import Workers
+from adcascade.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,14 @@ class Plan:
         stage: its name, for those who watch.
         steps: how many, at most.
         seconds: wall-clock limit, None for none. With a limit the learning rate follows the clock.
-        validate_every: steps between validations.
+        validate_every: steps between validations, where there is a loss to validate by.
         patience: validations without improvement after which the stage ends.
         accumulate: batches that make one step.
         ema_decay: of the running average of the weights (Polyak and Juditsky 1992), which is then what is
             validated and kept; None keeps the weights themselves.
+        warmup_steps: over which the learning rate rises, but no more than a tenth of all.
+        warmup_share: share of the stage, by steps or by the clock, over which it rises, in place of `warmup_steps`.
+        lowest_rate: share of the highest learning rate that it does not fall below.
         checkpoint: file of the checkpoint, None for none; written every `checkpoint_every` steps.
         identity: of the training; a checkpoint with another one is not taken up.
     """
@@ -27,12 +30,15 @@ class Plan:
     stage: str
     steps: int
     seconds: float | None
-    validate_every: int
-    patience: int
     weight_decay: float
     seed: int
+    validate_every: int = 50
+    patience: int = 3
     accumulate: int = 1
     ema_decay: float | None = None
+    warmup_steps: int = 50
+    warmup_share: float | None = None
+    lowest_rate: float = 0.02
     checkpoint: Path | None = None
     checkpoint_every: int = 100
     identity: str = ""
@@ -45,9 +51,9 @@ class TrainingProgress:
 
     Attributes:
         done: share of the stage, 0 to 1.
-        training_loss: mean since the last validation, NaN before the first step.
+        training_loss: mean since the last validation, or of this step where nothing validates; NaN before the first.
         validation_loss: None unless this step was validated.
-        best_loss: lowest validation loss so far.
+        best_loss: lowest validation loss so far; NaN where nothing validates.
     """
 
     stage: str
@@ -77,6 +83,8 @@ class StageContext:
 @dataclass(frozen=True)
 class StageResult:
     """What a stage brought: validation loss before it, and at the step that was kept (0 keeps what it began with).
+
+    Where nothing validates, the last step is kept, and the losses are NaN.
 
     Attributes:
         seconds: that it took, with those before it was killed and taken up again.

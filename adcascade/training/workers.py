@@ -1,8 +1,8 @@
 """Several processes that train one model together, as started by ``torchrun``. Knows no models.
 
 Each process takes its share of every step's batches; gradients are summed before the step, so that all keep the same
-weights. Written by hand rather than with `DistributedDataParallel`, which wraps one forward call: the ranker's passes
-over users and ads are calls of their own.
+weights. Written by hand rather than with `DistributedDataParallel`, which wraps one forward call: a model that reads
+users and ads has one for each.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Steps of AdamW with early stopping, a running average of the weights, and checkpoints. Knows no clicks.
+"""Steps of AdamW with a schedule, early stopping, a running average of the weights, and checkpoints. Knows no clicks.
 
 Everything random in a step follows from the seed and the number of the step, so that a run that was killed and taken
 up again makes the same steps as one left alone.
@@ -13,18 +13,18 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
-from ranking.errors import ModelError
-from ranking.training.checkpoint import Checkpoint, DamagedCheckpointError
-from ranking.training.stage import OnProgress, Plan, StageResult, TrainingProgress
-from ranking.training.workers import Workers
+from adcascade.training.checkpoint import Checkpoint, DamagedCheckpointError
+from adcascade.training.errors import TrainingError
+from adcascade.training.schedule import rate_factor, restore_average, running_average
+from adcascade.training.stage import OnProgress, Plan, StageResult, TrainingProgress
+from adcascade.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
-_WARMUP_STEPS = 50
-_LOWEST_RATE = 0.02
-# What a checkpoint holds of each weight, and its whole numbers.
-_KINDS = ("weight", "average", "best")
+# The whole numbers of a checkpoint.
 _COUNTS = ("step", "kept", "stale", "epoch", "in_epoch")
 
 Batch = TypeVar("Batch")
@@ -36,7 +36,8 @@ class Loop(Generic[Batch]):
     Args:
         weights: What is trained, by name.
         groups: The same as parameter groups of AdamW, each with its own learning rate.
-        validate: Loss on the validation part with the weights as they are then.
+        validate: Loss on the validation part with the weights as they are then; None where there is none, so that the
+            stage goes to its end and its last weights (or their average) are kept.
         watch: Told of every step.
     """
 
@@ -45,16 +46,16 @@ class Loop(Generic[Batch]):
         plan: Plan,
         weights: Mapping[str, nn.Parameter],
         groups: list[dict[str, Any]],
-        validate: Callable[[], float],
+        validate: Callable[[], float] | None,
         watch: OnProgress,
         workers: Workers = Workers(),  # noqa: B008 (a frozen value)
     ) -> None:
         self._plan, self._weights, self._validate, self._watch, self._workers = plan, weights, validate, watch, workers
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
-        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        by_group = [{**group, "initial_lr": group["lr"]} for group in groups]  # what a schedule that goes on reads
+        self._optimizer = torch.optim.AdamW(by_group, weight_decay=plan.weight_decay)
         self._device = next(iter(weights.values())).device
-        self._average = self._copy()
-        self._best = self._copy()
+        self._ema = None if plan.ema_decay is None else running_average(weights.values(), plan.ema_decay)
+        self._best = None if validate is None else _clones(weights)
         self._step = self._kept = self._stale = self._epoch = self._in_epoch = 0
         self._before = self._best_loss = math.nan
         self._loss_sum = self._loss_weight = 0.0
@@ -64,35 +65,40 @@ class Loop(Generic[Batch]):
     def run(
         self, batches: Callable[[int], Iterable[Batch]], loss: Callable[[Batch], tuple[Tensor, float]]
     ) -> StageResult:
-        """Trains to the end of the plan; leaves the best weights in place.
+        """Trains to the end of the plan; leaves the best weights in place, or the last where nothing validates.
 
         Args:
             batches: Makes the batches of an epoch from its number; the same ones each time it is asked.
             loss: Sum of the losses of a batch, and the weight (impressions) that it is to be divided by.
 
         Raises:
-            ModelError: The loss is not a number.
+            TrainingError: The loss is not a number.
         """
         self._last_tick = time.monotonic()
         if not self._resume():
             self._before = self._best_loss = self._validated()
-            self._report(self._before)
+            self._report(None if self._validate is None else self._before)
+        schedule = LambdaLR(
+            self._optimizer, lambda step: rate_factor(self._plan, step, self._done()), last_epoch=self._step - 1
+        )
         while not self._is_over():
             for group in itertools.islice(self._grouped(batches(self._epoch)), self._in_epoch, None):
                 self._make_step(group, loss)
                 self._tick()
                 self._in_epoch += 1
                 validated = self._step % self._plan.validate_every == 0 or self._done() >= 1.0
-                self._report(self._check() if validated else None)
+                self._report(self._check() if validated and self._validate else None)
                 self._keep_checkpoint()
+                schedule.step()
                 if self._is_over():
                     break
             else:
                 self._epoch, self._in_epoch = self._epoch + 1, 0
-        self._load_weights(self._best)
+        self._load_weights(self._now() if self._best is None else self._best)
+        kept = self._step if self._best is None else self._kept
         by_clock = self._step < self._plan.steps and self._stale < self._plan.patience
         return StageResult(
-            self._step, self._kept, self._before, self._best_loss, self._seconds, self._plan.steps, by_clock=by_clock
+            self._step, kept, self._before, self._best_loss, self._seconds, self._plan.steps, by_clock=by_clock
         )
 
     def _grouped(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
@@ -112,44 +118,31 @@ class Loop(Generic[Batch]):
         trained = [one for one in self._weights.values() if self._workers.count > 1 or one.grad is not None]
         total = self._workers.sum_gradients(trained, total.to(self._device)).cpu()
         if not torch.isfinite(total).all():
-            raise ModelError(f"the training loss is not a number; {self._plan.too_fast}")
+            raise TrainingError(f"the training loss is not a number; {self._plan.too_fast}")
         for one in trained:
             assert one.grad is not None
             one.grad /= float(total[1])
         nn.utils.clip_grad_norm_(trained, 1.0)
-        for rates, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            rates["lr"] = rate * self._rate_factor()
         self._optimizer.step()
         self._step += 1
         self._loss_sum, self._loss_weight = self._loss_sum + float(total[0]), self._loss_weight + float(total[1])
-        self._update_average()
-
-    def _rate_factor(self) -> float:
-        warmup = max(1, min(_WARMUP_STEPS, self._plan.steps // 10))
-        cosine = 0.5 * (1 + math.cos(math.pi * self._done()))
-        return min(1.0, (self._step + 1) / warmup) * max(_LOWEST_RATE, cosine)
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self._plan.ema_decay is None:
-            return
-        decay = min(self._plan.ema_decay, (1 + self._step) / (10 + self._step))
-        for name, weight in self._weights.items():
-            self._average[name].lerp_(weight, 1 - decay)
+        if self._ema is not None:
+            self._ema.update_parameters(nn.ParameterList(self._weights.values()))
 
     def _check(self) -> float:
         """Validates, and keeps the weights if they are the best so far."""
         loss = self._validated()
         self._stale = 0 if loss < self._best_loss else self._stale + 1
         if loss < self._best_loss:
-            self._best_loss, self._kept = loss, self._step
-            self._best = self._copy() if self._plan.ema_decay is None else _clones(self._average)
+            self._best_loss, self._kept, self._best = loss, self._step, _clones(self._now())
         return loss
 
     def _validated(self) -> float:
-        mine = self._copy()
-        if self._plan.ema_decay is not None:
-            self._load_weights(self._average)
+        """The validation loss, that of the first process for all; NaN where nothing validates."""
+        if self._validate is None:
+            return math.nan
+        mine = _clones(self._weights)
+        self._load_weights(self._now())
         loss = self._validate()
         self._load_weights(mine)
         return self._workers.agree(loss, self._device)
@@ -176,13 +169,26 @@ class Loop(Generic[Batch]):
         rate = float(self._optimizer.param_groups[0]["lr"])
         done = 1.0 if self._is_over() else self._done()
         self._watch(TrainingProgress(self._plan.stage, self._step, done, rate, mean, validation_loss, self._best_loss))
-        if validation_loss is not None:
+        if validation_loss is not None or self._validate is None:
             self._loss_sum = self._loss_weight = 0.0
 
     # ---- weights and checkpoints
 
-    def _copy(self) -> dict[str, Tensor]:
-        return _clones(self._weights)
+    def _now(self) -> Mapping[str, Tensor]:
+        """What would be kept at this step: the running average, or the weights themselves."""
+        return self._weights if self._ema is None else self._averages(self._ema)
+
+    def _averages(self, ema: AveragedModel) -> dict[str, Tensor]:
+        return dict(zip(self._weights, ema.module.parameters(), strict=True))
+
+    def _kinds(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a checkpoint holds of each weight."""
+        kinds: dict[str, Mapping[str, Tensor]] = {"weight": self._weights}
+        if self._ema is not None:
+            kinds["average"] = self._averages(self._ema)
+        if self._best is not None:
+            kinds["best"] = self._best
+        return kinds
 
     @torch.no_grad()
     def _load_weights(self, values: Mapping[str, Tensor]) -> None:
@@ -194,9 +200,8 @@ class Loop(Generic[Batch]):
         due = self._step % plan.checkpoint_every == 0 or self._is_over()
         if plan.checkpoint is None or not due or not self._workers.is_first:
             return
-        kinds: tuple[Mapping[str, Tensor], ...] = (self._weights, self._average, self._best)
-        named = zip(_KINDS, kinds, strict=True)
-        tensors = {f"{kind}/{name}": tensor for kind, tensors in named for name, tensor in tensors.items()}
+        kinds = self._kinds().items()
+        tensors = {f"{kind}/{name}": tensor for kind, tensors in kinds for name, tensor in tensors.items()}
         for name, weight in self._weights.items():
             state = self._optimizer.state.get(weight, {})
             tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
@@ -205,18 +210,9 @@ class Loop(Generic[Batch]):
         Checkpoint(copies, self._numbers(), plan.identity).save(plan.checkpoint)
 
     def _numbers(self) -> dict[str, float]:
-        return {
-            "step": self._step,
-            "kept": self._kept,
-            "stale": self._stale,
-            "epoch": self._epoch,
-            "in_epoch": self._in_epoch,
-            "before": self._before,
-            "best_loss": self._best_loss,
-            "loss_sum": self._loss_sum,
-            "loss_weight": self._loss_weight,
-            "seconds": self._seconds,
-        }
+        numbers = {name: getattr(self, f"_{name}") for name in (*_COUNTS, "loss_sum", "loss_weight", "seconds")}
+        of_validation = {"before": self._before, "best_loss": self._best_loss}
+        return numbers if self._validate is None else numbers | of_validation
 
     def _resume(self) -> bool:
         """Goes on from the checkpoint, if there is one that this training wrote."""
@@ -238,7 +234,7 @@ class Loop(Generic[Batch]):
         """Raises DamagedCheckpointError unless this training could have written it."""
         if found.identity != self._plan.identity:
             raise DamagedCheckpointError("it is of a training of other data, options or weights to begin with")
-        shapes = {f"{kind}/{name}": one.shape for kind in _KINDS for name, one in self._weights.items()}
+        shapes = {f"{kind}/{name}": one.shape for kind in self._kinds() for name, one in self._weights.items()}
         for name, tensor in found.tensors.items():
             owner = name.removeprefix("optimizer/").rsplit("/", 1)[0]
             of_optimizer = name.startswith("optimizer/") and owner in self._weights
@@ -257,20 +253,22 @@ class Loop(Generic[Batch]):
                 raise DamagedCheckpointError(f"{name!r} is {number}")
 
     def _restore(self, found: Checkpoint) -> None:
-        by_kind: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_KINDS, "optimizer")}
+        by_kind: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*self._kinds(), "optimizer")}
         for path, tensor in found.tensors.items():
             kind, name = path.split("/", 1)
             by_kind[kind][name] = tensor if name.endswith("/step") else tensor.to(self._device)
         self._load_weights(by_kind["weight"])
-        self._average, self._best = by_kind["average"], by_kind["best"]
+        self._best = by_kind.get("best")
         for path, tensor in by_kind["optimizer"].items():
             name, key = path.rsplit("/", 1)
             self._optimizer.state[self._weights[name]][key] = tensor
         numbers = dict(found.numbers)
         self._step, self._kept, self._stale, self._epoch, self._in_epoch = (int(numbers[name]) for name in _COUNTS)
-        self._before, self._best_loss = numbers["before"], numbers["best_loss"]
+        self._before, self._best_loss = numbers.get("before", math.nan), numbers.get("best_loss", math.nan)
         self._loss_sum, self._loss_weight = numbers["loss_sum"], numbers["loss_weight"]
         self._seconds = numbers["seconds"]
+        if self._ema is not None:
+            restore_average(self._ema, (by_kind["average"][name] for name in self._weights), self._step)
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,20 +1,56 @@
 """The state of a training on disk, so that a killed run goes on where it was. Knows no models; no pickle."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from adcascade.artifacts.files import FILE_MODE, flush, make_folder, remove
+from adcascade.records.coded import CodedColumn
 
 log = logging.getLogger(__name__)
 
 _IDENTITY = "identity"
+
+
+def unfinished_folder(root: Path, *parts: object) -> Path:
+    """Where a training that writes versions under `root` keeps its checkpoints until it has ended.
+
+    Args:
+        parts: All that the weights depend on: arrays, columns, mappings of them, and values that print what they are.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        _add(digest, part)
+    return root / "unfinished" / digest.hexdigest()[:16]
+
+
+def _add(digest: "hashlib._Hash", part: object) -> None:
+    if isinstance(part, Mapping):
+        for name, value in sorted(part.items()):
+            _add(digest, name)
+            _add(digest, value)
+    elif isinstance(part, CodedColumn):
+        _add(digest, part.names.to_pylist())
+        _add(digest, part.codes)
+    elif isinstance(part, np.ndarray) and part.dtype != object:
+        digest.update(f"{part.dtype} {part.shape} ".encode())
+        digest.update(np.ascontiguousarray(part).tobytes())
+    else:
+        plain = part.tolist() if isinstance(part, np.ndarray) else part
+        digest.update(f"{plain!r} ".encode("utf-8", "surrogatepass"))
+
+
+def checkpoint_file(folder: Path | None, stage: str) -> Path | None:
+    """Of one stage of a training; None without a folder."""
+    return None if folder is None else folder / f"{stage}.safetensors"
 
 
 class DamagedCheckpointError(Exception):

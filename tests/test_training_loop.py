@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ranking.errors import ModelError
-from ranking.training.checkpoint import Checkpoint
-from ranking.training.loop import Loop
-from ranking.training.stage import Plan
+from adcascade.training.checkpoint import Checkpoint
+from adcascade.training.errors import TrainingError
+from adcascade.training.loop import Loop
+from adcascade.training.schedule import rate_factor, running_average
+from adcascade.training.stage import Plan
 
 PLAN = Plan("test", 40, None, validate_every=5, patience=3, weight_decay=0.01, seed=3)
 INPUTS = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -21,7 +22,7 @@ class KilledError(Exception):
     pass
 
 
-def fit(plan, *, kill_at=None, rate=0.05, seen=None):
+def fit(plan, *, kill_at=None, rate=0.05, seen=None, validates=True):
     """Trains a noisy linear model; returns its weights, the fit, and what the loop told."""
     torch.manual_seed(0)
     model, told = nn.Sequential(nn.Dropout(0.2), nn.Linear(3, 1)), []
@@ -47,7 +48,8 @@ def fit(plan, *, kill_at=None, rate=0.05, seen=None):
             return float((model(INPUTS)[:, 0] - TARGETS).square().mean())
 
     weights = dict(model.named_parameters())
-    loop = Loop(plan, weights, [{"params": list(weights.values()), "lr": rate}], validate, watch)
+    groups = [{"params": list(weights.values()), "lr": rate}]
+    loop = Loop(plan, weights, groups, validate if validates else None, watch)
     found = loop.run(batches, loss)
     return {name: weight.detach().clone() for name, weight in weights.items()}, found, told
 
@@ -66,6 +68,67 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, kill_at, ema_decay):
     assert found == want_fit
     for name, weight in weights.items():
         assert torch.equal(weight, want[name]), name
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("kill_at", [3, 8, 39])
+def test_a_killed_run_without_validation_goes_on_to_the_same_weights(tmp_path, kill_at, ema_decay):
+    plan = replace(PLAN, ema_decay=ema_decay)
+    want, want_fit, _ = fit(plan, validates=False)
+    kept = replace(plan, checkpoint=tmp_path / "test.safetensors", checkpoint_every=4)
+    with pytest.raises(KilledError):
+        fit(kept, kill_at=kill_at, validates=False)
+    seen = []
+    weights, found, _ = fit(kept, validates=False, seen=seen)
+    assert len(seen) == 40 - 4 * ((kill_at - 1) // 4)
+    assert found.steps == want_fit.steps == 40
+    assert all(torch.equal(weight, want[name]) for name, weight in weights.items())
+
+
+def test_without_validation_a_stage_goes_to_its_end_and_keeps_its_last_weights():
+    # A rate at which the validation loss rises again: with validation an earlier step is kept.
+    plan = replace(PLAN, steps=60, patience=2)
+    weights, found, told = fit(plan, rate=0.4, validates=False)
+    assert (found.steps, found.kept_step, found.by_clock) == (60, 60, False)
+    assert math.isnan(found.loss_before)
+    assert math.isnan(found.loss_kept)
+    assert {step.validation_loss for step in told} == {None}
+    assert all(math.isfinite(step.training_loss) for step in told[1:])
+    best, of_best, _ = fit(plan, rate=0.4)
+    assert of_best.kept_step < 60
+    assert not torch.equal(weights["1.weight"], best["1.weight"])
+
+
+def test_without_validation_a_running_average_is_kept_if_there_is_one():
+    averaged, _, _ = fit(replace(PLAN, ema_decay=0.9), validates=False)
+    last, _, _ = fit(PLAN, validates=False)
+    assert not torch.equal(averaged["1.weight"], last["1.weight"])
+
+
+def test_the_running_average_begins_with_the_weights_and_soon_forgets_them():
+    weight, steps = nn.Parameter(torch.tensor([1.0, -2.0])), [torch.tensor([3.0, 0.0]), torch.tensor([4.0, 5.0])]
+    average = running_average([weight], 0.25)
+    want = weight.detach().clone()
+    for number, now in enumerate(steps, start=1):
+        weight.data.copy_(now)
+        average.update_parameters(nn.ParameterList([weight]))
+        decay = min(0.25, (1 + number) / (10 + number))  # 2/11, then 3/12
+        want = decay * want + (1 - decay) * now
+    torch.testing.assert_close(next(iter(average.module.parameters())).detach(), want)
+
+
+def test_the_learning_rate_rises_over_steps_or_a_share_and_falls_to_its_floor():
+    by_steps = replace(PLAN, steps=1000)
+    assert [rate_factor(by_steps, step, 0.0) for step in (0, 24, 49, 50)] == pytest.approx([0.02, 0.5, 1, 1])
+    assert rate_factor(replace(PLAN, steps=40), 1, 0.0) == pytest.approx(0.5)  # of a tenth, which is 4 steps
+    by_share = replace(by_steps, warmup_share=0.1, lowest_rate=0.05)
+    assert rate_factor(by_share, 0, 0.0) == pytest.approx(0.05)
+    half_risen = 0.5 * (1 + math.cos(math.pi * 0.045))
+    assert rate_factor(by_share, 999, 0.045) == pytest.approx(0.5 * half_risen)  # whatever the step
+    assert [rate_factor(by_share, 0, done) for done in (0.5, 0.99, 1.0)] == pytest.approx([0.5, 0.05, 0.05])
+    told = fit(replace(by_share, steps=40))[2]
+    rates = [step.learning_rate for step in told[1:]]
+    assert rates == pytest.approx([0.05 * rate_factor(by_share, step, step / 40) for step in range(40)])
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):
@@ -119,7 +182,7 @@ def test_no_time_trains_nothing():
 
 
 def test_a_loss_that_is_not_a_number_is_an_error():
-    with pytest.raises(ModelError, match="not a number; slow down"):
+    with pytest.raises(TrainingError, match="not a number; slow down"):
         fit(replace(PLAN, too_fast="slow down"), rate=1e30)
 
 

@@ -9,10 +9,10 @@ import torch
 from conftest import save_tiny_bert, tiny_options
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_ranking_loop import PLAN, KilledError, fit
+from test_training_loop import PLAN, KilledError, fit
 
+from adcascade.training.checkpoint import Checkpoint
 from ranking.data.dataset import load_dataset
-from ranking.training.checkpoint import Checkpoint
 from ranking.training.train import train
 
 WEIGHT = "weight/1.weight"
