@@ -185,7 +185,8 @@ class _Columns:
         for name, column in self.texts.items():
             column.append(texts[name])
         for name, parts in self.numbers.items():
-            parts.append(numbers[name])
+            least = min(int(numbers[name].min(initial=0)), -1 - int(numbers[name].max(initial=0)))
+            parts.append(numbers[name].astype(np.min_scalar_type(least)))  # most counts fit a byte
         for name in sorted(context.keys() - self.context.keys()):
             self.context[name] = GrowingColumn(self._rows)
             self.attributes |= {name} - set(_FIELDS)
@@ -221,13 +222,15 @@ class _Columns:
 
     def _ordered(self, rows: slice = slice(None)) -> ClickLog:
         """Some of the rows in order of time; they are handed over, and nothing is left here."""
-        time = np.concatenate(self.numbers["time"])
+        time = np.concatenate(self.numbers.pop("time"))
         order: Any = rows
         if (time[1:] < time[:-1]).any():
             order = np.argsort(time, kind="stable")[rows]
-        columns: dict[str, Any] = {name: self.texts.pop(name).column()[order] for name in TEXTS}
-        columns |= {name: np.concatenate(self.numbers.pop(name))[order] for name in NUMBERS}
+        columns: dict[str, Any] = {"time": time[order]}
+        columns |= {name: self.texts.pop(name).column()[order] for name in TEXTS}
         context = {name: self.context.pop(name).column()[order] for name in list(self.context)}
+        for name in list(self.numbers):
+            columns[name] = np.concatenate(self.numbers.pop(name), dtype=NUMBERS[name])[order]
         self._clear()
         return ClickLog(**columns, context=context)
 
