@@ -144,7 +144,7 @@ class CodedColumn:
 
     def among(self, names: Collection[str]) -> Mask:
         """Which rows have one of these texts; bool [rows]."""
-        return np.array([*map(names.__contains__, self.names.to_pylist()), False])[self.codes]  # type: ignore[no-any-return]
+        return np.array([*map(names.__contains__, self.names.to_pylist()), False])[self.codes]
 
     def hash_into(self, digest: "hashlib._Hash") -> None:
         """Updates a digest with all texts, put together with NUL characters between them."""

@@ -90,7 +90,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class TableBatch:
-    """Some rows of a Parquet file as Arrow holds them.
+    """Some rows of a Parquet or CSV file as Arrow holds them.
 
     Attributes:
         source: name of the file.
@@ -136,7 +136,7 @@ def read_batches(path: Path) -> Iterator[Batch]:
 
 
 def read_tables(path: Path, rows_at_once: int = TABLE_ROWS) -> Iterator[Batch | TableBatch]:
-    """The same, but rows of Parquet, at most so many at once, as Arrow holds them."""
+    """The same, but rows of Parquet and CSV, of Parquet at most so many at once, as Arrow holds them."""
     listing = list_files(path)
     if listing.left_out:
         named = [f"{name} ({why})" for name, why in listing.left_out.items()]
@@ -239,8 +239,19 @@ class _Pending:
             self._numbers.append(self._number)
             if row.keys() - self._names.keys():
                 self._names.update(dict.fromkeys(row))
-        rows = len(self._rows) + len(self._damaged)
+        rows = self.rows
         return rows >= self._limit or self._chars >= _BATCH_CHARS or rows * len(self._names) >= _BATCH_CELLS
+
+    @property
+    def rows(self) -> int:
+        """How many wait."""
+        return len(self._rows) + len(self._damaged)
+
+    def skip(self, table: pa.Table) -> Iterator[TableBatch]:
+        """Batches of the rows that come next, which wait for nothing."""
+        for batch in table.combine_chunks().to_batches(TABLE_ROWS):
+            yield TableBatch(self._source, self._number + 1, batch)
+            self._number += batch.num_rows
 
     def flush(self) -> Batch:
         """The batch of what was taken."""
@@ -292,9 +303,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _csv_batches(file: SourceFile) -> Iterator[Batch]:
+def _csv_batches(file: SourceFile) -> Iterator[Batch | TableBatch]:
     with _opened(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as lines:
-        yield from _batched(file.name, _csv_rows(CsvRecords(lines, str(file.path))))
+        records = CsvRecords(lines, str(file.path))
+        pending, one_by_one = _Pending(file.name), _csv_rows(records)
+        while True:
+            while (table := records.plain_block()) is not None:
+                if pending.rows:
+                    yield pending.flush()
+                yield from pending.skip(table)
+            row = next(one_by_one, None)
+            if row is None:
+                break
+            if pending.add(*row):
+                yield pending.flush()
+        yield pending.flush()
 
 
 def _csv_rows(records: CsvRecords) -> Iterator[tuple[Row, int]]:
