@@ -17,6 +17,7 @@ from adcascade.records.click_batches import (
     BatchChecker,
     GoodRows,
     Integers,
+    Places,
     Shorts,
 )
 from adcascade.records.click_report import (
@@ -48,7 +49,7 @@ class ClickLog:
         time: int64, microseconds since 1970 UTC, or `NO_TIME`.
         utc_offset: int16, minutes that the clock on the wall was ahead of UTC; 0 where unknown.
         clicks, impressions, conversions: int64; conversions <= clicks <= impressions, impressions >= 1.
-        position: int16, place on the page from 1; 0 where unknown.
+        position: int32, place on the page from 1; 0 where unknown.
         context: further columns, by name; None where a row has no value.
     """
 
@@ -60,7 +61,7 @@ class ClickLog:
     clicks: Integers
     impressions: Integers
     conversions: Integers
-    position: Shorts
+    position: Places
     context: Mapping[str, CodedColumn]
 
     @classmethod
@@ -87,7 +88,7 @@ class ClickLog:
             np.asarray(clicks, np.int64),
             np.asarray(impressions, np.int64),
             np.asarray(conversions, np.int64),
-            np.asarray(position, np.int16),
+            np.asarray(position, np.int32),
             {name: CodedColumn.of(texts) for name, texts in context.items()},
         )
 

@@ -46,7 +46,7 @@ class BehaviourRows:
         self._classes = torch.from_numpy(np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0))
         hashes = data.reading(spec.shape.context_words).context_hashes
         self._context = torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets)).to(device)
-        self._positions = torch.from_numpy(data.log.position.astype(np.int64)).to(device)
+        self._positions = torch.from_numpy(data.log.position).to(device)
         self._look_back(data.past)
 
     def _look_back(self, past: HistoryView) -> None:
