@@ -33,6 +33,8 @@ _BATCH_ROWS = 1024
 _BATCH_CHARS = 8 * 1024 * 1024
 _BATCH_CELLS = 4096 * _BATCH_ROWS
 _MOST_TOLD = 20
+# What holds values of JSON and CSV without changing any.
+_ARROW_TYPES = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 # Columns that pandas writes for its row numbers.
 _ROW_NUMBERS = re.compile(r"|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
 # Whole numbers above these are not exact in a float of so many bits.
@@ -80,12 +82,34 @@ class Batch:
     columns: Mapping[str, Sequence[Any]]
     damaged: Mapping[int, DamagedRow]
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "Batch":
+        """Some of the good rows, by their places, and none that is damaged."""
+        places = rows.tolist()
+        columns = {name: [values[place] for place in places] for name, values in self.columns.items()}
+        return Batch(self.source, [self.numbers[place] for place in places], columns, {})
+
+    def as_table(self) -> pa.RecordBatch | None:
+        """The good rows as Arrow holds them; None if a column has values of several types, or of one with parts."""
+        try:
+            columns = {name: _as_array(values) for name, values in self.columns.items()}
+            return pa.RecordBatch.from_pydict(columns) if columns else None
+        except (ValueError, OverflowError, TypeError):
+            return None
+
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Good and damaged rows in their order, with their numbers."""
         names, lines = list(self.columns), zip(*self.columns.values(), strict=True)
         good = {number: dict(zip(names, line, strict=True)) for number, line in zip(self.numbers, lines, strict=False)}
         for number in sorted((*self.numbers, *self.damaged)):
             yield number, self.damaged[number] if number in self.damaged else good.get(number, {})
+
+
+def _as_array(values: Sequence[Any]) -> pa.Array:
+    """Values of one type, exactly as they are. Raises TypeError for others."""
+    kinds = set(map(type, values)) - {type(None)}
+    if len(kinds) > 1 or not kinds <= _ARROW_TYPES.keys():
+        raise TypeError
+    return pa.array(values, _ARROW_TYPES[kinds.pop()] if kinds else pa.null())
 
 
 @dataclass(frozen=True)
