@@ -1,6 +1,9 @@
 """Logs that are read by column say the same, to the last word, as when each row is looked at by itself."""
 
+import csv
 import datetime as dt
+import io
+import json
 from decimal import Decimal
 
 import numpy as np
@@ -127,7 +130,7 @@ TIMES = kinds(
     (CLOCKS, pa.timestamp("us", "+02:00")),
     (CLOCKS, pa.timestamp("ms", "America/St_Johns")),
     (CLOCKS, pa.timestamp("us", "Mars/Olympus")),
-    ([2**62, T, -(2**62), None], pa.timestamp("s")),
+    ([2**50, T, -(2**50), None], pa.timestamp("s")),
     ([10**18, T * 10**6, T * 10**6 + 1, None], pa.timestamp("us", "UTC")),
     ([T * 10**9 + 1999, T * 10**9 + 1, 2**62, None], pa.timestamp("ns")),
     (NUMBERS, pa.int64()),
@@ -237,10 +240,18 @@ def outcome(path, known_ads, **options):
     return plain, context, report
 
 
+class RowChecker(TableChecker):
+    """Looks at every row by itself, as reading did before it knew columns."""
+
+    def __call__(self, batch):
+        yield self._by_row(batch)
+
+
 def by_row(path, known_ads, **options):
     """The same with every row looked at by itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clicks, "read_tables", read_batches)
+        patch.setattr(clicks, "TableChecker", RowChecker)
         return outcome(path, known_ads, **options)
 
 
@@ -260,6 +271,58 @@ def test_a_log_read_by_column_says_what_it_says_row_by_row(tmp_path_factory, par
         pq.write_table(table, place / f"{number}.parquet", row_group_size=11)
     options = {"newest": newest, "timed": timed, "max_rejected": rejected, "why_rejected": {"a2": "no title"}}
     assert outcome(folder, known_ads, **options) == by_row(folder, known_ads, **options)
+
+
+JSON_VALUES = {
+    "id": [*MIXED[:60], 1, 2, 2.0, 1.5, 10**20, True, None, ["r1"], {"a": 1}],
+    "count": [*COUNTS * 4, *ODD_COUNTS, 1.0, 0.5, "1", "x", 10**20, True],
+    "time": [T, T + 1, T * 1000, T + 0.5, *TIME_TEXTS[:20], 20_260_131, 0, None],
+    "context": ["phone", "tv", "\ud800", "", "é", None, 1, 1.5, True, ["a"], {"b": 2}, "z" * 20_000],
+    "attributes": [None, {"os": "linux"}, '{"os": "mac", "age": 3}', {}],
+}
+JSON_KINDS = {"timestamp": "time", "device": "context", "page_text": "context", "room": "context"}
+JSON_KINDS |= {
+    "attributes": "attributes",
+    **dict.fromkeys(("clicks", "impressions", "conversions", "position"), "count"),
+}
+GOOD_ROW = {"request_id": "r1", "ad_id": "a1", "user_id": "u", "clicks": 0, "impressions": 1, "timestamp": T}
+
+
+@st.composite
+def rows_of_json(draw):
+    """A good row, in which a few values may be others or missing."""
+    row = dict(GOOD_ROW, device="phone")
+    for name in draw(st.sets(st.sampled_from([*GOOD_ROW, "device", *JSON_KINDS]), max_size=2)):
+        row[name] = draw(st.sampled_from(JSON_VALUES[JSON_KINDS.get(name, "id")]))
+    for name in draw(st.sets(st.sampled_from(["user_id", "timestamp", "clicks", "device"]), max_size=1)):
+        row.pop(name) if draw(st.integers(0, 9)) == 0 else None
+    return json.dumps(row)
+
+
+def written_as(kind, rows):
+    """Lines of JSON with a broken one among them, or the same values as CSV with quotes."""
+    if kind == "jsonl":
+        return "\n".join(rows)
+    some = [{**GOOD_ROW, **json.loads(row)} for row in rows]
+    with io.StringIO() as file:
+        lines = csv.writer(file, quoting=csv.QUOTE_ALL)
+        lines.writerow([*GOOD_ROW, "device"])
+        lines.writerows(
+            [str(row.get(name, "")).replace("\ud800", "") for name in (*GOOD_ROW, "device")] for row in some
+        )
+        return file.getvalue()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(["jsonl", "csv"]),
+    st.lists(st.one_of(st.just(json.dumps(GOOD_ROW)), rows_of_json(), st.just("{")), min_size=1, max_size=40),
+    st.sampled_from([None, {"r1", "a1", "1"}]),
+)
+def test_lines_that_are_checked_by_column_say_what_they_say_row_by_row(tmp_path_factory, kind, rows, known_ads):
+    path = tmp_path_factory.mktemp("lines") / f"log.{kind}"
+    path.write_text(written_as(kind, [row for row in rows if kind == "jsonl" or row != "{"]))
+    assert outcome(path, known_ads, max_rejected=1.0) == by_row(path, known_ads, max_rejected=1.0)
 
 
 class NeverAsked(BatchChecker):

@@ -24,6 +24,7 @@ from adcascade.records.values import as_attributes, as_id, as_int, as_word
 
 Integers = npt.NDArray[np.int64]
 Shorts = npt.NDArray[np.int16]
+Places = npt.NDArray[np.int32]
 
 REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 TEXTS = ("request_id", "ad_id", "user_id")
@@ -34,7 +35,7 @@ NUMBERS: Mapping[str, type[np.integer[Any]]] = {
     "clicks": np.int64,
     "impressions": np.int64,
     "conversions": np.int64,
-    "position": np.int16,
+    "position": np.int32,  # of 16 bits torch makes no index
 }
 MAX_POSITION = 1000
 # Sums of a hundred million rows of so many impressions hold in 64 bits.

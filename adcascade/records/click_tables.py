@@ -3,8 +3,8 @@
 Rows with anything else go the way of `adcascade.records.click_batches`, which alone refuses a row and says why.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -67,36 +67,65 @@ class TableChecker:
 
     def __call__(self, batch: Batch | TableBatch) -> Iterator[CheckedRows]:
         """What is usable and what is not, in the order of the file. Raises InputError as `BatchChecker` does."""
-        if isinstance(batch, Batch):
-            yield self._by_row(batch)
-        elif batch.table.num_rows:
-            self._check.missing_names(batch.source, batch.table.schema.names)
-            try:
-                good, others = _PlainRows(batch, self._check, self._moments).good()
-            except _ONLY_BY_ROW:
+        if isinstance(batch, TableBatch):
+            numbers = batch.first + np.arange(batch.table.num_rows)
+            plain = self._plain(batch.source, numbers, batch.table)
+            if plain is None:
                 yield from map(self._by_row, batch.by_row())
-                return
-            rest = [self._by_row(part) for part in batch.by_row(others)]
-            refused = {number: problem for part in rest for number, problem in part.refused.items()}
-            yield CheckedRows(batch.table.num_rows, _together([good, *(part.good for part in rest)]), refused)
+            else:
+                yield _joined(len(numbers), plain.good, map(self._by_row, batch.by_row(plain.others)))
+            return
+        table = batch.as_table()
+        plain = None if table is None else self._plain(batch.source, np.array(batch.numbers, np.int64), table)
+        if plain is None:
+            yield self._by_row(batch)
+        else:
+            others = replace(batch.take(plain.others), damaged=batch.damaged)
+            rest = [self._by_row(others)] if others.numbers or others.damaged else []
+            yield _joined(len(batch.numbers) + len(batch.damaged), plain.good, rest)
+
+    def _plain(self, source: str, numbers: Integers, table: pa.RecordBatch) -> "_Plain | None":
+        """The rows that are plainly good; None if all rows are to be looked at."""
+        if not len(numbers) or self._check.missing_names(source, table.schema.names):
+            return None
+        try:
+            return _PlainRows(source, numbers, table, self._check, self._moments).found()
+        except _ONLY_BY_ROW:
+            return None
 
     def _by_row(self, batch: Batch) -> CheckedRows:
         good, refused = self._check(batch)
         return CheckedRows(len(batch.numbers) + len(batch.damaged), good, {**batch.damaged, **refused})
 
 
-class _PlainRows:
-    """The rows of a table whose values are all plainly good."""
+@dataclass(frozen=True)
+class _Plain:
+    """Rows that are plainly good, and the places of all others."""
 
-    def __init__(self, batch: TableBatch, check: BatchChecker, moments: MomentReader) -> None:
-        self._batch = batch
+    good: GoodRows
+    others: Integers
+
+
+class _PlainRows:
+    """The rows of a table whose values are all plainly good.
+
+    Args:
+        numbers: of the rows in their file, int64 [rows].
+    """
+
+    def __init__(
+        self, source: str, numbers: Integers, table: pa.RecordBatch, check: BatchChecker, moments: MomentReader
+    ) -> None:
+        self._source = source
+        self._in_file = numbers
+        self._table = table
         self._check = check
         self._read_moments = moments
-        self._count = batch.table.num_rows
+        self._count = len(numbers)
         self._good = np.ones(self._count, bool)
 
-    def good(self) -> tuple[GoodRows, Integers]:
-        """Those rows, and the places of all others. Raises one of `_ONLY_BY_ROW` if columns are to be read by row."""
+    def found(self) -> _Plain:
+        """Those rows. Raises one of `_ONLY_BY_ROW` if columns are to be read by row."""
         ids = {name: self._texts(self._ids(name)) for name in TEXTS}
         self._check_ids(ids)
         numbers, has_zone = self._numbers()
@@ -106,18 +135,18 @@ class _PlainRows:
         wanted = slice(None) if all_good else rows
         context = {name: column[wanted] for name, column in context.items()}
         good = GoodRows(
-            self._batch.source,
-            self._batch.first + rows,
+            self._source,
+            self._in_file[rows],
             {name: column[wanted] for name, column in ids.items()},
             {name: values[wanted].astype(NUMBERS[name]) for name, values in numbers.items()},
             has_zone[wanted],
             {name: column for name, column in context.items() if column.known.any()},
         )
-        return good, np.flatnonzero(~self._good)
+        return _Plain(good, np.flatnonzero(~self._good))
 
     def _column(self, name: str) -> pa.Array:
-        if name in self._batch.table.schema.names:
-            return self._batch.table.column(name)
+        if name in self._table.schema.names:
+            return self._table.column(name)
         return pa.nulls(self._count)
 
     def _texts(self, found: PlainTexts) -> CodedColumn:
@@ -165,7 +194,7 @@ class _PlainRows:
         return offsets
 
     def _context(self) -> dict[str, CodedColumn]:
-        names = sorted(set(self._batch.table.schema.names) - NO_CONTEXT)
+        names = sorted(set(self._table.schema.names) - NO_CONTEXT)
         if "attributes" in names:  # each row's own names
             names.remove("attributes")
             self._good &= self._column("attributes").is_null().to_numpy(zero_copy_only=False)
@@ -184,6 +213,13 @@ class _PlainRows:
         for name, of_names in lengths.items():
             total += np.append(of_names + len(name), 0)[context[name].codes]
         self._good &= total <= MAX_TEXT_CHARS
+
+
+def _joined(rows: int, good: GoodRows, others: Iterable[CheckedRows]) -> CheckedRows:
+    """So many rows, of which some were good at once and the others were looked at."""
+    rest = list(others)
+    refused = {number: problem for part in rest for number, problem in part.refused.items()}
+    return CheckedRows(rows, _together([good, *(part.good for part in rest)]), refused)
 
 
 def _together(parts: list[GoodRows]) -> GoodRows:

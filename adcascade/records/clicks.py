@@ -17,6 +17,7 @@ from adcascade.records.click_batches import (
     BatchChecker,
     GoodRows,
     Integers,
+    Places,
     Shorts,
 )
 from adcascade.records.click_report import (
@@ -48,7 +49,7 @@ class ClickLog:
         time: int64, microseconds since 1970 UTC, or `NO_TIME`.
         utc_offset: int16, minutes that the clock on the wall was ahead of UTC; 0 where unknown.
         clicks, impressions, conversions: int64; conversions <= clicks <= impressions, impressions >= 1.
-        position: int16, place on the page from 1; 0 where unknown.
+        position: int32, place on the page from 1; 0 where unknown.
         context: further columns, by name; None where a row has no value.
 
     Example:
@@ -72,7 +73,7 @@ class ClickLog:
     clicks: Integers
     impressions: Integers
     conversions: Integers
-    position: Shorts
+    position: Places
     context: Mapping[str, CodedColumn]
 
     @classmethod
@@ -99,7 +100,7 @@ class ClickLog:
             np.asarray(clicks, np.int64),
             np.asarray(impressions, np.int64),
             np.asarray(conversions, np.int64),
-            np.asarray(position, np.int16),
+            np.asarray(position, np.int32),
             {name: CodedColumn.of(texts) for name, texts in context.items()},
         )
 
@@ -197,7 +198,8 @@ class _Columns:
         for name, column in self.texts.items():
             column.append(texts[name])
         for name, parts in self.numbers.items():
-            parts.append(numbers[name])
+            least = min(int(numbers[name].min(initial=0)), -1 - int(numbers[name].max(initial=0)))
+            parts.append(numbers[name].astype(np.min_scalar_type(least)))  # most counts fit a byte
         for name in sorted(context.keys() - self.context.keys()):
             self.context[name] = GrowingColumn(self._rows)
             self.attributes |= {name} - set(_FIELDS)
@@ -233,13 +235,15 @@ class _Columns:
 
     def _ordered(self, rows: slice = slice(None)) -> ClickLog:
         """Some of the rows in order of time; they are handed over, and nothing is left here."""
-        time = np.concatenate(self.numbers["time"])
+        time = np.concatenate(self.numbers.pop("time"))
         order: Any = rows
         if (time[1:] < time[:-1]).any():
             order = np.argsort(time, kind="stable")[rows]
-        columns: dict[str, Any] = {name: self.texts.pop(name).column()[order] for name in TEXTS}
-        columns |= {name: np.concatenate(self.numbers.pop(name))[order] for name in NUMBERS}
+        columns: dict[str, Any] = {"time": time[order]}
+        columns |= {name: self.texts.pop(name).column()[order] for name in TEXTS}
         context = {name: self.context.pop(name).column()[order] for name in list(self.context)}
+        for name in list(self.numbers):
+            columns[name] = np.concatenate(self.numbers.pop(name), dtype=NUMBERS[name])[order]
         self._clear()
         return ClickLog(**columns, context=context)
 

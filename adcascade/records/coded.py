@@ -21,8 +21,9 @@ Rows = npt.NDArray[np.integer[Any]] | Mask | slice
 NO_VALUE = -1
 _TEXT = pa.large_string()
 _HASHED_ROWS = 1 << 18
-# A growing column looks for equal names in its parts when there are so many names or parts more than it looked through.
-_WAITING_NAMES, _WAITING_PARTS = 1 << 18, 512
+# A growing column looks for equal names in its parts when there are so many bytes of names, or parts, that it has not
+# looked through.
+_WAITING_BYTES, _WAITING_PARTS = 64 * 2**20, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ class CodedColumn:
 
     def among(self, names: Collection[str]) -> Mask:
         """Which rows have one of these texts; bool [rows]."""
-        return self.of_names(names.__contains__, False, bool)
+        return np.array([*map(names.__contains__, self.names.to_pylist()), False])[self.codes]
 
     def hash_into(self, digest: "hashlib._Hash") -> None:
         """Updates a digest with all texts, put together with NUL characters between them."""
@@ -169,11 +170,16 @@ def codes_of(indices: pa.Array) -> Codes:
 
 def joined(columns: Sequence[CodedColumn]) -> CodedColumn:
     """Rows of one column after the other."""
-    first = columns[0]
-    coded = [pa.DictionaryArray.from_arrays(pa.array(part.codes, mask=~part.known), part.names) for part in columns]
+    every = [pa.array(np.arange(len(part.names), dtype=np.int32)) for part in columns]
+    coded = [pa.DictionaryArray.from_arrays(own, part.names) for own, part in zip(every, columns, strict=True)]
     same = pa.chunked_array(coded).unify_dictionaries()
-    codes = np.concatenate([codes_of(chunk.indices) for chunk in same.chunks])
-    return CodedColumn(codes, same.chunk(0).dictionary, first.nothing)
+    codes = np.empty(sum(map(len, columns)), np.int32)
+    start = 0
+    for part, place in zip(columns, same.chunks, strict=True):
+        of_part = np.append(place.indices.to_numpy(), np.int32(NO_VALUE))  # the last one is that of `NO_VALUE`
+        np.take(of_part, part.codes, out=codes[start : start + len(part)], mode="wrap")
+        start += len(part)
+    return CodedColumn(codes, same.chunk(0).dictionary, columns[0].nothing)
 
 
 class GrowingColumn:
@@ -187,8 +193,8 @@ class GrowingColumn:
     def append(self, part: CodedColumn) -> None:
         """Adds rows."""
         self._parts.append(part)
-        self._waiting += len(part.names)
-        if self._waiting > max(_WAITING_NAMES, len(self._parts[0].names)) or len(self._parts) > _WAITING_PARTS:
+        self._waiting += part.names.nbytes
+        if self._waiting > max(_WAITING_BYTES, self._parts[0].names.nbytes) or len(self._parts) > _WAITING_PARTS:
             self.column()
 
     def append_nothing(self, rows: int) -> None:
@@ -200,6 +206,7 @@ class GrowingColumn:
         if len(self._parts) > 1:
             self._parts = [joined(self._parts)]
             self._waiting = 0
+            pa.default_memory_pool().release_unused()  # the parts, while other columns still grow
         return self._parts[0]
 
 

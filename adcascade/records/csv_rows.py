@@ -1,13 +1,17 @@
 """Records of CSV text, of which a bad one costs no other. Knows no columns' meaning.
 
-Python's strict parser is used and not Arrow's, which reads ``"27" monitor"`` as another value without a word, and gives
-up the whole file at a quote that nothing closes.
+Python's strict parser is used wherever there is a quote, and not Arrow's, which reads ``"27" monitor"`` as another
+value without a word, and gives up the whole file at a quote that nothing closes. Blocks of lines without any are split
+by Arrow at their commas, which leaves nothing to understand in two ways.
 """
 
 import csv
 from collections import deque
 from collections.abc import Iterator
-from io import TextIOBase
+from io import StringIO, TextIOBase
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 
 from adcascade.records.errors import InputError
 
@@ -17,6 +21,8 @@ _MAX_RECORD_LINES = 32_768
 _MAX_RECORD_CHARS = 1024 * 1024
 # A line that some spreadsheets write before the header.
 _SPREADSHEET_HINTS = ("sep=,", '"sep=,"', "sep=;", '"sep=;"')
+# Characters of the first block of lines that is read at once, and of the largest.
+_FIRST_BLOCK, _LARGEST_BLOCK = 1 << 14, 1 << 22
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -41,11 +47,12 @@ class CsvRecords:
         self._given_back: deque[str] = deque()
         self._line = 0
         self._width = 0
+        self._block = _FIRST_BLOCK
         self.header = self._read_header(file)
         self._width = len(self.header)
 
     def __iter__(self) -> Iterator[list[str] | RecordError]:
-        """The records after the header."""
+        """The records after the header that are left."""
         while line := self._next_line():
             if line.isspace():
                 continue
@@ -53,6 +60,42 @@ class CsvRecords:
                 yield self._record(line)
             except RecordError as bad:
                 yield bad
+
+    def plain_block(self) -> pa.Table | None:
+        """The next records, all of them good, as columns of strings.
+
+        None where there are no more, or some of them hold a quote, a line end within a line, bytes that are no UTF-8,
+        or another number of values than the header: then the next records are to be taken one by one.
+        """
+        if self._given_back:
+            return None
+        text = self._lines.read(self._block)
+        begun = len(text) - max(text.rfind("\n"), text.rfind("\r")) - 1  # characters of the last line
+        text += self._lines.readline(MAX_LINE_CHARS - begun)
+        self._block = min(2 * self._block, _LARGEST_BLOCK)
+        table = self._split(text)
+        if table is None:
+            lines = StringIO(text, newline="")
+            self._given_back.extend(iter(lambda: lines.readline(MAX_LINE_CHARS), ""))
+        else:
+            self._line += text.count("\n")
+        return table
+
+    def _split(self, text: str) -> pa.Table | None:
+        is_odd = '"' in text or "\0" in text or text.count("\r") != text.count("\r\n") or text[:1] == "\ufeff"
+        if is_odd or not 0 < len(text) < MAX_LINE_CHARS or self._width < 2 or len(set(self.header)) < self._width:
+            return None
+        try:
+            return pa_csv.read_csv(
+                pa.BufferReader(text.encode()),
+                pa_csv.ReadOptions(column_names=self.header, use_threads=False),
+                pa_csv.ParseOptions(quote_char=False),
+                pa_csv.ConvertOptions(
+                    column_types=dict.fromkeys(self.header, pa.string()), null_values=[], strings_can_be_null=False
+                ),
+            )
+        except (pa.ArrowInvalid, UnicodeEncodeError):
+            return None
 
     def _record(self, line: str) -> list[str]:
         first = self._line

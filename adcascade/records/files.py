@@ -33,6 +33,8 @@ _BATCH_ROWS = 1024
 _BATCH_CHARS = 8 * 1024 * 1024
 _BATCH_CELLS = 4096 * _BATCH_ROWS
 _MOST_TOLD = 20
+# What holds values of JSON and CSV without changing any.
+_ARROW_TYPES = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 # Columns that pandas writes for its row numbers.
 _ROW_NUMBERS = re.compile(r"|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
 # Whole numbers above these are not exact in a float of so many bits.
@@ -80,6 +82,20 @@ class Batch:
     columns: Mapping[str, Sequence[Any]]
     damaged: Mapping[int, DamagedRow]
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "Batch":
+        """Some of the good rows, by their places, and none that is damaged."""
+        places = rows.tolist()
+        columns = {name: [values[place] for place in places] for name, values in self.columns.items()}
+        return Batch(self.source, [self.numbers[place] for place in places], columns, {})
+
+    def as_table(self) -> pa.RecordBatch | None:
+        """The good rows as Arrow holds them; None if a column has values of several types, or of one with parts."""
+        try:
+            columns = {name: _as_array(values) for name, values in self.columns.items()}
+            return pa.RecordBatch.from_pydict(columns) if columns else None
+        except (ValueError, OverflowError, TypeError):
+            return None
+
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Good and damaged rows in their order, with their numbers."""
         names, lines = list(self.columns), zip(*self.columns.values(), strict=True)
@@ -88,9 +104,17 @@ class Batch:
             yield number, self.damaged[number] if number in self.damaged else good.get(number, {})
 
 
+def _as_array(values: Sequence[Any]) -> pa.Array:
+    """Values of one type, exactly as they are. Raises TypeError for others."""
+    kinds = set(map(type, values)) - {type(None)}
+    if len(kinds) > 1 or not kinds <= _ARROW_TYPES.keys():
+        raise TypeError
+    return pa.array(values, _ARROW_TYPES[kinds.pop()] if kinds else pa.null())
+
+
 @dataclass(frozen=True)
 class TableBatch:
-    """Some rows of a Parquet file as Arrow holds them.
+    """Some rows of a Parquet or CSV file as Arrow holds them.
 
     Attributes:
         source: name of the file.
@@ -136,7 +160,7 @@ def read_batches(path: Path) -> Iterator[Batch]:
 
 
 def read_tables(path: Path, rows_at_once: int = TABLE_ROWS) -> Iterator[Batch | TableBatch]:
-    """The same, but rows of Parquet, at most so many at once, as Arrow holds them."""
+    """The same, but rows of Parquet and CSV, of Parquet at most so many at once, as Arrow holds them."""
     listing = list_files(path)
     if listing.left_out:
         named = [f"{name} ({why})" for name, why in listing.left_out.items()]
@@ -239,8 +263,19 @@ class _Pending:
             self._numbers.append(self._number)
             if row.keys() - self._names.keys():
                 self._names.update(dict.fromkeys(row))
-        rows = len(self._rows) + len(self._damaged)
+        rows = self.rows
         return rows >= self._limit or self._chars >= _BATCH_CHARS or rows * len(self._names) >= _BATCH_CELLS
+
+    @property
+    def rows(self) -> int:
+        """How many wait."""
+        return len(self._rows) + len(self._damaged)
+
+    def skip(self, table: pa.Table) -> Iterator[TableBatch]:
+        """Batches of the rows that come next, which wait for nothing."""
+        for batch in table.combine_chunks().to_batches(TABLE_ROWS):
+            yield TableBatch(self._source, self._number + 1, batch)
+            self._number += batch.num_rows
 
     def flush(self) -> Batch:
         """The batch of what was taken."""
@@ -292,9 +327,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _csv_batches(file: SourceFile) -> Iterator[Batch]:
+def _csv_batches(file: SourceFile) -> Iterator[Batch | TableBatch]:
     with _opened(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as lines:
-        yield from _batched(file.name, _csv_rows(CsvRecords(lines, str(file.path))))
+        records = CsvRecords(lines, str(file.path))
+        pending, one_by_one = _Pending(file.name), _csv_rows(records)
+        while True:
+            while (table := records.plain_block()) is not None:
+                if pending.rows:
+                    yield pending.flush()
+                yield from pending.skip(table)
+            row = next(one_by_one, None)
+            if row is None:
+                break
+            if pending.add(*row):
+                yield pending.flush()
+        yield pending.flush()
 
 
 def _csv_rows(records: CsvRecords) -> Iterator[tuple[Row, int]]:

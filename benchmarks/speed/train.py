@@ -78,20 +78,22 @@ def _log_of(rows: int, settings: TrainSettings, folder: Path) -> DatasetFiles:
     return make_ad_log(folder / f"log-{rows}", AdLogOptions(rows, users, settings.ads, seed=settings.seed))
 
 
-def _timed(work: Callable[[], object], rounds: int, progress: Progress) -> list[float]:
-    """Seconds of each round."""
+def _timed(work: Callable[[], object], rounds: int, progress: Progress) -> list[tuple[float, float]]:
+    """Seconds of each round, on the clock and of the processors."""
     found = []
     for number in range(rounds):
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         work()
-        found.append(time.perf_counter() - started)
+        found.append((time.perf_counter() - started, time.process_time() - worked))
         progress(number + 1, rounds)
     return found
 
 
-def _entry(case: str, contender: str, seconds: Sequence[float], rows: int, **figures: float) -> Entry:
-    milliseconds = Spread.of([1000 * one for one in seconds])
+def _entry(case: str, contender: str, seconds: Sequence[tuple[float, float]], rows: int, **further: float) -> Entry:
+    """Of rounds, each in seconds on the clock and of the processors, which other work on the machine slows less."""
+    milliseconds = Spread.of([1000 * one for one, _ in seconds])
     per_second = 1000 * rows / milliseconds.median
+    figures = {"rows a processor's second": rows / min(worked for _, worked in seconds), **further}
     return Entry(
         case=case, contender=contender, milliseconds=milliseconds, figures={"rows a second": per_second, **figures}
     )
@@ -101,7 +103,7 @@ def _read(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[li
     """A whole log by column, in processes of their own; and some rows of it one by one."""
     files = _log_of(settings.read_rows, settings, folder)
     command = ["-m", "benchmarks.speed.read_log", str(files.ads), str(files.clicks)]
-    rounds = [[*map(float, _output_of(command).split())] for _ in range(settings.rounds)]
+    rounds = [_seconds_of(command) for _ in range(settings.rounds)]
     progress(settings.rounds, settings.rounds)
     peak = peak_mib(command)
     sample = folder / "sample.parquet"
@@ -112,9 +114,9 @@ def _read(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[li
         _entry(
             f"read and check {settings.read_rows:,} rows",
             BY_COLUMN,
-            [seconds for seconds, _ in rounds],
+            rounds,
             settings.read_rows,
-            **{"rows a processor's second": settings.read_rows / min(worked for _, worked in rounds), "MiB": peak},
+            MiB=peak,
         ),
         _entry(f"read and check {rows:,} rows", BY_ROW, by_row, rows),
     ]
@@ -149,8 +151,11 @@ def _ids_of(ads: Path) -> frozenset[str]:
     return frozenset(ad.ad_id for ad in read_catalog(ads).ads)
 
 
-def _output_of(arguments: Sequence[str]) -> str:
-    return subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+def _seconds_of(arguments: Sequence[str]) -> tuple[float, float]:
+    """What `benchmarks.speed.read_log` prints."""
+    done = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    clock, processors = map(float, done.stdout.split())
+    return clock, processors
 
 
 def _history(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
