@@ -172,14 +172,24 @@ class Dataset:
         return render_ad(self.ads[ad_id])
 
     def user_text(self, row: int) -> str:
-        """What the model reads of the user just before the impression of `row`.
+        """What the model reads of the user just before the impression of `row`."""
+        return self.user_texts(np.array([row]))[0]
+
+    def user_texts(self, rows: Integers) -> list[str]:
+        """The same of each of some rows.
 
         The history is the log's, never that of the users' file, which may tell of later events.
         """
+        offsets, events = self.past.spans(rows, HISTORY_EVENTS).recent()
+        return [
+            self._user_text(row, mine.tolist())
+            for row, mine in zip(rows.tolist(), np.split(events, offsets[1:-1]), strict=True)
+        ]
+
+    def _user_text(self, row: int, events: Sequence[int]) -> str:
         user_id = str(self.log.user_id[row])
         user = self.users.get(user_id, UserProfile(user_id))
-        (window,) = self.past.windows(np.array([row]), HISTORY_EVENTS)
-        history = tuple(event_of(self.log, int(event)) for event in window.events[window.visible[0]])
+        history = tuple(event_of(self.log, event) for event in events)
         return render_user(replace(user, history=history), self.log.context_at(row), self.ads.get)
 
 

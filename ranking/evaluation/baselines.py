@@ -158,7 +158,7 @@ def _text_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDA
     """Cosine of the ad with the text that the ranker reads of the user at the first of these rows, without training."""
     vectors, place = _ad_vectors(data, encoder)
     _, first, user = np.unique(data.log.user_id[rows].astype(str), return_index=True, return_inverse=True)
-    users = encoder.encode([data.user_text(int(row)) for row in rows[first]])
+    users = encoder.encode(data.user_texts(rows[first]))
     cosine: npt.NDArray[np.float32] = (users[user] * vectors[place[rows]]).sum(axis=1)
     return cosine
 
