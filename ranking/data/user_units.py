@@ -99,7 +99,9 @@ def _unit_starts(user: Integers, request: Integers, last: Integers) -> Integers:
 
 def _changes(codes: Integers) -> npt.NDArray[np.bool_]:
     """Where a code differs from the one before; the first one does."""
-    return np.r_[True, codes[1:] != codes[:-1]][: len(codes)]
+    changes = np.ones(len(codes), np.bool_)
+    changes[1:] = codes[1:] != codes[:-1]
+    return changes
 
 
 def _latest(starts: npt.NDArray[np.bool_]) -> Integers:

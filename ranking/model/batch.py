@@ -73,9 +73,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
 
 def distinct(rows: TokenRows) -> tuple[TokenRows, Tensor]:
     """Each text once, and which of these each of the rows is, int64 [rows]."""
-    both = torch.cat([rows.lengths[:, None], torch.where(rows.mask, rows.ids, 0)], dim=1)
-    texts, which = both.unique(dim=0, return_inverse=True)
-    return TokenRows(texts[:, 1:], texts[:, 0]), which
+    found: dict[tuple[int, ...], int] = {}
+    texts = (tuple(ids[:length]) for ids, length in zip(rows.ids.tolist(), rows.lengths.tolist(), strict=True))
+    which = [found.setdefault(text, len(found)) for text in texts]
+    first = {number: place for place, number in reversed(list(enumerate(which)))}
+    return rows.take([first[number] for number in range(len(found))]), torch.tensor(which, device=rows.ids.device)
 
 
 def by_length(rows: TokenRows) -> list[tuple[list[int], TokenRows]]:
