@@ -175,3 +175,19 @@ def test_the_linear_part_of_the_head_reads_the_last_row_the_mean_below_and_the_f
     assert not head(*parts).any()
     torch.nn.init.normal_(head.wide.weight)
     torch.testing.assert_close(head(*parts), torch.cat(parts, dim=1) @ head.wide.weight[0])
+
+
+@pytest.mark.parametrize("join_layer", [0, 4])
+@torch.no_grad()
+def test_equal_users_of_a_batch_are_read_once_and_score_as_if_each_were_alone(join_layer):
+    model, random = make_model("bert", join_layer).eval(), torch.Generator().manual_seed(0)
+    texts = [torch.randint(5, 60, (length,), generator=random).tolist() for length in (3, 20, 9, 4)]
+    users = pad([texts[which] for which in (0, 1, 0, 2, 3, 1)], 0)
+    ads = pad([torch.randint(5, 60, (7,), generator=random).tolist() for _ in range(9)], 0)
+    counts = (1, 2, 1, 3, 1, 1)
+    batch = PairBatch(users, ads, counts, torch.randn(9, FEATURES, generator=random))
+    read = model.many_users(users, counts)
+    assert len(read.mask) == 4
+    by_user = model.add(model.user_states(users), counts, model.ad_states(ads), ads.mask, batch.dense)[0]
+    torch.testing.assert_close(model(batch), by_user, atol=1e-5, rtol=1e-5)
+    assert by_user.std() > 1e-3

@@ -17,7 +17,7 @@ from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
 from adcascade.records.joined import read_joined
 from adcascade.records.splits import Split, split_at_random, split_by_key, split_by_time, split_each_user
-from adcascade.records.users import UserProfile
+from adcascade.records.users import Event, UserProfile
 from ranking.data.labels import Labels, thinned_labels
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import (
@@ -207,22 +207,27 @@ class Dataset:
         return render_ad(self.ads[ad_id])
 
     def user_text(self, row: int) -> str:
-        """What the model reads of the user just before the impression of `row`.
+        """What the model reads of the user just before the impression of `row`."""
+        return self.user_texts(np.array([row]))[0]
+
+    def user_texts(self, rows: Integers) -> list[str]:
+        """The same of each of some rows.
 
         The history is the log's, never that of the users' file, which may tell of later events.
         """
         return self.user_texts(np.array([row]))[0]
 
     def user_texts(self, rows: Integers) -> list[str]:
-        """`user_text` of several rows, of which none is given twice."""
-        found: dict[int, str] = {}
-        for window in self.past.windows(rows, HISTORY_EVENTS):
-            events = np.array(events_of(self.log, window.events), object)
-            for row, visible in zip(window.rows.tolist(), window.visible, strict=True):
-                user_id = self.log.user_id[row]
-                user = replace(self.users.get(user_id, UserProfile(user_id)), history=tuple(events[visible].tolist()))
-                found[row] = render_user(user, self.log.context_at(row), self.ads.get)
-        return [found[row] for row in rows.tolist()]
+        """`user_text` of several rows."""
+        offsets, events = self.past.spans(rows, HISTORY_EVENTS).recent()
+        told = events_of(self.log, events)
+        ends = zip(rows.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        return [self._user_text(row, tuple(told[first:last])) for row, first, last in ends]
+
+    def _user_text(self, row: int, history: tuple[Event, ...]) -> str:
+        user_id = self.log.user_id[row]
+        user = self.users.get(user_id, UserProfile(user_id))
+        return render_user(replace(user, history=history), self.log.context_at(row), self.ads.get)
 
 
 def load_dataset(

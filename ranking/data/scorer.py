@@ -11,6 +11,7 @@ from torch import Tensor
 from adcascade.records.clicks import Integers
 from ranking.artifact import Ranker
 from ranking.data.text_batches import BatchMaker, LabelledBatch
+from ranking.model.batch import by_length
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.ad_state_cache import AdStateCache
 
@@ -51,8 +52,8 @@ class Scorer:
                 added, states = model.read(batch.pairs)
             else:
                 hidden, mask = self._ad_states(model, self._cache, batch)
-                users = model.user_states(batch.pairs.users)
-                added, states = model.add(users, batch.pairs.ads_per_user, hidden, mask, batch.pairs.dense)
+                users = model.many_users(batch.pairs.users, batch.pairs.ads_per_user)
+                added, states = model.add_many(users, hidden, mask, batch.pairs.dense)
             return Scored(batch.behaviour + added.float(), states)
 
     @staticmethod
@@ -60,7 +61,14 @@ class Scorer:
     def _ad_states(model: SharedUserCrossEncoder, cache: AdStateCache, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
             rows = batch.pairs.ads.take(places)
-            return rows.lengths, model.ad_states(rows)
+            states: Tensor | None = None
+            for some, part in by_length(rows):
+                read = model.ad_states(part)
+                if states is None:
+                    states = read.new_zeros(*rows.ids.shape, read.shape[2])
+                states[some, : read.shape[1]] = read
+            assert states is not None
+            return rows.lengths, states
 
         hidden, mask, _ = cache.gather(batch.ad_texts, compute)
         return hidden, mask

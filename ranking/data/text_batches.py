@@ -117,7 +117,7 @@ class BatchMaker:
         """One batch of several blocks."""
         rows = np.concatenate(blocks)
         log = self._data.log
-        texts = self._data.user_texts(np.array([block[0] for block in blocks]))
+        texts = self._data.user_texts(np.array([block[0] for block in blocks], np.int64))
         users = pad(tokenize(self._tokenizer, texts, self._max_user_tokens), self._pad_id)
         ads = pad([self._ads.tokens[ad_id] for ad_id in log.ad_id[rows]], self._pad_id)
         dense = torch.from_numpy(self._features[rows])

@@ -99,7 +99,8 @@ def _unit_starts(user: Integers, request: Integers, last: Integers) -> Integers:
 
 def _changes(codes: Integers) -> npt.NDArray[np.bool_]:
     """Where a code differs from the one before; the first one does."""
-    changes: npt.NDArray[np.bool_] = np.r_[True, codes[1:] != codes[:-1]][: len(codes)]
+    changes = np.ones(len(codes), np.bool_)
+    changes[1:] = codes[1:] != codes[:-1]
     return changes
 
 

@@ -11,6 +11,9 @@ from adcascade.vectors.encoder import CHARS_PER_TOKEN
 
 TokenIds = list[int]
 
+# Lengths within so many tokens are about one length.
+_PART_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class TokenRows:
@@ -66,3 +69,29 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
     read = [text[: CHARS_PER_TOKEN * max_tokens] for text in texts]
     encoded = tokenizer(read, truncation=True, max_length=max_tokens, **only_ids)
     return [list(ids) for ids in encoded["input_ids"]]
+
+
+def distinct(rows: TokenRows) -> tuple[TokenRows, Tensor]:
+    """Each text once, and which of these each of the rows is, int64 [rows]."""
+    found: dict[tuple[int, ...], int] = {}
+    texts = (tuple(ids[:length]) for ids, length in zip(rows.ids.tolist(), rows.lengths.tolist(), strict=True))
+    which = [found.setdefault(text, len(found)) for text in texts]
+    first = {number: place for place, number in reversed(list(enumerate(which)))}
+    return rows.take([first[number] for number in range(len(found))]), torch.tensor(which, device=rows.ids.device)
+
+
+def by_length(rows: TokenRows) -> list[tuple[list[int], TokenRows]]:
+    """The rows in parts of about one length, so that little is padding: the places of each part's rows, and these.
+
+    A device that works on many tokens at once gets them in one part.
+    """
+    lengths = rows.lengths.tolist()
+    if rows.ids.device.type != "cpu":
+        return [(list(range(len(lengths))), rows)]
+    parts: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        parts.setdefault(-(-length // _PART_TOKENS), []).append(place)
+    return [
+        (places, TokenRows(rows.ids[places, : max(lengths[place] for place in places)], rows.lengths[places]))
+        for _, places in sorted(parts.items())
+    ]

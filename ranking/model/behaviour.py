@@ -81,8 +81,9 @@ class BehaviourModel(nn.Module):
         """What `forward` says of impressions of many users, in one pass: each text is projected once."""
         texts = torch.cat([self.text(batch.texts.vectors), self._ids(batch.texts.buckets)], dim=1)
         both = F.embedding(torch.cat([batch.shown, batch.events]), texts)
-        by_text, ids = both.split(self.text.out_features, dim=1)  # type: ignore[no-untyped-call]
-        ads, events = (by_text + self._some(ids)).split([len(batch.shown), len(batch.events)])
+        width = self.text.out_features
+        vectors = both[:, :width] + self._some(both[:, width:])
+        ads, events = vectors[: len(batch.shown)], vectors[len(batch.shown) :]
         if not batch.tiles:
             nothing = ads.new_zeros(len(ads), self._heads + 1)
             return self._logits(batch.dense, batch.context, ads, torch.zeros_like(ads), nothing)
@@ -94,10 +95,8 @@ class BehaviourModel(nn.Module):
         found = [self._attend_tile(batch, tile, queries, keys_values, kept) for tile in batch.tiles]
         # One row more is for impressions without a past.
         table = torch.cat([*found, found[0].new_zeros(1, found[0].shape[1])])
-        attended, event_value = F.embedding(batch.places, table).split(  # type: ignore[no-untyped-call]
-            [ads.shape[1], self._heads + 1], dim=1
-        )
-        return self._logits(batch.dense, batch.context, ads, attended, event_value)
+        back = F.embedding(batch.places, table)
+        return self._logits(batch.dense, batch.context, ads, back[:, :width], back[:, width:])
 
     def _logits(
         self, dense: Tensor, words: Tensor, ads: Tensor, attended: Tensor, event_value: Tensor
@@ -190,7 +189,7 @@ class BehaviourModel(nn.Module):
             texts = batch.texts.vectors
             alike = F.embedding(batch.shown[tile.shown], texts) @ F.embedding(batch.events[tile.events], texts).mT
         scores = torch.cat([learned, (self.inverse_temperature * alike)[:, None]], dim=1)
-        scores = scores + F.embedding(tile.gaps, self.gaps.weight).permute(0, 3, 1, 2)
+        scores = scores + self._gap_bias(tile.gaps)
         seen = tile.seen if kept is None else tile.seen & kept[tile.events][:, None]
         nothing = self.null_logit[:, None, None].expand(users, -1, rows, 1)
         scores = torch.cat([scores.masked_fill(~seen[:, None], float("-inf")), nothing], dim=3)
@@ -198,6 +197,17 @@ class BehaviourModel(nn.Module):
         attended = (weights[:, : self._heads] @ values).transpose(1, 2).flatten(2)
         value = (weights @ self.event_value(batch.types[tile.events])[:, None])[..., 0].transpose(1, 2)
         return torch.cat([attended, value], dim=2).flatten(0, 1)
+
+    def _gap_bias(self, gaps: Tensor) -> Tensor:
+        """What the time between event and impression adds to each score, [users, heads + 1, impressions, events].
+
+        In training as a product with one-hot classes: the gradient of a lookup adds cell by cell to a few rows.
+        """
+        if not torch.is_grad_enabled():
+            return F.embedding(gaps, self.gaps.weight).permute(0, 3, 1, 2)
+        weight = self.gaps.weight
+        classes = weight.new_zeros(*gaps.shape, len(weight)).scatter_(3, gaps[..., None], 1.0)
+        return (classes @ weight).permute(0, 3, 1, 2)
 
     def _split(self, x: Tensor) -> Tensor:
         """[rows, width] to [heads, rows, size]."""

@@ -8,8 +8,9 @@ keys and values of that layer, of which a request then needs nothing but the [CL
 import torch
 from torch import Tensor, nn
 
+from ranking.model.attention import UserStates
 from ranking.model.batch import TokenRows
-from ranking.model.shared_user import SharedUserCrossEncoder, UserStates
+from ranking.model.shared_user import SharedUserCrossEncoder
 
 # More ads than a request can have: all of them belong to the one user.
 _ALL = 10**9

@@ -8,7 +8,6 @@ follows PreTTR (arXiv 2004.14255), DeFormer (2005.00697) and HSTU's M-FALCON (24
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ranking.model.batch import PairBatch, TokenRows
+from ranking.model.attention import ManyUsers, UserStates, attend_both, finish_layer, merge_heads, ranges
+from ranking.model.batch import PairBatch, TokenRows, by_length, distinct
 from ranking.model.behaviour import BehaviourModel
 from ranking.model.shape import ModelShape
 
@@ -24,14 +24,6 @@ SHARED_USER, JOINT = "shared_user", "joint"
 # Families whose layers have the shape of BERT's; those of RoBERTa count positions from padding_idx + 1.
 _ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert")
 BERT_LIKE = ("bert", "electra", *_ROBERTA_LIKE)
-
-
-@dataclass(frozen=True)
-class UserStates:
-    """What ads read of one user: per joined layer keys [heads, head size, tokens] and values [heads, tokens, size]."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
 
 
 class ClickHead(nn.Module):
@@ -136,8 +128,31 @@ class SharedUserCrossEncoder(nn.Module):
 
     def read(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """What `forward` returns, and the last state of each pair's first ad token, [pairs, hidden]."""
-        users, hidden = self.user_states(batch.users), self.ad_states(batch.ads)
-        return self.add(users, batch.ads_per_user, hidden, batch.ads.mask, batch.dense)
+        users, hidden = self.many_users(batch.users, batch.ads_per_user), self.ad_states(batch.ads)
+        return self.add_many(users, hidden, batch.ads.mask, batch.dense)
+
+    def many_users(self, users: TokenRows, ads_per_user: Sequence[int]) -> ManyUsers:
+        """The user pass for a batch of many: equal texts are read once, and those of about one length together."""
+        texts, which = distinct(users)
+        states: list[tuple[list[int], list[tuple[Tensor, Tensor]]]] = [
+            (places, list(self.keys_values(rows))) for places, rows in by_length(texts)
+        ]
+        counts = torch.tensor(ads_per_user, device=users.ids.device)
+        return ManyUsers.of(states, texts, which.repeat_interleave(counts))
+
+    def add_many(self, users: ManyUsers, hidden: Tensor, mask: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """What `read` returns, from states that may have been kept; `hidden` and `mask` are those of `join`."""
+        cls, seen = hidden, torch.cat([users.mask[users.of_pair], mask], dim=1)[:, None, None]
+        for depth, layer in enumerate(self.layers[self.join_layer :]):
+            keys, values = (
+                torch.cat([of_user[users.of_pair], of_ad], dim=2)
+                for of_user, of_ad in zip(users.keys_values[depth], self._keys_values(layer, cls), strict=True)
+            )
+            cls = cls[:, :1] if self.join_layer + depth + 1 == len(self.layers) else cls
+            dropout = self._attention_dropout(layer)
+            context = F.scaled_dot_product_attention(self._queries(layer, cls), keys, values, seen, dropout_p=dropout)
+            cls = finish_layer(layer, merge_heads(context), cls)
+        return self.head(cls[:, 0], self.mean_state(hidden, mask), dense), cls[:, 0]
 
     def user_states(self, users: TokenRows) -> list[UserStates]:
         """The user pass: keys and values of each joined layer for each user, padding cut off."""
@@ -161,7 +176,7 @@ class SharedUserCrossEncoder(nn.Module):
                 context = F.scaled_dot_product_attention(
                     self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
                 )
-                hidden = _finish_layer(layer, _merge_heads(context), hidden)
+                hidden = finish_layer(layer, merge_heads(context), hidden)
 
     def ad_states(self, ads: TokenRows) -> Tensor:
         """The ads' hidden states below the join layer, [ads, tokens, hidden]; they do not depend on the user."""
@@ -172,7 +187,7 @@ class SharedUserCrossEncoder(nn.Module):
             context = F.scaled_dot_product_attention(
                 self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
             )
-            hidden = _finish_layer(layer, _merge_heads(context), hidden)
+            hidden = finish_layer(layer, merge_heads(context), hidden)
         return hidden
 
     def add(
@@ -217,7 +232,7 @@ class SharedUserCrossEncoder(nn.Module):
         from_user = (weights[..., :user_tokens].transpose(0, 1) @ user.values[0]).transpose(0, 1).flatten(1)
         on_self = weights[..., user_tokens:].transpose(1, 2)[..., None]
         from_self = (values.view(ads, tokens, self._heads, -1) * on_self).sum(dim=1).flatten(1)
-        return _finish_layer(layer, (from_user + from_self)[:, None], cls[:, None])[:, 0]
+        return finish_layer(layer, (from_user + from_self)[:, None], cls[:, None])[:, 0]
 
     def join(self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor) -> Tensor:
         """The joined layers.
@@ -239,10 +254,10 @@ class SharedUserCrossEncoder(nn.Module):
             queries = self._queries(layer, hidden)
             dropout = self._attention_dropout(layer)
             parts = [
-                _attend_both(queries[pairs], keys[pairs], values[pairs], mask[pairs], user, depth, dropout)
-                for pairs, user in zip(_ranges(ads_per_user), users, strict=True)
+                attend_both(queries[pairs], keys[pairs], values[pairs], mask[pairs], user, depth, dropout)
+                for pairs, user in zip(ranges(ads_per_user), users, strict=True)
             ]
-            hidden = _finish_layer(layer, _merge_heads(torch.cat(parts)), hidden)
+            hidden = finish_layer(layer, merge_heads(torch.cat(parts)), hidden)
         return hidden[:, 0]
 
     def _embed(self, rows: TokenRows, segment: int) -> Tensor:
@@ -268,55 +283,3 @@ class SharedUserCrossEncoder(nn.Module):
 
     def _attention_dropout(self, layer: Any) -> float:
         return float(layer.attention.self.dropout.p) if self.training else 0.0
-
-
-def _attend_both(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, user: UserStates, depth: int, dropout: float
-) -> Tensor:
-    """Attention of one user's ads over themselves and over that user, in one softmax.
-
-    The user's keys are not copied per ad: all queries of all ads meet them in one matrix product.
-
-    Args:
-        queries: [ads, heads, query tokens, size].
-        keys, values: the ads' own, [ads, heads, tokens, size].
-        mask: True where an ad has a token, bool [ads, 1, 1, tokens].
-        user: the user's keys and values; `depth` says which joined layer.
-
-    Returns:
-        [ads, heads, query tokens, size].
-    """
-    ads, heads, tokens, size = queries.shape
-    queries = queries / math.sqrt(size)
-    # [heads, ads * query tokens, size] @ [heads, size, user tokens] to [ads, heads, query tokens, user tokens]
-    flat = queries.transpose(0, 1).reshape(heads, ads * tokens, size)
-    to_user = (flat @ user.keys[depth]).view(heads, ads, tokens, -1).transpose(0, 1)
-    # [ads, heads, query tokens, ad tokens]
-    to_self = (queries @ keys.transpose(2, 3)).masked_fill(~mask, float("-inf"))
-    weights = torch.cat([to_user, to_self], dim=-1).softmax(dim=-1)
-    weights = F.dropout(weights, dropout) if dropout else weights
-    user_tokens = to_user.shape[-1]
-    on_user, on_self = weights[..., :user_tokens], weights[..., user_tokens:]
-    # [heads, ads * query tokens, user tokens] @ [heads, user tokens, size]
-    from_user = on_user.transpose(0, 1).reshape(heads, ads * tokens, -1) @ user.values[depth]
-    both: Tensor = from_user.view(heads, ads, tokens, size).transpose(0, 1) + on_self @ values
-    return both
-
-
-def _finish_layer(layer: Any, context: Tensor, hidden: Tensor) -> Tensor:
-    """What follows attention in a BERT layer; `context` and `hidden` are [rows, tokens, hidden]."""
-    attended = layer.attention.output(context, hidden)
-    finished: Tensor = layer.output(layer.intermediate(attended), attended)
-    return finished
-
-
-def _merge_heads(x: Tensor) -> Tensor:
-    """[rows, heads, tokens, size] to [rows, tokens, hidden]."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def _ranges(counts: Sequence[int]) -> Iterator[slice]:
-    start = 0
-    for count in counts:
-        yield slice(start, start + count)
-        start += count

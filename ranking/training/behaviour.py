@@ -134,14 +134,13 @@ def _ids_of(model: BehaviourModel, rows: BehaviourRows) -> Iterator[BehaviourRow
     There are several times as many buckets as ads, so that few ads share one; a step over all of them would spend most
     of its time on buckets that no row of the log reads.
     """
-    every, device = model.ids, rows.texts.buckets.device
+    every, buckets = model.ids, rows.texts.buckets
     # Bucket 0, of texts that are no ads, stays 0.
-    used, numbers = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), rows.texts.buckets]).unique(
-        return_inverse=True
-    )
-    model.ids = nn.Embedding.from_pretrained(every.weight.detach()[used], freeze=False)
+    found, numbers = np.unique(np.r_[0, buckets.cpu().numpy()], return_inverse=True)
+    used = torch.from_numpy(found).to(buckets.device)
+    model.ids = nn.Embedding(len(found), every.embedding_dim, _weight=every.weight.detach()[used])
     try:
-        yield rows.with_buckets(numbers[1:])
+        yield rows.with_buckets(torch.from_numpy(numbers[1:]).to(buckets.device))
     finally:
         with torch.no_grad():
             every.weight[used] = model.ids.weight
