@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from ranking.evaluation.page import write_page
 from ranking.evaluation.report import cut_short_line, evaluation_table, stages_line, text_fit_line
 from ranking.evaluation.results import CurvePoint, Slice, TextFit
 from ranking.store import open_store
-from ranking.training.run import _fingerprint, train_and_save
+from ranking.training.run import _unfinished, train_and_save
 from ranking.training.versions import load_from, warn_of_rows_it_knows
 
 
@@ -127,7 +128,7 @@ def test_an_ads_file_that_grew_is_no_leak(data, world, tmp_path, caplog):
     warn_of_rows_it_knows(loaded, grown)
     assert caplog.text == ""
     # A killed training of it begins anew all the same: how many ids are learned depends on the catalog.
-    assert _fingerprint(grown, tiny_options(world.model)) != _fingerprint(data, tiny_options(world.model))
+    assert _unfinished(grown, Path(), tiny_options(world.model)) != _unfinished(data, Path(), tiny_options(world.model))
     other = tmp_path / "other.jsonl"
     other.write_text(world.ads.read_text().replace("offer 1", "another text 1"))
     warn_of_rows_it_knows(loaded, load_dataset(other, world.clicks, world.users))

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from ranking.evaluation.report import text_fit_line
 from ranking.evaluation.request_metrics import pair_accuracies
 from ranking.evaluation.results import RANKER
 from ranking.store import open_store
-from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, _fingerprint, train_and_save
+from ranking.training.run import REPORT_FILE, REPORT_JSON_FILE, _unfinished, train_and_save
 from ranking.training.train import _calibration_blocks, train
 
 
@@ -221,5 +222,5 @@ def test_a_training_on_other_data_does_not_go_on_from_a_killed_one(data, tiny_be
         "users": lambda: replace(data, users={}),
     }
     options = tiny_options(tiny_bert)
-    assert _fingerprint(data, options) == _fingerprint(replace(data), options)
-    assert _fingerprint(others[changed](), options) != _fingerprint(data, options)
+    assert _unfinished(data, Path(), options) == _unfinished(replace(data), Path(), options)
+    assert _unfinished(others[changed](), Path(), options) != _unfinished(data, Path(), options)

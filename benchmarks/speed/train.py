@@ -194,7 +194,12 @@ def _behaviour(settings: TrainSettings, folder: Path, progress: Progress) -> tup
     files = _log_of(settings.rows, settings, folder)
     found = behaviour_speed(files, rounds=settings.rounds, seed=settings.seed, progress=progress)
     entries = [
-        _entry(f"an epoch over {rows:,} rows", contender, [rows / speed], rows)
+        Entry(
+            case=f"an epoch over {rows:,} rows",
+            contender=contender,
+            milliseconds=Spread.of([1000 * rows / speed]),
+            figures={"rows a second": speed},
+        )
         for contender, rows, speed in zip(
             (ONE_BY_ONE, IN_BATCHES), found.rows, (found.one_by_one, found.in_batches), strict=True
         )

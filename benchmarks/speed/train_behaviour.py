@@ -105,8 +105,8 @@ def _one_by_one(
     weights = dict(model.named_parameters())
     groups = [{"params": list(weights.values()), "lr": options.behaviour.learning_rate}]
     steps = sum(1 for _ in batches(0))
-    plan = Plan("behaviour", steps, None, 10**9, 1, options.common.weight_decay, options.common.seed, ema_decay=0.998)
-    loop: Loop[list[Window]] = Loop(plan, weights, groups, lambda: 0.0, lambda _: None)
+    plan = Plan("behaviour", steps, None, options.common.weight_decay, options.common.seed, ema_decay=0.998)
+    loop: Loop[list[Window]] = Loop(plan, weights, groups, None, lambda _: None)
     started = time.perf_counter()
     loop.run(batches, loss)
     return time.perf_counter() - started

@@ -215,10 +215,6 @@ class Dataset:
 
         The history is the log's, never that of the users' file, which may tell of later events.
         """
-        return self.user_texts(np.array([row]))[0]
-
-    def user_texts(self, rows: Integers) -> list[str]:
-        """`user_text` of several rows."""
         offsets, events = self.past.spans(rows, HISTORY_EVENTS).recent()
         told = events_of(self.log, events)
         ends = zip(rows.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
