@@ -200,7 +200,7 @@ def counter_from_wire(message: ranking_pb2.Counter, name: str) -> tuple[str, str
     if not message.clicks <= message.impressions <= MAX_IMPRESSIONS:
         raise InputError(f"{name}: {message.clicks} clicks on {message.impressions} impressions")
     first, last = (_time(message, field, getattr(message, field)) for field in ("first", "last"))
-    began, ended = (None if moment is None else moment.timestamp() for moment in (first, last))
+    began, ended = (None if at is None else at.timestamp() for at in (first, last))
     return key, message.id, Total(message.impressions, message.clicks, began, ended)
 
 
@@ -209,15 +209,15 @@ def moment_to_wire(seconds: float | None) -> Timestamp | None:
     return None if seconds is None else timestamp_to_wire(datetime.fromtimestamp(seconds, UTC))
 
 
-def timestamp_to_wire(moment: datetime) -> Timestamp:
+def timestamp_to_wire(at: datetime) -> Timestamp:
     """The wire form of a moment."""
     timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
+    timestamp.FromDatetime(at)
     return timestamp
 
 
-def _wire_time(moment: datetime | None) -> Timestamp | None:
-    return None if moment is None else timestamp_to_wire(moment)
+def _wire_time(at: datetime | None) -> Timestamp | None:
+    return None if at is None else timestamp_to_wire(at)
 
 
 def _time(message: Message, name: str, value: Timestamp) -> datetime | None:
@@ -232,10 +232,10 @@ def _time(message: Message, name: str, value: Timestamp) -> datetime | None:
 
 
 def _event_to_wire(event: Event) -> types_pb2.Event:
-    number, moment = _WIRE_EVENT_TYPES[event.type], _wire_time(event.timestamp)
+    number, at = _WIRE_EVENT_TYPES[event.type], _wire_time(event.timestamp)
     if event.ad_id:
-        return types_pb2.Event(type=number, ad_id=event.ad_id, timestamp=moment)
-    return types_pb2.Event(type=number, text=event.text, timestamp=moment)
+        return types_pb2.Event(type=number, ad_id=event.ad_id, timestamp=at)
+    return types_pb2.Event(type=number, text=event.text, timestamp=at)
 
 
 def _event(position: int, message: types_pb2.Event) -> Event:

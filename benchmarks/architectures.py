@@ -138,14 +138,14 @@ def throughput(run: Run) -> list[Finding]:
 
 def _seconds_per_step(data: Dataset, options: TrainOptions) -> float:
     """Median over the first steps of the text layers, the very first left out."""
-    moments: list[float] = []
+    ended: list[float] = []
 
     def watch(step: TrainingProgress) -> None:
         if step.stage == "text":
-            moments.append(time.monotonic())
+            ended.append(time.monotonic())
 
     train(data, options, watch)
-    return float(statistics.median(np.diff(moments)[1:].tolist()))
+    return float(statistics.median(np.diff(ended)[1:].tolist()))
 
 
 def _unseen_ads(run: Run, seed: int) -> Dataset:

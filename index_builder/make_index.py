@@ -97,7 +97,7 @@ def assemble(folder: Path, contents: Contents, options: AssemblyOptions, progres
         index_bytes=(folder / INDEX_FILE).stat().st_size,
         build_seconds=0.0,
         space_sha256="" if towers is None else towers.spec.space_sha256,
-        popularity_at=None if towers is None else datetime.fromtimestamp(towers.popularity.moment / 1e6, UTC),
+        popularity_at=None if towers is None else datetime.fromtimestamp(towers.popularity.as_of_us / 1e6, UTC),
     )
 
 

@@ -87,7 +87,7 @@ def refresh(
     on_read(log, report)
     if not log.has_time:
         raise InputError(f"popularity is counted by when ads were clicked; {clicks}: {log.untimed_rows}")
-    if log.time.max() < towers.popularity.moment:
+    if log.time.max() < towers.popularity.as_of_us:
         return None
     popularity = towers.popularity.updated(log)
     with store.begin() as draft:
@@ -121,9 +121,10 @@ def _read(store: VersionStore, version: str) -> tuple[IndexManifest, TrainedTowe
 def _check_present(popularity: PopularitySnapshot, version: str) -> None:
     """Raises BuildError if a version counted rows of the future: no newer row would ever be counted."""
     limit = (datetime.now(UTC) + AHEAD).timestamp() * 1e6
-    if popularity.moment > limit:
+    if popularity.as_of_us > limit:
         raise BuildError(
-            f"index version {version} has counted clicks of {datetime.fromtimestamp(popularity.moment / 1e6, UTC):%Y}: "
+            f"index version {version} has counted clicks of "
+            f"{datetime.fromtimestamp(popularity.as_of_us / 1e6, UTC):%Y}: "
             "publish an earlier version (adcascade index rollback), or train the towers on a log without them and build"
         )
 

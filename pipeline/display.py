@@ -33,9 +33,9 @@ def user_panel(user: UserProfile, titles: dict[str, str]) -> Text:
 
 
 def _event_line(event: Event, titles: dict[str, str]) -> str:
-    moment = f"{event.timestamp:%Y-%m-%d}  " if event.timestamp else ""
+    day = f"{event.timestamp:%Y-%m-%d}  " if event.timestamp else ""
     word = "shown, no click" if event.type.value == "impression" else event.type.value
-    return f"{moment}{word:<15} {event.text or titles.get(event.ad_id, event.ad_id)}"
+    return f"{day}{word:<15} {event.text or titles.get(event.ad_id, event.ad_id)}"
 
 
 def recommendations_table(answer: Recommendations, width: int) -> Group:

@@ -83,11 +83,11 @@ class Schedule:
         ends = [_NEVER if end is None else _microseconds(end) for _, end in times]
         return cls(np.array(starts, np.int64), np.array(ends, np.int64))
 
-    def at(self, moment: datetime | None) -> Eligibility:
+    def at(self, when: datetime | None) -> Eligibility:
         """What may be shown at a moment; None is now. The same object for moments between which nothing changes."""
         if not len(self._changes):
             return self.everything
-        time = _microseconds(moment or datetime.now(UTC))
+        time = _microseconds(when or datetime.now(UTC))
         span = int(np.searchsorted(self._changes, time, side="right"))
         with self._lock:
             kept = self._kept.get(span)
@@ -99,10 +99,10 @@ class Schedule:
         return kept
 
 
-def may_be_shown(start: datetime | None, end: datetime | None, moment: datetime) -> bool:
+def may_be_shown(start: datetime | None, end: datetime | None, at: datetime) -> bool:
     """Whether an ad with these times may be shown at a moment; see `Schedule`."""
-    return (start is None or start <= moment) and (end is None or moment < end)
+    return (start is None or start <= at) and (end is None or at < end)
 
 
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+def _microseconds(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(microseconds=1)

@@ -109,13 +109,13 @@ def _ad_message(ad: Ad) -> types_pb2.Ad:
     )
 
 
-def _time_message(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
+def _time_message(at: datetime | None) -> Timestamp | None:
+    if at is None:
         return None
-    if moment.utcoffset() is None:  # which would be read as UTC, and mostly is not
-        raise InvalidRequest(f"{moment.isoformat()} has no time zone: use datetime.now(UTC), or give it its tzinfo")
+    if at.utcoffset() is None:  # which would be read as UTC, and mostly is not
+        raise InvalidRequest(f"{at.isoformat()} has no time zone: use datetime.now(UTC), or give it its tzinfo")
     timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
+    timestamp.FromDatetime(at)
     return timestamp
 
 

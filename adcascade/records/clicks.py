@@ -144,8 +144,8 @@ class ClickLog:
         values = {name: value for name, column in self.context.items() if (value := column[row]) is not None}
         named = {name: values.pop(name) for name in _FIELDS if name in values}
         time = int(self.time[row])
-        moment = datetime.fromtimestamp(time / 1e6, UTC) if time != NO_TIME else None
-        return Context(**named, timestamp=moment, utc_offset_minutes=int(self.utc_offset[row]), attributes=values)
+        at = datetime.fromtimestamp(time / 1e6, UTC) if time != NO_TIME else None
+        return Context(**named, timestamp=at, utc_offset_minutes=int(self.utc_offset[row]), attributes=values)
 
     def take(self, rows: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> "ClickLog":
         """The given rows (indices, a mask or a slice), in the given order."""
@@ -215,8 +215,8 @@ class _Columns:
         for zone in (True, False):
             rows = np.flatnonzero(timed & (good.has_zone == zone))
             if len(rows) and zone not in self._zones:
-                moment = datetime.fromtimestamp(int(good.numbers["time"][rows[0]]) / 1e6, UTC)
-                self._zones[zone] = f"{good.source}, row {good.rows[rows[0]]}: {moment:%Y-%m-%d %H:%M:%S} UTC"
+                at = datetime.fromtimestamp(int(good.numbers["time"][rows[0]]) / 1e6, UTC)
+                self._zones[zone] = f"{good.source}, row {good.rows[rows[0]]}: {at:%Y-%m-%d %H:%M:%S} UTC"
         if len(self._zones) > 1:
             raise InputError(
                 f"some times have a zone and others have none ({self._zones[True]}, with a zone or a number; "

@@ -88,12 +88,12 @@ def point_in_time_counts(keys: CodedColumn, log: ClickLog) -> Counts:
     order = _by_key_and_time(keys, log)
     code, time = keys.codes[order], log.time[order]
     new_key = np.r_[True, code[1:] != code[:-1]]
-    new_moment = new_key | np.r_[True, time[1:] != time[:-1]]
+    new_time = new_key | np.r_[True, time[1:] != time[:-1]]
     rows = np.arange(len(order))
     first_time = new_key | np.r_[True, time[:-1] == NO_TIME]  # NO_TIME sorts before all times
     # The place where the key, or the moment, of each row begins: the last place so far at which one began.
     key_start = np.maximum.accumulate(np.where(first_time, rows, 0))
-    moment_start = np.maximum.accumulate(np.where(new_moment, rows, 0))
+    time_start = np.maximum.accumulate(np.where(new_time, rows, 0))
     usable = (time != NO_TIME) & (code != NO_VALUE)
 
     def in_log_order(values: Floats) -> Floats:
@@ -104,11 +104,11 @@ def point_in_time_counts(keys: CodedColumn, log: ClickLog) -> Counts:
     def before(column: Integers) -> Floats:
         # sum(column[key_start:moment_start]) = total[moment_start] - total[key_start], total[i] = sum(column[:i])
         total = np.r_[0, np.cumsum(np.where(usable, column[order], 0))]
-        return in_log_order(np.where(usable, total[moment_start] - total[key_start], 0))
+        return in_log_order(np.where(usable, total[time_start] - total[key_start], 0))
 
-    seen = usable & (moment_start > key_start)
+    seen = usable & (time_start > key_start)
     first = in_log_order(np.where(seen, time[key_start] / 1e6, np.nan))
-    last = in_log_order(np.where(seen, time[np.maximum(moment_start - 1, 0)] / 1e6, np.nan))
+    last = in_log_order(np.where(seen, time[np.maximum(time_start - 1, 0)] / 1e6, np.nan))
     return Counts(before(log.impressions), before(log.clicks), first, last)
 
 
@@ -146,7 +146,7 @@ def out_of_fold_counts(keys: CodedColumn, log: ClickLog, fold: Integers) -> Coun
     for number in (-1, *range(folds)):
         asking = np.flatnonzero((fold == number) & known & (log.time != NO_TIME))
         pool = np.flatnonzero(shown & (fold != number))
-        first[asking], last[asking] = _earlier_moments(codes, log.time, asking, pool)
+        first[asking], last[asking] = _earlier_times(codes, log.time, asking, pool)
     return Counts(elsewhere(log.impressions), elsewhere(log.clicks), first, last)
 
 
@@ -187,7 +187,7 @@ def _decayed_at(events: KeyedEvents, at: Integers) -> Floats:
     return np.stack([np.where(known, events.states(hours)[at], 0.0) for hours in _HALF_LIVES.tolist()], axis=1)
 
 
-def _earlier_moments(codes: Integers, time: Integers, asking: Integers, pool: Integers) -> tuple[Floats, Floats]:
+def _earlier_times(codes: Integers, time: Integers, asking: Integers, pool: Integers) -> tuple[Floats, Floats]:
     """First and last moment, in seconds, of the rows of `pool` with the code of each asking row and before it."""
     if not len(pool):
         return np.full(len(asking), np.nan), np.full(len(asking), np.nan)
@@ -197,9 +197,9 @@ def _earlier_moments(codes: Integers, time: Integers, asking: Integers, pool: In
     # pool[start:end] are earlier rows of the same code: below (code, time), and not below (code, -infinity).
     end = np.searchsorted(place[pool], place[asking], side="left")
     start = np.searchsorted(codes[pool], codes[asking], side="left")
-    moments = time[pool] / 1e6
-    first = np.where(end > start, moments[np.minimum(start, len(pool) - 1)], np.nan)
-    return first, np.where(end > start, moments[np.maximum(end - 1, 0)], np.nan)
+    times_s = time[pool] / 1e6
+    first = np.where(end > start, times_s[np.minimum(start, len(pool) - 1)], np.nan)
+    return first, np.where(end > start, times_s[np.maximum(end - 1, 0)], np.nan)
 
 
 class CounterTable(Mapping[str, Total]):

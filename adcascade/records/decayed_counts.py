@@ -52,13 +52,13 @@ class KeyedEvents:
     def __init__(self, codes: Integers, time: Integers, values: npt.NDArray[np.floating[Any]] | Integers) -> None:
         rows = np.flatnonzero((codes >= 0) & (time != NO_TIME))
         rows = rows[np.lexsort((time[rows], codes[rows]))]
-        code, moment = codes[rows], time[rows]
+        code, event_time = codes[rows], time[rows]
         new_key = np.ones(len(rows), bool)
         new_key[1:] = code[1:] != code[:-1]
         new_event = new_key.copy()
-        new_event[1:] |= moment[1:] != moment[:-1]
+        new_event[1:] |= event_time[1:] != event_time[:-1]
         first = np.flatnonzero(new_event)
-        self.key, self.last = code[first], moment[first]
+        self.key, self.last = code[first], event_time[first]
         self._begins = new_key[first]  # [events]
         event = np.cumsum(new_event) - 1  # [rows]
         self.before_rows = np.full(len(codes), -1)
@@ -79,10 +79,10 @@ class KeyedEvents:
         """As `before_rows`, for any rows, int64 [rows]."""
         if not len(self):
             return np.full(len(codes), -1)
-        moments = np.unique(self.last)
+        times = np.unique(self.last)
         # Orders by key, then by time; a row stands before the events of its own moment.
-        place = self.key * (len(moments) + 1) + np.searchsorted(moments, self.last)
-        wanted = codes * (len(moments) + 1) + np.searchsorted(moments, time)
+        place = self.key * (len(times) + 1) + np.searchsorted(times, self.last)
+        wanted = codes * (len(times) + 1) + np.searchsorted(times, time)
         event = np.searchsorted(place, wanted) - 1
         of_key = (event >= 0) & (codes >= 0) & (time != NO_TIME) & (self.key[np.maximum(event, 0)] == codes)
         return np.where(of_key, event, -1)

@@ -44,14 +44,14 @@ class PopularitySnapshot:
     """Popularity at the end of a log.
 
     Attributes:
-        moment: microseconds since 1970; all rows that were counted are earlier.
+        as_of_us: microseconds since 1970; all rows that were counted are earlier.
         ad_ids: every ad that was shown.
-        sums: forgetting sums of each ad as of `moment`: clicks, then impressions, each by `HALF_LIVES_DAYS`, float64
+        sums: forgetting sums of each ad as of `as_of_us`: clicks, then impressions, each by `HALF_LIVES_DAYS`, float64
             [ads, sums].
         first: when each was first shown, microseconds since 1970, int64 [ads].
     """
 
-    moment: int
+    as_of_us: int
     ad_ids: tuple[str, ...]
     sums: Floats
     first: Integers
@@ -61,8 +61,8 @@ class PopularitySnapshot:
         """Counts all rows of a log that have a time."""
         log = log.take(log.time != NO_TIME)
         names, ads = log.ad_id.sorted.names, log.ad_id.sorted.codes
-        moment = int(log.time.max()) + 1 if len(log) else 0
-        left = np.exp(-(moment - log.time)[:, None] * _FORGETTING)
+        as_of_us = int(log.time.max()) + 1 if len(log) else 0
+        left = np.exp(-(as_of_us - log.time)[:, None] * _FORGETTING)
         half = _SUMS // 2
         sums = np.zeros((len(names), _SUMS))
         for place in range(_SUMS):
@@ -70,11 +70,11 @@ class PopularitySnapshot:
             sums[:, place] = np.bincount(ads, counted * left[:, place], len(names))
         first = np.full(len(names), _NEVER)
         np.minimum.at(first, ads, log.time)
-        return cls(moment, tuple(names.to_pylist()), sums, first)
+        return cls(as_of_us, tuple(names.to_pylist()), sums, first)
 
     def updated(self, log: ClickLog) -> "PopularitySnapshot":
-        """With the rows of `log` that are not earlier than `moment`; earlier ones are counted already."""
-        fresh = PopularitySnapshot.of(log.take(log.time >= max(self.moment, NO_TIME + 1)))
+        """With the rows of `log` that are not earlier than `as_of_us`; earlier ones are counted already."""
+        fresh = PopularitySnapshot.of(log.take(log.time >= max(self.as_of_us, NO_TIME + 1)))
         if not fresh.ad_ids:
             return self
         ids = tuple(dict.fromkeys((*self.ad_ids, *fresh.ad_ids)))
@@ -82,9 +82,9 @@ class PopularitySnapshot:
         sums, first = np.zeros((len(ids), _SUMS)), np.full(len(ids), _NEVER)
         for part in (self, fresh):
             rows = np.array([place[ad_id] for ad_id in part.ad_ids], np.int64)
-            sums[rows] += part.sums * np.exp(-(fresh.moment - part.moment) * _FORGETTING)
+            sums[rows] += part.sums * np.exp(-(fresh.as_of_us - part.as_of_us) * _FORGETTING)
             first[rows] = np.minimum(first[rows], part.first)
-        return PopularitySnapshot(fresh.moment, ids, sums, first)
+        return PopularitySnapshot(fresh.as_of_us, ids, sums, first)
 
     def features(self, ad_ids: Sequence[str]) -> Features:
         """Numbers of `FEATURES` of the given ads, float32 [ads, features]; an ad that was never shown has them, too.
@@ -94,13 +94,13 @@ class PopularitySnapshot:
         """
         rows = np.array([self._row_of.get(ad_id, -1) for ad_id in ad_ids], np.int64)
         shown = rows >= 0
-        sums, first = np.zeros((len(rows), _SUMS)), np.full(len(rows), self.moment)
+        sums, first = np.zeros((len(rows), _SUMS)), np.full(len(rows), self.as_of_us)
         sums[shown], first[shown] = self.sums[rows[shown]], self.first[rows[shown]]
         mean = self.sums.mean(axis=0) if len(self.sums) else np.zeros(_SUMS)
         times_the_mean = np.log((sums + _PRIOR) / (mean + _PRIOR))
         half = _SUMS // 2
         ctr = (sums[:, :half] + _PRIOR_IMPRESSIONS / 2) / (sums[:, half:] + _PRIOR_IMPRESSIONS) - 0.5
-        days = (self.moment - first) / _DAY
+        days = (self.as_of_us - first) / _DAY
         age = np.stack([np.log1p(days) / 5, ~shown, shown & (days < _FRESH_DAYS)], axis=1)
         return np.concatenate([times_the_mean, ctr, age], axis=1).astype(np.float32)
 
@@ -121,7 +121,7 @@ class PopularitySnapshot:
         """Writes a Parquet table, a row an ad; the moment is in its metadata."""
         columns = {"ad_id": list(self.ad_ids), "first": self.first}
         columns |= {f"sum_{place}": self.sums[:, place] for place in range(_SUMS)}
-        table = pa.table(columns).replace_schema_metadata({"moment": str(self.moment)})
+        table = pa.table(columns).replace_schema_metadata({"moment": str(self.as_of_us)})
         pq.write_table(table, path, compression="zstd")
 
     @classmethod
@@ -129,5 +129,5 @@ class PopularitySnapshot:
         """Reads what `save` wrote."""
         table = pq.read_table(path)
         sums = np.stack([table[f"sum_{place}"].to_numpy() for place in range(_SUMS)], axis=1)
-        moment = int(table.schema.metadata[b"moment"])
-        return cls(moment, tuple(table["ad_id"].to_pylist()), sums, table["first"].to_numpy())
+        as_of_us = int(table.schema.metadata[b"moment"])
+        return cls(as_of_us, tuple(table["ad_id"].to_pylist()), sums, table["first"].to_numpy())

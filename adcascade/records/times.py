@@ -72,9 +72,9 @@ def read_moment(value: Any, name: str) -> Moment | None:
     raise InputError(f"{name} must be a time ({_HELP}), not {repr(value)[:80]}")
 
 
-def micros_of(moment: datetime) -> int:
+def micros_of(at: datetime) -> int:
     """Microseconds since 1970."""
-    return round((moment - _EPOCH).total_seconds() * 1_000_000)
+    return round((at - _EPOCH).total_seconds() * 1_000_000)
 
 
 def minutes_ahead(value: Any, name: str) -> int:
@@ -92,12 +92,12 @@ def minutes_ahead(value: Any, name: str) -> int:
     return int(Decimal(text))
 
 
-def check_happened(moment: datetime, name: str, now: datetime) -> None:
+def check_happened(at: datetime, name: str, now: datetime) -> None:
     """Raises InputError if something cannot have happened then: before 2000, or more than a day after `now`."""
-    if moment < EARLIEST:
-        raise InputError(f"{name} is {moment:%Y-%m-%d}, before 2000: leave it empty where the time is unknown")
-    if moment > now + AHEAD:
-        raise InputError(f"{name} is {moment:%Y-%m-%d %H:%M} UTC, more than a day ahead of the clock of this machine")
+    if at < EARLIEST:
+        raise InputError(f"{name} is {at:%Y-%m-%d}, before 2000: leave it empty where the time is unknown")
+    if at > now + AHEAD:
+        raise InputError(f"{name} is {at:%Y-%m-%d %H:%M} UTC, more than a day ahead of the clock of this machine")
 
 
 def _from_iso(text: str) -> datetime:
@@ -109,11 +109,11 @@ def _from_iso(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _of_clock(moment: datetime) -> Moment:
-    offset = moment.utcoffset()
+def _of_clock(at: datetime) -> Moment:
+    offset = at.utcoffset()
     if offset is None:
-        return Moment(moment.replace(tzinfo=UTC), None)
-    return Moment(moment.astimezone(UTC), round(offset.total_seconds() / 60))
+        return Moment(at.replace(tzinfo=UTC), None)
+    return Moment(at.astimezone(UTC), round(offset.total_seconds() / 60))
 
 
 def _of_number(number: Decimal, name: str) -> Moment:

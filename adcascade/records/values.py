@@ -212,8 +212,8 @@ def as_attributes(value: Any) -> dict[str, str]:
 
 def as_time(row: Mapping[str, Any], name: str) -> datetime | None:
     """A moment in UTC (see `adcascade.records.times`); None if missing. Raises InputError."""
-    moment = read_moment(row.get(name), name)
-    return None if moment is None else moment.time
+    at = read_moment(row.get(name), name)
+    return None if at is None else at.time
 
 
 def _is_blank(value: Any) -> TypeGuard[str]:

@@ -55,9 +55,9 @@ def arrive(start: Start, rate: float, seconds: float, seed: int = 0) -> Answered
     """
     due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds))))
     tally, began = _Tally(), time.perf_counter()
-    for moment in due.tolist():
-        time.sleep(max(0.0, moment - (time.perf_counter() - began)))
-        tally.add(start(), began + moment)
+    for due_s in due.tolist():
+        time.sleep(max(0.0, due_s - (time.perf_counter() - began)))
+        tally.add(start(), began + due_s)
     tally.wait()
     return Answered(rate, float(due[-1]), tally.milliseconds, dict(tally.outcomes))
 

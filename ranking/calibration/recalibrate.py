@@ -81,9 +81,9 @@ def _fresh(data: Dataset, loaded: ModelVersion) -> Integers:
     end, log = loaded.counters.end, data.log
     rows = np.arange(len(log)) if end is None else np.flatnonzero(log.time > end * 1e6)
     if not len(rows):
-        moment = datetime.fromtimestamp(end or 0, UTC)
+        at = datetime.fromtimestamp(end or 0, UTC)
         raise InputError(
-            f"no row of the log is known to be newer than {moment:%Y-%m-%d %H:%M:%S} UTC, where the counters of "
+            f"no row of the log is known to be newer than {at:%Y-%m-%d %H:%M:%S} UTC, where the counters of "
             f"version {loaded.version} end: rows that it has counted cannot calibrate it"
         )
     if int(log.clicks[rows].sum()) in (0, int(log.impressions[rows].sum())):

@@ -143,13 +143,13 @@ class Dataset:
 
     def features(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> Features:
         """The named features of each row from what it may look back on, float32 [rows, features], not normalised."""
-        moments = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
+        timestamps_s = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
         shown = self.request_rows[self.groups].astype(np.float64)
         if self.counters is None:
             counts = {key: self._counts(past, key, names) for key in self.keys}
-            return dense_features(FeatureInputs(counts, ctr, moments, self.groups, shown), names)
+            return dense_features(FeatureInputs(counts, ctr, timestamps_s, self.groups, shown), names)
         counts = {key: self.counters.counts(key, ids.tolist()) for key, ids in self.keys.items()}
-        return snapshot_features(FeatureInputs(counts, ctr, moments, self.groups, shown), self.counters.end, names)
+        return snapshot_features(FeatureInputs(counts, ctr, timestamps_s, self.groups, shown), self.counters.end, names)
 
     def _counts(self, past: HistoryView, key: str, names: Sequence[str]) -> Counts:
         """Of each row, with those that fade if any of the named features reads them."""

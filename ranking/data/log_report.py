@@ -77,8 +77,8 @@ def _days(data: Dataset) -> list[Day]:
     impressions, clicks = (
         np.bincount(codes, column[timed], len(days)).astype(int) for column in (log.impressions, log.clicks)
     )
-    moments = [datetime.fromtimestamp(int(day) * 86_400, UTC).date() for day in days]
-    return [Day(*line) for line in zip(moments, impressions.tolist(), clicks.tolist(), strict=True)]
+    dates = [datetime.fromtimestamp(int(day) * 86_400, UTC).date() for day in days]
+    return [Day(*line) for line in zip(dates, impressions.tolist(), clicks.tolist(), strict=True)]
 
 
 def _unseen(ids: Codes, training: Integers, test: Integers) -> float:

@@ -27,16 +27,16 @@ _CLASS_FACTOR = 1.3
 
 
 def context_hashes(
-    user: UserProfile, context: Context, moment: datetime | None, words: int = CONTEXT_WORDS
+    user: UserProfile, context: Context, at: datetime | None, words: int = CONTEXT_WORDS
 ) -> tuple[int, ...]:
     """Hashes of what is known of an impression, 64 bits each, padded with 0 to so many `words`.
 
     Those of fewer words are the first of those of more.
 
     Args:
-        moment: When the ad is shown; None if nobody knows.
+        at: When the ad is shown; None if nobody knows.
     """
-    found = [blake2b_hash(word) for word, _ in zip(_words(user, context, moment), range(words), strict=False)]
+    found = [blake2b_hash(word) for word, _ in zip(_words(user, context, at), range(words), strict=False)]
     return tuple(found) + (0,) * (words - len(found))
 
 
@@ -46,9 +46,9 @@ def context_buckets(hashes: npt.ArrayLike, buckets: int = CONTEXT_BUCKETS) -> In
     return np.where(numbers == 0, 0, 1 + numbers % np.uint64(buckets - 1)).astype(np.int64)
 
 
-def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iterator[str]:
-    if moment is not None:
-        local = _ahead(moment.astimezone(UTC), context.utc_offset_minutes)
+def _words(user: UserProfile, context: Context, at: datetime | None) -> Iterator[str]:
+    if at is not None:
+        local = _ahead(at.astimezone(UTC), context.utc_offset_minutes)
         yield f"hour={local.hour}"
         yield f"weekday={local.weekday()}"
     for name, value in sorted(context.values.items()):
@@ -57,12 +57,12 @@ def _words(user: UserProfile, context: Context, moment: datetime | None) -> Iter
         yield f"user {name}={_classed(value)}"
 
 
-def _ahead(moment: datetime, minutes: int) -> datetime:
-    """`moment` on a clock that is ahead; the first and the last one that there are have none before and after them."""
+def _ahead(at: datetime, minutes: int) -> datetime:
+    """`at` on a clock that is ahead; the first and the last one that there are have none before and after them."""
     try:
-        return moment + timedelta(minutes=minutes)
+        return at + timedelta(minutes=minutes)
     except OverflowError:
-        return moment
+        return at
 
 
 def _classed(value: str) -> str:

@@ -80,10 +80,10 @@ def prepare(
     if unknown and not skip_unknown:
         named = ", ".join(unknown[:_NAMED_IN_ERRORS])
         raise NotFound(f"{len(unknown)} ads are not in this index version: {named}; set skip_unknown to leave them out")
-    moment = context.timestamp or datetime.now(UTC)
+    at = context.timestamp or datetime.now(UTC)
     found = [(place, ad) for place, ad in enumerate(ads) if ad is not None]
-    eligible = [(place, ad) for place, ad in found if may_be_shown(ad.start_time, ad.end_time, moment)]
-    query = _query(user, context, moment, [ad for _, ad in eligible], known, counter_overrides)
+    eligible = [(place, ad) for place, ad in found if may_be_shown(ad.start_time, ad.end_time, at)]
+    query = _query(user, context, at, [ad for _, ad in eligible], known, counter_overrides)
     query = replace(query, shown=shown)
     ineligible = {ad.ad_id for _, ad in found} - {ad.ad_id for _, ad in eligible}
     left_out = tuple(ad_id for ad_id in ids if ad_id in ineligible)
@@ -93,7 +93,7 @@ def prepare(
 def _query(
     user: UserProfile,
     context: Context,
-    moment: datetime,
+    at: datetime,
     ads: Sequence[Ad],
     known: Mapping[str, Ad],
     counter_overrides: Mapping[str, Mapping[str, Total]],
@@ -102,23 +102,23 @@ def _query(
     return RankQuery(
         user_text=render_user(user, context, known.get),
         interests=user.interests.strip(),
-        past=_past_events(user, known.get, moment),
+        past=_past_events(user, known.get, at),
         ad_ids=[ad.ad_id for ad in ads],
         ad_texts=[render_ad(ad) for ad in ads],
         keys={name: [ids[name] for ids in keys] for name in COUNTED},
-        context=context_hashes(user, context, moment, MAX_CONTEXT_WORDS),
-        moment=moment.timestamp(),
+        context=context_hashes(user, context, at, MAX_CONTEXT_WORDS),
+        timestamp_s=at.timestamp(),
         counter_overrides=counter_overrides,
     )
 
 
-def _past_events(user: UserProfile, lookup: AdLookup, moment: datetime) -> list[PastEvent]:
-    """The newest events, oldest first, seen from `moment`; ads that are not known are skipped."""
+def _past_events(user: UserProfile, lookup: AdLookup, at: datetime) -> list[PastEvent]:
+    """The newest events, oldest first, seen from `at`; ads that are not known are skipped."""
     events = []
     for event in user.history[-HISTORY_EVENTS:]:
         ad = lookup(event.ad_id) if event.ad_id else None
         if event.text or ad is not None:
-            seconds = (moment - event.timestamp).total_seconds() if event.timestamp else math.nan
+            seconds = (at - event.timestamp).total_seconds() if event.timestamp else math.nan
             text = render_ad(ad) if ad is not None else event.text
             events.append(PastEvent(event.ad_id, text, event_class(event.type), seconds))
     return events

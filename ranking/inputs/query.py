@@ -30,7 +30,7 @@ class RankQuery:
         past: the user's newest events, oldest first.
         keys: for each of `ranking.inputs.features.COUNTED`, what each candidate's counters are looked up by.
         context: see `ranking.inputs.context.context_hashes`; as many words as any model reads, or more.
-        moment: when the ads would be shown, seconds since 1970.
+        timestamp_s: when the ads would be shown, seconds since 1970.
         counter_overrides: totals of some keys that go before those of the model version, by what is counted.
         shown: how many of the candidates will be shown together; 0 if nobody knows.
         cost: see `engine.RankingEngine.cost_of`.
@@ -43,7 +43,7 @@ class RankQuery:
     ad_texts: Sequence[str]
     keys: Mapping[str, Sequence[str]]
     context: Sequence[int]
-    moment: float
+    timestamp_s: float
     counter_overrides: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
     shown: int = 0
     cost: int = 1

@@ -211,9 +211,9 @@ class RankingEngine:
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters
         counts = {key: counters.counts(key, query.keys[key], query.counter_overrides.get(key, {})) for key in COUNTED}
-        spec, moments = self.loaded.spec, np.full(len(query.ad_ids), query.moment)
+        spec, timestamps_s = self.loaded.spec, np.full(len(query.ad_ids), query.timestamp_s)
         shown = np.full(len(query.ad_ids), float(query.shown)) if query.shown else None
-        inputs = FeatureInputs(counts, spec.prior_ctr, moments, shown=shown)
+        inputs = FeatureInputs(counts, spec.prior_ctr, timestamps_s, shown=shown)
         features = snapshot_features(inputs, counters.end, spec.features)
         return torch.from_numpy(spec.normalise(features)).to(self.device)
 

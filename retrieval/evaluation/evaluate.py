@@ -94,7 +94,7 @@ def warn_of_known_rows(data: RetrievalData, retriever: Retriever) -> None:
             "the towers were trained on other rows than this split's, so they may know what they are tested on: "
             "give the files, the number of newest rows, the split and the seed of their training"
         )
-    elif towers.popularity.moment > int(data.log.time[data.split.train].max()) + 1:
+    elif towers.popularity.as_of_us > int(data.log.time[data.split.train].max()) + 1:
         log.warning(
             "the index was refreshed with clicks of the test part, so it knows how popular ads are then: "
             "judge a version as it was built"

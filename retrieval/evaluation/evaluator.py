@@ -64,10 +64,10 @@ class RetrievalEvaluator:
 
     def _hidden(self, user: int) -> Integers:
         """Numbers of the ads that the user has met, or that may not be shown when they are asked for."""
-        moment, seen = self.judged.contexts[user].timestamp, self.judged.seen[user]
-        if self._schedule is None or moment is None:
+        at, seen = self.judged.contexts[user].timestamp, self.judged.seen[user]
+        if self._schedule is None or at is None:
             return seen
-        allowed = self._schedule.at(moment).allowed
+        allowed = self._schedule.at(at).allowed
         return seen if allowed is None else np.union1d(seen, np.flatnonzero(~allowed))
 
     def add_lists(self, name: str, lists: Sequence[Integers], asked: int) -> None:

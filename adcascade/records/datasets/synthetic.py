@@ -81,18 +81,18 @@ def make_synthetic(target: Path, options: SyntheticOptions) -> DatasetFiles:
     random = np.random.default_rng(options.seed)
     topics = random.integers(0, len(_TOPICS), options.ads)
     starts = np.where(random.random(options.ads) < options.cold_share, 0.8, 0.0)
-    moments = np.sort(random.random(options.requests))  # share of the log that has passed
+    shares = np.sort(random.random(options.requests))  # share of the log that has passed
     users = random.integers(0, options.users, options.requests)
-    started = (np.flatnonzero(starts <= moment) for moment in moments)
+    started = (np.flatnonzero(starts <= share) for share in shares)
     shown = np.concatenate([random.choice(ads, options.places, replace=False) for ads in started])
-    user, moment = np.repeat(users, options.places), np.repeat(moments, options.places)
+    user, share = np.repeat(users, options.places), np.repeat(shares, options.places)
     place = np.tile(np.arange(options.places), options.requests)
 
     quality, drift, conversion_quality = (
         random.normal(0, deviation, options.ads) for deviation in (options.quality, options.drift, options.quality)
     )
     tastes = random.normal(0, options.taste, (options.users, len(_TOPICS)))[user, topics[shown]]
-    relevance = options.base_logit + quality[shown] + drift[shown] * (moment - 0.5) + tastes
+    relevance = options.base_logit + quality[shown] + drift[shown] * (share - 0.5) + tastes
     effects = options.position_effects
     p_click = _probability(relevance + effects[place])
     p_conversion = _probability(options.conversion_logit + conversion_quality[shown] + 0.8 * tastes)
@@ -102,7 +102,7 @@ def make_synthetic(target: Path, options: SyntheticOptions) -> DatasetFiles:
     files = DatasetFiles(target / "ads.parquet", target / "clicks.parquet", target / "users.parquet")
     pq.write_table(_ads(random, topics), files.ads)
     pq.write_table(pa.table({"user_id": [f"user-{number}" for number in range(options.users)]}), files.users)
-    seconds = (_START + moment * options.days * 86_400).astype(np.int64)
+    seconds = (_START + share * options.days * 86_400).astype(np.int64)
     log = {
         "request_id": [f"r{number}" for number in np.repeat(np.arange(options.requests), options.places)],
         "user_id": [f"user-{number}" for number in user],

@@ -102,7 +102,7 @@ def _time(words: Mapping[str, str], key: str, where: str) -> datetime | None:
     if key not in words:
         return None
     try:
-        moment = datetime.fromisoformat(words[key])
+        at = datetime.fromisoformat(words[key])
     except ValueError as error:
         raise StartupError(f"{where}: {key} is a UTC time such as 2027-01-31T00:00:00Z") from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

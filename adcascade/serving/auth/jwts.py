@@ -117,10 +117,10 @@ class JwtTokens:
             if verified is None:
                 return None, reason
             self._remembered[place] = verified
-        moment, leeway = now.timestamp(), self._rules.leeway_seconds
-        if moment >= verified.expires + leeway:
+        now_s, leeway = now.timestamp(), self._rules.leeway_seconds
+        if now_s >= verified.expires + leeway:
             return None, "the JWT has expired"
-        if moment < verified.not_before - leeway:
+        if now_s < verified.not_before - leeway:
             return None, "the JWT is not valid yet"
         return verified, ""
 

@@ -177,5 +177,5 @@ def _line(token_id: str, words: Mapping[str, str]) -> str:
     return " ".join([token_id, *(f"{key}={value}" for key, value in words.items() if value)])
 
 
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -61,15 +61,15 @@ def bench_train_on_gpu(
 
 def _seconds_per_step(data: Dataset, options: TrainOptions) -> dict[str, list[float]]:
     """Of the steps of each part, the first three left out."""
-    moments: dict[str, list[float]] = {stage: [] for stage in _STAGES}
+    ended: dict[str, list[float]] = {stage: [] for stage in _STAGES}
 
     def watch(step: TrainingProgress) -> None:
-        if step.stage in moments:
-            moments[step.stage].append(time.perf_counter())
+        if step.stage in ended:
+            ended[step.stage].append(time.perf_counter())
 
     train(data, options, watch)
     return {
-        stage: [after - before for before, after in itertools.pairwise(times[3:-1])] for stage, times in moments.items()
+        stage: [after - before for before, after in itertools.pairwise(times[3:-1])] for stage, times in ended.items()
     }
 
 
