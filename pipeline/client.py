@@ -166,6 +166,7 @@ class AdPipeline:
         asked = Asked(
             user,
             context,
+            k,
             shares,
             counters,
             timeout_seconds,

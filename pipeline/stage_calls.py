@@ -23,12 +23,14 @@ class Asked:
     """One recommendation, as both stages read it, and how long they took.
 
     Attributes:
+        k: how many ads are shown.
         ends: when the caller stops waiting, in seconds of `time.monotonic`.
         max_ads_bytes: how large the ads that are shown may be on the wire, together.
     """
 
     user: types_pb2.UserProfile
     context: types_pb2.Context
+    k: int
     shares: Sequence[retrieval_pb2.SourceShare]
     counters: Sequence[ranking_pb2.Counter]
     timeout_seconds: float
@@ -136,4 +138,6 @@ def _ads_as_they_are(reply: retrieval_pb2.GetAdsResponse) -> retrieval_pb2.GetAd
 
 def _rank_request(asked: Asked) -> ranking_pb2.RankRequest:
     """What ranking is asked, but for the candidates."""
-    return ranking_pb2.RankRequest(user=asked.user, context=asked.context, skip_unknown=True, counters=asked.counters)
+    return ranking_pb2.RankRequest(
+        user=asked.user, context=asked.context, skip_unknown=True, counters=asked.counters, shown=asked.k
+    )

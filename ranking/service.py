@@ -113,6 +113,8 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     def _prepare(self, request: ranking_pb2.RankRequest) -> tuple[Candidates, str]:
         user, context = user_from_wire(request.user), context_from_wire(request.context)
+        if request.shown > MAX_CANDIDATES:
+            raise InputError(f"shown is {request.shown}; a page shows at most {MAX_CANDIDATES} ads together")
         wanted, counter_overrides = _candidates(request), _counter_overrides(request)
         prepared = partial(
             prepare,

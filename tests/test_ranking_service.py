@@ -4,14 +4,17 @@ import itertools
 import json
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 import grpc
+import numpy as np
 import pytest
 from conftest import save_tiny_bert, serving_server, tiny_options
 
 from adcascade.artifacts.hotswap import HotSwap
+from adcascade.records.ads import read_catalog
 from adcascade.records.users import Context, UserProfile
 from adcascade.v1 import ranking_pb2 as pb
 from adcascade.v1 import types_pb2
@@ -269,6 +272,35 @@ def test_too_many_counters_are_refused(stub):
     counter = pb.Counter(kind=pb.COUNTER_KIND_AD, id="a", impressions=1)
     status, details = status_of(stub.Rank, pb.RankRequest(candidates=by_id(*IDS), counters=[counter] * 4001))
     assert (status, details) == (grpc.StatusCode.INVALID_ARGUMENT, "4001 counters; the limit is 4000")
+
+
+def test_a_page_shows_no_more_ads_than_a_request_may_rank(stub):
+    assert status_of(stub.Rank, pb.RankRequest(candidates=by_id(*IDS), shown=1001)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "shown is 1001; a page shows at most 1000 ads together",
+    )
+    assert len(stub.Rank(pb.RankRequest(user=USER, candidates=by_id(*IDS), shown=1000)).ads) == len(IDS)
+
+
+def test_of_many_that_are_shown_together_each_is_clicked_less(world, tmp_path, tiny_bert):
+    random = np.random.default_rng(0)
+    lines, ads = ["request_id,user_id,ad_id,timestamp,clicks,impressions"], list(read_catalog(world.ads).ads)
+    for request in range(1500):
+        size = int(random.choice([1, 8]))
+        clicked = int(random.integers(size)) if random.random() < 0.8 else -1
+        for place, ad in enumerate(random.choice(len(ads), size, replace=False).tolist()):
+            row = (f"r{request}", f"u{request % 40}", ads[ad].ad_id, 1_700_000_000 + 60 * request, place == clicked, 1)
+            lines.append(",".join(str(int(one) if isinstance(one, bool) else one) for one in row))
+    (tmp_path / "clicks.csv").write_text("\n".join(lines))
+    data = load_dataset(world.ads, tmp_path / "clicks.csv", None)
+    assert "request_size_log" in data.feature_names
+    report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_baselines="none")
+    engine = _load_engine(open_store(tmp_path / "model"), EngineSettings("cpu"), report.version)
+    query = prepare(
+        UserProfile("u1"), Context(timestamp=datetime.fromtimestamp(1_700_090_000, UTC)), ads[:8], None
+    ).query
+    alone, unknown, eight = (engine.rank([replace(query, shown=shown)])[0].p_click.mean() for shown in (1, 0, 8))
+    assert eight < 0.2 < unknown < 0.7 < alone  # 0.1 and 0.8 of them were clicked
 
 
 def test_the_model_says_how_old_its_counters_are_and_what_it_has_not_learned(stub):

@@ -87,12 +87,13 @@ class AsyncClient(Base):
         top_n: int = 0,
         skip_unknown: bool = False,
         counters: Sequence[Counter] = (),
+        shown: int = 0,
         timeout_seconds: float | None = None,
         request_id: str = "",
         metadata: Metadata = (),
     ) -> Ranking:
         """See `Client.rank`."""
-        call = calls.rank(user, candidates, context, top_n, skip_unknown, counters)
+        call = calls.rank(user, candidates, context, top_n, skip_unknown, counters, shown)
         return await self._answer(call, self._begin(call.method, timeout_seconds, request_id, metadata))
 
     async def get_ads(

@@ -137,6 +137,7 @@ class Client(Base):
         top_n: int = 0,
         skip_unknown: bool = False,
         counters: Sequence[Counter] = (),
+        shown: int = 0,
         timeout_seconds: float | None = None,
         request_id: str = "",
         metadata: Metadata = (),
@@ -147,6 +148,7 @@ class Client(Base):
             candidates: Ids in the server's index version, or ads with their texts; at most 1,000, no id twice.
             top_n: Bring only so many of the best; 0 brings all.
             skip_unknown: Leave out ids that the server does not know, instead of failing with `NotFound`.
+            shown: How many of them the page will show together, at most 1,000; 0 if that is not known.
 
         >>> from adcascade import Ad, Client, User
         >>> with Client("localhost:50052") as ranking:
@@ -156,7 +158,7 @@ class Client(Base):
         >>> all(0 < one.p_click < 1 for one in ranked)
         True
         """
-        call = calls.rank(user, candidates, context, top_n, skip_unknown, counters)
+        call = calls.rank(user, candidates, context, top_n, skip_unknown, counters, shown)
         return self._answer(call, self._begin(call.method, timeout_seconds, request_id, metadata))
 
     def get_ads(

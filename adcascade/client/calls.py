@@ -103,6 +103,7 @@ def rank(
     top_n: int,
     skip_unknown: bool,
     counters: Sequence[Counter],
+    shown: int,
 ) -> Call[Ranking]:
     """Stage two."""
     request = _made(
@@ -113,6 +114,7 @@ def rank(
             top_n=top_n,
             skip_unknown=skip_unknown,
             counters=map(messages.counter_message, counters),
+            shown=shown,
         )
     )
     return Call(RANK, request, messages.ranking)

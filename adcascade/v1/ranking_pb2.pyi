@@ -155,7 +155,7 @@ class RankRequest(_message.Message):
     skip_unknown: _builtins.bool
     """Leave out unknown ad ids and list them, instead of failing with NOT_FOUND."""
     shown: _builtins.int
-    """How many ads the page will show together; 0 if it is not known. Of many that are shown, each is clicked less."""
+    """How many ads the page will show together, at most 1,000; 0 if it is not known. Of many, each is clicked less."""
     @_builtins.property
     def user(self) -> _types_pb2.UserProfile:
         """Required, but may be empty: then only ad and context speak."""

@@ -89,7 +89,7 @@ def train(
     first = _first_part(whole, options.behaviour, checkpoints)
     is_new = not options.base.warm_start
     learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
-    if options.behaviour.trees == "auto":
+    if options.behaviour.trees == "auto" and options.behaviour.epochs:
         start = replace(start, ranker=replace(start.ranker, trees=_trees(data, start)))
     known = known_logits(start.ranker, rows, np.arange(len(data.log)))
     maker = _batch_maker(data, start, known, device)
