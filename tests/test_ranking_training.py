@@ -132,6 +132,11 @@ def test_the_label_of_a_row_is_in_none_of_its_own_inputs(data, world, tmp_path):
     np.testing.assert_array_equal(flipped.features(flipped.past, 0.4)[row], data.features(data.past, 0.4)[row])
 
 
+def test_texts_of_several_rows_are_those_of_each(data):
+    rows = np.random.default_rng(0).permutation(len(data.log))[:200]
+    assert data.user_texts(rows) == [data.user_text(int(row)) for row in rows]
+
+
 def test_a_block_holds_one_user_and_its_text_is_older_than_all_its_rows(data):
     blocks = make_blocks(data, data.split.train, max_ads=8, merge_requests=True)
     assert sorted(row for block in blocks for row in block) == sorted(data.split.train)

@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adcascade.records import csv_rows
+from adcascade.records.batches import DamagedRow, TableBatch
 from adcascade.records.csv_rows import CsvRecords, RecordError
 from adcascade.records.errors import InputError
-from adcascade.records.files import DamagedRow, TableBatch, read_rows, read_tables
+from adcascade.records.files import read_rows, read_tables
 
 PIECES = [
     b"a,b",

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from adcascade.records.ads import Ad, read_ads, read_catalog
+from adcascade.records.batches import DamagedRow
 from adcascade.records.clicks import read_clicks
 from adcascade.records.csv_rows import MAX_LINE_CHARS
 from adcascade.records.errors import InputError
-from adcascade.records.files import DamagedRow, read_batches, read_rows
+from adcascade.records.files import read_batches, read_rows
 from adcascade.records.users import UserProfile, load_users, read_users
 
 ROWS = [{"ad_id": f"a{number}", "title": f"Ad number {number}"} for number in range(3)]

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adcascade.records import clicks
+from adcascade.records.batches import TableBatch
 from adcascade.records.click_batches import BatchChecker
 from adcascade.records.click_tables import TableChecker
 from adcascade.records.clicks import read_clicks
 from adcascade.records.errors import InputError
-from adcascade.records.files import TableBatch, read_batches
+from adcascade.records.files import read_batches
 
 T = 1_767_225_600  # 2026-01-01
 

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adcascade.records.batches import DamagedRow, is_table
 from adcascade.records.errors import InputError
-from adcascade.records.files import DamagedRow, is_table, read_rows
+from adcascade.records.files import read_rows
 from adcascade.records.limits import (
     MAX_FIELD_CHARS,
     MAX_ID_CHARS,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.batches import Batch, DamagedRow, is_table
 from adcascade.records.coded import CodedColumn
 from adcascade.records.errors import InputError
-from adcascade.records.files import Batch, DamagedRow, is_table
 from adcascade.records.limits import MAX_FIELD_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
 from adcascade.records.missing import is_missing
 from adcascade.records.near_names import warn_of_near_names

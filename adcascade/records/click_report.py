@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from adcascade.records.batches import DamagedRow
 from adcascade.records.click_batches import NO_TIME, GoodRows
 from adcascade.records.errors import InputError
-from adcascade.records.files import DamagedRow
 
 REJECTED_FILE = "rejected-clicks.jsonl"
 # Of rejected rows, so many are kept with their reasons; all are counted.

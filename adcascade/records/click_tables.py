@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adcascade.records.batches import Batch, DamagedRow, TableBatch
 from adcascade.records.click_batches import (
     COUNTS,
     FIELD_LIMITS,
@@ -25,7 +26,6 @@ from adcascade.records.click_batches import (
     GoodRows,
 )
 from adcascade.records.coded import NO_VALUE, CodedColumn, Mask, joined
-from adcascade.records.files import Batch, DamagedRow, TableBatch
 from adcascade.records.limits import MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
 from adcascade.records.plain_columns import (
     PlainNumbers,

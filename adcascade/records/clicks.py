@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adcascade.records.batches import Batch, TableBatch
 from adcascade.records.click_batches import (
     NO_TIME,
     NUMBERS,
@@ -31,7 +32,7 @@ from adcascade.records.click_report import (
 from adcascade.records.click_tables import CheckedRows, TableChecker
 from adcascade.records.coded import CodedColumn, GrowingColumn
 from adcascade.records.errors import InputError
-from adcascade.records.files import Batch, TableBatch, read_tables
+from adcascade.records.files import read_tables
 from adcascade.records.limits import MAX_ATTRIBUTES
 from adcascade.records.users import Context
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adcascade.records.batches import plain_values
 from adcascade.records.coded import NO_VALUE, CodedColumn, Mask, codes_of
 from adcascade.records.errors import InputError
-from adcascade.records.files import plain_values
 from adcascade.records.missing import NULL_WORDS
 from adcascade.records.values import NULL_IDS
 

@@ -7,8 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from adcascade.records.batches import DamagedRow
 from adcascade.records.errors import InputError
-from adcascade.records.files import DamagedRow, read_rows
+from adcascade.records.files import read_rows
 from adcascade.records.limits import (
     MAX_FIELD_CHARS,
     MAX_HISTORY,

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adcascade.records.batches import DamagedRow
 from adcascade.records.datasets.movielens import DatasetFiles
 from adcascade.records.errors import InputError
-from adcascade.records.files import DamagedRow, read_rows
+from adcascade.records.files import read_rows
 from adcascade.records.values import as_int, as_text
 
 log = logging.getLogger(__name__)
