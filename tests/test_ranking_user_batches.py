@@ -16,6 +16,8 @@ from ranking.data.dataset import load_dataset
 from ranking.data.text_batches import AdTexts
 from ranking.data.user_units import make_units, tiles_of
 from ranking.store import open_store
+from ranking.training.behaviour import ids_of, rows_per_step
+from ranking.training.options import BehaviourOptions
 
 
 @pytest.fixture(scope="module", params=["time", "random", "request", "with interests"])
@@ -152,3 +154,34 @@ def test_tiles_hold_each_user_with_a_past_once_and_stay_small(sizes):
 def test_ranges_follow_one_another():
     assert ranges(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist() == [5, 6, 7, 8, 9]
     assert ranges(np.empty(0, np.int64), np.empty(0, np.int64)).tolist() == []
+
+
+def test_learned_ids_of_the_logs_ads_alone_are_trained_and_all_others_stay(rows, ranker):
+    model, every = ranker.model.behaviour, ranker.model.behaviour.ids
+    before, buckets = every.weight.detach().clone(), rows.texts.buckets
+    with ids_of(model, rows) as known:
+        assert len(model.ids.weight) == len(buckets[buckets > 0].unique()) + 1
+        torch.testing.assert_close(model.ids.weight[known.texts.buckets], before[buckets])
+        assert torch.equal(known.texts.buckets > 0, buckets > 0)
+        with torch.no_grad():
+            model.ids.weight.add_(1.0)
+    assert model.ids is every
+    used = torch.cat([buckets, torch.zeros(1, dtype=torch.int64)]).unique()
+    changed = (every.weight != before).any(dim=1).nonzero()[:, 0]
+    assert torch.equal(changed, used)
+    with torch.no_grad():
+        every.weight.copy_(before)
+
+
+@pytest.mark.parametrize(
+    ("rows_that_train", "asked", "rows_of_a_step"),
+    [
+        (1000, None, 512),
+        (204_800, None, 512),
+        (800_000, None, 2000),
+        (100_000_000, None, 16_384),
+        (800_000, 96, 96),
+    ],
+)
+def test_steps_grow_with_the_log_unless_somebody_says_otherwise(rows_that_train, asked, rows_of_a_step):
+    assert rows_per_step(BehaviourOptions(batch=asked), rows_that_train) == rows_of_a_step

@@ -55,7 +55,7 @@ def train_behaviour(
     plan = _plan(options, common, len(data.labels(common).rows), context)
     if not plan.steps and is_new:
         _say_nothing(model)
-    with _ids_of(model, rows) as known:
+    with ids_of(model, rows) as known:
         steps = _Steps(model, known, data, options, common)
         weights = dict(model.named_parameters())
         groups = _groups(model, weights, options.learning_rate)
@@ -128,7 +128,7 @@ class _Steps:
 
 
 @contextmanager
-def _ids_of(model: BehaviourModel, rows: BehaviourRows) -> Iterator[BehaviourRows]:
+def ids_of(model: BehaviourModel, rows: BehaviourRows) -> Iterator[BehaviourRows]:
     """While it is open, `model` learns the ids of these rows' ads alone, and the rows that it yields have these.
 
     There are several times as many buckets as ads, so that few ads share one; a step over all of them would spend most
