@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import save_tiny_bert, serving_server, tiny_options
+from scipy.special import logit
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import read_catalog
@@ -237,10 +238,17 @@ def p_click_of(stub, *counters):
     return {ad.ad_id: ad.p_click for ad in reply.ads}
 
 
+def moved_most(before, after):
+    """The ad whose log-odds moved three times as far as those of any other, which stand beside it in the request."""
+    moved = {ad: abs(logit(after[ad]) - logit(before[ad])) for ad in IDS}
+    first, second = sorted(moved, key=moved.__getitem__, reverse=True)[:2]
+    return first if moved[first] > 3 * moved[second] else None
+
+
 def test_fresher_counters_go_before_those_of_the_model(stub):
     loved = pb.Counter(kind=pb.COUNTER_KIND_AD, id="garden-1", impressions=500, clicks=480)
     before, after = p_click_of(stub), p_click_of(stub, loved)
-    assert [ad for ad in IDS if abs(after[ad] - before[ad]) > 1e-6] == ["garden-1"]
+    assert moved_most(before, after) == "garden-1"
 
 
 def test_counters_of_the_user_are_those_of_the_user_who_asks(stub):
@@ -249,7 +257,7 @@ def test_counters_of_the_user_are_those_of_the_user_who_asks(stub):
     before, user, category = p_click_of(stub), p_click_of(stub, one), p_click_of(stub, other)
     assert all(abs(user[ad] - before[ad]) > 1e-6 for ad in IDS)
     assert category["garden-1"] > before["garden-1"] + 0.02  # who clicks on a category clicks on more of it
-    assert [ad for ad in IDS if abs(category[ad] - before[ad]) > 1e-6] == ["garden-1"]
+    assert moved_most(before, category) == "garden-1"
 
 
 @pytest.mark.parametrize(
@@ -297,10 +305,15 @@ def test_of_many_that_are_shown_together_each_is_clicked_less(world, tmp_path, t
     report = train_and_save(data, tmp_path / "model", tiny_options(tiny_bert, epochs=0), which_baselines="none")
     engine = _load_engine(open_store(tmp_path / "model"), EngineSettings("cpu"), report.version)
     query = prepare(
-        UserProfile("u1"), Context(timestamp=datetime.fromtimestamp(1_700_090_000, UTC)), ads[:8], None
+        UserProfile("u1"),
+        Context(timestamp=datetime.fromtimestamp(1_700_090_000, UTC)),
+        ads[:8],
+        None,
+        skip_unknown=False,
     ).query
     alone, unknown, eight = (engine.rank([replace(query, shown=shown)])[0].p_click.mean() for shown in (1, 0, 8))
-    assert eight < 0.2 < unknown < 0.7 < alone  # 0.1 and 0.8 of them were clicked
+    assert eight <= unknown < alone  # nobody knows: as in the mean of the rows, most of which are of eight
+    assert (eight, alone) == pytest.approx((0.1, 0.8), abs=0.1)
 
 
 def test_the_model_says_how_old_its_counters_are_and_what_it_has_not_learned(stub):

@@ -142,6 +142,6 @@ def test_a_version_serves_its_trees_as_evaluation_reads_them(world, tmp_path):
     assert not np.allclose(predicted.logits, predict(data, plain, wanted, torch.device("cpu"), "float32").logits)
     engine = RankingEngine(loaded, EngineSettings("cpu"))
     engine.warm_up()
-    (tmp_path / draft.version / TREES_FILE).unlink()
+    (store.path(draft.version) / TREES_FILE).unlink()
     with pytest.raises((CorruptVersion, ModelError)):
         load_version(store, draft.version)
