@@ -464,6 +464,8 @@ def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
         "read and check 3,000 rows",
         "read and check 3,000 rows",
         "histories and counters of 2,000 rows",
+        "an epoch over 1,599 rows",
+        "an epoch over 1,599 rows",
     ]
     assert all(one.figures["rows a second"] > 0 for one in found.entries)
     assert found.entries[0].figures["MiB"] > 10

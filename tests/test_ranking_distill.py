@@ -37,7 +37,9 @@ def data(world):
 def teacher(data, tiny_bert, tmp_path_factory):
     """The root of a model version whose text layers, all joined, have moved far from where they began."""
     root = tmp_path_factory.mktemp("teacher")
-    options = tiny_options(tiny_bert, join_layer=0, train_layers="all", learning_rate=3e-3, min_text_gain=-9.0)
+    options = tiny_options(
+        tiny_bert, join_layer=0, train_layers="all", learning_rate=3e-3, min_text_gain=-9.0, trees="none"
+    )
     train_and_save(data, root, options.but(head_learning_rate=1e-2), which_baselines="none")
     return root
 
@@ -59,7 +61,14 @@ def test_a_student_comes_to_say_what_its_teacher_says(data, teacher, tiny_bert):
     loaded = load_named(str(teacher))
     want = text_logits(data, loaded)
     options = tiny_options(
-        tiny_bert, join_layer=1, epochs=4, learning_rate=1e-3, head_learning_rate=1e-2, min_text_gain=-9.0, patience=99
+        tiny_bert,
+        join_layer=1,
+        epochs=4,
+        learning_rate=1e-3,
+        head_learning_rate=1e-2,
+        min_text_gain=-9.0,
+        patience=99,
+        trees="none",
     )
     alone = train(data, options)
     taught = train(data, options.but(teacher=str(teacher), teacher_weight=1.0))

@@ -16,7 +16,7 @@ from ranking.calibration.calibration import Calibration
 from ranking.calibration.recalibrate import recalibrate
 from ranking.data.dataset import load_dataset
 from ranking.data.log_report import report_on
-from ranking.evaluation.baselines import BI_ENCODER, CLICK_RATES, IDS, POPULARITY, TREES, ZERO_SHOT
+from ranking.evaluation.baselines import ALL_COUNTERS, BI_ENCODER, CLICK_RATES, IDS, POPULARITY, TREES, ZERO_SHOT
 from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.report import log_lines
 from ranking.evaluation.results import RANKER
@@ -43,7 +43,7 @@ def evaluation(data, tiny_bert):
 
 
 def test_every_peer_is_measured_and_compared(evaluation):
-    assert set(evaluation.metrics) == {RANKER, POPULARITY, CLICK_RATES, IDS, TREES, BI_ENCODER, ZERO_SHOT}
+    assert set(evaluation.metrics) == {RANKER, POPULARITY, CLICK_RATES, ALL_COUNTERS, IDS, TREES, BI_ENCODER, ZERO_SHOT}
     assert set(evaluation.differences) == set(evaluation.metrics) - {RANKER}
     for name, difference in evaluation.differences.items():
         for metric, value in difference.items():
@@ -157,7 +157,7 @@ def test_recalibration_makes_a_new_version_that_differs_in_calibration_alone(wor
     store = open_store(root)
     before = load_version(store, store.current())
     data = later(world)
-    rare = replace(data.log, clicks=data.log.clicks * (np.arange(len(data.log)) % 4 == 0))
+    rare = replace(data.log, clicks=data.log.clicks * (np.arange(len(data.log)) % 8 == 0))
     found = recalibrate(store, "", replace(data, log=rare))
     assert found.rows == len(rare)
     after = load_version(store, store.current())

@@ -13,7 +13,7 @@ from adcascade.records.history import with_history
 from index_builder.artifact import ADS_FILE
 from index_builder.artifact import open_store as open_index_store
 from ranking.artifact import load_version
-from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
+from ranking.data.behaviour_rows import BehaviourRows, known_logits
 from ranking.data.dataset import load_dataset
 from ranking.data.scorer import Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
@@ -44,7 +44,7 @@ def p_click_offline(data, loaded):
     device = torch.device("cpu")
     ads = AdTexts(data, loaded.tokenizer, loaded.spec.max_ad_tokens)
     rows = BehaviourRows(data, ads, loaded, device)
-    known = behaviour_logits(loaded.model.behaviour, rows, np.arange(len(data.log))).click.numpy()
+    known = known_logits(loaded, rows, np.arange(len(data.log))).click.numpy()
     maker = BatchMaker(data, ads, rows.dense, known, np.zeros_like(known), loaded, device)
     scorer = Scorer(loaded, device, bfloat16=False, keep=False)
     blocks = make_blocks(data, np.arange(len(data.log)), max_ads=1000, merge_requests=False)
@@ -67,5 +67,6 @@ def test_a_request_of_the_log_gets_the_same_p_click_online(data, loaded, p_click
     catalog = AdCatalog(store.current_path() / ADS_FILE)
     user = with_history(data.users[user_id], data.histories, time, limit=1000)
     assert data.log.context_at(row).timestamp == datetime.fromtimestamp(time / 1e6, UTC)
-    prepared = prepare(user, data.log.context_at(row), log.ad_id[request].tolist(), catalog, skip_unknown=False)
+    ads, context = log.ad_id[request].tolist(), data.log.context_at(row)
+    prepared = prepare(user, context, ads, catalog, skip_unknown=False, shown=len(request))
     np.testing.assert_allclose(engine.rank([prepared.query])[0].p_click, p_click_offline[request], atol=1e-5)

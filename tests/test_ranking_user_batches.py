@@ -107,7 +107,7 @@ CHOSEN = st.lists(st.integers(0, 39), max_size=30, unique=True)
 def test_units_are_of_one_user_and_hold_what_their_rows_see(log, folds, by_time, chosen, limit):
     past = PointInTimeHistory(log) if by_time else OutOfFoldHistory(log, np.array(folds[: len(log)]))
     rows = np.unique(np.array(chosen, np.int64) % len(log))
-    users = np.unique(log.user_id.astype(str), return_inverse=True)[1]
+    users = log.user_id.codes.astype(np.int64)
     units = make_units(rows, users, np.arange(len(log)) // 3, past.spans(rows, limit))
     assert sorted(units.rows.tolist()) == rows.tolist()
     offsets, events = past.spans(units.rows, limit).recent()

@@ -85,7 +85,8 @@ class BehaviourOptions:
     trees: str = _option(
         _BEHAVIOUR,
         "auto",
-        "auto also trains boosted trees (LightGBM) on the counters, and keeps them where they help; none does not.",
+        "auto also trains boosted trees (LightGBM) on the counters and keeps them where they help, unless there is a "
+        "--group-loss; none does not.",
     )
     share: float = _option(
         _BEHAVIOUR,

@@ -89,7 +89,7 @@ def train(
     first = _first_part(whole, options.behaviour, checkpoints)
     is_new = not options.base.warm_start
     learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
-    if options.behaviour.trees == "auto" and options.behaviour.epochs:
+    if _wants_trees(options):
         start = replace(start, ranker=replace(start.ranker, trees=_trees(data, start)))
     known = known_logits(start.ranker, rows, np.arange(len(data.log)))
     maker = _batch_maker(data, start, known, device)
@@ -110,6 +110,11 @@ def train(
     return Trained(
         model, start.ranker.tokenizer, spec, _text_fit(model, fit, data, options), stages, teacher, trees=trees
     )
+
+
+def _wants_trees(options: TrainOptions) -> bool:
+    """Not where the order within a request is learned, too: trees learn single rows, and would turn it around again."""
+    return options.behaviour.trees == "auto" and options.behaviour.epochs > 0 and options.common.group_loss == "none"
 
 
 def _trees(data: Dataset, start: Start) -> BoostedTrees | None:
