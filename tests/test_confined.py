@@ -99,7 +99,8 @@ def test_no_command_talks_to_another_host_or_writes_into_the_home_directory(conf
         "--behaviour-min-steps",
         5,
     ]
-    how = [*text, "--min-text-gain", 0, "--baselines", "none"]  # so that the text layers stay, and are exported
+    # So that the text layers stay, and are exported.
+    how = [*text, "--min-text-gain", 0, "--trees", "none", "--baselines", "none"]
     trained = json.loads(confined.run(*cli, "train", *files, "--out", model, "--base", tiny_bert, *how, "--json"))
     exported = json.loads(confined.run(*cli, "export", "--model", model, *files, "--json"))
     assert exported["exports"], "nothing was exported: the test does not show what it is for"

@@ -38,7 +38,7 @@ def loaded(root):
 
 def test_an_ad_that_is_clicked_a_lot_now_rises(root, tmp_path):
     before = loaded(root)
-    later = int(before.towers.popularity.moment / 1e6) + 3600
+    later = int(before.towers.popularity.as_of_us / 1e6) + 3600
     report = refresh(root, clicks_on(tmp_path, "coffee-3", later), BuildOptions().assembly)
     after = loaded(root)
     assert after.version == report.version != before.version
@@ -67,7 +67,7 @@ def test_a_version_from_before_there_were_words_gets_them(root, tmp_path):
         store.commit(draft, before.manifest.model_dump(mode="json"))
     store.publish(draft.version)
     assert loaded(root).lexical is None
-    later = int(before.towers.popularity.moment / 1e6) + 3600
+    later = int(before.towers.popularity.as_of_us / 1e6) + 3600
     refresh(root, clicks_on(tmp_path, "coffee-3", later), BuildOptions().assembly)
     assert loaded(root).lexical.search("coffee", 5).tolist() == before.lexical.search("coffee", 5).tolist()
 
@@ -84,7 +84,7 @@ def test_rows_that_are_known_already_change_nothing(root, world):
 
 def test_a_log_of_other_ads_or_without_times_is_refused_and_counts_nothing(root, tmp_path):
     before = loaded(root)
-    later = int(before.towers.popularity.moment / 1e6) + 3600
+    later = int(before.towers.popularity.as_of_us / 1e6) + 3600
     with pytest.raises(InputError, match="200 unknown_ad"):
         refresh(root, clicks_on(tmp_path, "of-somebody-else", later), BuildOptions().assembly)
     timeless = tmp_path / "timeless.csv"
@@ -102,7 +102,7 @@ def test_a_version_without_towers_is_not_refreshed(world, tmp_path):
 
 def test_a_row_of_the_future_is_listed_and_moves_nothing(root, tmp_path):
     before = loaded(root)
-    later = int(before.towers.popularity.moment / 1e6) + 3600
+    later = int(before.towers.popularity.as_of_us / 1e6) + 3600
     path = clicks_on(tmp_path, "coffee-3", later)
     with path.open("a") as file:
         file.write("zz,coffee-3,4070908800,1,1\n")  # 2099
@@ -110,7 +110,7 @@ def test_a_row_of_the_future_is_listed_and_moves_nothing(root, tmp_path):
     refresh(root, path, BuildOptions().assembly, on_read=lambda log, report: told.append((log, report)))
     ((log, report),) = told
     assert (len(log), report.rejected) == (200, {"bad_time": 1})
-    assert loaded(root).towers.popularity.moment == (later + 199) * 1_000_000 + 1
+    assert loaded(root).towers.popularity.as_of_us == (later + 199) * 1_000_000 + 1
     (line,) = (root / REJECTED_FILE).read_text().splitlines()
     assert (json.loads(line)["row"], json.loads(line)["reason"]) == (201, "bad_time")
     assert refresh(root, clicks_on(tmp_path, "coffee-3", later + 1000), BuildOptions().assembly) is not None
@@ -124,7 +124,8 @@ def test_a_version_that_has_counted_the_future_says_so(root, tmp_path):
             store.current_path(), draft.path, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True
         )
         save_towers(
-            draft.path / TOWERS_FOLDER, before.towers.with_popularity(replace(before.towers.popularity, moment=moment))
+            draft.path / TOWERS_FOLDER,
+            before.towers.with_popularity(replace(before.towers.popularity, as_of_us=moment)),
         )
         store.commit(draft, before.manifest.model_dump(mode="json"))
     store.publish(draft.version)

@@ -139,7 +139,7 @@ def test_shares_of_the_command_line_reach_retrieval(platform):
     sources = []
     for share in ("lexical=0", "lexical=1"):
         answer = json.loads(
-            adcascade("recommend", *where, "--interests", "espresso", "--share", share, "--json").stdout
+            adcascade("recommend", *where, "--interests", "espresso", "--share", share, "--k", "40", "--json").stdout
         )
         sources.append({item["source"] for item in answer["recommendations"]})
     assert "lexical" not in sources[0]

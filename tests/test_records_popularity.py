@@ -38,7 +38,7 @@ def test_sums_halve_with_every_half_life(tmp_path, rows):
     for half_life in HALF_LIVES_DAYS:
         for ad_id in ("ad0", "ad7"):
             by_hand = sum(
-                clicks * 0.5 ** ((found.moment / 1e6 - time) / DAY / half_life)
+                clicks * 0.5 ** ((found.as_of_us / 1e6 - time) / DAY / half_life)
                 for name, time, clicks, _ in rows
                 if name == ad_id
             )
@@ -71,7 +71,7 @@ def test_it_is_saved_and_loaded(tmp_path, rows):
     found = PopularitySnapshot.of(log_of(tmp_path, rows))
     found.save(tmp_path / "popularity.parquet")
     loaded = PopularitySnapshot.load(tmp_path / "popularity.parquet")
-    assert (loaded.moment, loaded.ad_ids) == (found.moment, found.ad_ids)
+    assert (loaded.as_of_us, loaded.ad_ids) == (found.as_of_us, found.ad_ids)
     np.testing.assert_array_equal(loaded.sums, found.sums)
     np.testing.assert_array_equal(loaded.first, found.first)
 

