@@ -181,10 +181,11 @@ def _events(keys: CodedColumn, log: ClickLog, rows: Integers) -> KeyedEvents:
 
 def _decayed_at(events: KeyedEvents, at: Integers) -> Floats:
     """State at each of the given events, float64 [rows, half-lives, 2]; zero for -1."""
-    if not len(events):
-        return np.zeros((len(at), len(HALF_LIVES_H), 2))
-    known = (at >= 0)[:, None]
-    return np.stack([np.where(known, events.states(hours)[at], 0.0) for hours in _HALF_LIVES.tolist()], axis=1)
+    found = np.empty((len(at), len(HALF_LIVES_H), 2))
+    for number, hours in enumerate(_HALF_LIVES.tolist()):
+        # One state more, which -1 stands for.
+        found[:, number] = np.append(events.states(hours), np.zeros((1, 2)), axis=0)[at]
+    return found
 
 
 def _earlier_times(codes: Integers, time: Integers, asking: Integers, pool: Integers) -> tuple[Floats, Floats]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.coded import grouped
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,7 +52,7 @@ class KeyedEvents:
 
     def __init__(self, codes: Integers, time: Integers, values: npt.NDArray[np.floating[Any]] | Integers) -> None:
         rows = np.flatnonzero((codes >= 0) & (time != NO_TIME))
-        rows = rows[np.lexsort((time[rows], codes[rows]))]
+        rows = rows[_by_key_and_time(codes[rows], time[rows])]
         code, event_time = codes[rows], time[rows]
         new_key = np.ones(len(rows), bool)
         new_key[1:] = code[1:] != code[:-1]
@@ -91,6 +92,13 @@ class KeyedEvents:
     def ends(self) -> Integers:
         """The last event of each key, int64 [keys]."""
         return np.flatnonzero(np.append(self._begins[1:], True)) if len(self) else np.empty(0, np.int64)
+
+
+def _by_key_and_time(codes: Integers, time: Integers) -> Integers:
+    """The order of rows by key, then by time, int64 [rows]; a log mostly is in order of time already."""
+    if (time[1:] < time[:-1]).any():
+        return np.lexsort((time, codes))
+    return grouped(codes, int(codes.max(initial=-1)) + 1)[0]
 
 
 def recurrence(factor: Floats, values: Floats) -> Floats:
