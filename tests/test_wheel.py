@@ -200,7 +200,9 @@ def test_the_readmes_five_commands_run_from_the_wheel(equipped, tmp_path):
     """As they are printed, but for how long they train and on which ports they serve."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("node"))
     block = printed("README.md", "Bring your own data", "", {}).splitlines()
-    towers, index, model, serve, recommend = (line for line in block if line.startswith("adcascade "))
+    towers, index, model, serve, recommend = (
+        line.partition("#")[0].strip() for line in block if line.startswith("adcascade ")
+    )
     finish(run(equipped, f"{towers} --epochs 2 --publish-anyway", tmp_path), tmp_path)
     finish(run(equipped, index, tmp_path), tmp_path)
     finish(run(equipped, f"{model} --max-minutes 0.2 --no-export", tmp_path), tmp_path)
