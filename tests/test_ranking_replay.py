@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import torch
+from test_ranking_history import write_history
 
 from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.counters import CounterSnapshot
@@ -29,9 +30,12 @@ def loaded(world):
     return load_version(store, store.current())
 
 
-@pytest.fixture(scope="module", params=["without interests", "with interests"])
-def data(world, request):
-    data = load_dataset(world.ads, world.clicks, world.users)
+@pytest.fixture(scope="module", params=["without interests", "with interests", "with a history"])
+def data(world, request, tmp_path_factory):
+    history = None
+    if request.param == "with a history":
+        history = write_history(tmp_path_factory.mktemp("history"))
+    data = load_dataset(world.ads, world.clicks, world.users, history=history)
     if request.param == "with interests":
         users = {name: replace(user, interests="espresso beans") for name, user in data.users.items()}
         data = replace(data, users=users)

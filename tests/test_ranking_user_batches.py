@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ranking_history import write_history
 from test_records_history import FOLDS, LOGS, make_log
 
 from adcascade.records.history import OutOfFoldHistory, PointInTimeHistory, ranges
@@ -20,10 +21,13 @@ from ranking.training.behaviour import ids_of, rows_per_step
 from ranking.training.options import BehaviourOptions
 
 
-@pytest.fixture(scope="module", params=["time", "random", "request", "with interests"])
-def data(world, request):
-    split = "time" if request.param == "with interests" else request.param
-    data = load_dataset(world.ads, world.clicks, world.users, split=split)
+@pytest.fixture(scope="module", params=["time", "random", "request", "with interests", "with a history"])
+def data(world, request, tmp_path_factory):
+    split = "time" if request.param.startswith("with") else request.param
+    history = None
+    if request.param == "with a history":
+        history = write_history(tmp_path_factory.mktemp("history"))
+    data = load_dataset(world.ads, world.clicks, world.users, split=split, history=history)
     if request.param == "with interests":
         said = {name: ("espresso beans", "trail shoes", "")[place % 3] for place, name in enumerate(data.users)}
         data = replace(data, users={name: replace(user, interests=said[name]) for name, user in data.users.items()})

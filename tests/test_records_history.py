@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from adcascade.records.clicks import NO_TIME, ClickLog
 from adcascade.records.history import Histories, OutOfFoldHistory, PointInTimeHistory, with_history
+from adcascade.records.history_file import followed_by
 from adcascade.records.users import EventType, UserProfile
 
 ROWS = st.tuples(
@@ -158,6 +159,35 @@ def test_a_log_without_users_or_times_has_no_histories(row):
     log = make_log([row] * 3)
     assert Histories(log).before("u1", 100, 5) == ()
     assert rows_of(PointInTimeHistory(log), log, 5) == {0: [], 1: [], 2: []}
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGS, LOGS, st.integers(0, 5), CHOSEN)
+def test_rows_see_strictly_earlier_events_of_a_history_beside_those_of_the_log(log, history, limit, chosen):
+    events = followed_by(log, history)
+    past = PointInTimeHistory(log, events)
+    oldest_first = np.lexsort((np.arange(len(events)), events.time)).tolist()
+    for row, seen in rows_of(past, log, limit).items():
+        user, time = log.user_id[row], log.time[row]
+        mine = [one for one in oldest_first if events.user_id[one] == user != "" and events.time[one] != NO_TIME]
+        earlier = [one for one in mine if events.time[one] < time]
+        assert seen == earlier[len(earlier) - min(limit, len(earlier)) :]
+    assert_spans_are_windows(past, log, limit, np.array(chosen, np.int64) % len(log))
+    for user in ("u1", "u2"):
+        merged = [one for one in oldest_first if events.user_id[one] == user and NO_TIME != events.time[one] < 6]
+        want = [(events.ad_id[one], events.clicks[one] > 0, events.time[one]) for one in merged]
+        assert plain(Histories(events).before(user, 6, 100)) == want
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGS, LOGS)
+def test_events_of_a_history_are_counted_nowhere(log, history):
+    alone, beside = PointInTimeHistory(log), PointInTimeHistory(log, followed_by(log, history))
+    for keys in (log.ad_id, log.user_id):
+        want, found = alone.counts(keys), beside.counts(keys)
+        for name in ("impressions", "clicks", "first", "last"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+        np.testing.assert_array_equal(beside.decayed(keys), alone.decayed(keys))
 
 
 def test_with_history_replaces_only_the_history():

@@ -17,6 +17,7 @@ from adcascade.records.batches import Batch, DamagedRow, is_table
 from adcascade.records.coded import CodedColumn
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_FIELD_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
+from adcascade.records.log_forms import CLICK_LOG, MAX_IMPRESSIONS, REQUIRED, LogForm
 from adcascade.records.missing import is_missing
 from adcascade.records.near_names import warn_of_near_names
 from adcascade.records.times import AHEAD, EARLIEST, Moment, check_happened, micros_of, minutes_ahead, read_moment
@@ -26,7 +27,6 @@ Integers = npt.NDArray[np.int64]
 Shorts = npt.NDArray[np.int16]
 Places = npt.NDArray[np.int32]
 
-REQUIRED = ("request_id", "ad_id", "clicks", "impressions")
 TEXTS = ("request_id", "ad_id", "user_id")
 # The smallest types that hold what the limits allow.
 NUMBERS: Mapping[str, type[np.integer[Any]]] = {
@@ -38,14 +38,13 @@ NUMBERS: Mapping[str, type[np.integer[Any]]] = {
     "position": np.int32,  # of 16 bits torch makes no index
 }
 MAX_POSITION = 1000
-# Sums of a hundred million rows of so many impressions hold in 64 bits.
-MAX_IMPRESSIONS = 10**10
 # Time of a row without one: before everything, so that no history or counter is ever made from it.
 NO_TIME = np.iinfo(np.int64).min
 # Position of a row without one; 0 is the first place of a log that counts from 0.
 NO_POSITION = -1
 
 COUNTS = ("clicks", "impressions", "conversions", "position")
+
 NO_CONTEXT = frozenset((*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes"))
 _NAMES = (*REQUIRED, "user_id", "timestamp", "position", "conversions", "utc_offset_minutes", "page_text")
 FIELD_LIMITS = {
@@ -116,18 +115,26 @@ class BatchChecker:
         known_ads: ids of the catalog; None if any will do.
         why_rejected: why some ads are not in it.
         now: what no row may be more than a day later than.
+        form: what the file must have.
 
     Attributes:
         ids, counts, time, offset: what makes ids, whole numbers, moments and minutes of values of columns.
         left_out: further columns that hold lists, objects or bytes, which are no context.
     """
 
-    def __init__(self, known_ads: Collection[str] | None, why_rejected: Mapping[str, str], now: datetime) -> None:
+    def __init__(
+        self,
+        known_ads: Collection[str] | None,
+        why_rejected: Mapping[str, str],
+        now: datetime,
+        form: LogForm = CLICK_LOG,
+    ) -> None:
         self.known_ads = known_ads
         self._why_rejected = why_rejected
         self.now = now
-        self.ids = {name: _Converted(partial(_id, name)) for name in TEXTS}
-        self.counts = {name: _Converted(partial(_count, name)) for name in COUNTS}
+        self.form = form
+        self.ids = {name: _Converted(partial(_id, name, form.absent.get(name, ""))) for name in TEXTS}
+        self.counts = {name: _Converted(partial(_count, name, form.absent.get(name))) for name in COUNTS}
         self.time = _Converted(lambda value: read_moment(value, "timestamp"))
         self.offset = _Converted(lambda value: minutes_ahead(value, "utc_offset_minutes"))
         self._attributes = _Converted(as_attributes)
@@ -173,10 +180,11 @@ class BatchChecker:
 
     def missing_names(self, source: str, names: Collection[str]) -> list[str]:
         """Which required columns the rows of a file have not. Raises InputError if no row of it can have them."""
-        missing = [name for name in REQUIRED if name not in names]
+        required = self.form.required
+        missing = [name for name in required if name not in names]
         if missing:
             lacks = (
-                f"the click log lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)}; {source} has the "
+                f"the {self.form.name} lacks {', '.join(missing)}; it needs {', '.join(required)}; {source} has the "
                 f"columns {', '.join(map(repr, names))[:1000]}"
             )
             if is_table(source):
@@ -287,12 +295,12 @@ def _word(value: Any) -> Any:
     return _NOT_PLAIN if word is None else (word or None)
 
 
-def _id(name: str, value: Any) -> str:
-    return as_id({name: value}, name)
+def _id(name: str, absent: str, value: Any) -> str:
+    return as_id({name: value}, name) or absent
 
 
-def _count(name: str, value: Any) -> int | None:
-    return None if is_missing(value) else as_int({name: value}, name)
+def _count(name: str, absent: int | None, value: Any) -> int | None:
+    return absent if is_missing(value) else as_int({name: value}, name)
 
 
 def _numbers(

@@ -15,7 +15,6 @@ from adcascade.records.batches import Batch, DamagedRow, TableBatch
 from adcascade.records.click_batches import (
     COUNTS,
     FIELD_LIMITS,
-    MAX_IMPRESSIONS,
     MAX_POSITION,
     NO_CONTEXT,
     NO_POSITION,
@@ -27,6 +26,7 @@ from adcascade.records.click_batches import (
 )
 from adcascade.records.coded import NO_VALUE, CodedColumn, Mask, joined
 from adcascade.records.limits import MAX_ID_CHARS, MAX_TEXT_CHARS, MAX_UTC_OFFSET_MINUTES
+from adcascade.records.log_forms import MAX_IMPRESSIONS
 from adcascade.records.plain_columns import (
     PlainNumbers,
     PlainTexts,
@@ -147,7 +147,8 @@ class _PlainRows:
     def _column(self, name: str) -> pa.Array:
         if name in self._table.schema.names:
             return self._table.column(name)
-        return pa.nulls(self._count)
+        absent = self._check.form.absent.get(name)
+        return pa.nulls(self._count) if absent is None else pa.repeat(absent, self._count)
 
     def _texts(self, found: PlainTexts) -> CodedColumn:
         self._good &= found.good

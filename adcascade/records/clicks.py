@@ -13,7 +13,6 @@ from adcascade.records.batches import Batch, TableBatch
 from adcascade.records.click_batches import (
     NO_TIME,
     NUMBERS,
-    REQUIRED,
     TEXTS,
     BatchChecker,
     GoodRows,
@@ -34,6 +33,7 @@ from adcascade.records.coded import CodedColumn, GrowingColumn
 from adcascade.records.errors import InputError
 from adcascade.records.files import read_tables
 from adcascade.records.limits import MAX_ATTRIBUTES
+from adcascade.records.log_forms import CLICK_LOG, REQUIRED, LogForm
 from adcascade.records.users import Context
 
 __all__ = ["NO_TIME", "REJECTED_FILE", "REQUIRED", "ClickLog", "Integers", "LogReport", "read_clicks"]
@@ -271,6 +271,7 @@ def read_clicks(
     newest: int | None = None,
     timed: bool = False,
     rejected_file: Path | None = None,
+    form: LogForm = CLICK_LOG,
 ) -> tuple[ClickLog, LogReport]:
     """Reads a click log (Parquet, JSONL or CSV, or a folder of such files; row-level or aggregated) into memory.
 
@@ -291,6 +292,7 @@ def read_clicks(
         newest: Keep only so many of the usable rows, in the memory of twice as many; of rows without times, the last.
         timed: Reject rows without a timestamp if others have one, unless they are more than `max_rejected`.
         rejected_file: Where rejected rows are written, also if they are too many; removed if there are none.
+        form: Which columns are required, and what is read where others are absent.
 
     Raises:
         InputError: A required column is missing, no usable row is left, more than `max_rejected` of the rows were
@@ -300,7 +302,7 @@ def read_clicks(
         raise InputError(f"the number of newest rows must be 1 or more, not {newest}")
     if rejected_file is not None:
         check_replaceable(rejected_file)
-    check = BatchChecker(known_ads, why_rejected or {}, datetime.now(UTC))
+    check = BatchChecker(known_ads, why_rejected or {}, datetime.now(UTC), form)
     columns, found = _Columns(), FoundRows()
     for checked in _checked(read_tables(path), check):
         found.add(checked.good.source, checked.rows, checked.refused)

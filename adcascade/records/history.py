@@ -127,23 +127,28 @@ class HistoryView(Protocol):
 
 
 class PointInTimeHistory:
-    """Each row sees the strictly earlier rows of the log: rows of the same moment do not see each other."""
+    """Each row sees the strictly earlier rows of the log: rows of the same moment do not see each other.
 
-    def __init__(self, log: ClickLog) -> None:
+    Args:
+        events: What rows see: the rows of the log, and after them events that nobody counts; default: the log alone.
+    """
+
+    def __init__(self, log: ClickLog, events: ClickLog | None = None) -> None:
         self._log = log
+        self._events = log if events is None else events
 
     @cached_property
     def _histories(self) -> "Histories":
-        return Histories(self._log)
+        return Histories(self._events)
 
     @cached_property
     def _spans(self) -> Spans:
         """Everything that each row of the log may see."""
-        log = self._log
+        log = self._events
         codes = _user_codes(log)
         usable = (log.time != NO_TIME) & (log.user_id != "")
-        rows = np.flatnonzero(usable)
-        events = rows[np.argsort(codes[rows], kind="stable")]  # the log is in order of time
+        rows = _by_time(log, np.flatnonzero(usable))
+        events = rows[np.argsort(codes[rows], kind="stable")]
         code, time = codes[events], log.time[events]
         new_user = np.r_[True, code[1:] != code[:-1]][: len(events)]
         new_moment = new_user | np.r_[True, time[1:] != time[:-1]][: len(events)]
@@ -156,9 +161,9 @@ class PointInTimeHistory:
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """See `HistoryView`."""
-        for user, wanted in _by_user(self._log, rows):
+        for user, wanted in _by_user(self._events, rows):
             mine = self._histories.rows_of_code(user)
-            time = self._log.time[mine]
+            time = self._events.time[mine]
             for part in _parts(wanted[np.argsort(self._log.time[wanted], kind="stable")]):
                 earlier = np.searchsorted(time, self._log.time[part], side="left")
                 first, last = max(0, int(earlier[0]) - limit), int(earlier[-1])
@@ -256,12 +261,18 @@ def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[int, Integers]]:
     yield from zip(codes[order[starts]].tolist(), np.split(rows[order], starts[1:]), strict=True)
 
 
+def _by_time(log: ClickLog, rows: Integers) -> Integers:
+    """Rows, which are in the order of the log, in that of time; those of a moment keep their order."""
+    time = log.time[rows]
+    return rows if (time[1:] >= time[:-1]).all() else rows[np.argsort(time, kind="stable")]
+
+
 class _UserRows:
-    """Some rows of a log by their user, in the order of the log; those without a user are nobody's."""
+    """Some rows of a log by their user, in the order of time; those without a user are nobody's."""
 
     def __init__(self, log: ClickLog, wanted: npt.NDArray[np.bool_]) -> None:
         users = log.user_id.sorted
-        rows = np.flatnonzero(wanted & users.known)
+        rows = _by_time(log, np.flatnonzero(wanted & users.known))
         order, self._start = grouped(users.codes[rows], len(users.names))
         self._rows = rows[order]
 

@@ -20,6 +20,13 @@ Rejected = Annotated[
         "the root of a command that makes a version, else nowhere."
     ),
 ]
+History = Annotated[
+    Path | None,
+    typer.Option(
+        help="What users did before the log begins: user_id, ad_id, timestamp, and clicks and conversions (default: a "
+        "click). Users look back on it; it is counted nowhere."
+    ),
+]
 RetrievalBaselines = Annotated[
     bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")
 ]

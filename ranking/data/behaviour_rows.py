@@ -69,7 +69,7 @@ class BehaviourRows:
         self._spec = spec = ranker.spec
         self._device = device
         place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
-        self._ad = data.log.ad_id.of_names(place.__getitem__, -1, np.int64)
+        self._ad = data.events.ad_id.of_names(place.__getitem__, -1, np.int64)
         people = data.log.user_id.compact()
         self._user = people.codes.astype(np.int64)
         interests, stated = _interests(data, people.names.to_pylist(), ranker)
@@ -78,7 +78,7 @@ class BehaviourRows:
         vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), interests])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
-        self._classes = np.select([data.log.conversions > 0, data.log.clicks > 0], [2, 1], 0)
+        self._classes = np.select([data.events.conversions > 0, data.events.clicks > 0], [2, 1], 0)
         hashes = data.reading(spec.shape.context_words).context_hashes
         self._context = _filled(torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets))).to(device)
         self._positions = torch.from_numpy(data.log.position.astype(np.int64)).to(device)
@@ -149,7 +149,7 @@ class BehaviourRows:
             stated,
             filled(interests[stated > 0], self._ad[events]),
             filled(INTERESTS_CLASS, self._classes[events]),
-            filled(NO_TIME, self._data.log.time[events]),
+            filled(NO_TIME, self._data.events.time[events]),
             None if fold is None else filled(_NO_FOLD, fold[places]),
         )
 
@@ -232,7 +232,7 @@ class BehaviourRows:
         return AdInputs(self.texts.vectors[ads], self.texts.buckets[ads])
 
     def _gaps(self, window: Window) -> Integers:
-        return self._time_gaps(self._data.log.time[window.rows, None], self._data.log.time[None, window.events])
+        return self._time_gaps(self._data.log.time[window.rows, None], self._data.events.time[None, window.events])
 
     def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)

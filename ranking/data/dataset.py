@@ -15,7 +15,8 @@ from adcascade.records.coded import NO_VALUE, CodedColumn, combinations
 from adcascade.records.counters import CounterSnapshot, Counts
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
-from adcascade.records.joined import read_joined
+from adcascade.records.history_file import followed_by, read_history
+from adcascade.records.joined import Joined, read_joined
 from adcascade.records.splits import Split, split_at_random, split_by_key, split_by_time, split_each_user
 from adcascade.records.users import Event, UserProfile
 from ranking.data.labels import Labels, thinned_labels
@@ -34,6 +35,8 @@ from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.options import CommonOptions
 
 SPLITS = ("time", "user", "random", "request", "ad")
+# Splits in which each row looks back on what is strictly earlier.
+_BY_TIME = ("time", "user", "none")
 _FOLDS = 5
 _MINUTE = 60_000_000  # microseconds
 
@@ -48,6 +51,7 @@ class Dataset:
         split_by: how they were chosen, one of `SPLITS`.
         counters: of a model version, which then stand in for those of the log; None for the log's own.
         context_words: how many values of an impression are read; see `ranking.inputs.context`.
+        history: what users did that is no row of the log: events that they look back on, and that nothing counts.
     """
 
     log: ClickLog
@@ -59,6 +63,12 @@ class Dataset:
     split_by: str
     counters: CounterSnapshot | None = None
     context_words: int = CONTEXT_WORDS
+    history: ClickLog | None = None
+
+    @cached_property
+    def events(self) -> ClickLog:
+        """What rows look back on: the rows of the log, and after them those of `history`, which are no rows of it."""
+        return self.log if self.history is None else followed_by(self.log, self.history)
 
     def with_split(self, split: Split) -> "Dataset":
         """The same log with other rows to train on, validate on and test on."""
@@ -78,8 +88,8 @@ class Dataset:
 
     @cached_property
     def training_sha256(self) -> str:
-        """Hash of the log and the texts of its ads, and of which rows train and validate."""
-        return self._sha256_with(self.log.ad_id.sorted.names.to_pylist())
+        """Hash of the log, the history and the texts of their ads, and of which rows train and validate."""
+        return self._sha256_with(self.events.ad_id.sorted.names.to_pylist())
 
     def is_training_of(self, sha256: str) -> bool:
         """Whether a model with this `training_sha256` learned from exactly these rows.
@@ -92,10 +102,11 @@ class Dataset:
         digest = hashlib.sha256()
         for part in (self.split.train, self.split.valid):
             digest.update(f"{len(part)} ".encode() + part.tobytes())
-        for column in (self.log.request_id, self.log.ad_id, self.log.user_id):
-            column.hash_into(digest)
-        for numbers in (self.log.time, self.log.clicks, self.log.impressions, self.log.conversions):
-            digest.update(numbers.tobytes())
+        for log in (self.log,) if self.history is None else (self.log, self.history):
+            for column in (log.request_id, log.ad_id, log.user_id):
+                column.hash_into(digest)
+            for numbers in (log.time, log.clicks, log.impressions, log.conversions):
+                digest.update(numbers.tobytes())
         for ad_id in ad_ids:
             digest.update(f"{ad_id}\0{render_ad(self.ads[ad_id])}\0".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
@@ -108,7 +119,7 @@ class Dataset:
     @cached_property
     def histories(self) -> Histories:
         """Every user's events, for serving."""
-        return Histories(self.log)
+        return Histories(self.events)
 
     @cached_property
     def fold(self) -> Integers:
@@ -120,11 +131,13 @@ class Dataset:
     @cached_property
     def past(self) -> HistoryView:
         """What each row may look back on."""
-        return PointInTimeHistory(self.log) if self._looks_back_in_time else OutOfFoldHistory(self.log, self.fold)
+        if self._looks_back_in_time:
+            return PointInTimeHistory(self.log, self.events)
+        return OutOfFoldHistory(self.log, self.fold)
 
     @property
     def _looks_back_in_time(self) -> bool:
-        return self.split_by in ("time", "user", "none")
+        return self.split_by in _BY_TIME
 
     def redrawn_history(self, generator: np.random.Generator) -> HistoryView:
         """The same with other folds, so that no training row is seen in one way only."""
@@ -213,10 +226,10 @@ class Dataset:
     def user_texts(self, rows: Integers) -> list[str]:
         """The same of each of some rows.
 
-        The history is the log's, never that of the users' file, which may tell of later events.
+        The history is that of `events`, never that of the users' file, which may tell of later ones.
         """
         offsets, events = self.past.spans(rows, HISTORY_EVENTS).recent()
-        told = events_of(self.log, events)
+        told = events_of(self.events, events)
         ends = zip(rows.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
         return [self._user_text(row, tuple(told[first:last])) for row, first, last in ends]
 
@@ -236,6 +249,7 @@ def load_dataset(
     max_rejected: float = 0.01,
     newest: int | None = None,
     rejected_file: Path | None = None,
+    history: Path | None = None,
 ) -> Dataset:
     """Reads and joins the three files and splits the log 8:1:1 (by user 7:1:2).
 
@@ -246,9 +260,11 @@ def load_dataset(
             ones. For a split by time or user, a few rows without a timestamp are left out.
         seed: for a split at random.
         max_rejected, newest, rejected_file: see `adcascade.records.clicks.read_clicks`.
+        history: What users did before the log; see `adcascade.records.history_file`.
 
     Raises:
-        InputError: A file cannot be read, too many rows are unusable, or the log is too small to split.
+        InputError: A file cannot be read, too many rows are unusable, the log is too small to split, or there is a
+            history and the split is none in which rows look back in time.
     """
     read = read_joined(
         ads,
@@ -264,15 +280,32 @@ def load_dataset(
         why = _why_not_by_time(log)
         split = "request" if why else "time"
         report = report.noted(f"Split by request, not by time: {why}.") if why else report
+    before, note = _history_before(history, read, split, max_rejected)
     return Dataset(
         log,
-        report,
+        report.noted(*note),
         read.ads,
         read.users,
         key_columns(log.ad_id, log.user_id, read.ads),
         _split(log, split, seed),
         split,
+        history=before,
     )
+
+
+def _history_before(
+    path: Path | None, read: Joined, split: str, max_rejected: float
+) -> tuple[ClickLog | None, tuple[str, ...]]:
+    """What users did before a log, and what is to be said of it; None and nothing if there is no file."""
+    if path is None:
+        return None, ()
+    if split not in _BY_TIME:
+        raise InputError(
+            f"a history is of earlier times, and with a split by {split} no row looks back in time: give a log with "
+            "timestamps, and split it by time or by user"
+        )
+    history, note = read_history(path, read.log, read.ads, max_rejected=max_rejected)
+    return history, (note,)
 
 
 def _why_not_by_time(log: ClickLog) -> str:

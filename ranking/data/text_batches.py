@@ -71,10 +71,10 @@ class LabelledBatch:
 
 
 class AdTexts:
-    """The ads of a log as texts, tokens and vectors, for one model."""
+    """The ads of a log and of its users' history as texts, tokens and vectors, for one model."""
 
     def __init__(self, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        self.texts = {ad_id: data.ad_text(ad_id) for ad_id in data.log.ad_id.sorted.names.to_pylist()}
+        self.texts = {ad_id: data.ad_text(ad_id) for ad_id in data.events.ad_id.sorted.names.to_pylist()}
         rows = tokenize(tokenizer, list(self.texts.values()), max_tokens)
         self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
 

@@ -134,7 +134,7 @@ def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.ND
     vectors, place = _ad_vectors(data, encoder)
     cosine = np.zeros(len(data.log), np.float32)
     for window in data.past.windows(rows, HISTORY_EVENTS):
-        liked = window.visible * (data.log.clicks[window.events] > 0)
+        liked = window.visible * (data.events.clicks[window.events] > 0)
         interest = liked @ vectors[place[window.events]]
         interest /= np.maximum(np.linalg.norm(interest, axis=1, keepdims=True), 1e-9)
         cosine[window.rows] = (interest * vectors[place[window.rows]]).sum(axis=1)
@@ -151,6 +151,6 @@ def _text_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDA
 
 
 def _ad_vectors(data: Dataset, encoder: TextEncoder) -> tuple[npt.NDArray[np.float32], Integers]:
-    """Unit vector of each ad of the log, and the place of each row's ad among them."""
-    ads = data.log.ad_id.sorted
+    """Unit vector of each ad of `data.events`, and the place of the ad of each of these among them."""
+    ads = data.events.ad_id.sorted
     return encoder.encode([data.ad_text(ad_id) for ad_id in ads.names.to_pylist()]), ads.codes.astype(np.int64)

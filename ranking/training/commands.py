@@ -14,7 +14,7 @@ from adcascade.records.errors import InputError
 from adcascade.terminal.console import Console
 from adcascade.terminal.flags import with_flags_of
 from adcascade.terminal.log_display import show_log_read
-from adcascade.terminal.options import Json, MaxRejected, Newest, Rejected, Users
+from adcascade.terminal.options import History, Json, MaxRejected, Newest, Rejected, Users
 from adcascade.terminal.progress import working
 from adcascade.towers.training.commands import Ads
 from ranking.evaluation.report import (
@@ -65,6 +65,7 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Root of the model versions; made if missing.")],
     options: TrainOptions,
     users: Users = None,
+    history: History = None,
     split: Split = "auto",
     baselines: Baselines = "fast",
     max_rejected: MaxRejected = 0.01,
@@ -97,6 +98,7 @@ def train_command(
         max_rejected=max_rejected,
         newest=newest,
         rejected_file=rejected_file,
+        history=history,
     )
     if not is_first_worker():
         help_to_train(data, out, options)
@@ -124,6 +126,7 @@ def evaluate_command(
     ads: Ads,
     clicks: Clicks,
     users: Users = None,
+    history: History = None,
     version: Version = "",
     split: Split = "auto",
     seed: Seed = 0,
@@ -145,7 +148,8 @@ def evaluate_command(
 ) -> None:
     """Measure a model version on the test part of a click log (see --split), beside simple peers.
 
-    With the files, --newest, --split and --seed that it was trained with, these are the rows it was tested on then.
+    With the files, --history, --newest, --split and --seed that it was trained with, these are the rows it was tested
+    on then.
     """
     from adcascade.reports.page import make_room, never_at_the_cost_of
     from ranking.data.dataset import load_dataset
@@ -157,7 +161,15 @@ def evaluate_command(
         make_room(report)
     loaded = load_from(open_store(model), version)
     data = load_dataset(
-        ads, clicks, users, split=split, seed=seed, max_rejected=max_rejected, newest=newest, rejected_file=rejected
+        ads,
+        clicks,
+        users,
+        split=split,
+        seed=seed,
+        max_rejected=max_rejected,
+        newest=newest,
+        rejected_file=rejected,
+        history=history,
     )
     data = data.reading(loaded.spec.shape.context_words)
     show_log(data, users, rejected)
@@ -181,6 +193,7 @@ def calibrate_command(
     ads: Ads,
     clicks: Annotated[Path, typer.Option(help="Click log; rows newer than the version's counters are fitted.")],
     users: Users = None,
+    history: History = None,
     version: Version = "",
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
@@ -199,7 +212,14 @@ def calibrate_command(
 
     rejected_file = rejected or model / REJECTED_FILE
     data = load_dataset(
-        ads, clicks, users, split="none", max_rejected=max_rejected, newest=newest, rejected_file=rejected_file
+        ads,
+        clicks,
+        users,
+        split="none",
+        max_rejected=max_rejected,
+        newest=newest,
+        rejected_file=rejected_file,
+        history=history,
     )
     show_log(data, users, rejected_file)
     with working("Predicting and calibrating"):
