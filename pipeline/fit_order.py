@@ -33,7 +33,7 @@ from index_builder.build import BuildOptions, build
 from pipeline.client import DEFAULT_CANDIDATES
 from pipeline.conditional_logit import Choices
 from pipeline.evaluate import counters_before, retrieval_data_of, scored_candidates
-from pipeline.order import log_odds
+from pipeline.order import FittedBy, log_odds
 from ranking.artifact import ModelVersion, save_derived
 from ranking.data.dataset import Dataset
 from ranking.evaluation.predict import predict
@@ -64,6 +64,7 @@ def fit_order(
     retriever: Retriever,
     model: ModelVersion,
     vectors: Path,
+    by: FittedBy = "auto",
 ) -> OrderBlend:
     """Fits the order on the validation part of a log that is split by time or user by user.
 
@@ -71,6 +72,7 @@ def fit_order(
         ads: The catalog that `data` was read from.
         retriever: Its towers say how those that stand in are trained.
         vectors: Folder of the text vectors that commands share.
+        by: What is fitted on; "auto" takes requests if they show several ads in the mean.
 
     Raises:
         InputError: The index version has no towers, or the validation part has nothing to fit on.
@@ -83,7 +85,7 @@ def fit_order(
     part = data.with_split(Split(data.split.train, np.empty(0, np.int64), data.split.valid))
     with _standing_in(part, ads, retriever, vectors) as (known, stand_in):
         rows_a_request = len(data.log) / max(1, len(data.request_rows))
-        if rows_a_request >= REQUEST_ROWS:
+        if by == "requests" or (by == "auto" and rows_a_request >= REQUEST_ROWS):
             return fit_on_requests(part, stand_in, model)
         return fit_on_users(part, known, stand_in, model)
 

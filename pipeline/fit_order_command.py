@@ -13,6 +13,7 @@ from adcascade.terminal.progress import working
 from adcascade.vectors.vector_store import default_folder
 from pipeline.display import order_line
 from pipeline.evaluate_command import PipelineSplit
+from pipeline.order import FittedBy
 from ranking.store import open_store
 from ranking.training.commands import Publish, show_log
 
@@ -24,6 +25,13 @@ def fit_order_command(
     clicks: Annotated[Path, typer.Option(help="Click log of the ranker's training, with timestamps.")],
     users: Users = None,
     split: Annotated[PipelineSplit, typer.Option(help="That of the ranker's training.")] = "time",
+    by: Annotated[
+        FittedBy,
+        typer.Option(
+            help="requests: what was clicked of ads shown together; users: what they clicked next; auto: requests, if "
+            "they show several ads. Choose users if what the log has as a request was not shown together."
+        ),
+    ] = "auto",
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     rejected: Rejected = None,
@@ -50,7 +58,7 @@ def fit_order_command(
     )
     show_log(data, users, rejected_file)
     warn_of_rows_it_knows(ranker, data)
-    order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index))
+    order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index), by)
     retriever.close()
     made = save_with_order(open_store(model), ranker, order, publish=publish)
     if as_json:

@@ -1,11 +1,16 @@
 """In which order the candidates of both stages are shown. Plain functions of arrays."""
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
 # Of model versions that say none: chosen once, on MovieLens.
 DEFAULT_RETRIEVAL_WEIGHT = 4.0
 _LEAST = 1e-7
+
+# What the weight of retrieval's score is fitted on; see `fit_order.fit_order`.
+FittedBy = Literal["auto", "requests", "users"]
 
 Floats = npt.NDArray[np.float64]
 

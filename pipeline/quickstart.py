@@ -182,7 +182,8 @@ def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, min
 def _fit_order(console: Console, folder: QuickstartFolder, files: DatasetFiles, data: Dataset) -> OrderBlend:
     console.print("What retrieval's score counts beside p_click, by towers that have not learned these users' clicks:")
     retriever, model = load_stages(folder.index, folder.model)
-    order = fit_order(data, files.ads, retriever, model, folder.vectors)
+    # Ratings of one moment are what a user chose to rate, not what was shown together: they say nothing of the others.
+    order = fit_order(data, files.ads, retriever, model, folder.vectors, "users")
     retriever.close()
     save_with_order(open_store(folder.model), model, order)
     console.print(order_line(order), markup=False, highlight=False)
