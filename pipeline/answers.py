@@ -41,7 +41,7 @@ class Recommendations:
         items: best first; none if no ad is left for the user.
         degraded_reason: gRPC status name of ranking's failure, "CIRCUIT_OPEN" if it failed lately and was not asked, or
             "INVALID_ANSWER"; "" if it answered.
-        retrieval_weight: that the order was made with.
+        retrieval_weight: that the order was made with; of an answer without ranking, that it would have been made with.
         retrieval_ms, ranking_ms: wall time of the calls, as seen here; without reading what they brought.
         total_ms: of everything, until the ads that are shown are there.
         retrieval, ranking: where the servers spent theirs.

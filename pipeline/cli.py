@@ -25,6 +25,7 @@ from adcascade.vectors.errors import BuildError
 from index_builder.artifact import open_store as open_index_store
 from index_builder.commands import build_command, refresh_command
 from pipeline.evaluate_command import evaluate_pipeline_command
+from pipeline.fit_order_command import fit_order_command
 from pipeline.recommend_command import recommend_command
 from pipeline.serve_command import serve_command
 from ranking.errors import ModelError
@@ -83,6 +84,7 @@ def quickstart_command(
 app.command("serve")(serve_command)
 app.command("recommend")(recommend_command)
 app.command("evaluate-pipeline")(evaluate_pipeline_command)
+app.command("fit-order")(fit_order_command)
 
 
 def add_commands_of_others() -> None:

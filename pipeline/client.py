@@ -23,7 +23,7 @@ from adcascade.v1 import ranking_pb2, retrieval_pb2, types_pb2
 from adcascade.wire import context_to_wire, user_to_wire
 from pipeline.answers import Recommendation, Recommendations, in_order
 from pipeline.errors import StageFailed
-from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
+from pipeline.order import weight_of
 from pipeline.scores import Retrieved
 from pipeline.stage import Stage
 from pipeline.stage_calls import Asked, Ranked, StageCalls
@@ -100,7 +100,7 @@ class AdPipeline:
         *,
         candidates: int = DEFAULT_CANDIDATES,
         include_history: bool = False,
-        retrieval_weight: float = DEFAULT_RETRIEVAL_WEIGHT,
+        retrieval_weight: float | None = None,
         shares: Mapping[str, float] = MappingProxyType({}),
         counters: Sequence[ranking_pb2.Counter] = (),
         timeout_seconds: float = 5.0,
@@ -113,7 +113,8 @@ class AdPipeline:
             candidates: How many ads retrieval brings and ranking scores; at least `k`.
             include_history: Also recommend ads the user has in the history.
             retrieval_weight: What retrieval's score counts in the order beside the log-odds of the click; with 0, or
-                an index without towers, ads stand by the probability of the click alone.
+                an index without towers, ads stand by the probability of the click alone. None: what the model version
+                says that answers, see `order.weight_of`.
             shares: Candidate source to its share of the candidates, in place of retrieval's settings.
             counters: Fresher totals than the model version's, see `RankRequest.counters`.
             timeout_seconds: For both stages together. If ranking fails or is late, the retrieval order is returned.
@@ -148,7 +149,7 @@ class AdPipeline:
         *,
         candidates: int = DEFAULT_CANDIDATES,
         include_history: bool = False,
-        retrieval_weight: float = DEFAULT_RETRIEVAL_WEIGHT,
+        retrieval_weight: float | None = None,
         shares: Sequence[retrieval_pb2.SourceShare] = (),
         counters: Sequence[ranking_pb2.Counter] = (),
         timeout_seconds: float = 5.0,
@@ -177,7 +178,8 @@ class AdPipeline:
         try:
             found = await self._calls.retrieve(asked, candidates, include_history=include_history)
             ranked, reason = await self._rank(found.ad_ids, asked)
-            items = await self._shown(found, ranked, k, asked, retrieval_weight)
+            weight = weight_of(retrieval_weight, ranked.retrieval_weight if ranked else None)
+            items = await self._shown(found, ranked, k, asked, weight)
         except StageFailed as failed:
             raise failed.error from failed
         return Recommendations(
@@ -189,7 +191,7 @@ class AdPipeline:
             ranking_ms=1000 * asked.ranking.seconds,
             total_ms=1000 * (time.perf_counter() - started),
             request_id=request_id,
-            retrieval_weight=retrieval_weight,
+            retrieval_weight=weight,
             retrieval=found.reply.timing,
             ranking=ranked.timing if ranked else types_pb2.Timing(),
         )
@@ -242,12 +244,12 @@ def _item(found: Retrieved, place: int, ad: types_pb2.Ad, ranked: Ranked | None)
     )
 
 
-def _check_range(k: int, candidates: int, retrieval_weight: float) -> None:
+def _check_range(k: int, candidates: int, retrieval_weight: float | None) -> None:
     if not 1 <= k <= MAX_K:
         raise InputError(f"k must be 1 to {MAX_K}, not {k}")
     if not k <= candidates <= MAX_K:
         raise InputError(f"candidates must be k to {MAX_K}, not {candidates}")
-    if not 0 <= retrieval_weight < math.inf:
+    if retrieval_weight is not None and not 0 <= retrieval_weight < math.inf:
         raise InputError(f"retrieval_weight must be a number from 0 on, not {retrieval_weight}")
 
 

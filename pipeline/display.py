@@ -1,6 +1,6 @@
 """Recommendations as text for people and as JSON for programs."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
@@ -13,6 +13,9 @@ from pipeline.answers import Recommendations
 from pipeline.results import PipelineEvaluation
 from retrieval.evaluation.report import COLUMNS, methods_table, summary
 from retrieval.evaluation.results import RETRIEVAL, Comparison
+
+if TYPE_CHECKING:
+    from ranking.spec import OrderBlend
 
 _SHOWN_EVENTS = 5
 # Columns of the terminal that the numbers beside a title take.
@@ -99,6 +102,19 @@ def _gains(found: Comparison) -> list[str]:
         f"nDCG@10 of {name} minus retrieval's: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]."
         for name, gain in gains.items()
     ]
+
+
+def order_line(order: "OrderBlend") -> str:
+    """What retrieval's score counts, and what it brings, in a sentence."""
+    what = "Log-likelihood a request" if order.fitted_on == "requests" else "nDCG@10"
+    line = (
+        f"Order: log-odds of the click + {order.retrieval_weight:g} x retrieval's score, fitted on {order.units:,} "
+        f"{order.fitted_on} of the validation part. {what} over p_click alone: {order.gain.value:+.4f} "
+        f"[{order.gain.low:+.4f}, {order.gain.high:+.4f}]"
+    )
+    if order.fitted_on == "requests" and not order.retrieval_weight:
+        return f"{line}, which is not certain: p_click alone makes the order."
+    return f"{line}."
 
 
 def as_dict(answer: Recommendations) -> dict[str, Any]:

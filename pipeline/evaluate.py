@@ -5,10 +5,11 @@ they met before are left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.clicks import Integers
@@ -21,7 +22,7 @@ from adcascade.towers.training.split import TowerSplit
 from adcascade.vectors.bulk_encoder import in_bulk
 from adcascade.vectors.encoder import TextEncoder
 from adcascade.vectors.vector_store import remembering
-from pipeline.order import order_of
+from pipeline.order import order_of, weight_of
 from pipeline.results import PipelineEvaluation, ranking_of
 from ranking.artifact import ModelVersion
 from ranking.data.dataset import Dataset
@@ -59,7 +60,7 @@ def evaluate_pipeline(
     retriever: Retriever,
     model: ModelVersion,
     candidates: Sequence[int],
-    retrieval_weight: float,
+    retrieval_weight: float | None = None,
     *,
     with_baselines: bool = True,
     vectors: Path | None = None,
@@ -68,7 +69,7 @@ def evaluate_pipeline(
 
     Args:
         candidates: How many ads retrieval brings and ranking scores, each in turn.
-        retrieval_weight: See `order.order_of`.
+        retrieval_weight: See `order.order_of`; None for what the model version says, see `order.weight_of`.
         vectors: Folder of the text vectors that commands share; None embeds all texts of the catalog.
 
     Raises:
@@ -78,7 +79,8 @@ def evaluate_pipeline(
     warn_of_known_rows(judged_by, retriever)
     judge, popularity = judge_of(judged_by)
     profiles = profiles_of(judged_by, judge.judged)
-    engine = RankingEngine(replace(model, counters=_counters(data)), EngineSettings())
+    weight = weight_of(retrieval_weight, model.spec.retrieval_weight)
+    engine = RankingEngine(replace(model, counters=counters_before(data)), EngineSettings())
     catalog = retriever.index.loaded.catalog
     alone = retrieved(retriever, profiles, judge.judged, judged_by, max(*RECALLS, *candidates))
     judge.add_lists(RETRIEVAL, [one.ads for one in alone], max(RECALLS))
@@ -86,7 +88,7 @@ def evaluate_pipeline(
     for count in sorted(candidates):
         found = retrieved(retriever, profiles, judge.judged, judged_by, count)
         ranked = [
-            _ranked(engine, user, context, one, judged_by, catalog, retrieval_weight)
+            scored_candidates(engine, user, context, one, judged_by, catalog).in_order(weight)
             for user, context, one in tracked(
                 list(zip(profiles, judge.judged.contexts, found, strict=True)), f"Ranking {count}"
             )
@@ -95,7 +97,7 @@ def evaluate_pipeline(
     if with_baselines:
         add_baselines(judge, judged_by, retriever, profiles, popularity)
     ours = [RETRIEVAL, *(ranking_of(count) for count in sorted(candidates))]
-    return PipelineEvaluation(judge.comparison(ours), without, retrieval_weight)
+    return PipelineEvaluation(judge.comparison(ours), without, weight)
 
 
 def _embedded(data: Dataset, retriever: Retriever, vectors: Path | None) -> RetrievalData:
@@ -108,31 +110,42 @@ def _embedded(data: Dataset, retriever: Retriever, vectors: Path | None) -> Retr
     return found
 
 
-def _counters(data: Dataset) -> CounterSnapshot:
+def counters_before(data: Dataset) -> CounterSnapshot:
+    """What the rows before the test part count."""
     earlier = np.sort(np.concatenate([data.split.train, data.split.valid]))
     return CounterSnapshot.of(data.log.take(earlier), {name: ids[earlier] for name, ids in data.keys.items()})
 
 
-def _ranked(
+@dataclass(frozen=True)
+class ScoredCandidates:
+    """Numbers of a user's candidates in the retrieval order, and what both stages say of each, float64 [ads]."""
+
+    ads: Integers
+    p_click: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+
+    def in_order(self, retrieval_weight: float) -> Integers:
+        """The candidates, best first."""
+        ordered: Integers = self.ads[order_of(self.p_click, self.scores, retrieval_weight)]
+        return ordered
+
+
+def scored_candidates(
     engine: RankingEngine,
     user: UserProfile,
     context: Context,
     found: Found,
     data: RetrievalData,
     catalog: AdCatalog,
-    retrieval_weight: float,
-) -> Integers:
-    if not len(found.ads):
-        return found.ads
+) -> ScoredCandidates:
+    """What ranking says of the candidates that a user gets, but for those that may not be shown."""
     ads = [data.ads[number] for number in found.ads.tolist()]
     if context.timestamp is None:  # of a log without times, which is not of now
         ads = [replace(ad, start_time=None, end_time=None) for ad in ads]
-    query = prepare(user, context, ads, catalog, skip_unknown=True).query
-    if not query.ad_ids:
-        return found.ads[:0]
+    query = prepare(user, context, ads, catalog, skip_unknown=True).query if ads else None
+    if query is None or not query.ad_ids:
+        return ScoredCandidates(found.ads[:0], np.empty(0), np.empty(0))
     (answer,) = engine.rank([query])
     place_of = {data.ad_ids[number]: place for place, number in enumerate(found.ads.tolist())}
     places = np.array([place_of[ad_id] for ad_id in query.ad_ids])
-    order = order_of(answer.p_click, found.scores[places], retrieval_weight)
-    ranked: Integers = found.ads[places[order]]
-    return ranked
+    return ScoredCandidates(found.ads[places], answer.p_click, found.scores[places])

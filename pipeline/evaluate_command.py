@@ -24,7 +24,6 @@ from adcascade.terminal.progress import working
 from adcascade.vectors.vector_store import default_folder
 from pipeline.client import MAX_K
 from pipeline.display import pipeline_notes, pipeline_table
-from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from ranking.training.commands import show_log
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def evaluate_pipeline_command(
         list[int],
         typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank; give it again for another number."),
     ] = [100, 500],  # noqa: B006 (typer copies it)
-    retrieval_weight: RetrievalWeight = DEFAULT_RETRIEVAL_WEIGHT,
+    retrieval_weight: RetrievalWeight = None,
     baselines: RetrievalBaselines = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,

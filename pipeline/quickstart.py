@@ -27,9 +27,9 @@ from index_builder.build import BuildOptions, BuildReport, build
 from index_builder.commands import report_as_dict, report_table
 from pipeline.answers import Recommendations
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
-from pipeline.display import as_dict, pipeline_table, recommendations_table, user_panel
+from pipeline.display import as_dict, order_line, pipeline_table, recommendations_table, user_panel
 from pipeline.evaluate import evaluate_pipeline, load_stages
-from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
+from pipeline.fit_order import fit_order, save_with_order
 from pipeline.processes import own_folder, running
 from pipeline.results import PipelineEvaluation
 from ranking.data.dataset import Dataset, load_dataset
@@ -41,6 +41,7 @@ from ranking.evaluation.report import (
     train_report_as_dict,
 )
 from ranking.evaluation.results import TrainReport
+from ranking.spec import OrderBlend
 from ranking.store import open_store
 from ranking.training.options import TrainOptions
 from ranking.training.run import REPORT_FILE, train_and_save
@@ -109,6 +110,7 @@ def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> Non
     built = _build(console, folder, files)
     data = load_dataset(files.ads, files.clicks, files.users)
     trained = _train_ranker(console, folder, data, limit)
+    order = _fit_order(console, folder, files, data)
     evaluated = _evaluate(console, folder, data)
     answers = _serve(console, folder, data)
     console.print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes; everything is under {root}.")
@@ -118,6 +120,7 @@ def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> Non
             "train-retrieval": towers_as_dict(towers),
             "build": report_as_dict(built),
             "train": train_report_as_dict(trained),
+            "fit-order": order.model_dump(mode="json"),
             "evaluate-pipeline": evaluated.as_dict(),
             "recommend": {user.user_id: as_dict(answer) for user, answer in answers},
         }
@@ -176,13 +179,22 @@ def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, min
     return report
 
 
+def _fit_order(console: Console, folder: QuickstartFolder, files: DatasetFiles, data: Dataset) -> OrderBlend:
+    console.print("What retrieval's score counts beside p_click, by towers that have not learned these users' clicks:")
+    retriever, model = load_stages(folder.index, folder.model)
+    # Ratings of one moment are what a user chose to rate, not what was shown together: they say nothing of the others.
+    order = fit_order(data, files.ads, retriever, model, folder.vectors, "users")
+    retriever.close()
+    save_with_order(open_store(folder.model), model, order)
+    console.print(order_line(order), markup=False, highlight=False)
+    return order
+
+
 def _evaluate(console: Console, folder: QuickstartFolder, data: Dataset) -> PipelineEvaluation:
     console.rule("5. Evaluate both stages")
     console.print("What users of the newest tenth of the log clicked next, and who would have put it on top:")
     retriever, model = load_stages(folder.index, folder.model)
-    found = evaluate_pipeline(
-        data, retriever, model, [DEFAULT_CANDIDATES], DEFAULT_RETRIEVAL_WEIGHT, vectors=folder.vectors
-    )
+    found = evaluate_pipeline(data, retriever, model, [DEFAULT_CANDIDATES], vectors=folder.vectors)
     retriever.close()
     console.print(pipeline_table(found), highlight=False)
     return found
@@ -233,6 +245,7 @@ def _next_steps(console: Console, folder: QuickstartFolder) -> None:
         f"adcascade train-retrieval {files} --out {folder.towers}",
         f"adcascade build --ads your-ads.jsonl --towers {folder.towers} --out {index}",
         f"adcascade train {files} --out {model}",
+        f"adcascade fit-order {files} --index {index} --model {model}",
         f"adcascade evaluate-pipeline {files} --index {index} --model {model}",
         f"adcascade serve --index {index} --model {model}",
         'adcascade recommend --interests "trail running shoes" --k 10',

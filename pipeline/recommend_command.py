@@ -21,7 +21,6 @@ from adcascade.terminal.log_display import show_log_read
 from adcascade.terminal.options import Json, MaxRejected, RetrievalWeight
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
 from pipeline.display import as_dict, recommendations_table, user_panel
-from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 
 
 @with_flags_of(ClientSecurity)
@@ -44,7 +43,7 @@ def recommend_command(
     placement: Annotated[str, typer.Option(help="Name of the slot that the ads are for.")] = "",
     retrieval: Annotated[str, typer.Option(help="host:port of the retrieval server.")] = "127.0.0.1:50051",
     ranking: Annotated[str, typer.Option(help="host:port of the ranking server.")] = "127.0.0.1:50052",
-    retrieval_weight: RetrievalWeight = DEFAULT_RETRIEVAL_WEIGHT,
+    retrieval_weight: RetrievalWeight = None,
     include_history: Annotated[bool, typer.Option(help="Also recommend ads that the user has met.")] = False,
     share: Annotated[
         list[str] | None,

@@ -22,11 +22,15 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Scored:
-    """An answer of ranking, and its probabilities by ad id: of a click, and of a conversion where it was learned."""
+    """An answer of ranking, and its probabilities by ad id: of a click, and of a conversion where it was learned.
+
+    `retrieval_weight` is what its model version says of the order; None if that was not fitted.
+    """
 
     reply: ranking_pb2.RankResponse
     p_click: Mapping[str, float]
     p_conversion: Mapping[str, float]
+    retrieval_weight: float | None
 
 
 def read_candidates(reply: retrieval_pb2.RetrieveResponse, k: int) -> Retrieved:
@@ -42,7 +46,11 @@ def read_candidates(reply: retrieval_pb2.RetrieveResponse, k: int) -> Retrieved:
 
 
 def read_scores(reply: ranking_pb2.RankResponse, asked: Sequence[str]) -> Scored:
-    """Raises InvalidAnswer unless each id that was asked for is scored, unknown or outside its time, exactly once."""
+    """What was answered of the ids that were asked for.
+
+    Raises InvalidAnswer unless each is scored with probabilities, unknown or outside its time, exactly once, and the
+    weight, if there is one, is a number from 0.
+    """
     clicks: dict[str, float] = {}
     conversions: dict[str, float] = {}
     for ad in reply.ads:
@@ -65,7 +73,15 @@ def read_scores(reply: ranking_pb2.RankResponse, asked: Sequence[str]) -> Scored
         left.remove(ad_id)
     if left:
         raise InvalidAnswer(f"{len(left)} of {len(asked)} candidates are missing")
-    return Scored(reply, clicks, conversions)
+    return Scored(reply, clicks, conversions, _weight(reply))
+
+
+def _weight(reply: ranking_pb2.RankResponse) -> float | None:
+    if not reply.HasField("retrieval_weight"):
+        return None
+    if not 0 <= reply.retrieval_weight < math.inf:  # nor is NaN
+        raise InvalidAnswer(f"a weight of retrieval's score of {reply.retrieval_weight}")
+    return reply.retrieval_weight
 
 
 def _unexpected(ad_id: str) -> InvalidAnswer:

@@ -27,10 +27,11 @@ class GatewaySettings(ServerSettings):
     token_file: Path | None = Field(None, description="File with a bearer token for both servers.")
     server_name: str = Field("", description="Name that the certificates of both servers have, if not the address's.")
     candidates: int = Field(100, ge=1, le=1000, description="Candidates to retrieve and rank if a call does not say.")
-    retrieval_weight: float = Field(
-        DEFAULT_RETRIEVAL_WEIGHT,
+    retrieval_weight: float | None = Field(
+        None,
         ge=0,
-        description="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone.",
+        description="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone. "
+        f"Unset: what the model version says (adcascade fit-order), or {DEFAULT_RETRIEVAL_WEIGHT:g}.",
     )
     timeout_seconds: float = Field(5.0, gt=0, description="For both stages together if a call has no deadline.")
     retrieval_timeout_ms: float = Field(1000.0, gt=0, description="Longest that retrieval may take of a call's time.")

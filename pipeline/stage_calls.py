@@ -44,11 +44,12 @@ class Asked:
 
 @dataclass
 class Ranked:
-    """What ranking said so far; probabilities by ad id."""
+    """What ranking said so far; probabilities by ad id, and the weight of retrieval's score that its version says."""
 
     p_click: dict[str, float] = field(default_factory=dict)
     p_conversion: dict[str, float] = field(default_factory=dict)
     model_version: str = ""
+    retrieval_weight: float | None = None
     timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
 
     def add(self, scored: Scored) -> None:
@@ -56,6 +57,7 @@ class Ranked:
         self.p_click |= scored.p_click
         self.p_conversion |= scored.p_conversion
         self.model_version = scored.reply.model_version
+        self.retrieval_weight = scored.retrieval_weight
         for name in ("queue_ms", "tokenize_ms", "compute_ms"):
             setattr(self.timing, name, getattr(self.timing, name) + getattr(scored.reply.timing, name))
 

@@ -6,7 +6,8 @@ anything) and ``counters.parquet`` (past impressions and clicks for the dense fe
 """
 
 import json
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,17 @@ def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: Co
     document = ranker.spec.model_dump(mode="json")
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
     return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
+
+
+def save_derived(store: VersionStore, loaded: ModelVersion, spec: CtrSpec, *, publish: bool) -> str:
+    """Commits a version of the weights and counters of `loaded` with another spec, and returns its name."""
+    with store.begin() as draft:
+        if loaded.export is not None:  # of the weights, which stay
+            shutil.copytree(loaded.export, draft.path / EXPORT_FOLDER)
+        save_version(store, draft, replace(loaded, spec=spec), loaded.counters)
+    if publish:
+        store.publish(draft.version)
+    return draft.version
 
 
 def _beside_encoder(model: RankerModel) -> dict[str, Tensor]:

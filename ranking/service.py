@@ -102,6 +102,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 timing=types_pb2.Timing(),
                 counters_end=moment_to_wire(loaded.counters.end),
                 backend=engine.backend.name if engine.backend is not None else "",
+                retrieval_weight=spec.retrieval_weight,
             )
 
     def _check_loaded(self) -> None:
@@ -188,4 +189,5 @@ def _response(
         unknown_ad_ids=candidates.unknown,
         ineligible_ad_ids=candidates.ineligible,
         cached_ads=answer.value.cached_ads,
+        retrieval_weight=answer.value.retrieval_weight,
     )

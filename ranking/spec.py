@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.reports.interval import Interval
@@ -37,6 +37,26 @@ class ExportParity(BaseModel):
     auc_difference: float | None = None
 
 
+class OrderBlend(BaseModel):
+    """How both stages make the order: log-odds of p_click + `retrieval_weight` x retrieval's score.
+
+    Attributes:
+        retrieval_weight: from 0, which is p_click alone.
+        fitted_on: requests of which it is known what was shown together and clicked, or users and what they clicked
+            later.
+        units: how many requests or users.
+        gain: what the weight adds to p_click alone on them: log-likelihood a request, or nDCG@10 a user. Of requests,
+            of the best weight, which is not taken unless its gain is certain.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    retrieval_weight: float = Field(ge=0, allow_inf_nan=False)
+    fitted_on: Literal["requests", "users"]
+    units: int
+    gain: Interval
+
+
 class CtrSpec(BaseModel):
     """What ``ctr.json`` holds: everything beside the weights that serving must do as training did.
 
@@ -45,6 +65,7 @@ class CtrSpec(BaseModel):
         feature_mean, feature_std: of each of them on the training data.
         stages: how far each stage of the training came, in words.
         trees: how boosted trees are blended with the network; None if there are none.
+        order: of recommendations, by both stages; None if it was not fitted.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,6 +89,7 @@ class CtrSpec(BaseModel):
     stages: dict[str, str] = {}
     trees: Blend | None = None
     exports: dict[str, ExportParity] = {}
+    order: OrderBlend | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +105,11 @@ class CtrSpec(BaseModel):
         if not len(self.features) == len(self.feature_mean) == len(self.feature_std):
             raise ValueError("there are not as many means and deviations as features")
         return self
+
+    @property
+    def retrieval_weight(self) -> float | None:
+        """What retrieval's score counts in the order of recommendations; None if it was not fitted."""
+        return None if self.order is None else self.order.retrieval_weight
 
     def normalise(self, features: Features) -> Features:
         """Features as the head wants them: mean 0, deviation 1 on the training data; float32 [rows, features].

@@ -178,6 +178,7 @@ def test_ids_and_ads_are_ranked_together(ask):
         unknown_ad_ids=["a"],
         ineligible_ad_ids=["z"],
         cached_ads=3,
+        retrieval_weight=0.0,
     )
     with scripted(reply, service="RankingService") as (address, server):
         answer = ask(address, "rank", USER, ["a", Ad("b", "Title")], top_n=1, skip_unknown=True)
@@ -186,6 +187,7 @@ def test_ids_and_ads_are_ranked_together(ask):
     assert (request.top_n, request.skip_unknown) == (1, True)
     assert answer.items == (adcascade.RankedAd("b", 0.5, 0.125, 1),)
     assert (answer.unknown_ad_ids, answer.ineligible_ad_ids, answer.cached_ads) == (("a",), ("z",), 3)
+    assert answer.retrieval_weight == 0.0
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_help_teaches_every_command():
         "evaluate",
         "evaluate-retrieval",
         "evaluate-pipeline",
+        "fit-order",
         "serve",
         "recommend",
         "quickstart",

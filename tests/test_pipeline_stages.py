@@ -141,6 +141,17 @@ def invented(request, context):
     return ranking_pb2.RankResponse(ads=last_is_best(request).ads, unknown_ad_ids=["nobody"])
 
 
+def weighing(weight):
+    """An answer whose model version says this weight of retrieval's score."""
+
+    def answer(request, context):
+        reply = last_is_best(request)
+        reply.retrieval_weight = weight
+        return reply
+
+    return answer
+
+
 GARBAGE = {
     "nothing": lambda request, context: ranking_pb2.RankResponse(),
     "too few": too_few,
@@ -154,6 +165,8 @@ GARBAGE = {
     "more than one": changed(p_click=1.5),
     "conversion NaN": changed(p_conversion=float("nan")),
     "an unknown id that nobody asked for": invented,
+    "a weight that is no number": weighing(float("nan")),
+    "a weight below 0": weighing(-1.0),
 }
 
 

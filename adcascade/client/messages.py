@@ -191,6 +191,7 @@ def ranking(reply: ranking_pb2.RankResponse, request_id: str) -> Ranking:
         cached_ads=reply.cached_ads,
         timing=_timing(reply.timing),
         request_id=request_id,
+        retrieval_weight=reply.retrieval_weight if reply.HasField("retrieval_weight") else None,
     )
 
 

@@ -260,6 +260,8 @@ class Ranking(Answer[RankedAd]):
         unknown_ad_ids: With ``skip_unknown``, the candidates that are not in the server's index version.
         ineligible_ad_ids: Candidates that may not be shown at the context's time; they were left out.
         cached_ads: Candidates whose states the server had at hand.
+        retrieval_weight: What the model version says retrieval's score counts beside the log-odds of `p_click` where
+            both stages make the order; None if it was not fitted.
     """
 
     items: tuple[RankedAd, ...]
@@ -270,6 +272,7 @@ class Ranking(Answer[RankedAd]):
     cached_ads: int
     timing: Timing
     request_id: str
+    retrieval_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

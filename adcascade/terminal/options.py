@@ -31,10 +31,11 @@ RetrievalBaselines = Annotated[
     bool, typer.Option(help="Also judge popularity, zero-shot text, item-kNN, EASE and ALS.")
 ]
 RetrievalWeight = Annotated[
-    float,
+    float | None,
     typer.Option(
         min=0,
-        help="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone.",
+        help="What retrieval's score counts in the order beside the log-odds of the click; 0 for these alone; default: "
+        "what the model version says (fit-order), or 4.",
     ),
 ]
 Report = Annotated[Path | None, typer.Option(help="Also write this HTML page, with plots.")]

@@ -236,12 +236,17 @@ class RankResponse(_message.Message):
     UNKNOWN_AD_IDS_FIELD_NUMBER: _builtins.int
     INELIGIBLE_AD_IDS_FIELD_NUMBER: _builtins.int
     CACHED_ADS_FIELD_NUMBER: _builtins.int
+    RETRIEVAL_WEIGHT_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The model version that answered."""
     index_version: _builtins.str
     """The index version that resolved ids; empty if the server has none."""
     cached_ads: _builtins.int
     """Candidates whose states were in the ad-state cache; 0 where the model leaves the text out."""
+    retrieval_weight: _builtins.float
+    """What the model version says retrieval's score counts beside the log-odds of p_click where both stages make the order
+    (`adcascade fit-order`); unset if it was not fitted. It changes nothing here.
+    """
     @_builtins.property
     def ads(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedAd]:
         """Best first."""
@@ -268,12 +273,15 @@ class RankResponse(_message.Message):
         unknown_ad_ids: _abc.Iterable[_builtins.str] | None = ...,
         ineligible_ad_ids: _abc.Iterable[_builtins.str] | None = ...,
         cached_ads: _builtins.int = ...,
+        retrieval_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retrieval_weight", b"_retrieval_weight", "retrieval_weight", b"retrieval_weight", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "cached_ads", b"cached_ads", "index_version", b"index_version", "ineligible_ad_ids", b"ineligible_ad_ids", "model_version", b"model_version", "timing", b"timing", "unknown_ad_ids", b"unknown_ad_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retrieval_weight", b"_retrieval_weight", "ads", b"ads", "cached_ads", b"cached_ads", "index_version", b"index_version", "ineligible_ad_ids", b"ineligible_ad_ids", "model_version", b"model_version", "retrieval_weight", b"retrieval_weight", "timing", b"timing", "unknown_ad_ids", b"unknown_ad_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__retrieval_weight: _TypeAlias = _typing.Literal["retrieval_weight"]  # noqa: Y015
+    _WhichOneofArgType__retrieval_weight: _TypeAlias = _typing.Literal["_retrieval_weight", b"_retrieval_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retrieval_weight) -> _WhichOneofReturnType__retrieval_weight | None: ...
 
 Global___RankResponse: _TypeAlias = RankResponse  # noqa: Y015
 
@@ -329,6 +337,7 @@ class GetModelResponse(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     COUNTERS_END_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    RETRIEVAL_WEIGHT_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version name."""
     architecture: _builtins.str
@@ -345,6 +354,8 @@ class GetModelResponse(_message.Message):
     """Method that maps logits to p_click, such as "platt"."""
     backend: _builtins.str
     """What runs the text layers on this host, such as "openvino on cpu in bfloat16"; "" if nothing does, or a plain cross-encoder."""
+    retrieval_weight: _builtins.float
+    """See RankResponse; unset if it was not fitted."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the dense features, in order."""
@@ -381,11 +392,14 @@ class GetModelResponse(_message.Message):
         timing: _types_pb2.Timing | None = ...,
         counters_end: _timestamp_pb2.Timestamp | None = ...,
         backend: _builtins.str = ...,
+        retrieval_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counters_end", b"counters_end", "created_at", b"created_at", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retrieval_weight", b"_retrieval_weight", "counters_end", b"counters_end", "created_at", b"created_at", "retrieval_weight", b"retrieval_weight", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "backend", b"backend", "calibration", b"calibration", "counters_end", b"counters_end", "created_at", b"created_at", "features", b"features", "join_layer", b"join_layer", "layers", b"layers", "max_ad_tokens", b"max_ad_tokens", "max_user_tokens", b"max_user_tokens", "metrics", b"metrics", "model_version", b"model_version", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retrieval_weight", b"_retrieval_weight", "architecture", b"architecture", "backend", b"backend", "calibration", b"calibration", "counters_end", b"counters_end", "created_at", b"created_at", "features", b"features", "join_layer", b"join_layer", "layers", b"layers", "max_ad_tokens", b"max_ad_tokens", "max_user_tokens", b"max_user_tokens", "metrics", b"metrics", "model_version", b"model_version", "retrieval_weight", b"retrieval_weight", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__retrieval_weight: _TypeAlias = _typing.Literal["retrieval_weight"]  # noqa: Y015
+    _WhichOneofArgType__retrieval_weight: _TypeAlias = _typing.Literal["_retrieval_weight", b"_retrieval_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retrieval_weight) -> _WhichOneofReturnType__retrieval_weight | None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015

@@ -1,6 +1,5 @@
 """A model version with its calibration fitted anew. Knows no serving."""
 
-import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from adcascade.artifacts.store import VersionStore
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
-from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
+from ranking.artifact import ModelVersion, save_derived
 from ranking.calibration.calibrate import fit_calibration
 from ranking.calibration.calibration import Calibration
 from ranking.data.dataset import Dataset
@@ -63,18 +62,13 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
     calibration = fit_calibration(logits, clicks, impressions)
     spec = loaded.spec.model_copy(update={"calibration": calibration, "metrics": {}, **_no_longer_known(loaded)})
-    with store.begin() as draft:
-        if loaded.export is not None:  # of the weights, which stay
-            shutil.copytree(loaded.export, draft.path / EXPORT_FOLDER)
-        save_version(store, draft, replace(loaded, spec=spec), loaded.counters)
-    if publish:
-        store.publish(draft.version)
+    made = save_derived(store, loaded, spec, publish=publish)
 
     def ratio(fitted: Calibration) -> float:
         return float((fitted.probability(logits) * impressions).sum() / clicks.sum())
 
     before, after = ratio(loaded.spec.calibration), ratio(calibration)
-    return Recalibration(draft.version, loaded.version, len(rows), calibration, before, after)
+    return Recalibration(made, loaded.version, len(rows), calibration, before, after)
 
 
 def _fresh(data: Dataset, loaded: ModelVersion) -> Integers:

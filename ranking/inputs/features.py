@@ -32,7 +32,7 @@ _BETWEEN = "\x1f"
 # A rate shrinks to the CTR of the whole log as if this many impressions had been seen at that CTR.
 PRIOR_IMPRESSIONS = 10.0
 # From so many rows a request on, what stands beside an ad is worth reading.
-_REQUEST_ROWS = 1.5
+REQUEST_ROWS = 1.5
 # Counters that were brought up to date longer ago than this, in seconds, are read as if it were this long.
 _LONGEST_LAG = 86_400.0
 
@@ -238,7 +238,7 @@ def features_for(*, timed: bool, request_rows: float) -> tuple[str, ...]:
         request_rows: how many rows a request has in the mean.
     """
     names = FEATURES + (tuple(_DECAYED_FEATURES) if timed else ())
-    if request_rows < _REQUEST_ROWS:
+    if request_rows < REQUEST_ROWS:
         return names
     decayed = {f"{name}_in_request" for name in _DECAYED_FEATURES}
     return names + tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)

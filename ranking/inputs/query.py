@@ -56,6 +56,7 @@ class RankAnswer:
     Attributes:
         p_click: calibrated probability of a click.
         p_conversion: of a conversion given the click; None if the log taught none.
+        retrieval_weight: of the model version, see `ranking.spec.OrderBlend`; None if it was not fitted.
     """
 
     p_click: npt.NDArray[np.float64]
@@ -64,3 +65,4 @@ class RankAnswer:
     tokenize_ms: float
     compute_ms: float
     model_version: str
+    retrieval_weight: float | None = None

@@ -183,10 +183,9 @@ class RankingEngine:
             for known, (text_logits, cached) in zip(behaviour, text, strict=True)
         ]
         compute_ms = 1000 * (time.perf_counter() - tokenized)
-        return [
-            RankAnswer(*self._finish(*logits), cached, 1000 * (tokenized - started), compute_ms, self.loaded.version)
-            for *logits, cached in scored
-        ]
+        timings = 1000 * (tokenized - started), compute_ms
+        version = self.loaded.version, self.loaded.spec.retrieval_weight
+        return [RankAnswer(*self._finish(*logits), cached, *timings, *version) for *logits, cached in scored]
 
     def _behaviour(self, query: RankQuery, dense: Tensor) -> BehaviourLogits:
         """Logits from counters and the user's past events; what they are about is read once an ad, and kept."""

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +77,6 @@ def train_towers(
     )
     choice, chosen_in = _chosen(data, options, first)
     fitted = _fitted(data, data.split.train, options, second, "train")
-    neighbours = fit_ease(fitted.sequences, data.ad_ids, options)
-    queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
     spec = TowerSpec(
         shape=fitted.towers.shape,
         encoder_name=encoder.name,
@@ -94,10 +92,38 @@ def train_towers(
         compared=choice.compared,
         passes={"choose": chosen_in, "train": fitted.passes},
     )
+    trained = _trained(spec, fitted, data, options)
+    return replace(trained, spec=spec.model_copy(update={"spread": _spread(trained, fitted, data, options.seed)}))
+
+
+def train_as_chosen(data: RetrievalData, spec: TowerSpec, watch: OnProgress = lambda _: None) -> TrainedTowers:
+    """Towers of the options and weights of `spec`, trained on `data.split.train`: the stage "train" alone.
+
+    They stand in for those of `spec` where rows are judged that these have learned.
+
+    Raises what `train_towers` does.
+    """
+    known = {one.name for one in fields(TowerOptions)}
+    options = TowerOptions(**{name: value for name, value in spec.training.items() if name in known})  # type: ignore[arg-type]
+    seconds = None if options.max_minutes is None else 60 * options.max_minutes / 2
+    fitted = _fitted(data, data.split.train, options, StageContext(watch, seconds=seconds), "train")
+    learned = {
+        "shape": fitted.towers.shape,
+        "space_sha256": fitted.towers.sha256,
+        "training_sha256": data.training_sha256,
+        "passes": {"train": fitted.passes},
+        "spread": None,
+    }
+    return _trained(spec.model_copy(update=learned), fitted, data, options)
+
+
+def _trained(spec: TowerSpec, fitted: "_Fitted", data: RetrievalData, options: TowerOptions) -> TrainedTowers:
+    """Towers with what else the training part says of ads."""
+    neighbours = fit_ease(fitted.sequences, data.ad_ids, options)
+    queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
     rows = data.log.take(data.split.train)
     known = frozenset(rows.ad_id.tolist())
-    trained = TrainedTowers(spec, fitted.towers, known, PopularitySnapshot.of(rows), queries, neighbours)
-    return replace(trained, spec=spec.model_copy(update={"spread": _spread(trained, fitted, data, options.seed)}))
+    return TrainedTowers(spec, fitted.towers, known, PopularitySnapshot.of(rows), queries, neighbours)
 
 
 def train_and_save(
