@@ -19,7 +19,7 @@ from adcascade.training.errors import TrainingError
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.documents import put_between
 from benchmarks.findings import Finding, as_markdown, as_table, keep, read
-from benchmarks.headlines import upworthy_folds
+from benchmarks.headlines import upworthy_folds, upworthy_ridge
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
 from benchmarks.retrieval import retrieval_ads, retrieval_time, retrieval_users
 from benchmarks.retrieval_speed import retrieval_speed
@@ -39,6 +39,7 @@ CHECKS: dict[str, Callable[[Run], list[Finding]]] = {
     "movielens-time": movielens_time,
     "synthetic": synthetic,
     "upworthy": upworthy_folds,
+    "upworthy-ridge": upworthy_ridge,
     "shared-and-joint": shared_and_joint,
     "distillation": distillation,
     "join-layers": join_layers,
@@ -58,7 +59,7 @@ def main(
     ] = False,
 ) -> None:
     """Measure the quality of both stages on real and made-up logs, beside the project's targets."""
-    wanted = check or [name for name in CHECKS if name != "upworthy" or upworthy is not None]
+    wanted = check or [name for name in CHECKS if not name.startswith("upworthy") or upworthy is not None]
     unknown = set(wanted) - CHECKS.keys()
     if unknown:
         raise InputError(f"there is no check {', '.join(sorted(unknown))}; choose of {', '.join(CHECKS)}")

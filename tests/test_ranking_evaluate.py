@@ -16,7 +16,16 @@ from ranking.calibration.calibration import Calibration
 from ranking.calibration.recalibrate import recalibrate
 from ranking.data.dataset import load_dataset
 from ranking.data.log_report import report_on
-from ranking.evaluation.baselines import ALL_COUNTERS, BI_ENCODER, CLICK_RATES, IDS, POPULARITY, TREES, ZERO_SHOT
+from ranking.evaluation.baselines import (
+    ALL_COUNTERS,
+    BI_ENCODER,
+    CLICK_RATES,
+    FROZEN_LAYERS,
+    IDS,
+    POPULARITY,
+    TREES,
+    ZERO_SHOT,
+)
 from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.report import log_lines
 from ranking.evaluation.results import RANKER
@@ -43,7 +52,8 @@ def evaluation(data, tiny_bert):
 
 
 def test_every_peer_is_measured_and_compared(evaluation):
-    assert set(evaluation.metrics) == {RANKER, POPULARITY, CLICK_RATES, ALL_COUNTERS, IDS, TREES, BI_ENCODER, ZERO_SHOT}
+    of_text = {BI_ENCODER, ZERO_SHOT, FROZEN_LAYERS}
+    assert set(evaluation.metrics) == {RANKER, POPULARITY, CLICK_RATES, ALL_COUNTERS, IDS, TREES} | of_text
     assert set(evaluation.differences) == set(evaluation.metrics) - {RANKER}
     for name, difference in evaluation.differences.items():
         for metric, value in difference.items():

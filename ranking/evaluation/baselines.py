@@ -1,7 +1,8 @@
 """What a ranker has to beat, on the same rows and the same past. Knows no serving."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from adcascade.vectors.encoder import TextEncoder, load_encoder
 from ranking.data.dataset import Dataset
 from ranking.data.labels import labelled, labelled_rows
 from ranking.evaluation.metrics import Probabilities
+from ranking.evaluation.text_ridge import ad_layers, text_ridge_logits
 from ranking.inputs.context import CONTEXT_BUCKETS, context_buckets
 from ranking.inputs.features import Features
 from ranking.inputs.text import HISTORY_EVENTS
@@ -27,7 +29,7 @@ POPULARITY, CLICK_RATES = "ad popularity", "logistic regression on past click ra
 WHICH = ("none", "fast", "all")
 IDS, TREES = "logistic regression on ids", "LightGBM on all features"
 ALL_COUNTERS = "logistic regression on all features"
-BI_ENCODER, ZERO_SHOT = "bi-encoder", "zero-shot text"
+BI_ENCODER, ZERO_SHOT, FROZEN_LAYERS = "bi-encoder", "zero-shot text", "ridge on frozen layers"
 
 # The first two are logistic regressions on these features.
 _ON_FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -59,7 +61,7 @@ def baselines(
     Args:
         features: Normalised dense features of the whole log, the same that the ranker reads.
         names: Of these features; a peer that needs another one is left out.
-        which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": the two text encoders, too.
+        which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": those that read text, too.
 
     Raises:
         InputError: `which` is none of these.
@@ -79,13 +81,29 @@ def baselines(
     if trees is not None:
         predictions[TREES] = trees
     if which == "all":
-        encoder = load_encoder()
-        for name, likeness in ((BI_ENCODER, _liked_cosine), (ZERO_SHOT, _text_cosine)):
-            wanted = np.concatenate([data.split.valid, rows])
-            column = np.zeros((len(data.log), 1), np.float32)
-            column[wanted, 0] = likeness(data, encoder, wanted)
-            predictions[name] = _logistic(data, column, rows, data.split.valid)
+        predictions |= {name: _on_one_column(data, read, rows) for name, read in _text_columns(data).items()}
     return predictions
+
+
+_Column = Callable[[Integers], npt.NDArray[np.float32]]
+
+
+def _text_columns(data: Dataset) -> dict[str, _Column]:
+    """What each baseline that reads text makes of some rows, float32 [rows]."""
+    encoder = load_encoder()
+    return {
+        BI_ENCODER: partial(_liked_cosine, data, encoder),
+        ZERO_SHOT: partial(_text_cosine, data, encoder),
+        FROZEN_LAYERS: partial(_text_ridge, data),
+    }
+
+
+def _on_one_column(data: Dataset, read: _Column, rows: Integers) -> Probabilities:
+    """What `read` says as probabilities, by a logistic regression on the validation part."""
+    wanted = np.concatenate([data.split.valid, rows])
+    column = np.zeros((len(data.log), 1), np.float32)
+    column[wanted, 0] = read(wanted)
+    return _logistic(data, column, rows, data.split.valid)
 
 
 def _logistic(
@@ -154,3 +172,9 @@ def _ad_vectors(data: Dataset, encoder: TextEncoder) -> tuple[npt.NDArray[np.flo
     """Unit vector of each ad of `data.events`, and the place of the ad of each of these among them."""
     ads = data.events.ad_id.sorted
     return encoder.encode([data.ad_text(ad_id) for ad_id in ads.names.to_pylist()]), ads.codes.astype(np.int64)
+
+
+def _text_ridge(data: Dataset, rows: Integers) -> npt.NDArray[np.float32]:
+    """What the text of the ad adds to the logit of a click, learned from the training part without any fine-tuning."""
+    logits = text_ridge_logits(data, *ad_layers(data), data.split.train)[rows]
+    return logits.astype(np.float32)

@@ -52,7 +52,7 @@ Split = Annotated[
 ]
 Baselines = Annotated[
     Literal["none", "fast", "all"],
-    typer.Option(help="What to compare with: none, fast, or all (with two text encoders, which take minutes)."),
+    typer.Option(help="What to compare with: none, fast, or all (with three that read text, which take minutes)."),
 ]
 Seed = Annotated[int, typer.Option(help="Of every split but that by time; give that of the training.")]
 Publish = Annotated[bool, typer.Option(help="Make the new version the one that servers load.")]

@@ -1,0 +1,182 @@
+"""A ridge regression on frozen layers: what a base model knows of an ad's text before any training. A baseline.
+
+An ad is the means of its tokens' states above several layers, each of unit length, side by side: layers differ in what
+they know of a text (Tenney et al., arXiv 1905.05950). Log-odds and vectors are both centred within each request, so
+that only what was shown together is compared (fixed effects). Knows no users.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.linalg import solve
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adcascade.records.clicks import Integers
+from adcascade.vectors.encoder import EMBEDDED
+from ranking.artifact import load_base
+from ranking.data.dataset import Dataset
+from ranking.evaluation.request_metrics import members
+from ranking.model.batch import TokenRows, pad, tokenize
+from ranking.model.shape import ModelShape
+from ranking.model.shared_user import SHARED_USER, SharedUserCrossEncoder
+
+Floats = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.float32]
+
+# The lowest layer that is read; those below know words, not what they say together.
+FIRST_LAYER = 2
+# Each times the summed impressions; one is chosen by folds of requests.
+PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+_FOLDS = 5
+_TEXTS_PER_PASS, _ROWS_PER_PRODUCT = 64, 8192
+
+
+@dataclass(frozen=True)
+class TextRidge:
+    """What texts add to the logit of a click.
+
+    Attributes:
+        weights: of each number in the vector of a text, float64 [width].
+        penalty: which of `PENALTIES` was chosen.
+    """
+
+    weights: Floats
+    penalty: float
+
+    def logits(self, vectors: Vectors) -> Floats:
+        """What each text adds, float64 [texts]; `vectors` are those of `frozen_layers`."""
+        added: Floats = vectors @ self.weights
+        return added
+
+
+def frozen_layers(texts: Sequence[str], *, max_tokens: int = 64) -> Vectors:
+    """Unit means of the states above layers `FIRST_LAYER` to the last of MiniLM, side by side.
+
+    Returns:
+        float32 [texts, layers x hidden].
+    """
+    model, tokenizer = load_base(EMBEDDED, SHARED_USER, 0, ModelShape(id_buckets=2))
+    rows = tokenize(tokenizer, texts, max_tokens)
+    by_length = np.argsort([len(row) for row in rows], kind="stable")
+    encoder = model.encoder.eval()
+    config = encoder.config
+    found = np.empty((len(rows), (config.num_hidden_layers + 1 - FIRST_LAYER) * config.hidden_size), np.float32)
+    for start in range(0, len(rows), _TEXTS_PER_PASS):
+        places = by_length[start : start + _TEXTS_PER_PASS]
+        padded = pad([rows[place] for place in places], int(tokenizer.pad_token_id or 0))
+        found[places] = layer_means(encoder, padded).numpy()
+    return found
+
+
+@torch.inference_mode()
+def layer_means(encoder: nn.Module, rows: TokenRows) -> Tensor:
+    """The same of tokens and any BERT-like encoder, float32 [rows, layers x hidden]."""
+    states = encoder(input_ids=rows.ids, attention_mask=rows.mask.long(), output_hidden_states=True).hidden_states
+    means = (SharedUserCrossEncoder.mean_state(hidden, rows.mask) for hidden in states[FIRST_LAYER:])
+    return torch.cat([F.normalize(mean.float(), dim=1) for mean in means], dim=1)
+
+
+def ad_layers(data: Dataset, *, max_tokens: int = 64) -> tuple[Vectors, Integers]:
+    """`frozen_layers` of each ad of the log, and the place of each row's ad among them, int64 [rows]."""
+    ads = data.log.ad_id.sorted
+    texts = [data.ad_text(ad_id) for ad_id in ads.names.to_pylist()]
+    return frozen_layers(texts, max_tokens=max_tokens), ads.codes.astype(np.int64)
+
+
+def text_ridge_logits(data: Dataset, vectors: Vectors, place: Integers, rows: Integers) -> Floats:
+    """What the text of every row's ad adds, learned from `rows`, float64 [log rows].
+
+    Args:
+        vectors, place: What `ad_layers` returned.
+    """
+    log = data.log.take(rows)
+    ridge = fit_text_ridge(vectors, place[rows], log.clicks, log.impressions, data.groups[rows])
+    return ridge.logits(vectors)[place]
+
+
+def fit_text_ridge(
+    vectors: Vectors, ads: Integers, clicks: Integers, impressions: Integers, requests: Integers
+) -> TextRidge:
+    """Fits what texts add to the logit of a click.
+
+        y = log((clicks + 1/2) / (impressions - clicks + 1/2))   minus its mean in the request, weighted by n
+        x = vector of the row's text                             minus its mean in the request, weighted by n
+        n = impressions, or 0 where a request has no click or nothing else
+        weights = argmin  sum n (y - x weights)^2 + penalty (sum n) |weights|^2
+
+    Of single impressions y has but two values, so that this is a linear regression on clicks, up to a factor. Rows
+    that stand alone in their request are compared with each other, within a fold. The penalty is the one whose weights,
+    fitted without the requests of a fold, lose least on that fold. Where no row tells anything the weights are zero.
+
+    Args:
+        vectors: of texts, float32 [texts, width].
+        ads: place of each row's ad in `vectors`, int64 [rows].
+        clicks, impressions: of each row, int64 [rows].
+        requests: number of each row's request, int64 [rows].
+    """
+    groups, weight = _comparable(clicks, impressions, requests)
+    log_odds = np.log((clicks + 0.5) / (impressions - clicks + 0.5))
+    _, request = np.unique(requests, return_inverse=True)
+    fold = np.random.default_rng(0).permutation(int(request.max()) + 1)[request] % _FOLDS
+    parts = [
+        _normal_equations(vectors, ads[rows], groups[rows], log_odds[rows], weight[rows]) for rows in members(fold)
+    ]
+    grams, moments, totals = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    whole = grams.sum(axis=0), moments.sum(axis=0), float(totals.sum())
+    loss = np.zeros(len(PENALTIES))
+    for gram, moment, total in parts:
+        others = whole[0] - gram, whole[1] - moment, whole[2] - total
+        for place, penalty in enumerate(PENALTIES):
+            weights = _solved(*others, penalty)
+            loss[place] += weights @ gram @ weights - 2 * weights @ moment
+    penalty = PENALTIES[int(loss.argmin())]
+    return TextRidge(_solved(*whole, penalty), penalty)
+
+
+def _comparable(clicks: Integers, impressions: Integers, requests: Integers) -> tuple[Integers, Floats]:
+    """With which rows each is compared, int64 [rows], and `n` of `fit_text_ridge`, float64 [rows]."""
+    alone = np.bincount(requests)[requests] < 2
+    groups = np.where(alone, int(requests.max()) + 1, requests)
+    clicked = np.bincount(groups, clicks)[groups]
+    tells = (clicked > 0) & (clicked < np.bincount(groups, impressions)[groups])
+    return groups, np.where(tells, impressions, 0.0)
+
+
+_NormalEquations = tuple[Floats, Floats, float]
+
+
+def _normal_equations(
+    vectors: Vectors, ads: Integers, groups: Integers, log_odds: Floats, weight: Floats
+) -> _NormalEquations:
+    """sum n x x', sum n y x and sum n over some rows, x and y centred within their groups."""
+    rows = np.flatnonzero(weight)
+    _, group = np.unique(groups[rows], return_inverse=True)
+    ads, weight, log_odds = ads[rows], weight[rows], log_odds[rows]
+    total = np.bincount(group, weight)
+    pull = weight * (log_odds - (np.bincount(group, weight * log_odds) / total)[group])
+    width, whole = vectors.shape[1], float(weight.sum())
+    gram, moment = np.zeros((width, width)), np.zeros(width)
+    of_ad, pull_of_ad = (np.bincount(ads, values, minlength=len(vectors)) for values in (weight, pull))
+    for start in range(0, len(vectors), _ROWS_PER_PRODUCT):
+        read = vectors[start : start + _ROWS_PER_PRODUCT].astype(np.float64)
+        gram += (read * of_ad[start : start + _ROWS_PER_PRODUCT, None]).T @ read
+        moment += pull_of_ad[start : start + _ROWS_PER_PRODUCT] @ read
+    # sum n (v - m)(v - m)' = sum n v v' - sum over groups of (sum n) m m' with the group's mean m = sum n v / sum n.
+    of_group = csr_matrix((weight, (group, ads)), (len(total), len(vectors)))
+    for start in range(0, len(total), _ROWS_PER_PRODUCT):
+        sums = of_group[start : start + _ROWS_PER_PRODUCT] @ vectors
+        gram -= (sums / total[start : start + _ROWS_PER_PRODUCT, None]).T @ sums
+    return gram, moment, whole
+
+
+def _solved(gram: Floats, moment: Floats, weight: float, penalty: float) -> Floats:
+    """The weights of one penalty; zeros where no row weighs anything."""
+    if weight <= 0:
+        return np.zeros_like(moment)
+    weights: Floats = solve(gram + penalty * weight * np.eye(len(moment)), moment, assume_a="pos")
+    return weights
