@@ -32,6 +32,7 @@ _TEST_ROWS = 3000
 LITTLE_TEXT = TrainOptions.of(
     join_layer=4,
     behaviour_epochs=1,
+    trees="none",  # fitted to the end, they would leave the text little to add
     behaviour_batch=8192,
     behaviour_min_steps=10,
     epochs=0.03,

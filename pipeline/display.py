@@ -112,7 +112,9 @@ def order_line(order: "OrderBlend") -> str:
         f"{order.fitted_on} of the validation part. {what} over p_click alone: {order.gain.value:+.4f} "
         f"[{order.gain.low:+.4f}, {order.gain.high:+.4f}]"
     )
-    if order.fitted_on == "requests" and not order.retrieval_weight:
+    if order.fitted_on == "users":
+        return f"{line}, on the users that it was chosen by."
+    if not order.retrieval_weight:
         return f"{line}, which is not certain: p_click alone makes the order."
     return f"{line}."
 

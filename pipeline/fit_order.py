@@ -126,7 +126,11 @@ def fit_on_requests(data: Dataset, retriever: Retriever, model: ModelVersion) ->
     predicted = predict(data, model, chosen, choose_device("auto"), "auto")
     said = np.empty(len(data.log))
     said[predicted.rows] = log_odds(model.spec.calibration.probability(predicted.logits))
-    rows, scores = _with_scores(data, retriever, chosen)
+    scored, of_scored = _with_scores(data, retriever, chosen)
+    rows = _rows_to_choose_among(data, scored)
+    found = np.full(len(data.log), np.nan)
+    found[scored] = of_scored
+    scores = found[rows]
     _, start = np.unique(data.groups[rows], return_index=True)
     log = data.log
     choices = Choices(np.column_stack([said[rows], scores]), log.clicks[rows], log.impressions[rows], start)
@@ -156,7 +160,8 @@ def _rows_to_choose_among(data: Dataset, among: Integers) -> Integers:
     requests = np.flatnonzero(several & (clicks > 0) & (clicks < impressions))
     if not len(requests):
         raise InputError(
-            "the validation part of the log has no request of several ads with a click and an impression without one"
+            "the validation part of the log has no request of several ads of the index with a click and an impression "
+            "without one"
         )
     drawn = np.random.default_rng(0).permutation(requests)[:_MAX_REQUESTS]
     rows: Integers = among[np.isin(groups, drawn)]

@@ -1,6 +1,7 @@
 """The command ``adcascade fit-order``. What loads a model library is imported where it is used."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -58,8 +59,8 @@ def fit_order_command(
     )
     show_log(data, users, rejected_file)
     warn_of_rows_it_knows(ranker, data)
-    order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index), by)
-    retriever.close()
+    with closing(retriever):
+        order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index), by)
     made = save_with_order(open_store(model), ranker, order, publish=publish)
     if as_json:
         print(json.dumps({"version": made, "source": ranker.version, "order": order.model_dump(mode="json")}, indent=2))  # noqa: T201

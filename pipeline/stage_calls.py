@@ -53,9 +53,9 @@ class Ranked:
     timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
 
     def add(self, scored: Scored) -> None:
-        """Adds another answer."""
-        self.p_click |= scored.p_click
-        self.p_conversion |= scored.p_conversion
+        """Adds another answer; of an ad that has been scored already, the first score stays."""
+        self.p_click = {**scored.p_click, **self.p_click}
+        self.p_conversion = {**scored.p_conversion, **self.p_conversion}
         self.model_version = scored.reply.model_version
         self.retrieval_weight = scored.retrieval_weight
         for name in ("queue_ms", "tokenize_ms", "compute_ms"):
@@ -96,6 +96,7 @@ class StageCalls:
         """
         ranked = Ranked()
         missing: Sequence[str]
+        known: Sequence[str] = ()
         try:
             request = _rank_request(asked)
             for ad_id in ad_ids:
@@ -103,6 +104,7 @@ class StageCalls:
             scored = await self._rank(request, ad_ids, asked, ends)
             ranked.add(scored)
             missing = scored.reply.unknown_ad_ids
+            known = list(scored.p_click)
         except StageFailed as failed:
             if not isinstance(failed.error, FailedPrecondition):
                 raise
@@ -111,7 +113,10 @@ class StageCalls:
             request = _rank_request(asked)
             for ad in ads:
                 request.candidates.add(ad=ad)
-            ranked.add(await self._rank(request, [ad.ad_id for ad in ads], asked, ends))
+            # What an ad is worth depends on what stands beside it: the ads that are known stand beside these, too.
+            for ad_id in known:
+                request.candidates.add().ad_id = ad_id
+            ranked.add(await self._rank(request, [*(ad.ad_id for ad in ads), *known], asked, ends))
         return ranked
 
     async def _rank(self, request: ranking_pb2.RankRequest, ad_ids: Sequence[str], asked: Asked, ends: float) -> Scored:

@@ -218,7 +218,11 @@ def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: Co
 
 
 def save_derived(store: VersionStore, loaded: ModelVersion, spec: CtrSpec, *, publish: bool) -> str:
-    """Commits a version of the weights and counters of `loaded` with another spec, and returns its name."""
+    """Commits a version of the weights, trees and counters of `loaded` with another spec, and returns its name.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
     with store.begin() as draft:
         if loaded.export is not None:  # of the weights, which stay
             shutil.copytree(loaded.export, draft.path / EXPORT_FOLDER)
@@ -252,14 +256,21 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
             raise RuntimeError("it holds NaN or infinite numbers")
         model.load_state_dict(learned, strict=False)
         counters = CounterSnapshot.load(path / COUNTERS_FILE)
-        trees = load_trees(path / TREES_FILE, spec.trees, len(spec.features)) if spec.trees is not None else None
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, SafetensorError) as error:
         raise CorruptVersion(f"{path / HEAD_FILE} does not fit this program's click head: {error}") from error
+    trees = _load_trees(path / TREES_FILE, spec)
     model.eval()
     export = path / EXPORT_FOLDER
     return ModelVersion(
         model, tokenizer, spec, version, manifest.created_at, counters, export if export.is_dir() else None, trees=trees
     )
+
+
+def _load_trees(path: Path, spec: CtrSpec) -> BoostedTrees | None:
+    try:
+        return None if spec.trees is None else load_trees(path, spec.trees, len(spec.features))
+    except (OSError, ValueError, MemoryError) as error:
+        raise CorruptVersion(f"{path} holds no boosted trees that this program can use: {error}") from error
 
 
 def default_join_layer(layers: int) -> int:

@@ -138,6 +138,7 @@ def test_shares_of_the_command_line_reach_retrieval(platform):
     _, addresses = platform
     where = ["--retrieval", addresses["retrieval"], "--ranking", addresses["ranking"]]
     sources = []
+    # So many that what words alone found is among them, wherever the ranker puts it.
     for share in ("lexical=0", "lexical=1"):
         answer = json.loads(
             adcascade("recommend", *where, "--interests", "espresso", "--share", share, "--k", "40", "--json").stdout

@@ -167,6 +167,7 @@ def test_recalibration_makes_a_new_version_that_differs_in_calibration_alone(wor
     store = open_store(root)
     before = load_version(store, store.current())
     data = later(world)
+    # So rare that the calibration of before is plainly off, also where faded counters foretell fewer clicks.
     rare = replace(data.log, clicks=data.log.clicks * (np.arange(len(data.log)) % 8 == 0))
     found = recalibrate(store, "", replace(data, log=rare))
     assert found.rows == len(rare)

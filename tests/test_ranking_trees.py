@@ -1,5 +1,6 @@
 """Boosted trees beside the network: kept where they help, saved, served as they were trained."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,18 +9,22 @@ import torch
 from conftest import tiny_options
 
 from adcascade.artifacts.errors import CorruptVersion
-from ranking.artifact import TREES_FILE, load_version, save_version
+from adcascade.records.ads import read_catalog
+from adcascade.records.counters import CounterSnapshot
+from adcascade.records.users import UserProfile
+from ranking.artifact import TREES_FILE, load_version, save_derived, save_version
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
 from ranking.data.dataset import load_dataset
 from ranking.data.labels import labelled_rows
 from ranking.data.text_batches import AdTexts
-from ranking.errors import ModelError
 from ranking.evaluation.predict import predict
-from ranking.model.trees import Blend, BoostedTrees, LabelledRows, fit_booster, load_trees
+from ranking.inputs.prepare import prepare
+from ranking.model.trees import Blend, BoostedTrees, LabelledRows, as_text, fit_booster, load_trees, of_text
 from ranking.runtime.engine import RankingEngine
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.store import open_store
 from ranking.training.run import train_and_save
+from ranking.training.train import train
 from ranking.training.trees import fit_blend
 
 ROWS = 3000
@@ -125,7 +130,7 @@ def blended(loaded, data):
     return replace(loaded, trees=trees, spec=loaded.spec.model_copy(update={"trees": trees.blend})), rows
 
 
-def test_a_version_serves_its_trees_as_evaluation_reads_them(world, tmp_path):
+def test_a_saved_version_is_evaluated_with_its_trees(world, tmp_path):
     data = load_dataset(world.ads, world.clicks, world.users)
     plain = load_version(open_store(world.model), open_store(world.model).current())
     ranker, rows = blended(plain, data)
@@ -140,8 +145,122 @@ def test_a_version_serves_its_trees_as_evaluation_reads_them(world, tmp_path):
     np.testing.assert_allclose(known, want, atol=1e-5)
     predicted = predict(data, loaded, wanted, torch.device("cpu"), "float32")
     assert not np.allclose(predicted.logits, predict(data, plain, wanted, torch.device("cpu"), "float32").logits)
-    engine = RankingEngine(loaded, EngineSettings("cpu"))
-    engine.warm_up()
     (store.path(draft.version) / TREES_FILE).unlink()
-    with pytest.raises((CorruptVersion, ModelError)):
+    with pytest.raises(CorruptVersion):
         load_version(store, draft.version)
+
+
+def test_trees_go_from_process_to_process_as_a_text(booster):
+    trees, features = BoostedTrees(booster, Blend(network=0.7, trees=0.4, intercept=-0.1)), steps(3)[0].features
+    other = of_text(as_text(trees))
+    assert other.blend == trees.blend
+    np.testing.assert_array_equal(other.logits(features), trees.logits(features))
+    assert of_text(as_text(None)) is None
+
+
+def test_no_tree_is_added_after_the_time_is_over_and_each_is_told():
+    told = []
+    booster = fit_booster(steps(0)[0], steps(1)[0], seconds=0.0, on_round=lambda *at: told.append(at))
+    assert booster.num_trees() == 1
+    assert [trees for _, trees, _ in told] == [1, 1]  # of two settings
+    assert told[0][0] < told[1][0] < 1
+
+
+def test_the_same_rows_make_the_same_trees(booster):
+    assert fit_booster(steps(0)[0], steps(1)[0]).model_to_string() == booster.model_to_string()
+
+
+def test_too_few_rows_to_compare_keep_no_trees(booster):
+    rows, logits = steps(2)
+    few = slice(0, 8)
+    assert fit_blend(booster, logits[few] * 0.1, rows.features[few], Clicks(rows.labels[few])) is None
+
+
+def test_a_damaged_model_is_named(world, tmp_path):
+    data = load_dataset(world.ads, world.clicks, world.users)
+    plain = load_version(open_store(world.model), open_store(world.model).current())
+    store = open_store(tmp_path)
+    with store.begin() as draft:
+        save_version(store, draft, blended(plain, data)[0], plain.counters)
+    (store.path(draft.version) / TREES_FILE).write_text("no model")
+    with pytest.raises(CorruptVersion, match=r"trees\.txt holds no boosted trees"):
+        load_version(store, draft.version)
+
+
+def test_the_engine_answers_with_what_the_trees_say_of_the_features_of_training(without_behaviour, world):
+    root, version = without_behaviour
+    loaded = load_version(open_store(root), version)  # it reads no text
+    data = load_dataset(world.ads, world.clicks, world.users)
+    ranker, rows = blended(loaded, data)
+    trees = replace(ranker.trees, blend=Blend(network=0.0, trees=1.0, intercept=0.3))
+    row = int(0.9 * len(data.log))
+    request = np.flatnonzero(data.log.request_id == data.log.request_id[row])
+    earlier = data.log.time < data.log.time[row]
+    counters = CounterSnapshot.of(data.log.take(earlier), {key: ids[earlier] for key, ids in data.keys.items()})
+    ads = {ad.ad_id: ad for ad in read_catalog(world.ads).ads}
+    shown = [ads[ad_id] for ad_id in data.log.ad_id[request].tolist()]
+    user, context = UserProfile(data.log.user_id[row]), data.log.context_at(row)
+    query = prepare(user, context, shown, None, skip_unknown=False, shown=len(request)).query
+    engine = RankingEngine(replace(loaded, trees=trees, counters=counters), EngineSettings("cpu"))
+    said = trees.booster.predict(rows.dense[request], raw_score=True)
+    assert said.std() > 0.01
+    want = loaded.spec.calibration.probability(said + 0.3)
+    np.testing.assert_allclose(engine.rank([query])[0].p_click, want, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def with_trees(world, tiny_bert, tmp_path_factory):
+    """Root and name of a version whose network hardly learned, so that trees help."""
+    root = tmp_path_factory.mktemp("with-trees")
+    options = tiny_options(tiny_bert, epochs=0, behaviour_epochs=1, behaviour_min_steps=2)
+    told = []
+    data = load_dataset(world.ads, world.clicks, world.users)
+    assert train(data, options, told.append).trees is not None
+    assert [one.done for one in told if one.stage == "trees"][-1] == 1.0
+    return root, train_and_save(data, root, options, which_baselines="none").version, data
+
+
+def test_a_training_keeps_trees_that_help_and_so_does_what_is_made_of_its_version(with_trees):
+    root, version, _ = with_trees
+    store = open_store(root)
+    loaded = load_version(store, version)
+    assert loaded.trees.blend == loaded.spec.trees
+    assert loaded.trees.blend.trees > 0
+    derived = load_version(store, save_derived(store, loaded, loaded.spec, publish=False))
+    features = np.random.default_rng(0).normal(size=(5, len(loaded.spec.features))).astype(np.float32)
+    np.testing.assert_array_equal(derived.trees.logits(features), loaded.trees.logits(features))
+
+
+@pytest.mark.parametrize(("why", "options"), [("order", {"group_loss": "listwise"}), ("none", {"trees": "none"})])
+def test_no_trees_where_they_are_not_wanted_or_would_turn_the_order_around(with_trees, tiny_bert, why, options):
+    few = tiny_options(tiny_bert, epochs=0, behaviour_epochs=1, behaviour_min_steps=2, **options)
+    assert train(with_trees[2], few).trees is None
+
+
+def test_no_trees_where_places_are_known_which_they_do_not_know(with_trees, tiny_bert):
+    data = with_trees[2]
+    placed = replace(data, log=replace(data.log, position=np.ones(len(data.log), data.log.position.dtype)))
+    assert train(placed, tiny_options(tiny_bert, epochs=0, behaviour_epochs=1, behaviour_min_steps=2)).trees is None
+
+
+def test_a_warm_start_without_trees_says_that_those_of_the_version_are_left_out(with_trees, tiny_bert, caplog):
+    root, version, data = with_trees
+    options = tiny_options(tiny_bert, epochs=0, behaviour_epochs=0, warm_start=f"{root}@{version}")
+    assert train(data, options).trees is None
+    assert f"version {version} has boosted trees" in caplog.text
+
+
+def test_the_trees_up_to_the_best_are_kept_when_the_time_is_over():
+    random, told = np.random.default_rng(0), {}
+    noise = [replace(steps(seed)[0], labels=random.integers(0, 2, ROWS)) for seed in (0, 1)]  # all trees but a few hurt
+
+    def on_round(done, trees, loss):
+        told.setdefault(done >= 0.5, []).append(loss)
+        if trees == 30:
+            time.sleep(1.1)
+
+    booster = fit_booster(*noise, seconds=2.0, on_round=on_round)
+    first, second = (told[setting] for setting in (False, True))
+    assert max(len(first), len(second)) <= 30
+    better = min(first, second, key=min)
+    assert booster.best_iteration == 1 + int(np.argmin(better)) < len(better)

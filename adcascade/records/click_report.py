@@ -40,6 +40,7 @@ class LogReport:
     Attributes:
         rejected_rows: those rejected, the first 100,000 of them.
         notes: what the owner should know of how the log was read, each a sentence.
+        has_zones: whether the times have a zone, as numbers since 1970 do; None if there are no times.
     """
 
     rows: int
@@ -48,6 +49,7 @@ class LogReport:
     examples: Mapping[str, str]
     rejected_rows: Sequence[RejectedRow] = ()
     notes: tuple[str, ...] = ()
+    has_zones: bool | None = None
 
     @property
     def older(self) -> int:

@@ -211,6 +211,11 @@ class _Columns:
                 column.append_nothing(rows)
         self._rows += rows
 
+    @property
+    def has_zones(self) -> bool | None:
+        """Whether the times have a zone; None if there are no times."""
+        return next(iter(self._zones), None)
+
     def _check_zones(self, good: GoodRows) -> None:
         timed = good.numbers["time"] != NO_TIME
         for zone in (True, False):
@@ -316,7 +321,7 @@ def read_clicks(
     log = columns.log()
     if timed and found.reject_untimed(log.untimed, len(log), max_rejected):
         log = log.take(log.time != NO_TIME)
-    report = found.report(len(log), _notes(columns, check))
+    report = replace(found.report(len(log), _notes(columns, check)), has_zones=columns.has_zones)
     if rejected_file is not None:
         write_rejected(rejected_file, report.rejected_rows)
     check_share(path, report, max_rejected, rejected_file)

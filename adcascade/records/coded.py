@@ -235,7 +235,9 @@ def pairs(first: CodedColumn, second: CodedColumn, separator: str) -> CodedColum
     names = pc.binary_join_element_wise(
         first.names.take(pa.array(left)), second.names.take(pa.array(right)), pa.scalar(separator, _TEXT)
     )
-    return CodedColumn(codes_of(coded.indices), names, first.nothing)
+    # Texts that hold the separator may look alike side by side; each stands once.
+    distinct = CodedColumn.of_arrow(names, first.nothing)
+    return replace(distinct, codes=np.append(distinct.codes, np.int32(NO_VALUE))[codes_of(coded.indices)])
 
 
 def combinations(columns: Sequence[npt.NDArray[np.integer[Any]]]) -> tuple[Integers, Integers]:

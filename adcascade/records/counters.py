@@ -335,8 +335,11 @@ def _overridden(values: Floats, total: Total) -> Floats:
     """A row of `CounterTable` with a fresher total in its place."""
     result = np.array(_values_of(total), np.float64)  # None becomes NaN
     if not total.decayed:
+        if np.isnan(result[3]):  # a total that says no time is of the one that is known
+            result[3] = values[3]
         hours = np.nan_to_num((result[3] - values[3]) / 3600).clip(0)
         since = (result[:2] - values[:2]).clip(0)
+        since[1] = min(since)  # no more clicks than impressions, though each alone is a fresher total
         result[4:] = (values[4:].reshape(-1, 2) * decay(hours, _HALF_LIVES)[:, None] + since).ravel()
     return result
 

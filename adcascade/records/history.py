@@ -5,7 +5,7 @@ A training must never see its own answer. In a split by time, a row sees only wh
 were it alone left out of its own counters, what is missing there would still tell its answer. Knows no models.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import block_diag
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.coded import NO_VALUE, CodedColumn, grouped
@@ -33,7 +32,7 @@ _KINDS = (EventType.IMPRESSION, EventType.CLICK, EventType.CONVERSION)
 
 @dataclass(frozen=True)
 class Window:
-    """Some rows, of one user unless merged, and what they look back on.
+    """Some rows of one user, and what they look back on.
 
     Attributes:
         rows: row indices, [rows].
@@ -44,25 +43,6 @@ class Window:
     rows: Integers
     events: Integers
     visible: npt.NDArray[np.bool_]
-
-
-def merged(windows: Iterable[Window], max_cells: int) -> Iterator[Window]:
-    """The same windows, neighbours put together while rows x events stays within `max_cells`; no row sees more."""
-    waiting: list[Window] = []
-    rows = events = 0
-    for window in windows:
-        rows, events = rows + len(window.rows), events + len(window.events)
-        if waiting and rows * events > max_cells:
-            yield _together(waiting)
-            waiting, rows, events = [], len(window.rows), len(window.events)
-        waiting.append(window)
-    if waiting:
-        yield _together(waiting)
-
-
-def _together(windows: list[Window]) -> Window:
-    rows, events = ([getattr(window, name) for window in windows] for name in ("rows", "events"))
-    return Window(np.concatenate(rows), np.concatenate(events), block_diag(*(window.visible for window in windows)))
 
 
 @dataclass(frozen=True)
@@ -310,10 +290,6 @@ class Histories:
         """A user's newest `limit` events strictly before `time` (microseconds since 1970), oldest first."""
         earlier = self._rows_before(user_id, time)
         return tuple(events_of(self._log, earlier[-limit:])) if limit > 0 else ()
-
-    def ads_before(self, user_id: str, time: int) -> frozenset[str]:
-        """Every ad of a user's events strictly before `time` (microseconds since 1970)."""
-        return frozenset(self._log.ad_id[self._rows_before(user_id, time)].tolist())
 
     def _rows_before(self, user_id: str, time: int) -> Integers:
         rows = self.rows_of(user_id)

@@ -28,7 +28,12 @@ def bootstrap(
             and once a resample, of all numbers together: a difference of two has an interval of its own, as of a
             paired test. Resamples for which a number is NaN do not count for its interval.
         units: How many there are to draw, with replacement: users, say, whose rows are not independent.
+
+    Raises:
+        ValueError: There is no unit, or no resample.
     """
+    if units < 1 or resamples < 1:
+        raise ValueError(f"{units} units and {resamples} resamples: there must be one of each")
     generator, share = np.random.default_rng(seed), np.full(units, 1 / units)
     value = np.asarray(statistic(np.ones(units)), np.float64)
     draws = [statistic(generator.multinomial(units, share).astype(np.float64)) for _ in range(resamples)]

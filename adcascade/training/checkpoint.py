@@ -74,11 +74,11 @@ class Checkpoint:
 
         One that cannot be written, for want of room, costs what it would have saved and not the training.
         """
-        make_folder(path.parent)
         beside = path.with_suffix(".writing")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         numbers = {name: repr(float(number)) for name, number in self.numbers.items()}
         try:
+            make_folder(path.parent)
             save_file(tensors, beside, {**numbers, _IDENTITY: self.identity})
             beside.chmod(FILE_MODE & path.parent.stat().st_mode)
             flush(beside)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # The whole numbers of a checkpoint.
 _COUNTS = ("step", "kept", "stale", "epoch", "in_epoch")
+# A checkpoint that takes more seconds than `_LONG_SAVE` is written so seldom that training takes so many times as long.
+_LONG_SAVE, _TRAINED_FOR_SAVING = 1.0, 20.0
 
 Batch = TypeVar("Batch")
 
@@ -61,6 +63,7 @@ class Loop(Generic[Batch]):
         self._loss_sum = self._loss_weight = 0.0
         self._seconds = 0.0
         self._last_tick = time.monotonic()
+        self._next_checkpoint = 0.0
 
     def run(
         self, batches: Callable[[int], Iterable[Batch]], loss: Callable[[Batch], tuple[Tensor, float]]
@@ -72,7 +75,7 @@ class Loop(Generic[Batch]):
             loss: Sum of the losses of a batch, and the weight (impressions) that it is to be divided by.
 
         Raises:
-            TrainingError: The loss is not a number.
+            TrainingError: The loss or a gradient is not a number, or an epoch has no batch.
         """
         self._last_tick = time.monotonic()
         if not self._resume():
@@ -93,6 +96,8 @@ class Loop(Generic[Batch]):
                 if self._is_over():
                     break
             else:
+                if not self._in_epoch:
+                    raise TrainingError("there is nothing to learn from: a pass over the training part makes no step")
                 self._epoch, self._in_epoch = self._epoch + 1, 0
         self._load_weights(self._now() if self._best is None else self._best)
         kept = self._step if self._best is None else self._kept
@@ -122,7 +127,8 @@ class Loop(Generic[Batch]):
         for one in trained:
             assert one.grad is not None
             one.grad /= float(total[1])
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        if not torch.isfinite(nn.utils.clip_grad_norm_(trained, 1.0)):
+            raise TrainingError(f"a gradient of the training is not a number; {self._plan.too_fast}")
         self._optimizer.step()
         self._step += 1
         self._loss_sum, self._loss_weight = self._loss_sum + float(total[0]), self._loss_weight + float(total[1])
@@ -200,6 +206,9 @@ class Loop(Generic[Batch]):
         due = self._step % plan.checkpoint_every == 0 or self._is_over()
         if plan.checkpoint is None or not due or not self._workers.is_first:
             return
+        if not self._is_over() and time.monotonic() < self._next_checkpoint:
+            return
+        started = time.monotonic()
         kinds = self._kinds().items()
         tensors = {f"{kind}/{name}": tensor for kind, tensors in kinds for name, tensor in tensors.items()}
         for name, weight in self._weights.items():
@@ -208,6 +217,8 @@ class Loop(Generic[Batch]):
         # One tensor may not stand twice in a file.
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         Checkpoint(copies, self._numbers(), plan.identity).save(plan.checkpoint)
+        took = time.monotonic() - started
+        self._next_checkpoint = time.monotonic() + _TRAINED_FOR_SAVING * took if took > _LONG_SAVE else 0.0
 
     def _numbers(self) -> dict[str, float]:
         numbers = {name: getattr(self, f"_{name}") for name in (*_COUNTS, "loss_sum", "loss_weight", "seconds")}

@@ -6,7 +6,7 @@ users and ads has one for each.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,14 @@ class Workers:
         shared = torch.tensor([value], dtype=torch.float64, device=device)
         distributed.broadcast(shared, src=0)
         return float(shared)
+
+    def share(self, make: Callable[[], str], device: torch.device) -> str:
+        """The text that the first process makes, for all; the others wait for it."""
+        if self.count == 1:
+            return make()
+        box = [make() if self.is_first else ""]
+        distributed.broadcast_object_list(box, src=0, device=device)
+        return box[0]
 
 
 def is_first_worker() -> bool:

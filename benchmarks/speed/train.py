@@ -193,23 +193,21 @@ def _behaviour(settings: TrainSettings, folder: Path, progress: Progress) -> tup
     """An epoch of the behaviour part, in turns with some of its rows one user after the other."""
     files = _log_of(settings.rows, settings, folder)
     found = behaviour_speed(files, rounds=settings.rounds, seed=settings.seed, progress=progress)
-    entries = [
-        Entry(
-            case=f"an epoch over {rows:,} rows",
-            contender=contender,
-            milliseconds=Spread.of([1000 * rows / speed]),
-            figures={"rows a second": speed},
-        )
-        for contender, rows, speed in zip(
-            (ONE_BY_ONE, IN_BATCHES), found.rows, (found.one_by_one, found.in_batches), strict=True
-        )
-    ]
+    entries = []
+    for contender, rows, seconds in zip(
+        (ONE_BY_ONE, IN_BATCHES), found.rows, (found.one_by_one, found.in_batches), strict=True
+    ):
+        milliseconds = Spread.of([1000 * one for one in seconds])
+        figures = {"rows a second": 1000 * rows / milliseconds.median}
+        case = f"an epoch over {rows:,} rows"
+        entries.append(Entry(case=case, contender=contender, milliseconds=milliseconds, figures=figures))
+    speed = entries[1].figures["rows a second"]
     return entries, [
         TargetResult(
             what=f"an epoch of the behaviour part over {found.rows[1]:,} rows",
             target=f"at least {_LEAST_LEARNED:,} rows a second",
-            reached=f"{found.in_batches:,.0f} ({found.times_faster:.1f} x users one by one)",
-            met=found.in_batches >= _LEAST_LEARNED,
+            reached=f"{speed:,.0f} ({found.times_faster:.1f} x users one by one)",
+            met=speed >= _LEAST_LEARNED,
         )
     ]
 

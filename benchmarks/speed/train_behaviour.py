@@ -6,16 +6,17 @@ large mask. It stands here to be compared with; both say the same (``tests/test_
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.linalg import block_diag
 from torch import Tensor
 
 from adcascade.records.clicks import Integers
 from adcascade.records.datasets.movielens import DatasetFiles
-from adcascade.records.history import Window, merged
+from adcascade.records.history import Window
 from adcascade.training.loop import Loop
 from adcascade.training.stage import Plan, StageContext
 from adcascade.vectors.encoder import EMBEDDED
@@ -34,18 +35,23 @@ _CELLS, _ROWS_PER_STEP = 65_536, 512
 
 @dataclass(frozen=True)
 class BehaviourSpeed:
-    """Rows a second of an epoch, the median of the rounds.
+    """Seconds of an epoch, of each round.
 
     Attributes:
-        rows: how many each has learned from in a round.
-        one_by_one, in_batches: rows a second.
-        times_faster: median of the rounds.
+        rows: how many each has learned from in a round, users one by one and in batches.
+        one_by_one, in_batches: seconds of the rounds, taken in turns.
     """
 
     rows: tuple[int, int]
-    one_by_one: float
-    in_batches: float
-    times_faster: float
+    one_by_one: tuple[float, ...]
+    in_batches: tuple[float, ...]
+
+    @property
+    def times_faster(self) -> float:
+        """Rows a second in batches over those one by one, the median of the rounds."""
+        first, second = self.rows
+        rounds = zip(self.one_by_one, self.in_batches, strict=True)
+        return statistics.median((second / fast) / (first / slow) for slow, fast in rounds)
 
 
 def behaviour_speed(
@@ -64,15 +70,12 @@ def behaviour_speed(
     start = begin(data, options, device)
     model, rows = start.ranker.model.behaviour.to(device), start.rows
     part = data.split.train[:rows_one_by_one]
-    slow, fast = [], []
+    slow, fast = list[float](), list[float]()
     for number in range(rounds):
-        slow.append(len(part) / _one_by_one(model, rows, data, options, part))
-        seconds = train_behaviour(model, rows, data, options.behaviour, options.common, _UNWATCHED).seconds
-        fast.append(len(data.split.train) / seconds)
+        slow.append(_one_by_one(model, rows, data, options, part))
+        fast.append(train_behaviour(model, rows, data, options.behaviour, options.common, _UNWATCHED).seconds)
         progress(number + 1, rounds)
-    faster = statistics.median(one / other for one, other in zip(fast, slow, strict=True))
-    of_rows = len(part), len(data.split.train)
-    return BehaviourSpeed(of_rows, statistics.median(slow), statistics.median(fast), faster)
+    return BehaviourSpeed((len(part), len(data.split.train)), tuple(slow), tuple(fast))
 
 
 _UNWATCHED = StageContext(lambda _: None)
@@ -89,10 +92,10 @@ def _one_by_one(
         for place in np.random.default_rng(epoch).permutation(len(windows)):
             batch.append(windows[place])
             if sum(len(window.rows) for window in batch) >= _ROWS_PER_STEP:
-                yield list(merged(batch, _CELLS))
+                yield list(_merged(batch, _CELLS))
                 batch = []
         if batch:
-            yield list(merged(batch, _CELLS))
+            yield list(_merged(batch, _CELLS))
 
     def loss(batch: list[Window]) -> tuple[Tensor, float]:
         model.train()
@@ -110,3 +113,22 @@ def _one_by_one(
     started = time.perf_counter()
     loop.run(batches, loss)
     return time.perf_counter() - started
+
+
+def _merged(windows: Iterable[Window], max_cells: int) -> Iterator[Window]:
+    """The same windows, neighbours put together while rows x events stays within `max_cells`; no row sees more."""
+    waiting: list[Window] = []
+    rows = events = 0
+    for window in windows:
+        rows, events = rows + len(window.rows), events + len(window.events)
+        if waiting and rows * events > max_cells:
+            yield _together(waiting)
+            waiting, rows, events = [], len(window.rows), len(window.events)
+        waiting.append(window)
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(windows: list[Window]) -> Window:
+    rows, events = ([getattr(window, name) for window in windows] for name in ("rows", "events"))
+    return Window(np.concatenate(rows), np.concatenate(events), block_diag(*(window.visible for window in windows)))

@@ -104,8 +104,10 @@ METHODS: Mapping[str, Callable[[Logits, Integers, Integers], Calibration]] = {
 def held_out_logistic_loss(columns: Logits, clicks: Integers, impressions: Integers) -> float:
     """Cross-validated log loss, in nats an impression, of a logistic regression on `columns` [rows, columns].
 
-    Infinite where a fold holds one class only.
+    Infinite where a fold holds one class only, or the rows are too few to compare.
     """
+    if len(columns) < 2 * _FOLDS:
+        return np.inf
     total = 0.0
     for fitted, held_out in KFold(_FOLDS, shuffle=True, random_state=0).split(columns):
         model = fit_slopes(columns[fitted], clicks[fitted], impressions[fitted])
@@ -135,7 +137,12 @@ def fit_conversions(p_click: Logits, logits: Logits, conversions: Integers, impr
 def fit_slopes(
     columns: Logits, clicks: Integers, impressions: Integers, *, intercept: bool = True
 ) -> tuple[list[float], float] | None:
-    """Slopes and intercept of a logistic regression without regularisation; None if there is one class only."""
+    """Slopes and intercept of a logistic regression without regularisation; None if there is one class only.
+
+    Args:
+        columns: float64 [rows, columns], of which there is a slope each.
+        clicks, impressions: int64 [rows].
+    """
     others = impressions - clicks
     if not clicks.any() or not others.any():
         return None

@@ -61,7 +61,9 @@ def recalibrate(store: VersionStore, version: str, data: Dataset, *, publish: bo
     rows, logits = _logits(loaded, replace(data, counters=loaded.counters), _fresh(data, loaded))
     clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
     calibration = fit_calibration(logits, clicks, impressions)
-    spec = loaded.spec.model_copy(update={"calibration": calibration, "metrics": {}, **_no_longer_known(loaded)})
+    # What retrieval's score counts beside log-odds was fitted on those of the old calibration.
+    update = {"calibration": calibration, "metrics": {}, "order": None, **_no_longer_known(loaded)}
+    spec = loaded.spec.model_copy(update=update)
     made = save_derived(store, loaded, spec, publish=publish)
 
     def ratio(fitted: Calibration) -> float:

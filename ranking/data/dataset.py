@@ -304,7 +304,7 @@ def _history_before(
             f"a history is of earlier times, and with a split by {split} no row looks back in time: give a log with "
             "timestamps, and split it by time or by user"
         )
-    history, note = read_history(path, read.log, read.ads, max_rejected=max_rejected)
+    history, note = read_history(path, read.log, read.ads, read.report.has_zones, max_rejected=max_rejected)
     return history, (note,)
 
 

@@ -141,8 +141,8 @@ def _trees(data: Dataset, features: Features, rows: Integers) -> Probabilities |
     train, valid = (labelled_rows(data.log, features, part) for part in (data.split.train, data.split.valid))
     try:
         model = fit_booster(train, valid)
-    except ImportError:
-        log.warning("LightGBM is left out: it is not installed (pip install 'adcascade[train]')")
+    except ImportError as error:
+        log.warning("the baseline of boosted trees is left out: %s", error)
         return None
     return None if model is None else np.asarray(model.predict(features[rows]), np.float64)
 

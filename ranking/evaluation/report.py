@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from ranking.data.log_report import Day, LogFacts
     from ranking.spec import ExportParity
 
-_STAGES = {"behaviour": "Learning from behaviour", "text": "Fine-tuning the text"}
+_STAGES = {
+    "behaviour": "Learning from behaviour",
+    "trees": "Fitting boosted trees",
+    "text": "Fine-tuning the text",
+}
 # Columns of the table in a terminal; all metrics are in the report and in the JSON.
 _SHOWN = {"auc": "AUC", "log_loss": "log loss", "gauc": "GAUC", "ece": "ECE"}
 

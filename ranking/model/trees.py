@@ -5,6 +5,8 @@ A network of a few thousand numbers is slow to learn that a click rate counts fo
 Wolpert 1992). Knows no logs; LightGBM is loaded where a model has trees.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,17 @@ if TYPE_CHECKING:
 
 Logits = npt.NDArray[np.float64]
 
-_ROUNDS, _PATIENCE = 2000, 50
-_COMMON = {"objective": "binary", "learning_rate": 0.05, "verbose": -1, "seed": 0, "deterministic": True}
+_ROUNDS, _PATIENCE, LEARNING_RATE = 2000, 50, 0.05
+# The same trees again, for a training that is taken up again and for each of its processes: LightGBM would otherwise
+# time both ways of building histograms and take the faster one, and their sums round differently.
+_COMMON: dict[str, Any] = {
+    "objective": "binary",
+    "learning_rate": LEARNING_RATE,
+    "verbose": -1,
+    "seed": 0,
+    "deterministic": True,
+    "force_col_wise": True,
+}
 # The better one on the validation part is kept: LightGBM's own, and few leaves for logs of little signal.
 _SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_leaves": 31, "min_data_in_leaf": 20},
@@ -79,18 +90,44 @@ def load_trees(path: Path, blend: Blend, features: int) -> BoostedTrees:
         ValueError: The file is no such model, or one of another number of features.
         OSError: It cannot be read.
     """
-    try:
-        import lightgbm
-    except ImportError as error:
-        raise ModelError("this model has boosted trees: pip install 'adcascade[serve]' brings LightGBM") from error
-    text = path.read_text(encoding="ascii")
-    try:
-        booster = lightgbm.Booster(model_str=text)
-    except lightgbm.basic.LightGBMError as error:
-        raise ValueError(f"{path.name} is no model of LightGBM: {error}") from error
+    booster = _booster_of(path.read_text(encoding="ascii"), path.name)
     if booster.num_feature() != features:
         raise ValueError(f"{path.name} reads {booster.num_feature()} features, not {features}")
     return BoostedTrees(booster, blend)
+
+
+def import_lightgbm() -> Any:
+    """The library. Raises ImportError, also where it is installed and a library of the system that it needs is not."""
+    try:
+        import lightgbm
+    except ImportError as error:
+        raise ImportError("LightGBM is not installed (pip install 'adcascade[serve]')") from error
+    except OSError as error:
+        raise ImportError(f"LightGBM cannot be loaded: {error} (Debian: apt install libgomp1)") from error
+    return lightgbm
+
+
+def _booster_of(text: str, name: str) -> "lightgbm.Booster":
+    try:
+        library = import_lightgbm()
+    except ImportError as error:
+        raise ModelError(f"this model has boosted trees: {error}") from error
+    try:
+        booster: lightgbm.Booster = library.Booster(model_str=text)
+        return booster
+    except library.basic.LightGBMError as error:
+        raise ValueError(f"{name} is no model of LightGBM: {error}") from error
+
+
+def as_text(trees: BoostedTrees | None) -> str:
+    """Trees and their blend as one text, for the other processes of a training; "" for none."""
+    return "" if trees is None else f"{trees.blend.model_dump_json()}\n{trees.booster.model_to_string()}"
+
+
+def of_text(text: str) -> BoostedTrees | None:
+    """What `as_text` made a text of."""
+    blend, _, booster = text.partition("\n")
+    return BoostedTrees(_booster_of(booster, "the first process's"), Blend.model_validate_json(blend)) if text else None
 
 
 @dataclass(frozen=True)
@@ -113,23 +150,51 @@ class LabelledRows:
         return bool(self.labels.any()) and not bool(self.labels.all())
 
 
-def fit_booster(train: LabelledRows, valid: LabelledRows) -> "lightgbm.Booster | None":
-    """Gradient-boosted trees, stopped early on the rows of `valid`; None where a part has one label only.
+# Told (share that is done, 0 to 1; trees so far; loss on the validation rows).
+OnRound = Callable[[float, int, float], None]
+
+
+def fit_booster(
+    train: LabelledRows, valid: LabelledRows, *, seconds: float | None = None, on_round: OnRound = lambda *_: None
+) -> "lightgbm.Booster | None":
+    """Gradient-boosted trees (Ke et al. 2017), stopped early on the rows of `valid`; None where a part has one label.
+
+    Args:
+        seconds: after which no tree is added, for all settings that are compared together; None for no limit.
+        on_round: told of each tree.
 
     Raises:
         ImportError: LightGBM is not installed.
     """
-    import lightgbm
-
+    library = import_lightgbm()
     if not (train.has_both and valid.has_both):
         return None
 
-    def table(rows: LabelledRows) -> "lightgbm.Dataset":
-        return lightgbm.Dataset(rows.features, rows.labels, weight=rows.weights, free_raw_data=False)
+    def table(rows: LabelledRows) -> Any:
+        return library.Dataset(rows.features, rows.labels, weight=rows.weights, free_raw_data=False)
 
     fitted = []
-    for settings in _SETTINGS:
-        stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
-        booster = lightgbm.train(_COMMON | settings, table(train), _ROUNDS, valid_sets=[table(valid)], callbacks=[stop])
+    for number, settings in enumerate(_SETTINGS):
+        watch = _Watch(number, None if seconds is None else seconds / len(_SETTINGS), on_round)
+        callbacks: list[Any] = [library.early_stopping(_PATIENCE, verbose=False), watch]
+        tables = table(train), table(valid)
+        booster = library.train(_COMMON | settings, tables[0], _ROUNDS, valid_sets=[tables[1]], callbacks=callbacks)
         fitted.append((booster.best_score["valid_0"]["binary_logloss"], booster))
-    return min(fitted, key=lambda one: one[0])[1]
+    best: lightgbm.Booster = min(fitted, key=lambda one: one[0])[1]
+    return best
+
+
+class _Watch:
+    """Told of each tree of one of the settings; stops when the time is over, and keeps the trees up to the best."""
+
+    def __init__(self, number: int, seconds: float | None, on_round: OnRound) -> None:
+        self._number, self._on_round = number, on_round
+        self._ends = None if seconds is None else time.monotonic() + seconds
+        self._best: tuple[float, int, Any] = (np.inf, 0, None)
+
+    def __call__(self, env: Any) -> None:
+        loss, trees = env.evaluation_result_list[0][2], env.iteration + 1
+        self._best = min(self._best, (loss, env.iteration, list(env.evaluation_result_list)), key=lambda one: one[0])
+        self._on_round((self._number + trees / _ROUNDS) / len(_SETTINGS), trees, loss)
+        if self._ends is not None and time.monotonic() >= self._ends:
+            raise import_lightgbm().callback.EarlyStopException(*self._best[1:])

@@ -86,7 +86,7 @@ class BehaviourOptions:
         _BEHAVIOUR,
         "auto",
         "auto also trains boosted trees (LightGBM) on the counters and keeps them where they help, unless there is a "
-        "--group-loss; none does not.",
+        "--group-loss or the log has positions; none does not.",
     )
     share: float = _option(
         _BEHAVIOUR,

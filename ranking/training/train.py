@@ -1,6 +1,8 @@
 """A training from data to a model with its calibration. Knows no serving."""
 
 import hashlib
+import logging
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.training.checkpoint import checkpoint_file
 from adcascade.training.stage import OnProgress, StageContext, StageResult
-from adcascade.training.workers import join_workers, worker_device
+from adcascade.training.workers import Workers, join_workers, worker_device
 from ranking.artifact import ModelVersion, Ranker, RankerModel, check_lengths, default_join_layer, load_base
 from ranking.calibration.calibrate import fit_calibration, fit_conversions
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
@@ -25,7 +27,7 @@ from ranking.evaluation.results import TextFit
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import JOINT, SHARED_USER, SharedUserCrossEncoder
-from ranking.model.trees import BoostedTrees
+from ranking.model.trees import BoostedTrees, as_text, of_text
 from ranking.runtime.hardware import choose_device, choose_precision
 from ranking.spec import CtrSpec
 from ranking.training.behaviour import train_behaviour
@@ -36,7 +38,12 @@ from ranking.training.text import train_text, validation_blocks
 from ranking.training.trees import train_trees
 from ranking.training.versions import load_named
 
+log = logging.getLogger(__name__)
+
 Logits = npt.NDArray[np.float64]
+
+# Of --max-minutes, what boosted trees may take at most.
+_TREES_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,17 +96,20 @@ def train(
     first = _first_part(whole, options.behaviour, checkpoints)
     is_new = not options.base.warm_start
     learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
-    if _wants_trees(options):
-        start = replace(start, ranker=replace(start.ranker, trees=_trees(data, start)))
+    after_network = time.monotonic()
+    if _wants_trees(options, data):
+        start = replace(start, ranker=replace(start.ranker, trees=_trees(data, start, whole)))
+    # That of the first process for all: else they would end the text stage apart, and wait for each other.
+    spent = workers.agree(learned.seconds + time.monotonic() - after_network, device)
     known = known_logits(start.ranker, rows, np.arange(len(data.log)))
-    maker = _batch_maker(data, start, known, device)
+    maker = _batch_maker(data, start, _for_text(known, data, start), device)
     bfloat16 = choose_precision(common.precision, device)
     scorer = Scorer(start.ranker, device, bfloat16, keep=options.text.train_layers == "joined")
     teacher = load_named(options.teacher.version) if options.teacher.version else None
     lessons = None
     if teacher is not None:
         lessons = make_lessons(data, teacher, model, options.teacher, device, common.precision)
-    fit = train_text(model, scorer, maker, data, options.text, common, _rest(whole, learned, checkpoints), lessons)
+    fit = train_text(model, scorer, maker, data, options.text, common, _rest(whole, spent, checkpoints), lessons)
     predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(start.ranker.spec, data, predicted, logits, known.conversion.numpy()[predicted])
     model.cpu()
@@ -112,15 +122,25 @@ def train(
     )
 
 
-def _wants_trees(options: TrainOptions) -> bool:
-    """Not where the order within a request is learned, too: trees learn single rows, and would turn it around again."""
-    return options.behaviour.trees == "auto" and options.behaviour.epochs > 0 and options.common.group_loss == "none"
+def _wants_trees(options: TrainOptions, data: Dataset) -> bool:
+    """Not where the order within a request is learned, too: trees learn single rows, and would turn it around again.
+
+    Nor where the log has places on the page: scores are those of an average place, and trees know no places, so that
+    they would learn of an ad what was its place's.
+    """
+    learns_rows = options.behaviour.epochs > 0 and options.common.group_loss == "none"
+    return options.behaviour.trees == "auto" and learns_rows and not (data.log.position > 0).any()
 
 
-def _trees(data: Dataset, start: Start) -> BoostedTrees | None:
+def _trees(data: Dataset, start: Start, whole: StageContext) -> BoostedTrees | None:
     """Boosted trees of the training part, where they help the network on the validation part."""
+    if whole.workers.count > 1:  # where the clock ends it, each process would end with trees of its own
+        alone = replace(whole, workers=Workers())
+        device = next(start.ranker.model.parameters()).device
+        return of_text(whole.workers.share(lambda: as_text(_trees(data, start, alone)), device))
+    seconds = None if whole.seconds is None else _TREES_SHARE * whole.seconds
     network = behaviour_logits(start.ranker.model.behaviour, start.rows, data.split.valid)
-    return train_trees(data, start.rows.dense, network.click.double().numpy())
+    return train_trees(data, start.rows.dense, network.click.double().numpy(), replace(whole, seconds=seconds))
 
 
 def _batch_maker(data: Dataset, start: Start, known: BehaviourLogits, device: torch.device) -> BatchMaker:
@@ -131,15 +151,25 @@ def _batch_maker(data: Dataset, start: Start, known: BehaviourLogits, device: to
     return BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.ranker, device)
 
 
+def _for_text(known: BehaviourLogits, data: Dataset, start: Start) -> BehaviourLogits:
+    """What the text layers learn beside: of training rows the network alone, since trees know these rows by heart."""
+    if start.ranker.trees is None:
+        return known
+    train = data.split.train
+    click = known.click.clone()
+    click[torch.from_numpy(train)] = behaviour_logits(start.ranker.model.behaviour, start.rows, train).click
+    return BehaviourLogits(click, known.conversion)
+
+
 def _first_part(whole: StageContext, options: BehaviourOptions, checkpoints: Path | None) -> StageContext:
     """Of the behaviour part: its share of the time."""
     seconds = None if whole.seconds is None else options.share * whole.seconds
     return replace(whole, seconds=seconds, checkpoint=checkpoint_file(checkpoints, "behaviour"))
 
 
-def _rest(whole: StageContext, behaviour: StageResult, checkpoints: Path | None) -> StageContext:
-    """Of the text layers: the time that the behaviour part left."""
-    seconds = None if whole.seconds is None else max(0.0, whole.seconds - behaviour.seconds)
+def _rest(whole: StageContext, spent: float, checkpoints: Path | None) -> StageContext:
+    """Of the text layers: the time that the behaviour part and the trees left, which spent so many seconds."""
+    seconds = None if whole.seconds is None else max(0.0, whole.seconds - spent)
     return replace(whole, seconds=seconds, checkpoint=checkpoint_file(checkpoints, "text"))
 
 
@@ -206,7 +236,7 @@ def _check_clicks(data: Dataset) -> None:
 def begin(data: Dataset, options: TrainOptions, device: torch.device) -> Start:
     """What a training begins with; see `train` for what is raised."""
     base = options.base
-    model, tokenizer, shape, features = _earlier_version(base) if base.warm_start else _base(data, base)
+    model, tokenizer, shape, features = _earlier_version(options, data) if base.warm_start else _base(data, base)
     if base.layers is not None:
         keep_layers(model, base.layers)
     _set_join_layer(model, base)
@@ -232,11 +262,17 @@ def _base(data: Dataset, options: BaseOptions) -> _Network:
     return model, tokenizer, shape, names
 
 
-def _earlier_version(options: BaseOptions) -> _Network:
+def _earlier_version(options: TrainOptions, data: Dataset) -> _Network:
     """Network, tokenizer, sizes and feature names of a version trained before, on this log or on another."""
-    loaded = load_named(options.warm_start)
-    if loaded.spec.architecture != options.architecture:
-        raise ModelError(f"version {loaded.version} is {loaded.spec.architecture}, not {options.architecture}")
+    base = options.base
+    loaded = load_named(base.warm_start)
+    if loaded.spec.architecture != base.architecture:
+        raise ModelError(f"version {loaded.version} is {loaded.spec.architecture}, not {base.architecture}")
+    if loaded.trees is not None and not _wants_trees(options, data):
+        log.warning(
+            "version %s has boosted trees, which are of its own log and are left out: these options fit none anew",
+            loaded.version,
+        )
     return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features
 
 

@@ -1,17 +1,19 @@
 """Whether boosted trees say what the network does not, and how both become one logit. Knows no serving and no text."""
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import ClickLog
+from adcascade.training.stage import StageContext, TrainingProgress
 from ranking.calibration.calibrate import fit_slopes, held_out_logistic_loss
 from ranking.data.dataset import Dataset
 from ranking.data.labels import labelled_rows
 from ranking.inputs.features import Features
-from ranking.model.trees import Blend, BoostedTrees, fit_booster
+from ranking.model.trees import LEARNING_RATE, Blend, BoostedTrees, fit_booster
 
 if TYPE_CHECKING:
     import lightgbm
@@ -26,19 +28,34 @@ _MOST_ROWS = 2_000_000
 _MIN_GAIN = 0.0002
 
 
-def train_trees(data: Dataset, features: Features, network: Logits) -> BoostedTrees | None:
+def train_trees(data: Dataset, features: Features, network: Logits, context: StageContext) -> BoostedTrees | None:
     """Boosted trees of the training part; None where they do not help the network on the validation part.
 
     Args:
         features: normalised, of every row of the log, float32 [rows, features].
         network: logits of the validation part, float64 [validation rows].
+        context: who watches, and how long it may take.
     """
+    best = math.inf
+
+    def on_round(done: float, trees: int, loss: float) -> None:
+        nonlocal best
+        best = min(best, loss)
+        context.watch(TrainingProgress("trees", trees, done, LEARNING_RATE, math.nan, None, best))
+
     train, valid = data.split.train[-_MOST_ROWS:], data.split.valid
     try:
-        booster = fit_booster(labelled_rows(data.log, features, train), labelled_rows(data.log, features, valid))
-    except ImportError:
-        log.warning("boosted trees are left out: LightGBM is not installed (pip install 'adcascade[train]')")
+        booster = fit_booster(
+            labelled_rows(data.log, features, train),
+            labelled_rows(data.log, features, valid),
+            seconds=context.seconds,
+            on_round=on_round,
+        )
+    except ImportError as error:
+        log.warning("boosted trees are left out: %s", error)
         return None
+    if booster is not None:
+        on_round(1.0, booster.num_trees(), best)
     return None if booster is None else fit_blend(booster, network, features[valid], data.log.take(valid))
 
 

@@ -62,7 +62,7 @@ class SecureChannel(grpc.Channel):
         security: Files; read now and when they change.
         open_with: Opens a channel with the credentials, or a plain one if they are None. One of `grpc.aio` makes calls
             that are awaited; its event loop is then the one in which methods are called.
-        close_with: Closes such a channel; may be called in any thread.
+        close_with: Closes such a channel; may be called in any thread but that of the loop in which it is closed.
 
     Raises:
         StartupError: A file cannot be used.

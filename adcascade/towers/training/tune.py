@@ -33,7 +33,7 @@ _ALL_CLICKS, _RECENT_CLICKS = (FEATURES.index(f"clicks, half-life {days} days") 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen; see `tower_artifact.TowerSpec`."""
+    """What was chosen; see `adcascade.towers.artifact.TowerSpec`."""
 
     weights: ScoreWeights
     recall: dict[int, float]
