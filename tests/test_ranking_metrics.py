@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import ndcg_score, roc_auc_score
+from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from ranking.evaluation.bootstrap import with_intervals
 from ranking.evaluation.metrics import (
@@ -13,6 +13,7 @@ from ranking.evaluation.metrics import (
     calibration_noise,
     log_loss,
     reliability,
+    unrolled,
 )
 from ranking.evaluation.request_metrics import pair_accuracies
 
@@ -184,3 +185,30 @@ def test_a_difference_of_two_models_has_a_narrower_interval_than_each_alone():
     assert lead.high - lead.low < (alone.high - alone.low) / 2
     same = with_intervals({"one": truth, "other": truth}, resamples=20).differences["other"]["auc"]
     assert (same.low, same.value, same.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_metrics_of_sorted_scores_are_those_of_scikit_learn_and_of_rows_one_by_one(tied):
+    generator = np.random.default_rng(5)
+    impressions = generator.integers(1, 4, 400)
+    p_click = generator.random(400).round(1 if tied else 9)
+    clicks, units = generator.binomial(impressions, p_click), np.sort(generator.integers(0, 30, 400))
+    units = np.unique(units, return_inverse=True)[1]
+    requests = np.unique(units * 10 + generator.integers(0, 8, 400), return_inverse=True)[1]
+    sample, weights = make_sample(p_click, clicks, impressions, units, requests), generator.integers(0, 3, 400)
+    labels, counts, scores = unrolled(p_click, clicks, impressions, weights)
+    assert value("pr_auc", sample, weights) == pytest.approx(
+        average_precision_score(labels, scores, sample_weight=counts), abs=1e-9
+    )
+    assert value("auc", sample, weights) == pytest.approx(auc(p_click, clicks, impressions, weights), abs=1e-9)
+    assert value("log_loss", sample, weights) == pytest.approx(log_loss(p_click, clicks, impressions, weights))
+    of_users = [
+        auc(*(column[units == one] for column in (p_click, clicks, impressions))) for one in range(max(units) + 1)
+    ]
+    np.testing.assert_allclose(sample.user_aucs[0], of_users)
+    ctr, found = clicks / impressions, sample.of_requests
+    for one in range(max(requests) + 1):
+        rows = np.flatnonzero(requests == one)
+        pairs = [(a, b) for a in rows for b in rows if ctr[a] > ctr[b]]
+        right = sum((p_click[a] > p_click[b]) + 0.5 * (p_click[a] == p_click[b]) for a, b in pairs)
+        assert (found.pairs[one], found.concordant[one]) == (len(pairs), right)

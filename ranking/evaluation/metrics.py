@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from adcascade.records.clicks import Integers
-from ranking.evaluation.request_metrics import RequestMetrics, members
+from ranking.evaluation.request_metrics import RequestMetrics
 
 Probabilities = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]
@@ -48,12 +48,50 @@ class Sample:
     @cached_property
     def user_aucs(self) -> tuple[Probabilities, Weights]:
         """AUC within each unit that has both classes (NaN elsewhere) and the unit's impressions, [units]."""
-        count = int(self.units.max()) + 1
-        values, weights = np.full(count, np.nan), np.zeros(count)
-        for unit, rows in enumerate(members(self.units)):
-            values[unit] = auc(self.p_click[rows], self.clicks[rows], self.impressions[rows])
-            weights[unit] = self.impressions[rows].sum()
-        return values, weights
+        order = np.lexsort((self.p_click, self.units))
+        unit, score = self.units[order], self.p_click[order]
+        level = np.cumsum(np.r_[False, (unit[1:] != unit[:-1]) | (score[1:] != score[:-1])])
+        clicked, passed = (
+            np.bincount(level, column[order]) for column in (self.clicks, self.impressions - self.clicks)
+        )
+        of_level = unit[np.flatnonzero(np.r_[True, level[1:] != level[:-1]])]
+        clicks, others = np.bincount(of_level, clicked), np.bincount(of_level, passed)
+        lower = np.cumsum(passed) - passed - (np.cumsum(others) - others)[of_level]  # of the unit, with a lower score
+        above = np.bincount(of_level, clicked * (lower + passed / 2))
+        pairs = clicks * others
+        found = np.where(pairs > 0, above / np.where(pairs > 0, pairs, 1.0), np.nan)
+        return found, np.asarray(clicks + others, np.float64)
+
+    @cached_property
+    def levels(self) -> tuple[Integers, Probabilities]:
+        """The place of each row's score among all, lowest first, [rows]; and the scores, [levels]."""
+        scores, level = np.unique(self.p_click, return_inverse=True)
+        return np.asarray(level, np.int64), np.asarray(scores, np.float64)
+
+    @cached_property
+    def order_by_score(self) -> Integers:
+        """Rows, lowest score first, [rows]."""
+        return np.argsort(self.p_click, kind="stable")
+
+    @property
+    def all_differ(self) -> bool:
+        """Whether no two rows have one score."""
+        return len(self.levels[1]) == len(self.p_click)
+
+    @cached_property
+    def losses(self) -> Probabilities:
+        """Negative log-likelihood of each row's impressions together, in nats, [rows]."""
+        p_click = np.clip(self.p_click, _CERTAINTY, 1 - _CERTAINTY)
+        return -(self.clicks * np.log(p_click) + (self.impressions - self.clicks) * np.log1p(-p_click))
+
+    def by_level(self, weights: Weights) -> tuple[Weights, Weights]:
+        """Weighted clicks, and impressions without one, of each of `levels`."""
+        level, scores = self.levels
+        clicked, passed = (
+            np.asarray(np.bincount(level, weights * column, len(scores)), np.float64)
+            for column in (self.clicks, self.impressions - self.clicks)
+        )
+        return clicked, passed
 
     @cached_property
     def of_requests(self) -> RequestMetrics:
@@ -111,11 +149,12 @@ def reliability(
 
     Where rows of one p_click lie in several bins, each of these has their common CTR.
     """
-    order = np.lexsort((weights * sample.impressions, sample.p_click))
+    order = sample.order_by_score if sample.all_differ else np.lexsort((weights * sample.impressions, sample.p_click))
     counts, clicks = (weights * sample.impressions)[order], (weights * sample.clicks)[order]
-    level = np.cumsum(np.diff(sample.p_click[order], prepend=sample.p_click[order][0]) > 0)
-    mass_of, clicks_of = np.bincount(level, counts), np.bincount(level, clicks)
-    clicks = counts * (clicks_of / np.where(mass_of > 0, mass_of, 1.0))[level]
+    if not sample.all_differ:
+        level = sample.levels[0][order]
+        mass_of, clicks_of = np.bincount(level, counts), np.bincount(level, clicks)
+        clicks = counts * (clicks_of / np.where(mass_of > 0, mass_of, 1.0))[level]
     place = (np.cumsum(counts) - counts / 2) / counts.sum()
     bin_of = np.minimum((place * bins).astype(int), bins - 1)
 
@@ -142,18 +181,23 @@ def calibration_noise(sample: Sample, draws: int = 50, seed: int = 0) -> float:
 
 
 def _auc(sample: Sample, weights: Weights) -> float:
-    return auc(sample.p_click, sample.clicks, sample.impressions, weights)
+    clicked, passed = sample.by_level(weights)
+    pairs = float(clicked.sum() * passed.sum())
+    return float(clicked @ (np.cumsum(passed) - passed / 2)) / pairs if pairs else float("nan")
 
 
 def _log_loss(sample: Sample, weights: Weights) -> float:
-    return log_loss(sample.p_click, sample.clicks, sample.impressions, weights)
+    return float(weights @ sample.losses / (weights @ sample.impressions))
 
 
 def _pr_auc(sample: Sample, weights: Weights) -> float:
-    labels, counts, scores = unrolled(sample.p_click, sample.clicks, sample.impressions, weights)
-    if not counts[labels == 1].any():
+    """Average precision: the precision at each score, weighted by the clicks that are called there."""
+    clicked, passed = (column[::-1] for column in sample.by_level(weights))
+    clicks = float(clicked.sum())
+    if not clicks:
         return float("nan")
-    return float(average_precision_score(labels, scores, sample_weight=counts))
+    called = np.cumsum(clicked)
+    return float(clicked @ (called / np.maximum(called + np.cumsum(passed), _CERTAINTY))) / clicks
 
 
 def _predicted_over_actual(sample: Sample, weights: Weights) -> float:

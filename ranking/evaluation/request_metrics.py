@@ -13,6 +13,8 @@ from adcascade.reports import ranking_metrics
 
 Probabilities = npt.NDArray[np.float64]
 
+_PAIRS_AT_ONCE = 1 << 20
+
 
 @dataclass(frozen=True)
 class RequestMetrics:
@@ -46,17 +48,28 @@ class RequestMetrics:
 
         ndcg_5, ndcg_10 = (ranking_metrics.ndcg(ctr, first, tied, requests, k) for k in (5, 10))
         mrr = ranking_metrics.reciprocal_rank(ctr > 0, first, tied, requests)
-        concordant, pairs = np.array([_pairs(ctr[rows], p_click[rows]) for rows in members(requests)]).T
+        concordant, pairs = _pairs(ctr, p_click, requests)
         return cls(unit, of_several(ndcg_5), of_several(ndcg_10), of_several(mrr), concordant, pairs)
 
 
-def _pairs(ctr: Probabilities, scores: Probabilities) -> tuple[float, float]:
-    """Pairs of one request in the right order, half for equal scores, and all pairs of different click rates."""
-    first, second = np.triu_indices(len(ctr), 1)
-    truth, said = np.sign(ctr[first] - ctr[second]), np.sign(scores[first] - scores[second])
-    differ = truth != 0
-    concordant = ((truth == said) + 0.5 * (said == 0))[differ].sum()
-    return float(concordant), float(differ.sum())
+def _pairs(ctr: Probabilities, scores: Probabilities, requests: Integers) -> tuple[Probabilities, Probabilities]:
+    """Pairs of each request in the right order, half for equal scores, and all of different click rates, [requests].
+
+    Requests of one size are taken together.
+    """
+    sizes = np.bincount(requests)
+    starts, order = np.cumsum(sizes) - sizes, np.argsort(requests, kind="stable")
+    concordant, pairs = np.zeros((2, len(sizes)))
+    for size in np.unique(sizes[sizes > 1]).tolist():
+        first, second = np.triu_indices(size, 1)
+        alike = np.flatnonzero(sizes == size)
+        for some in np.array_split(alike, -(-len(alike) * len(first) // _PAIRS_AT_ONCE)):
+            rows = order[starts[some, None] + np.arange(size)]  # [requests, size]
+            truth = np.sign(ctr[rows[:, first]] - ctr[rows[:, second]])
+            said = np.sign(scores[rows[:, first]] - scores[rows[:, second]])
+            right = (truth == said) + 0.5 * (said == 0)
+            concordant[some], pairs[some] = (right * (truth != 0)).sum(axis=1), (truth != 0).sum(axis=1)
+    return concordant, pairs
 
 
 def members(codes: Integers) -> list[Integers]:

@@ -45,10 +45,7 @@ def _known(ids: CodedColumn, training: CodedColumn) -> Labels:
 
 
 def _history_lengths(data: Dataset, rows: Integers) -> Integers:
-    found = np.zeros(len(data.log), np.int64)
-    for window in data.past.windows(rows, HISTORY_EVENTS):
-        found[window.rows] = window.visible.sum(axis=1)
-    return found[rows]
+    return np.diff(data.past.spans(rows, HISTORY_EVENTS).recent()[0])
 
 
 def _impressions(data: Dataset, rows: Integers) -> Integers:
