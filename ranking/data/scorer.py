@@ -79,6 +79,9 @@ def predict_logits(
 ) -> tuple[Integers, npt.NDArray[np.float64]]:
     """Row indices and logits of all rows in `blocks`, in evaluation mode."""
     scorer.model.eval()
+    if scorer.model.text_is_untrained:  # then no text need be read
+        rows_of_blocks = np.concatenate(blocks)
+        return rows_of_blocks, maker.behaviour_of(rows_of_blocks)
     rows, logits = [], []
     with torch.no_grad():
         for batch in maker.batches(blocks, pairs_per_batch):

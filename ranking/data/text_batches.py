@@ -18,7 +18,7 @@ from adcascade.records.clicks import Integers
 from adcascade.records.coded import NO_VALUE, combinations
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
-from ranking.inputs.features import Features
+from ranking.data.feature_table import RowFeatures
 from ranking.model.batch import PairBatch, TokenIds, pad, tokenize
 from ranking.model.shared_user import TextVectors
 
@@ -98,7 +98,7 @@ class BatchMaker:
         self,
         data: Dataset,
         ads: AdTexts,
-        features: Features,
+        features: RowFeatures,
         behaviour: npt.NDArray[np.float32],
         of_position: npt.NDArray[np.float32],
         ranker: Ranker,
@@ -128,6 +128,10 @@ class BatchMaker:
             rows,
             tuple(self._ads.texts[ad_id] for ad_id in log.ad_id[rows]),
         )
+
+    def behaviour_of(self, rows: Integers) -> npt.NDArray[np.float64]:
+        """What the behaviour part says of some rows, float64 [rows]."""
+        return self._behaviour[rows].astype(np.float64)
 
     def batches(self, blocks: Sequence[Integers], pairs_per_batch: int) -> Iterator[LabelledBatch]:
         """Batches of whole blocks with about `pairs_per_batch` pairs, in the given order."""

@@ -28,6 +28,8 @@ _EMA_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
 # Unless --behaviour-batch says how many rows a step has: the least, the most, and in between steps of a pass.
 _LEAST_ROWS, _MOST_ROWS, _STEPS_PER_PASS = 512, 16_384, 400
+# Rows that all passes read together, at most, unless that is less than one pass.
+_MOST_READ = 16_000_000
 _CONTEXT_RATE = 0.1
 _POSITION_PRIOR = 0.5  # a place that was hardly seen is taken for an average one
 
@@ -163,12 +165,13 @@ def rows_per_step(options: BehaviourOptions, rows: int) -> int:
 
 def _plan(options: BehaviourOptions, common: CommonOptions, rows: int, context: StageContext) -> Plan:
     per_step = rows_per_step(options, rows) * context.workers.count
-    steps, per_epoch = math.ceil(options.epochs * rows / per_step), math.ceil(rows / per_step)
+    epochs = min(options.epochs, max(1.0, _MOST_READ / max(1, rows)))
+    steps, per_epoch = math.ceil(epochs * rows / per_step), math.ceil(rows / per_step)
     return Plan(
         stage="behaviour",
         steps=max(options.min_steps, steps) if options.epochs else 0,
         seconds=context.seconds,
-        validate_every=max(_STEPS_PER_VALIDATION, per_epoch),
+        validate_every=max(_STEPS_PER_VALIDATION, min(per_epoch, _STEPS_PER_PASS)),
         patience=common.patience,
         weight_decay=common.weight_decay,
         seed=common.seed,

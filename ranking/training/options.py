@@ -56,7 +56,8 @@ class BehaviourOptions:
     epochs: int = _option(
         _BEHAVIOUR,
         8,
-        "Passes over the training rows for counters and past events, at most.",
+        "Passes over the training rows for counters and past events, at most; where more than 2 million rows train, "
+        "fewer, so that 16 million are read, or each once.",
         min=0,
         flag="behaviour_epochs",
     )
@@ -111,6 +112,13 @@ class TextOptions:
         _MODEL, 0, "Train adapters of this rank in place of the layers' own weights; 0 for none.", min=0
     )
     epochs: float = _option(_TEXT, 1.0, "Passes over the training rows for the text, at most; 0 leaves it out.", min=0)
+    most_rows: int = _option(
+        _TEXT,
+        200_000,
+        "Rows that such a pass reads, at most: of a larger log, those of users drawn at random.",
+        min=1,
+        flag="text_rows",
+    )
     pairs_per_step: int = _option(_TEXT, 96, "Pairs of user and ad in a batch of the text layers.", min=1)
     accumulate: int = _option(_TEXT, 1, "Batches that make one step of the text layers.", min=1)
     max_ads_per_user: int = _option(_TEXT, 32, "Ads that one reading of a user serves in training, at most.", min=1)

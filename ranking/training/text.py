@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
+from adcascade.records.splits import drawn_units
 from adcascade.training.loop import Loop
 from adcascade.training.stage import Plan, StageContext, StageResult
 from ranking.artifact import RankerModel
@@ -45,10 +46,12 @@ def train_text(
     labels, everything = data.labels(common), all_labels(data.log, data.groups)
     weights = _trained(model, options) | _bridge(lessons)
     untrained = {name: weight.detach().clone() for name, weight in weights.items()}
-    blocks = make_blocks(data, labels.rows, max_ads=options.max_ads_per_user, merge_requests=True)
     validation = validation_blocks(data, options, options.validation_rows, common.seed)
+    rows = min(len(labels.rows), options.most_rows)
 
     def batches(epoch: int) -> Iterable[LabelledBatch]:
+        drawn = drawn_units(data.log, labels.rows, rows, seed=epoch)
+        blocks = make_blocks(data, drawn, max_ads=options.max_ads_per_user, merge_requests=True)
         order = np.random.default_rng([common.seed, epoch]).permutation(len(blocks))
         return maker.batches([blocks[place] for place in order], options.pairs_per_step)
 
@@ -69,7 +72,7 @@ def train_text(
             total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, common))
         return total / int(data.log.impressions[np.concatenate(validation)].sum())
 
-    plan = _plan(options, common, len(labels.rows), context)
+    plan = _plan(options, common, rows, context)
     loop: Loop[LabelledBatch] = Loop(
         plan, weights, _groups(model, lessons, options), validate, context.watch, context.workers
     )
