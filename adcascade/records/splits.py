@@ -83,6 +83,25 @@ def split_at_random(
     return _non_empty([np.flatnonzero((part if group is None else part[group]) == number) for number in range(3)])
 
 
+def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int = 0) -> Integers:
+    """Some of the given rows, those of users drawn at random (rows of nobody by request), at most so many.
+
+    All rows of a drawn user are kept, so that GAUC and a bootstrap over users see them as they would in the whole.
+
+    Args:
+        rows: row indices, rising.
+    """
+    if len(rows) <= most:
+        return rows
+    users, requests = log.user_id.sorted, log.request_id.sorted
+    unit = np.where(users.known[rows], users.codes[rows], len(users.names) + requests.codes[rows].astype(np.int64))
+    _, unit, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    kept = np.zeros(len(counts), bool)
+    kept[order[np.cumsum(counts[order]) <= most]] = True
+    return rows[kept[unit]]
+
+
 def _cut(time: Integers, share: float) -> int:
     """The first row at or after `share` of the log that begins a new moment."""
     row = min(round(share * len(time)), len(time) - 1)

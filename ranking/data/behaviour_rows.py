@@ -15,6 +15,7 @@ from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.history import HistoryView, Window, ranges
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
+from ranking.data.feature_table import NormalFeatures
 from ranking.data.text_batches import AdTexts
 from ranking.data.user_units import UserUnits, make_units, tiles_of
 from ranking.inputs.context import context_buckets
@@ -26,6 +27,8 @@ from ranking.model.behaviour_inputs import AdInputs, History, Impressions, Tile,
 # Rows scored at once where nothing is learned.
 ROWS_PER_PASS = 8192
 _NO_FOLD = -2
+# Rows that trees read at once.
+_TREE_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,16 @@ class BehaviourRows:
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
         self._classes = np.select([data.events.conversions > 0, data.events.clicks > 0], [2, 1], 0)
-        hashes = data.reading(spec.shape.context_words).context_hashes
+        hashes, kind = data.reading(spec.shape.context_words).context_kinds
         self._context = _filled(torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets))).to(device)
+        self._kind_of_context = torch.from_numpy(kind).to(device)
         self._positions = torch.from_numpy(data.log.position.astype(np.int64)).to(device)
         self._look_back(data.past)
 
     def _look_back(self, past: HistoryView) -> None:
         self.past = past
-        self.dense = self._spec.normalise(self._data.features(past, self._spec.prior_ctr, self._spec.features))
+        table = self._data.feature_table(past, self._spec.prior_ctr, self._spec.features)
+        self.dense = NormalFeatures(table, self._spec.normalise)
 
     def with_history_of(self, past: HistoryView) -> "BehaviourRows":
         """The same rows, each of which sees what `past` lets it see."""
@@ -119,7 +124,7 @@ class BehaviourRows:
         place = torch.from_numpy(rows).to(self._device)
         return rows, UserBatch(
             dense=self._tensor(self.dense[rows]),
-            context=self._context[place],
+            context=self._context[self._kind_of_context[place]],
             texts=AdInputs(self.texts.vectors[texts], self.texts.buckets[texts]),
             shown=self._tensor(number[self._ad[rows]]),
             events=self._tensor(number[slots.texts]),
@@ -212,7 +217,8 @@ class BehaviourRows:
 
     def _shown(self, rows: Integers) -> Impressions:
         place = torch.from_numpy(rows).to(self._device)
-        return Impressions(self._tensor(self.dense[rows]), self._context[place], self._keys(rows))
+        context = self._context[self._kind_of_context[place]]
+        return Impressions(self._tensor(self.dense[rows]), context, self._keys(rows))
 
     def _history(self, window: Window) -> History:
         history = History(
@@ -259,7 +265,13 @@ def _interests(data: Dataset, users: list[str], ranker: Ranker) -> tuple[Tensor,
 def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
     """Logits of the wanted rows without reading text, as serving would make them; see `behaviour_logits`."""
     behaviour = behaviour_logits(ranker.model.behaviour, rows, wanted)
-    return ranker.with_trees(behaviour, torch.from_numpy(rows.dense[wanted]))
+    if ranker.trees is None:
+        return behaviour
+    for start in range(0, len(wanted), _TREE_ROWS):
+        some = slice(start, start + _TREE_ROWS)
+        network = BehaviourLogits(behaviour.click[some], behaviour.conversion[some])
+        behaviour.click[some] = ranker.with_trees(network, torch.from_numpy(rows.dense[wanted[some]])).click
+    return behaviour
 
 
 @torch.no_grad()

@@ -12,25 +12,25 @@ import numpy.typing as npt
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport
 from adcascade.records.coded import NO_VALUE, CodedColumn, combinations
-from adcascade.records.counters import CounterSnapshot, Counts
+from adcascade.records.counters import CounterSnapshot
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
 from adcascade.records.history_file import followed_by, read_history
 from adcascade.records.joined import Joined, read_joined
-from adcascade.records.splits import Split, split_at_random, split_by_key, split_by_time, split_each_user
+from adcascade.records.splits import (
+    Split,
+    drawn_units,
+    split_at_random,
+    split_by_key,
+    split_by_time,
+    split_each_user,
+)
 from adcascade.records.users import Event, UserProfile
+from ranking.data.block_features import FeatureSource, features_by_block
+from ranking.data.feature_table import RowTable
 from ranking.data.labels import Labels, thinned_labels
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
-from ranking.inputs.features import (
-    FEATURES,
-    FeatureInputs,
-    Features,
-    dense_features,
-    features_for,
-    key_columns,
-    reads_decayed,
-    snapshot_features,
-)
+from ranking.inputs.features import FEATURES, Features, features_for, key_columns
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.options import CommonOptions
 
@@ -38,6 +38,8 @@ SPLITS = ("time", "user", "random", "request", "ad")
 # Splits in which each row looks back on what is strictly earlier.
 _BY_TIME = ("time", "user", "none")
 _FOLDS = 5
+# Validation and test rows at most: of more, all figures would have the same three digits.
+_MOST_HELD_OUT = 500_000
 _MINUTE = 60_000_000  # microseconds
 
 
@@ -156,18 +158,26 @@ class Dataset:
 
     def features(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> Features:
         """The named features of each row from what it may look back on, float32 [rows, features], not normalised."""
-        timestamps_s = np.where(self.log.time != NO_TIME, self.log.time / 1e6, np.nan)
-        shown = self.request_rows[self.groups].astype(np.float64)
-        if self.counters is None:
-            counts = {key: self._counts(past, key, names) for key in self.keys}
-            return dense_features(FeatureInputs(counts, ctr, timestamps_s, self.groups, shown), names)
-        counts = {key: self.counters.counts(key, ids.tolist()) for key, ids in self.keys.items()}
-        return snapshot_features(FeatureInputs(counts, ctr, timestamps_s, self.groups, shown), self.counters.end, names)
+        return self.feature_table(past, ctr, names)[np.arange(len(self.log))]
 
-    def _counts(self, past: HistoryView, key: str, names: Sequence[str]) -> Counts:
-        """Of each row, with those that fade if any of the named features reads them."""
-        counts = past.counts(self.keys[key])
-        return replace(counts, decayed=past.decayed(self.keys[key])) if reads_decayed(key, names) else counts
+    def feature_table(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> RowTable:
+        """The same to be looked up by row; that of `past` is made once, since training and evaluation read it alike."""
+        key = (ctr, tuple(names))
+        if past is not self.past:
+            return features_by_block(self._source(past, ctr, names))
+        if key not in self._tables:
+            self._tables.clear()
+            self._tables[key] = features_by_block(self._source(past, ctr, names))
+        return self._tables[key]
+
+    def _source(self, past: HistoryView, ctr: float, names: Sequence[str]) -> FeatureSource:
+        return FeatureSource(
+            self.log, self.keys, past, self.counters, ctr, tuple(names), self.groups, self.request_rows
+        )
+
+    @cached_property
+    def _tables(self) -> dict[tuple[float, tuple[str, ...]], RowTable]:
+        return {}
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
@@ -175,9 +185,15 @@ class Dataset:
         timed = bool((self.log.time != NO_TIME).any())
         return features_for(timed=timed, request_rows=len(self.log) / max(1, len(self.request_rows)))
 
-    @cached_property
+    @property
     def context_hashes(self) -> npt.NDArray[np.uint64]:
         """See `ranking.inputs.context.context_hashes`, uint64 [rows, words]."""
+        hashes, kind = self.context_kinds
+        return hashes[kind]
+
+    @cached_property
+    def context_kinds(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+        """The same of each combination of values that rows have, [kinds, words], and the kind of each row, [rows]."""
         log = self.log
         minutes = np.where(log.time != NO_TIME, log.time // _MINUTE + log.utc_offset, 0)  # on the clock on the wall
         hours = np.where(log.time != NO_TIME, minutes // 60 % (7 * 24), NO_VALUE)  # of a week
@@ -188,7 +204,7 @@ class Dataset:
             context = log.context_at(row)
             user = self.users.get(log.user_id[row], UserProfile())
             found.append(context_hashes(user, context, context.timestamp, self.context_words))
-        return np.array(found, np.uint64).reshape(len(first), self.context_words)[kind]
+        return np.array(found, np.uint64).reshape(len(first), self.context_words), kind.astype(np.int32)
 
     @property
     def _kinds_of_users(self) -> Integers:
@@ -281,13 +297,14 @@ def load_dataset(
         split = "request" if why else "time"
         report = report.noted(f"Split by request, not by time: {why}.") if why else report
     before, note = _history_before(history, read, split, max_rejected)
+    parts, drawn = _bounded(log, _split(log, split, seed), _MOST_HELD_OUT)
     return Dataset(
         log,
-        report.noted(*note),
+        report.noted(*note, *drawn),
         read.ads,
         read.users,
         key_columns(log.ad_id, log.user_id, read.ads),
-        _split(log, split, seed),
+        parts,
         split,
         history=before,
     )
@@ -319,6 +336,18 @@ def _why_not_by_time(log: ClickLog) -> str:
     except InputError:
         return f"too many of the {len(log):,} rows share one of {len(np.unique(log.time)):,} times"
     return ""
+
+
+def _bounded(log: ClickLog, split: Split, most: int) -> tuple[Split, tuple[str, ...]]:
+    """The split with at most so many rows to validate and to test on, and what is to be said of it."""
+    drawn = Split(split.train, *(drawn_units(log, part, most) for part in (split.valid, split.test)))
+    notes = [
+        f"The {name} part is {len(few):,} of {len(every):,} rows, those of users drawn at random; "
+        "the others are looked back on alone."
+        for name, few, every in (("validation", drawn.valid, split.valid), ("test", drawn.test, split.test))
+        if len(few) < len(every)
+    ]
+    return drawn, tuple(notes)
 
 
 def _split(log: ClickLog, split: str, seed: int) -> Split:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import ClickLog, Integers
-from ranking.inputs.features import Features
+from ranking.data.feature_table import RowFeatures
 from ranking.model.trees import LabelledRows
 from ranking.training.losses import GROUP_LOSSES, click_loss
 from ranking.training.options import CommonOptions
@@ -66,7 +66,7 @@ def labelled(clicks: Integers, impressions: Integers) -> tuple[Integers, Integer
     return kept % len(clicks), labels[kept], weights[kept]
 
 
-def labelled_rows(log: ClickLog, features: Features, rows: Integers) -> LabelledRows:
+def labelled_rows(log: ClickLog, features: RowFeatures, rows: Integers) -> LabelledRows:
     """Some rows of a log for those who learn from a label and its weight; `features` are those of the whole log."""
     place, labels, weights = labelled(log.clicks[rows], log.impressions[rows])
     return LabelledRows(features[rows[place]], labels, weights)

@@ -15,6 +15,7 @@ from adcascade.records.errors import InputError
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.vectors.encoder import TextEncoder, load_encoder
 from ranking.data.dataset import Dataset
+from ranking.data.feature_table import RowFeatures
 from ranking.data.labels import labelled, labelled_rows
 from ranking.evaluation.metrics import Probabilities
 from ranking.evaluation.text_ridge import ad_layers, text_ridge_logits
@@ -37,6 +38,8 @@ _ON_FEATURES: Mapping[str, tuple[str, ...]] = {
     CLICK_RATES: ("ad_ctr_logit", "user_ctr_logit"),
 }
 _ID_BUCKETS = 2**20
+# Training rows that peers are fitted on at most, the newest.
+_MOST_FITTED = 1_000_000
 
 
 def fit_logistic(
@@ -54,12 +57,12 @@ def fit_logistic(
 
 
 def baselines(
-    data: Dataset, features: Features, names: Sequence[str], rows: Integers, *, which: str = "fast"
+    data: Dataset, features: RowFeatures, names: Sequence[str], rows: Integers, *, which: str = "fast"
 ) -> dict[str, Probabilities]:
     """p_click of each peer for the given rows.
 
     Args:
-        features: Normalised dense features of the whole log, the same that the ranker reads.
+        features: Normalised dense features of the rows of the log, the same that the ranker reads.
         names: Of these features; a peer that needs another one is left out.
         which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": those that read text, too.
 
@@ -70,19 +73,33 @@ def baselines(
         raise InputError(f"there are no peers {which!r}; choose one of {', '.join(WHICH)}")
     if which == "none":
         return {}
-    predictions = {
-        name: _logistic(data, features[:, [names.index(feature) for feature in wanted]], rows, data.split.train)
-        for name, wanted in _ON_FEATURES.items()
-        if set(wanted) <= set(names)
-    }
-    predictions[ALL_COUNTERS] = _logistic(data, features, rows, data.split.train, strength=0.01)
-    predictions[IDS] = _logistic(data, _one_hot(data), rows, data.split.train, strength=0.1)
-    trees = _trees(data, features, rows)
+    train = fitted_rows(data)
+    known, asked = features[train], features[rows]
+    predictions = {}
+    for name, wanted in _ON_FEATURES.items():
+        if set(wanted) <= set(names):
+            columns = [names.index(feature) for feature in wanted]
+            predictions[name] = _logistic(data, known[:, columns], asked[:, columns], train)
+    predictions[ALL_COUNTERS] = _logistic(data, known, asked, train, strength=0.01)
+    predictions[IDS] = _logistic(data, *_one_hot(data, train, rows), train, strength=0.1)
+    del known
+    trees = _trees(data, features, asked, train)
     if trees is not None:
         predictions[TREES] = trees
     if which == "all":
         predictions |= {name: _on_one_column(data, read, rows) for name, read in _text_columns(data).items()}
     return predictions
+
+
+def fitted_rows(data: Dataset) -> Integers:
+    """The rows of the training part that peers are fitted on: all, or the newest ones of a large log."""
+    return data.split.train[-_MOST_FITTED:]
+
+
+def fitted_note(data: Dataset) -> str:
+    """What is to be said where these are not all; "" where they are."""
+    fitted, rows = len(fitted_rows(data)), len(data.split.train)
+    return "" if fitted == rows else f"The baselines are fitted on the newest {fitted:,} of {rows:,} training rows."
 
 
 _Column = Callable[[Integers], npt.NDArray[np.float32]]
@@ -100,33 +117,45 @@ def _text_columns(data: Dataset) -> dict[str, _Column]:
 
 def _on_one_column(data: Dataset, read: _Column, rows: Integers) -> Probabilities:
     """What `read` says as probabilities, by a logistic regression on the validation part."""
-    wanted = np.concatenate([data.split.valid, rows])
-    column = np.zeros((len(data.log), 1), np.float32)
-    column[wanted, 0] = read(wanted)
-    return _logistic(data, column, rows, data.split.valid)
+    valid = data.split.valid
+    column = read(np.concatenate([valid, rows]))[:, None]
+    return _logistic(data, column[: len(valid)], column[len(valid) :], valid)
 
 
 def _logistic(
-    data: Dataset, features: Features | csr_matrix, rows: Integers, fitted_on: Integers, strength: float = 1.0
+    data: Dataset,
+    known: Features | csr_matrix,
+    asked: Features | csr_matrix,
+    fitted_on: Integers,
+    strength: float = 1.0,
 ) -> Probabilities:
-    """The CTR of the training part where the rows to fit on hold one class only."""
-    clicks, impressions = data.log.clicks[fitted_on], data.log.impressions[fitted_on]
-    fitted = fit_logistic(features[fitted_on], clicks, impressions, strength)
+    """p_click of the rows `asked`; the CTR of the training part where the rows to fit on hold one class only.
+
+    Args:
+        known: features of the rows `fitted_on`.
+    """
+    fitted = fit_logistic(known, data.log.clicks[fitted_on], data.log.impressions[fitted_on], strength)
     if fitted is None:
-        return np.full(len(rows), data.prior_ctr)
-    p_click: Probabilities = fitted.predict_proba(features[rows])[:, 1]
+        return np.full(asked.shape[0], data.prior_ctr)
+    p_click: Probabilities = fitted.predict_proba(asked)[:, 1]
     return p_click
 
 
-def _one_hot(data: Dataset) -> csr_matrix:
-    """User, ad, category, attributes and context of each row as ones among hashed columns."""
-    ids = np.stack([_id_buckets(key, data.keys[key]) for key in ("ad", "category", "user")], axis=1)
-    words = context_buckets(data.context_hashes)
+def _one_hot(data: Dataset, known: Integers, asked: Integers) -> tuple[csr_matrix, csr_matrix]:
+    """User, ad, category, attributes and context of some rows and of others as ones among hashed columns.
+
+    Columns that none of the first rows has are left out.
+    """
+    both = np.concatenate([known, asked])
+    ids = np.stack([_id_buckets(key, data.keys[key][both]) for key in ("ad", "category", "user")], axis=1)
+    hashes, kind = data.context_kinds
+    words = context_buckets(hashes)[kind[both]]
     columns = np.concatenate([ids, np.where(words > 0, _ID_BUCKETS + words, 0)], axis=1)
     rows = np.repeat(np.arange(len(columns)), columns.shape[1])
     matrix = csr_matrix((np.ones(columns.size), (rows, columns.ravel())), (len(columns), _ID_BUCKETS + CONTEXT_BUCKETS))
-    used = np.unique(matrix[data.split.train].indices)
-    return matrix[:, used[used > 0]]
+    used = np.unique(matrix[: len(known)].indices)
+    matrix = matrix[:, used[used > 0]]
+    return matrix[: len(known)], matrix[len(known) :]
 
 
 def _id_buckets(key: str, names: CodedColumn) -> Integers:
@@ -136,15 +165,15 @@ def _id_buckets(key: str, names: CodedColumn) -> Integers:
     return names.of_names(bucket, bucket(""), np.int64)
 
 
-def _trees(data: Dataset, features: Features, rows: Integers) -> Probabilities | None:
+def _trees(data: Dataset, features: RowFeatures, asked: Features, fitted_on: Integers) -> Probabilities | None:
     """Gradient-boosted trees (Ke et al. 2017), stopped early on the validation part; None if not installed."""
-    train, valid = (labelled_rows(data.log, features, part) for part in (data.split.train, data.split.valid))
+    train, valid = (labelled_rows(data.log, features, part) for part in (fitted_on, data.split.valid))
     try:
         model = fit_booster(train, valid)
     except ImportError as error:
         log.warning("the baseline of boosted trees is left out: %s", error)
         return None
-    return None if model is None else np.asarray(model.predict(features[rows]), np.float64)
+    return None if model is None else np.asarray(model.predict(asked), np.float64)
 
 
 def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from ranking.artifact import ModelVersion, Ranker
 from ranking.data.dataset import Dataset
-from ranking.evaluation.baselines import baselines
+from ranking.evaluation.baselines import baselines, fitted_note
 from ranking.evaluation.bootstrap import with_intervals
 from ranking.evaluation.metrics import (
     Sample,
@@ -88,6 +88,7 @@ def evaluate(
         curves={name: _curves(sample) for name, sample in samples.items()},
         worst_errors=tuple(_surprises(data, rows, own)),
         milliseconds=milliseconds,
+        baselines_note="" if which_baselines == "none" else fitted_note(data),
     )
 
 

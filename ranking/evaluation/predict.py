@@ -11,9 +11,9 @@ from adcascade.records.clicks import Integers
 from ranking.artifact import Ranker
 from ranking.data.behaviour_rows import BehaviourRows, known_logits
 from ranking.data.dataset import Dataset
+from ranking.data.feature_table import RowFeatures
 from ranking.data.scorer import Scored, Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
-from ranking.inputs.features import Features
 from ranking.runtime.hardware import choose_precision
 
 
@@ -25,13 +25,13 @@ class Predicted:
         rows: the rows in the order of the logits.
         logits: of a click, float64 [rows].
         conversion_logits: of a conversion given the click, float64 [rows].
-        features: normalised dense features of every row of the log, float32 [log rows, features].
+        features: normalised dense features of the rows of the log.
     """
 
     rows: Integers
     logits: npt.NDArray[np.float64]
     conversion_logits: npt.NDArray[np.float64]
-    features: Features
+    features: RowFeatures
 
 
 class Predictor:

@@ -70,7 +70,7 @@ def _caption(evaluation: Evaluation) -> str:
         if name in evaluation.differences:
             lead = evaluation.differences[name]["auc"]
             caption += f" Ranker minus {name}: AUC {lead.value:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]."
-    return caption
+    return f"{caption} {evaluation.baselines_note}".rstrip()
 
 
 def _plain(value: float) -> str:
@@ -186,6 +186,7 @@ def evaluation_as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "ranker_minus": _metrics_as_dict(evaluation.differences),
         "threshold": evaluation.threshold,
         "threshold_note": evaluation.threshold_note,
+        **({"baselines_note": evaluation.baselines_note} if evaluation.baselines_note else {}),
         "units": evaluation.units,
         "at_threshold": evaluation.at_threshold,
         "calibration_noise": evaluation.calibration_noise,

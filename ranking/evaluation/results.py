@@ -69,6 +69,7 @@ class Evaluation:
         curves: of each model.
         milliseconds: in which the ranker and its teacher read a request (see `ranking.evaluation.speed`); empty without
             a teacher.
+        baselines_note: what is to be said of the rows that the peers were fitted on; "" if these are all.
     """
 
     metrics: "dict[str, dict[str, Interval]]"
@@ -84,6 +85,7 @@ class Evaluation:
     curves: dict[str, Curves]
     worst_errors: tuple[WorstError, ...]
     milliseconds: dict[str, float]
+    baselines_note: str = ""
 
     @property
     def predicted_over_actual(self) -> float:

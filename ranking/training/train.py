@@ -19,6 +19,7 @@ from adcascade.training.workers import Workers, join_workers, worker_device
 from ranking.artifact import ModelVersion, Ranker, RankerModel, check_lengths, default_join_layer, load_base
 from ranking.calibration.calibrate import fit_calibration, fit_conversions
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
+from ranking.data.block_features import moments
 from ranking.data.dataset import Dataset
 from ranking.data.scorer import Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
@@ -293,11 +294,7 @@ def _spec(
     data: Dataset, options: TrainOptions, model: RankerModel, shape: ModelShape, names: tuple[str, ...]
 ) -> CtrSpec:
     prior_ctr = data.prior_ctr
-    features = data.features(data.past, prior_ctr, names)[data.split.train].astype(np.float64)
-    known = ~np.isnan(features)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, features, 0).sum(axis=0) / count
-    deviation = np.sqrt((np.where(known, features - mean, 0) ** 2).sum(axis=0) / count)
+    mean, deviation = moments(data.feature_table(data.past, prior_ctr, names), data.split.train)
     return CtrSpec(
         architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
         base=options.base.name,

@@ -11,6 +11,7 @@ from adcascade.records.clicks import ClickLog
 from adcascade.training.stage import StageContext, TrainingProgress
 from ranking.calibration.calibrate import fit_slopes, held_out_logistic_loss
 from ranking.data.dataset import Dataset
+from ranking.data.feature_table import RowFeatures
 from ranking.data.labels import labelled_rows
 from ranking.inputs.features import Features
 from ranking.model.trees import LEARNING_RATE, Blend, BoostedTrees, fit_booster
@@ -28,7 +29,7 @@ _MOST_ROWS = 2_000_000
 _MIN_GAIN = 0.0002
 
 
-def train_trees(data: Dataset, features: Features, network: Logits, context: StageContext) -> BoostedTrees | None:
+def train_trees(data: Dataset, features: RowFeatures, network: Logits, context: StageContext) -> BoostedTrees | None:
     """Boosted trees of the training part; None where they do not help the network on the validation part.
 
     Args:
