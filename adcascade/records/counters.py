@@ -207,22 +207,38 @@ class CounterTable(Mapping[str, Total]):
     """Totals by id, in columns: a thousand ids are looked up in a tenth of a millisecond.
 
     Args:
-        ids: Each once.
+        ids: Each once; of an Arrow array they become texts of Python only once one is looked up.
         values: of each id, float64 [ids, 4 + 2 half-lives]: impressions, clicks, first, last (NaN where no time is
-            known), and the decayed impressions and clicks of each half-life, as they were at `last`.
+            known), and the decayed impressions and clicks of each half-life, as they were at `last`; or the first four
+            alone, if nothing is counted with decay.
     """
 
-    def __init__(self, ids: Iterable[str], values: Floats) -> None:
-        self._rows = {name: row for row, name in enumerate(ids)}
+    def __init__(self, ids: Iterable[str] | pa.LargeStringArray, values: Floats) -> None:
+        self._ids = ids if isinstance(ids, pa.LargeStringArray) else pa.array(list(ids), pa.large_string())
+        if not isinstance(ids, pa.LargeStringArray):
+            self._rows  # noqa: B018 (a server looks ids up at once)
         # One more row stands for ids that are not known.
-        self._values = np.concatenate([values.reshape(-1, _WIDTH), _UNKNOWN_VALUES[None]])
+        self._values = np.concatenate([values, _UNKNOWN_VALUES[None, : values.shape[1]]])
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self._ids.to_pylist())}
 
     @classmethod
     def of(cls, totals: Mapping[str, Total]) -> "CounterTable":
         """The same totals in columns."""
         if isinstance(totals, CounterTable):
             return totals
-        return cls(totals, np.array([_values_of(total) for total in totals.values()], np.float64))
+        values = np.array([_values_of(total) for total in totals.values()], np.float64)
+        return cls(totals, values.reshape(-1, _WIDTH))
+
+    def columns(self, key: str) -> pa.Table:
+        """The totals as lines of ``counters.parquet``, which are of `key`."""
+        numbers = np.zeros((len(self), _WIDTH))
+        numbers[:, : self._values.shape[1]] = self._values[:-1]
+        columns = [pa.array(one.copy(), mask=np.isnan(one)) for one in numbers.T]
+        names = pa.DictionaryArray.from_arrays(np.zeros(len(self), np.int32), [key])
+        return pa.Table.from_arrays([names, self._ids, *columns], _SNAPSHOT_SCHEMA.names).cast(_SNAPSHOT_SCHEMA)
 
     def __getitem__(self, name: str) -> Total:
         impressions, clicks, *times = self._values[self._rows[name], :4].tolist()
@@ -234,7 +250,7 @@ class CounterTable(Mapping[str, Total]):
         return iter(self._rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._ids)
 
     @property
     def last(self) -> float | None:
@@ -244,8 +260,9 @@ class CounterTable(Mapping[str, Total]):
 
     def values_of(self, ids: Sequence[str]) -> Floats:
         """Columns as `values` of these ids, float64 [ids, columns]; an unknown one counts nothing."""
-        rows, unknown = self._rows, len(self._rows)
-        return self._values[[rows.get(name, unknown) for name in ids]]
+        rows, unknown = self._rows, len(self._ids)
+        found = self._values[[rows.get(name, unknown) for name in ids]]
+        return np.pad(found, ((0, 0), (0, _WIDTH - found.shape[1])))
 
 
 _NO_TABLE = CounterTable((), np.empty((0, _WIDTH)))
@@ -295,11 +312,10 @@ class CounterSnapshot:
 
     def save(self, path: Path) -> None:
         """Writes a Parquet table: key, id, impressions, clicks, first, last, and these decayed by each half-life."""
-        lines = [
-            (key, name, *_values_of(total)) for key, totals in self.totals.items() for name, total in totals.items()
-        ]
-        columns = zip(*lines, strict=True) if lines else ([] for _ in _SNAPSHOT_SCHEMA)
-        pq.write_table(pa.table([list(column) for column in columns], schema=_SNAPSHOT_SCHEMA), path)
+        with pq.ParquetWriter(path, _SNAPSHOT_SCHEMA) as writer:
+            for key, table in self._tables.items():
+                if len(table):
+                    writer.write_table(table.columns(key))
 
     @classmethod
     def load(cls, path: Path) -> "CounterSnapshot":
@@ -354,9 +370,9 @@ def _totals(key: str, keys: CodedColumn, log: ClickLog) -> CounterTable:
     np.minimum.at(first, codes[timed], time[timed] / 1e6)
     np.maximum.at(last, codes[timed], time[timed] / 1e6)
     counted = [np.bincount(codes, column[known], count) for column in (log.impressions, log.clicks)]
-    values = np.zeros((count, _WIDTH))
+    values = np.zeros((count, _WIDTH if key in DECAYED else 4))
     values[:, :4] = np.stack([*counted, *(np.where(np.isfinite(end), end, np.nan) for end in (first, last))], axis=1)
     if key in DECAYED:
         events = _events(keys, log, np.arange(len(log)))
         values[events.key[events.ends], 4:] = _decayed_at(events, events.ends).reshape(-1, len(_DECAYED_NUMBERS))
-    return CounterTable(keys.names.to_pylist(), values)
+    return CounterTable(keys.names, values)

@@ -18,6 +18,8 @@ from adcascade.records.coded import CodedColumn
 log = logging.getLogger(__name__)
 
 _IDENTITY = "identity"
+# Names that are texts of Python at once while they are hashed.
+_NAMES = 1 << 18
 
 
 def unfinished_folder(root: Path, *parts: object) -> Path:
@@ -38,7 +40,8 @@ def _add(digest: "hashlib._Hash", part: object) -> None:
             _add(digest, name)
             _add(digest, value)
     elif isinstance(part, CodedColumn):
-        _add(digest, part.names.to_pylist())
+        for start in range(0, len(part.names), _NAMES):
+            _add(digest, part.names[start : start + _NAMES].to_pylist())
         _add(digest, part.codes)
     elif isinstance(part, np.ndarray) and part.dtype != object:
         digest.update(f"{part.dtype} {part.shape} ".encode())

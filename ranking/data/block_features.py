@@ -15,6 +15,8 @@ from ranking.inputs.features import FeatureInputs, Features, dense_features, rea
 
 # Rows of a block: their features and what these are made from are a few hundred megabytes.
 _BLOCK_ROWS = 1 << 18
+# Into how many tables of counters the memory of one of features is cut.
+_TABLES = 8
 
 Moments = npt.NDArray[np.float64]
 
@@ -54,7 +56,7 @@ def features_by_block(
     table = RowTable(count, len(source.names), np.float32, order, most_in_memory)
     tables = {}
     if source.counters is None:
-        tables = {key: _counted(source, key, block_rows, most_in_memory) for key in source.keys}
+        tables = {key: _counted(source, key, block_rows, most_in_memory // _TABLES) for key in source.keys}
     for start, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         rows = np.arange(start, end) if order is None else order[start:end]
         table.append(_features(source, tables, rows))
