@@ -72,20 +72,20 @@ class BehaviourRows:
         self._spec = spec = ranker.spec
         self._device = device
         place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
-        self._ad = data.events.ad_id.of_names(place.__getitem__, -1, np.int64)
+        self._ad = data.events.ad_id.of_names(place.__getitem__, -1, np.int32)
         people = data.log.user_id.compact()
-        self._user = people.codes.astype(np.int64)
+        self._user = people.codes
         interests, stated = _interests(data, people.names.to_pylist(), ranker)
         # Ads, and after them the interests that users state; which of these each row's user states, -1 for none.
-        self._interest = np.append(np.where(stated >= 0, len(place) + stated, -1), -1)[self._user]
+        self._interest = np.append(np.where(stated >= 0, len(place) + stated, -1), -1).astype(np.int32)[self._user]
         vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), interests])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
-        self._classes = np.select([data.events.conversions > 0, data.events.clicks > 0], [2, 1], 0)
+        self._classes = np.where(data.events.conversions > 0, 2, data.events.clicks > 0).astype(np.int8)
         hashes, kind = data.reading(spec.shape.context_words).context_kinds
         self._context = _filled(torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets))).to(device)
         self._kind_of_context = torch.from_numpy(kind).to(device)
-        self._positions = torch.from_numpy(data.log.position.astype(np.int64)).to(device)
+        self._positions = torch.from_numpy(data.log.position).to(device)
         self._look_back(data.past)
 
     def _look_back(self, past: HistoryView) -> None:
@@ -143,7 +143,7 @@ class BehaviourRows:
         of_events = np.ones(starts[-1], np.bool_)
         of_events[heads] = False
 
-        def filled(of_interests: npt.ArrayLike, values: Integers) -> Integers:
+        def filled(of_interests: npt.ArrayLike, values: npt.NDArray[np.integer[Any]]) -> Integers:
             slots = np.empty(len(of_events), np.int64)
             slots[heads], slots[of_events] = of_interests, values
             return slots
@@ -208,12 +208,12 @@ class BehaviourRows:
 
     def of_position(self, model: BehaviourModel, rows: Integers) -> Tensor:
         """See `BehaviourModel.of_position`."""
-        return model.of_position(self._positions[torch.from_numpy(rows).to(self._device)])
+        return model.of_position(self._positions[torch.from_numpy(rows).to(self._device)].long())
 
     def center_positions(self, model: BehaviourModel, rows: Integers) -> None:
         """See `BehaviourModel.center_positions`."""
         impressions = torch.from_numpy(self._data.log.impressions[rows]).to(self._device)
-        model.center_positions(self._positions[torch.from_numpy(rows).to(self._device)], impressions)
+        model.center_positions(self._positions[torch.from_numpy(rows).to(self._device)].long(), impressions)
 
     def _shown(self, rows: Integers) -> Impressions:
         place = torch.from_numpy(rows).to(self._device)
@@ -223,18 +223,18 @@ class BehaviourRows:
     def _history(self, window: Window) -> History:
         history = History(
             self._keys(window.events),
-            self._tensor(self._classes[window.events]),
+            self._tensor(self._classes[window.events].astype(np.int64)),
             torch.from_numpy(self._gaps(window)).to(self._device),
             torch.from_numpy(window.visible).to(self._device),
         )
-        of_rows = self._interest[window.rows]
+        of_rows = self._interest[window.rows].astype(np.int64)
         stated = np.unique(of_rows[of_rows >= 0])
         if not len(stated):
             return history
         return with_interests(history, self.texts.vectors[stated], self._tensor(of_rows[:, None] == stated))
 
     def _keys(self, rows: Integers) -> AdInputs:
-        ads = self._tensor(self._ad[rows])
+        ads = self._tensor(self._ad[rows].astype(np.int64))
         return AdInputs(self.texts.vectors[ads], self.texts.buckets[ads])
 
     def _gaps(self, window: Window) -> Integers:
@@ -276,13 +276,13 @@ def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> Behav
 
 @torch.no_grad()
 def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
-    """Logits of the wanted rows in evaluation mode, in their order, on the CPU."""
+    """Logits of the wanted rows, each given once, in evaluation mode, in their order, on the CPU."""
     model.eval()
-    units = rows.units(wanted)
-    click, conversion = (torch.empty(len(rows.dense)) for _ in range(2))
+    units, order = rows.units(wanted), np.argsort(wanted, kind="stable")
+    click, conversion = (torch.empty(len(wanted)) for _ in range(2))
     for chosen in units.by_size(ROWS_PER_PASS):
         scored_rows, batch = rows.batch(units, chosen)
-        scored, at = model.of_users(batch), torch.from_numpy(scored_rows)
+        at = torch.from_numpy(order[np.searchsorted(wanted, scored_rows, sorter=order)])
+        scored = model.of_users(batch)
         click[at], conversion[at] = scored.click.cpu(), scored.conversion.cpu()
-    back = torch.from_numpy(wanted)
-    return BehaviourLogits(click[back], conversion[back])
+    return BehaviourLogits(click, conversion)

@@ -19,6 +19,7 @@ from adcascade.records.coded import NO_VALUE, combinations
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import RowFeatures
+from ranking.data.known_logits import RowLogits
 from ranking.model.batch import PairBatch, TokenIds, pad, tokenize
 from ranking.model.shared_user import TextVectors
 
@@ -99,7 +100,7 @@ class BatchMaker:
         data: Dataset,
         ads: AdTexts,
         features: RowFeatures,
-        behaviour: npt.NDArray[np.float32],
+        behaviour: RowLogits,
         of_position: npt.NDArray[np.float32],
         ranker: Ranker,
         device: torch.device,
@@ -136,6 +137,8 @@ class BatchMaker:
     def batches(self, blocks: Sequence[Integers], pairs_per_batch: int) -> Iterator[LabelledBatch]:
         """Batches of whole blocks with about `pairs_per_batch` pairs, in the given order."""
         waiting: list[npt.NDArray[Any]] = []
+        if blocks:  # what is known of their rows is worked out for all of them together
+            self.behaviour_of(np.concatenate(blocks))
         for block in blocks:
             waiting.append(block)
             if sum(map(len, waiting)) >= pairs_per_batch:

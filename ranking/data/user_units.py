@@ -6,11 +6,13 @@ are then read once for all of them. Rows of a request are never torn apart, but 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
+from adcascade.records.coded import Codes
 from adcascade.records.history import Spans
 
 _UNIT_ROWS, _UNIT_EVENTS = 128, 256
@@ -62,12 +64,12 @@ class UserUnits:
         yield from np.split(order, np.flatnonzero(batch[1:] != batch[:-1]) + 1)
 
 
-def make_units(rows: Integers, users: Integers, requests: Integers, spans: Spans) -> UserUnits:
+def make_units(rows: Integers, users: Codes, requests: Integers, spans: Spans) -> UserUnits:
     """Puts rows into units.
 
     Args:
         rows: row indices; the log is in order of time.
-        users, requests: codes of each row of the log, int64 [log rows].
+        users, requests: codes of each row of the log, int32 and int64 [log rows].
         spans: of each of `rows`.
     """
     order = np.lexsort((rows, users[rows]))
@@ -85,7 +87,7 @@ def make_units(rows: Integers, users: Integers, requests: Integers, spans: Spans
     return UserUnits(rows, relative, np.r_[starts, len(rows)], low, counts, np.maximum(ends - first_that_sees, 0))
 
 
-def _unit_starts(user: Integers, request: Integers, last: Integers) -> Integers:
+def _unit_starts(user: Codes, request: Integers, last: Integers) -> Integers:
     """Where units begin, [units]: at another user, and every so many rows or events."""
     new_user = _changes(user)
     user_start = _latest(new_user)
@@ -97,7 +99,7 @@ def _unit_starts(user: Integers, request: Integers, last: Integers) -> Integers:
     return np.flatnonzero(new_user | _changes(of_rows) | _changes(of_events))
 
 
-def _changes(codes: Integers) -> npt.NDArray[np.bool_]:
+def _changes(codes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
     """Where a code differs from the one before; the first one does."""
     changes = np.ones(len(codes), np.bool_)
     changes[1:] = codes[1:] != codes[:-1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from ranking.artifact import Ranker
 from ranking.data.behaviour_rows import BehaviourRows, known_logits
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import RowFeatures
+from ranking.data.known_logits import KnownLogits
 from ranking.data.scorer import Scored, Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, LabelledBatch, make_blocks
 from ranking.runtime.hardware import choose_precision
@@ -48,17 +50,17 @@ class Predictor:
         self.model = ranker.model.to(device).eval()
         ads = AdTexts(data, ranker.tokenizer, ranker.spec.max_ad_tokens)
         rows = BehaviourRows(data, ads, ranker, device)
-        known = known_logits(ranker, rows, np.arange(len(data.log)))
-        click = known.click.numpy()
-        self._features, self._conversion = rows.dense, known.conversion.numpy()
+        self._features, self._known = rows.dense, KnownLogits(len(data.log), partial(known_logits, ranker, rows))
         self._scorer = Scorer(ranker, device, choose_precision(precision, device), keep=True)
-        self._maker = BatchMaker(data, ads, rows.dense, click, np.zeros_like(click), ranker, device)
+        self._maker = BatchMaker(
+            data, ads, rows.dense, self._known, np.zeros(len(data.log), np.float32), ranker, device
+        )
 
     def predict(self, wanted: Integers) -> Predicted:
         """Scores the wanted rows."""
         blocks = make_blocks(self.data, wanted, max_ads=1000, merge_requests=False)
         found, logits = predict_logits(self._scorer, self._maker, blocks)
-        return Predicted(found, logits, self._conversion[found].astype(np.float64), self._features)
+        return Predicted(found, logits, self._known.conversion(found).astype(np.float64), self._features)
 
     def batch(self, blocks: Sequence[Integers]) -> LabelledBatch:
         """Blocks of rows (see `ranking.data.text_batches.make_blocks`) as this model reads them, in their order."""

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ranking.calibration.calibrate import fit_calibration, fit_conversions
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
 from ranking.data.block_features import moments
 from ranking.data.dataset import Dataset
+from ranking.data.known_logits import KnownLogits
 from ranking.data.scorer import Scorer, predict_logits
 from ranking.data.text_batches import AdTexts, BatchMaker, make_blocks
 from ranking.errors import ModelError
@@ -102,8 +104,8 @@ def train(
         start = replace(start, ranker=replace(start.ranker, trees=_trees(data, start, whole)))
     # That of the first process for all: else they would end the text stage apart, and wait for each other.
     spent = workers.agree(learned.seconds + time.monotonic() - after_network, device)
-    known = known_logits(start.ranker, rows, np.arange(len(data.log)))
-    maker = _batch_maker(data, start, _for_text(known, data, start), device)
+    known = KnownLogits(len(data.log), partial(_for_text, data, start))
+    maker = _batch_maker(data, start, known, device)
     bfloat16 = choose_precision(common.precision, device)
     scorer = Scorer(start.ranker, device, bfloat16, keep=options.text.train_layers == "joined")
     teacher = load_named(options.teacher.version) if options.teacher.version else None
@@ -112,7 +114,7 @@ def train(
         lessons = make_lessons(data, teacher, model, options.teacher, device, common.precision)
     fit = train_text(model, scorer, maker, data, options.text, common, _rest(whole, spent, checkpoints), lessons)
     predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
-    spec = _calibrated(start.ranker.spec, data, predicted, logits, known.conversion.numpy()[predicted])
+    spec = _calibrated(start.ranker.spec, data, predicted, logits, known.conversion(predicted).astype(np.float64))
     model.cpu()
     trees = start.ranker.trees
     spec = spec.model_copy(update={"trees": None if trees is None else trees.blend})
@@ -144,22 +146,22 @@ def _trees(data: Dataset, start: Start, whole: StageContext) -> BoostedTrees | N
     return train_trees(data, start.rows.dense, network.click.double().numpy(), replace(whole, seconds=seconds))
 
 
-def _batch_maker(data: Dataset, start: Start, known: BehaviourLogits, device: torch.device) -> BatchMaker:
+def _batch_maker(data: Dataset, start: Start, known: KnownLogits, device: torch.device) -> BatchMaker:
     """Batches for the text layers, with what the trained behaviour part says of every row."""
     model, rows = start.ranker.model, start.rows
     with torch.no_grad():
         of_position = rows.of_position(model.behaviour, np.arange(len(data.log))).cpu().numpy()
-    return BatchMaker(data, start.ads, rows.dense, known.click.numpy(), of_position, start.ranker, device)
+    return BatchMaker(data, start.ads, rows.dense, known, of_position, start.ranker, device)
 
 
-def _for_text(known: BehaviourLogits, data: Dataset, start: Start) -> BehaviourLogits:
+def _for_text(data: Dataset, start: Start, rows: Integers) -> BehaviourLogits:
     """What the text layers learn beside: of training rows the network alone, since trees know these rows by heart."""
-    if start.ranker.trees is None:
+    known = known_logits(start.ranker, start.rows, rows)
+    at = np.flatnonzero(np.isin(rows, data.split.train))
+    if start.ranker.trees is None or not len(at):
         return known
-    train = data.split.train
-    click = known.click.clone()
-    click[torch.from_numpy(train)] = behaviour_logits(start.ranker.model.behaviour, start.rows, train).click
-    return BehaviourLogits(click, known.conversion)
+    known.click[at] = behaviour_logits(start.ranker.model.behaviour, start.rows, rows[at]).click
+    return known
 
 
 def _first_part(whole: StageContext, options: BehaviourOptions, checkpoints: Path | None) -> StageContext:
