@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_records_history import FOLDS, LOGS, make_log
 
-from adcascade.records.clicks import NO_TIME
+from adcascade.records.clicks import NO_TIME, ClickLog
 from adcascade.records.counters import CounterSnapshot, Total, out_of_fold_counts, point_in_time_counts
 
 
@@ -104,3 +104,22 @@ def test_a_snapshot_holds_what_the_counters_would_say_after_the_last_row():
     head, at_end = snapshot_of(log.take(np.arange(40))), point_in_time_counts(log.ad_id, log)
     want = head.counts("ad", log.ad_id[40:].tolist())
     assert as_rows(at_end)[40:] == as_rows(want)
+
+
+def test_counters_written_in_pieces_are_read_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr("adcascade.records.counters._LINES", 3)
+    times = np.arange(8, dtype=np.int64) * 3_600_000_000 + 1_700_000_000_000_000
+    times[:2] = NO_TIME
+    ones = np.ones(8, np.int64)
+    users, ads = list("abcdefgh"), list("xyxyxyzz")
+    log = ClickLog.of(users, ads, users, times, 0 * ones, ones, ones, 0 * ones, 0 * ones, {})
+    snapshot = CounterSnapshot.of(log, {"ad": log.ad_id, "user": log.user_id})
+    snapshot.save(tmp_path / "counters.parquet")
+    read = CounterSnapshot.load(tmp_path / "counters.parquet")
+    assert {key: dict(table) for key, table in read.totals.items()} == {
+        key: dict(table) for key, table in snapshot.totals.items()
+    }
+    assert read.totals["user"]["a"].last is None
+    assert read.totals["user"]["h"].decayed == ()
+    assert len(read.totals["ad"]["z"].decayed) == 8
+    np.testing.assert_array_equal(read.counts("user", ["h", "no one"]).clicks, [1, 0])

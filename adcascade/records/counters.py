@@ -46,6 +46,7 @@ _NUMBERS = ("impressions", "clicks", "first", "last")
 _DECAYED_NUMBERS = tuple(f"{what}_{name}" for name in HALF_LIVES_H for what in ("impressions", "clicks"))
 _UNKNOWN_VALUES = np.array([0, 0, np.nan, np.nan, *(0.0 for _ in _DECAYED_NUMBERS)])
 _WIDTH = len(_UNKNOWN_VALUES)
+_LINES = 1 << 20  # that are written at once
 _NONE: Mapping[str, Total] = MappingProxyType({})
 _SNAPSHOT_SCHEMA = pa.schema(
     [
@@ -232,13 +233,15 @@ class CounterTable(Mapping[str, Total]):
         values = np.array([_values_of(total) for total in totals.values()], np.float64)
         return cls(totals, values.reshape(-1, _WIDTH))
 
-    def columns(self, key: str) -> pa.Table:
-        """The totals as lines of ``counters.parquet``, which are of `key`."""
-        numbers = np.zeros((len(self), _WIDTH))
-        numbers[:, : self._values.shape[1]] = self._values[:-1]
-        columns = [pa.array(one.copy(), mask=np.isnan(one)) for one in numbers.T]
-        names = pa.DictionaryArray.from_arrays(np.zeros(len(self), np.int32), [key])
-        return pa.Table.from_arrays([names, self._ids, *columns], _SNAPSHOT_SCHEMA.names).cast(_SNAPSHOT_SCHEMA)
+    def lines(self, key: str) -> Iterator[pa.Table]:
+        """The totals as lines of ``counters.parquet``, which are of `key`, some after the other."""
+        for start in range(0, len(self), _LINES):
+            ids = self._ids[start : start + _LINES]
+            numbers = np.zeros((_WIDTH, len(ids)))
+            numbers[: self._values.shape[1]] = self._values[start : start + len(ids)].T
+            columns = [pa.array(one, mask=np.isnan(one)) for one in numbers]
+            names = pa.array([key]).take(pa.array(np.zeros(len(ids), np.int8)))
+            yield pa.Table.from_arrays([names, ids, *columns], _SNAPSHOT_SCHEMA.names).cast(_SNAPSHOT_SCHEMA)
 
     def __getitem__(self, name: str) -> Total:
         impressions, clicks, *times = self._values[self._rows[name], :4].tolist()
@@ -314,8 +317,8 @@ class CounterSnapshot:
         """Writes a Parquet table: key, id, impressions, clicks, first, last, and these decayed by each half-life."""
         with pq.ParquetWriter(path, _SNAPSHOT_SCHEMA) as writer:
             for key, table in self._tables.items():
-                if len(table):
-                    writer.write_table(table.columns(key))
+                for lines in table.lines(key):
+                    writer.write_table(lines)
 
     @classmethod
     def load(cls, path: Path) -> "CounterSnapshot":

@@ -261,7 +261,10 @@ def unknown_features(names: Sequence[str]) -> list[str]:
 
 def dense_features(inputs: FeatureInputs, names: Sequence[str] = FEATURES) -> Features:
     """The named features of impressions, float32 [rows, features], not normalised; NaN where a time is not known."""
-    return np.stack([REGISTRY[name](inputs) for name in names], axis=1).astype(np.float32)
+    columns = np.empty((len(names), len(inputs.timestamp_s)), np.float32)
+    for column, name in zip(columns, names, strict=True):
+        column[:] = REGISTRY[name](inputs)
+    return np.ascontiguousarray(columns.T)
 
 
 def snapshot_features(inputs: FeatureInputs, end: float | None, names: Sequence[str] = FEATURES) -> Features:

@@ -30,6 +30,8 @@ _STEPS_PER_VALIDATION = 50
 _LEAST_ROWS, _MOST_ROWS, _STEPS_PER_PASS = 512, 16_384, 400
 # Rows that all passes read together, at most, unless that is less than one pass.
 _MOST_READ = 16_000_000
+# Rows that the effects of places are learned from once more, at most, the newest.
+_MOST_REFITTED = 1_000_000
 _CONTEXT_RATE = 0.1
 _POSITION_PRIOR = 0.5  # a place that was hardly seen is taken for an average one
 
@@ -195,7 +197,7 @@ def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) 
 
     The noise that dropout adds to a logit makes every effect look smaller (log-odds do not collapse, Gail et al. 1984).
     """
-    part = data.split.train[data.log.position[data.split.train] > 0]
+    part = data.split.train[data.log.position[data.split.train] > 0][-_MOST_REFITTED:]
     if not len(part):
         return
     known = behaviour_logits(model, rows, part).click.to(torch.float64)

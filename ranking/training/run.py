@@ -54,10 +54,10 @@ def train_and_save(
         _draw(draft, report)
         measured = report.evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
-        spec = trained.spec.model_copy(
-            update={"metrics": metrics, "exports": _exported(data, trained, draft) if options.common.export else {}}
-        )
-        save_version(store, draft, replace(trained, spec=spec), CounterSnapshot.of(data.log, data.keys))
+        counters = CounterSnapshot.of(data.log, data.keys)
+        exports = _exported(data, trained, draft, counters) if options.common.export else {}
+        spec = trained.spec.model_copy(update={"metrics": metrics, "exports": exports})
+        save_version(store, draft, replace(trained, spec=spec), counters)
     if publish:
         store.publish(draft.version)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -73,9 +73,8 @@ def _draw(draft: Draft, report: TrainReport) -> None:
         write_page(draft.path / REPORT_FILE, report.evaluation, f"Model version {draft.version}", report)
 
 
-def _exported(data: Dataset, trained: Trained, draft: Draft) -> Exports:
+def _exported(data: Dataset, trained: Trained, draft: Draft, counters: CounterSnapshot) -> Exports:
     """Of the version that `draft` will be, into its folder."""
-    counters = CounterSnapshot.of(data.log, data.keys)
     version = ModelVersion(trained.model, trained.tokenizer, trained.spec, draft.version, datetime.now(UTC), counters)
     with working("Exporting for OpenVINO"):
         return export_after_training(version, draft.path / EXPORT_FOLDER, data)
