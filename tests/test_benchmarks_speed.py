@@ -456,7 +456,7 @@ def test_silent_clients_hold_what_they_are_told_to_and_send_nothing(connections,
 
 
 def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
-    sizes = ["--read-rows", "3000", "--rows", "2000", "--rounds", "1"]
+    sizes = ["--read-rows", "3000", "--rows", "2000", "--whole-rows", "2500", "--rounds", "1"]
     result = CliRunner().invoke(app, ["train", *sizes, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     found = BenchResult.load(tmp_path / "train.json")
@@ -466,11 +466,15 @@ def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
         "histories and counters of 2,000 rows",
         "an epoch over 1,599 rows",
         "an epoch over 1,599 rows",
+        "a log of 2,500 rows to a version",
     ]
     assert all(one.figures["rows a second"] > 0 for one in found.entries)
     assert found.entries[0].figures["MiB"] > 10
     assert not found.verdicts[0].met  # on so few rows nothing is said of ten million
     assert found.verdicts[0].why == "measured on fewer"
+    assert 0.1 < found.entries[-1].figures["GiB"] < 8
+    assert [one.why for one in found.verdicts[-2:]] == ["measured on fewer rows"] * 2
+    assert not any(one.met for one in found.verdicts[-2:])
 
 
 def test_a_made_up_log_is_shaped_like_a_real_one(tmp_path):

@@ -263,23 +263,27 @@ def fuzz_command(
 @app.command("train")
 def train_command(
     part: Annotated[
-        list[str] | None, typer.Option(help="read, history or behaviour; give it again for another; default: all.")
+        list[str] | None,
+        typer.Option(help="read, history, behaviour or whole; give it again for another; default: all."),
     ] = None,
     read_rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is read.")] = 10_000_000,
     rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is learned from.")] = 1_000_000,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed.")] = 3,
+    whole_rows: Annotated[
+        int, typer.Option(min=1000, help="Rows of the log that a whole training reads; ten million are half an hour.")
+    ] = 10_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed; a whole training once.")] = 3,
     out: Out = OUT,
     compare: Compare = None,
     as_json: Json = False,
 ) -> None:
-    """Reading and checking a log, histories and counters of each row, and an epoch of the behaviour part.
+    """Reading a log, histories and counters of each row, an epoch of the behaviour part, and a whole training.
 
     On a made-up log shaped like a real one: many users with few rows each, 20,000 ads of which few are shown often.
     """
     with explained():
         from benchmarks.speed.train import PARTS, TrainSettings, bench_train
 
-    settings = TrainSettings(tuple(part or PARTS), read_rows=read_rows, rows=rows, rounds=rounds)
+    settings = TrainSettings(tuple(part or PARTS), read_rows=read_rows, rows=rows, whole_rows=whole_rows, rounds=rounds)
     run_bench("train", lambda folder, progress: bench_train(settings, folder, progress), out, compare, as_json)
 
 

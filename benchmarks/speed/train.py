@@ -1,4 +1,4 @@
-"""``adcascade bench train``: reading a log, histories and counters of each row, and an epoch of the behaviour part."""
+"""``adcascade bench train``: reading a log, its histories and counters, an epoch, and a whole training."""
 
 import subprocess
 import sys
@@ -25,9 +25,10 @@ from benchmarks.speed.machine import describe
 from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.train_behaviour import behaviour_speed
+from benchmarks.speed.train_whole import TARGET_ROWS, train_whole, verdicts
 from ranking.inputs.features import key_columns
 
-PARTS = ("read", "history", "behaviour")
+PARTS = ("read", "history", "behaviour", "whole")
 BY_COLUMN, BY_ROW = "by column", "row by row"
 IN_BATCHES, ONE_BY_ONE = "in batches of many users", "users one by one"
 _LEAST_READ, _MOST_MIB, _LEAST_HISTORY, _LEAST_LEARNED = 1_000_000, 1536, 500_000, 50_000
@@ -43,6 +44,7 @@ class TrainSettings:
         read_rows: of the Parquet log that is read and checked.
         row_path_rows: of the log whose rows are checked one by one, for comparison.
         rows: of the log whose histories and counters are made, and which the behaviour part learns from.
+        whole_rows: of the log that a whole training makes a published version of.
         users_per_row: users of each log over its rows.
     """
 
@@ -50,6 +52,7 @@ class TrainSettings:
     read_rows: int = _READ_ROWS
     row_path_rows: int = 200_000
     rows: int = 1_000_000
+    whole_rows: int = TARGET_ROWS
     users_per_row: float = 0.2
     ads: int = 20_000
     rounds: int = 3
@@ -62,7 +65,7 @@ def bench_train(settings: TrainSettings, folder: Path, progress: Progress = lamb
     if unknown:
         raise InputError(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
     machine = describe()
-    measure = {"read": _read, "history": _history, "behaviour": _behaviour}
+    measure = {"read": _read, "history": _history, "behaviour": _behaviour, "whole": _whole}
     found = [measure[part](settings, folder, progress) for part in settings.parts]
     return BenchResult(
         bench="train",
@@ -210,6 +213,16 @@ def _behaviour(settings: TrainSettings, folder: Path, progress: Progress) -> tup
             met=speed >= _LEAST_LEARNED,
         )
     ]
+
+
+def _whole(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
+    """A log to a published version, once."""
+    rows = settings.whole_rows
+    found = train_whole(_log_of(rows, settings, folder), rows, folder / f"model-{rows}")
+    progress(1, 1)
+    seconds = [(60 * found.minutes, 60 * found.processor_minutes)]
+    entry = _entry(f"a log of {rows:,} rows to a version", "adcascade train", seconds, rows, GiB=found.peak_gib)
+    return [entry], verdicts(found)
 
 
 def _unsorted(log: ClickLog) -> ClickLog:
