@@ -88,6 +88,11 @@ class BehaviourRows:
         self.past = past
         self.dense = self._spec.normalise(self._data.features(past, self._spec.prior_ctr, self._spec.features))
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of those in `dense`."""
+        return self._spec.features
+
     def with_history_of(self, past: HistoryView) -> "BehaviourRows":
         """The same rows, each of which sees what `past` lets it see."""
         if past is self.past:
