@@ -178,7 +178,7 @@ def test_many_clicks_are_not_compared_with_the_fewest_leaves():
 
 
 def test_a_few_clicks_leave_the_shares_near_what_is_expected(booster):
-    rows, logits = steps(2)
+    rows, _ = steps(2)
     network = np.where(rows.features[:, 1] > 0, 0.3, -0.3) - 1  # knows little of what the trees know
     few, many = (fit_blend(booster, network[:n], rows.features[:n], Clicks(rows.labels[:n])) for n in (60, ROWS))
     assert 0.25 < few.blend.trees < many.blend.trees
