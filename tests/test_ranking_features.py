@@ -152,3 +152,14 @@ def test_a_log_teaches_what_it_can_tell():
         f"{name}_in_request" for name in timed if name.startswith("ad_")
     }
     assert [key for key in COUNTED if reads_decayed(key, both)] == ["ad", "advertiser", "category"]
+
+
+def test_what_hardly_any_row_has_is_not_read():
+    everything = features_for(timed=True, request_rows=5.0)
+    without = features_for(timed=True, request_rows=5.0, counted=("ad", "user", "category", "user_category"))
+    assert [name for name in everything if name not in without] == [name for name in everything if "advertiser" in name]
+    alone = features_for(timed=True, request_rows=5.0, counted=("ad",))
+    assert all(name.startswith(("ad_", "request_")) for name in alone)
+    assert not any(name.startswith("advertiser_") for name in alone)
+    users = features_for(timed=True, request_rows=5.0, counted=("ad", "user"))
+    assert set(users) - set(alone) == {"user_impressions_log", "user_ctr_logit", "user_recency_log"}

@@ -162,12 +162,27 @@ def test_no_tree_is_added_after_the_time_is_over_and_each_is_told():
     told = []
     booster = fit_booster(steps(0)[0], steps(1)[0], seconds=0.0, on_round=lambda *at: told.append(at))
     assert booster.num_trees() == 1
-    assert [trees for _, trees, _ in told] == [1, 1]  # of two settings
-    assert told[0][0] < told[1][0] < 1
+    assert [trees for _, trees, _ in told] == [1, 1, 1]  # of three settings
+    assert told[0][0] < told[1][0] < told[2][0] < 1
 
 
 def test_the_same_rows_make_the_same_trees(booster):
     assert fit_booster(steps(0)[0], steps(1)[0]).model_to_string() == booster.model_to_string()
+
+
+def test_many_clicks_are_not_compared_with_the_fewest_leaves():
+    rows, told = steps(0)[0], []
+    many = replace(rows, weights=20 * rows.weights)
+    fit_booster(many, steps(1)[0], seconds=0.0, on_round=lambda *at: told.append(at))
+    assert [trees for _, trees, _ in told] == [1, 1]
+
+
+def test_a_few_clicks_leave_the_shares_near_what_is_expected(booster):
+    rows, _ = steps(2)
+    network = np.where(rows.features[:, 1] > 0, 0.3, -0.3) - 1  # knows little of what the trees know
+    few, many = (fit_blend(booster, network[:n], rows.features[:n], Clicks(rows.labels[:n])) for n in (60, ROWS))
+    assert 0.25 < few.blend.trees < many.blend.trees
+    assert few.blend.network == pytest.approx(0.75, abs=0.1)
 
 
 def test_too_few_rows_to_compare_keep_no_trees(booster):
@@ -255,12 +270,12 @@ def test_the_trees_up_to_the_best_are_kept_when_the_time_is_over():
     noise = [replace(steps(seed)[0], labels=random.integers(0, 2, ROWS)) for seed in (0, 1)]  # all trees but a few hurt
 
     def on_round(done, trees, loss):
-        told.setdefault(done >= 0.5, []).append(loss)
+        told.setdefault(int(3 * done), []).append(loss)
         if trees == 30:
             time.sleep(1.1)
 
-    booster = fit_booster(*noise, seconds=2.0, on_round=on_round)
-    first, second = (told[setting] for setting in (False, True))
-    assert max(len(first), len(second)) <= 30
-    better = min(first, second, key=min)
-    assert booster.best_iteration == 1 + int(np.argmin(better)) < len(better)
+    booster = fit_booster(*noise, seconds=3.0, on_round=on_round)
+    assert len(told) == 3
+    assert max(map(len, told.values())) <= 30
+    best = min(told.values(), key=min)
+    assert booster.best_iteration == 1 + int(np.argmin(best)) < len(best)

@@ -3,10 +3,11 @@
 Each fit takes logits, float64 [rows], of rows that were not trained on, and their clicks and impressions, int64 [rows].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import solve
 from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
@@ -19,6 +20,8 @@ from ranking.evaluation.metrics import log_loss
 
 Logits = npt.NDArray[np.float64]
 _FOLDS = 5
+# Far more than it takes; a step is cut where the curvature says little.
+_NEWTON_STEPS, _LONGEST_STEP = 30, 1.0
 # Isotonic steps go this far from 0 and 1, so that no probability is a certainty.
 _CERTAINTY = 1e-4
 
@@ -101,16 +104,27 @@ METHODS: Mapping[str, Callable[[Logits, Integers, Integers], Calibration]] = {
 }
 
 
-def held_out_logistic_loss(columns: Logits, clicks: Integers, impressions: Integers) -> float:
+Slopes = tuple[list[float], float]
+
+
+def held_out_logistic_loss(
+    columns: Logits,
+    clicks: Integers,
+    impressions: Integers,
+    fit: Callable[[Logits, Integers, Integers], Slopes | None] | None = None,
+) -> float:
     """Cross-validated log loss, in nats an impression, of a logistic regression on `columns` [rows, columns].
 
     Infinite where a fold holds one class only, or the rows are too few to compare.
+
+    Args:
+        fit: finds its slopes and intercept; `fit_slopes` unless it is given.
     """
     if len(columns) < 2 * _FOLDS:
         return np.inf
     total = 0.0
     for fitted, held_out in KFold(_FOLDS, shuffle=True, random_state=0).split(columns):
-        model = fit_slopes(columns[fitted], clicks[fitted], impressions[fitted])
+        model = (fit or fit_slopes)(columns[fitted], clicks[fitted], impressions[fitted])
         if model is None:
             return np.inf
         p_click = expit(columns[held_out] @ np.array(model[0]) + model[1])
@@ -134,9 +148,7 @@ def fit_conversions(p_click: Logits, logits: Logits, conversions: Integers, impr
     return Calibration(method="platt", intercept=shift)
 
 
-def fit_slopes(
-    columns: Logits, clicks: Integers, impressions: Integers, *, intercept: bool = True
-) -> tuple[list[float], float] | None:
+def fit_slopes(columns: Logits, clicks: Integers, impressions: Integers, *, intercept: bool = True) -> Slopes | None:
     """Slopes and intercept of a logistic regression without regularisation; None if there is one class only.
 
     Args:
@@ -150,3 +162,29 @@ def fit_slopes(
     labels = np.repeat([1, 0], len(columns))
     model.fit(np.concatenate([columns, columns]), labels, sample_weight=np.concatenate([clicks, others]))
     return model.coef_[0].tolist(), float(model.intercept_[0]) if intercept else 0.0
+
+
+def fit_slopes_near(
+    expected: Sequence[float], deviation: float, columns: Logits, clicks: Integers, impressions: Integers
+) -> Slopes | None:
+    """The same with slopes that are taken to be near `expected` until the rows say otherwise; None as in `fit_slopes`.
+
+    The most probable slopes under a normal prior, by Newton's method; nothing is expected of the intercept.
+
+    Args:
+        expected: mean of the prior, of each slope.
+        deviation: of the prior, of every slope.
+    """
+    if not clicks.any() or not (impressions - clicks).any():
+        return None
+    design = np.column_stack([columns, np.ones(len(columns))])
+    mean = np.append(np.asarray(expected, np.float64), 0.0)
+    precision = np.append(np.full(len(expected), deviation**-2), 1e-9)
+    found = mean.copy()
+    for _ in range(_NEWTON_STEPS):
+        p_click = expit(design @ found)
+        pull = design.T @ (impressions * p_click - clicks) + precision * (found - mean)
+        curvature = (design.T * (impressions * p_click * (1 - p_click))) @ design + np.diag(precision)
+        step = solve(curvature, pull, assume_a="pos")
+        found = found - step * min(1.0, _LONGEST_STEP / max(float(np.abs(step).max()), 1e-12))
+    return found[:-1].tolist(), float(found[-1])

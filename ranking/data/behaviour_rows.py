@@ -93,6 +93,11 @@ class BehaviourRows:
         table = self._data.feature_table(past, self._spec.prior_ctr, self._spec.features)
         self.dense = NormalFeatures(table, self._spec.normalise)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of those in `dense`."""
+        return self._spec.features
+
     def with_history_of(self, past: HistoryView) -> "BehaviourRows":
         """The same rows, each of which sees what `past` lets it see."""
         if past is self.past:

@@ -30,7 +30,7 @@ from ranking.data.block_features import FeatureSource, features_by_block
 from ranking.data.feature_table import RowTable
 from ranking.data.labels import Labels, thinned_labels
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
-from ranking.inputs.features import FEATURES, Features, features_for, key_columns
+from ranking.inputs.features import FEATURES, LEAST_KNOWN, Features, features_for, key_columns
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.options import CommonOptions
 
@@ -183,7 +183,9 @@ class Dataset:
     def feature_names(self) -> tuple[str, ...]:
         """Names of the features that this log can teach."""
         timed = bool((self.log.time != NO_TIME).any())
-        return features_for(timed=timed, request_rows=len(self.log) / max(1, len(self.request_rows)))
+        counted = [key for key, ids in self.keys.items() if key == "ad" or ids.known.mean() >= LEAST_KNOWN]
+        request_rows = len(self.log) / max(1, len(self.request_rows))
+        return features_for(timed=timed, request_rows=request_rows, counted=counted)
 
     @property
     def context_hashes(self) -> npt.NDArray[np.uint64]:

@@ -6,7 +6,7 @@ Features stand in a registry by name. A model version names those that it was tr
 that one more in the registry changes no version that was saved before. A formula that changes gets a new name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -33,6 +33,9 @@ _BETWEEN = "\x1f"
 PRIOR_IMPRESSIONS = 10.0
 # From so many rows a request on, what stands beside an ad is worth reading.
 REQUEST_ROWS = 1.5
+# Of the rows of a log, how many have a category, say, if its counters are to be read: from fewer, a model learns more
+# noise than it can tell of the others.
+LEAST_KNOWN = 0.1
 # Counters that were brought up to date longer ago than this, in seconds, are read as if it were this long.
 _LONGEST_LAG = 86_400.0
 
@@ -230,18 +233,25 @@ _REQUEST_FEATURES: dict[str, Feature] = {
 REGISTRY |= _REQUEST_FEATURES
 
 
-def features_for(*, timed: bool, request_rows: float) -> tuple[str, ...]:
+def features_for(*, timed: bool, request_rows: float, counted: Collection[str] = COUNTED) -> tuple[str, ...]:
     """Names of the features that a log can teach.
 
     Args:
         timed: whether its rows have times.
         request_rows: how many rows a request has in the mean.
+        counted: those of `COUNTED` that enough of its rows have to learn from.
     """
     names = FEATURES + (tuple(_DECAYED_FEATURES) if timed else ())
-    if request_rows < REQUEST_ROWS:
-        return names
-    decayed = {f"{name}_in_request" for name in _DECAYED_FEATURES}
-    return names + tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)
+    if request_rows >= REQUEST_ROWS:
+        decayed = {f"{name}_in_request" for name in _DECAYED_FEATURES}
+        names += tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)
+    return tuple(name for name in names if _counter_of(name) in (None, *counted))
+
+
+def _counter_of(name: str) -> str | None:
+    """Which of `COUNTED` a feature reads; None for one of the request alone."""
+    # "user_category_ctr_logit" begins like one of "user", too.
+    return max((key for key in COUNTED if name.startswith(f"{key}_")), key=len, default=None)
 
 
 def reads_decayed(key: str, names: Sequence[str]) -> bool:

@@ -34,11 +34,14 @@ _COMMON: dict[str, Any] = {
     "deterministic": True,
     "force_col_wise": True,
 }
-# The better one on the validation part is kept: LightGBM's own, and few leaves for logs of little signal.
+# The best one on the validation part is kept: LightGBM's own, few leaves for logs of little signal, and still fewer for
+# those of few clicks.
 _SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_leaves": 31, "min_data_in_leaf": 20},
     {"num_leaves": 8, "min_data_in_leaf": 200, "feature_fraction": 0.5, "lambda_l2": 20.0},
+    {"num_leaves": 4, "min_data_in_leaf": 200, "feature_fraction": 0.3, "lambda_l2": 50.0},
 )
+_FEW_CLICKS = 20_000
 
 
 class Blend(BaseModel):
@@ -174,8 +177,9 @@ def fit_booster(
         return library.Dataset(rows.features, rows.labels, weight=rows.weights, free_raw_data=False)
 
     fitted = []
-    for number, settings in enumerate(_SETTINGS):
-        watch = _Watch(number, None if seconds is None else seconds / len(_SETTINGS), on_round)
+    compared = _SETTINGS if train.weights[train.labels == 1].sum() < _FEW_CLICKS else _SETTINGS[:-1]
+    for number, settings in enumerate(compared):
+        watch = _Watch(number / len(compared), 1 / len(compared), seconds, on_round)
         callbacks: list[Any] = [library.early_stopping(_PATIENCE, verbose=False), watch]
         tables = table(train), table(valid)
         booster = library.train(_COMMON | settings, tables[0], _ROUNDS, valid_sets=[tables[1]], callbacks=callbacks)
@@ -187,14 +191,15 @@ def fit_booster(
 class _Watch:
     """Told of each tree of one of the settings; stops when the time is over, and keeps the trees up to the best."""
 
-    def __init__(self, number: int, seconds: float | None, on_round: OnRound) -> None:
-        self._number, self._on_round = number, on_round
-        self._ends = None if seconds is None else time.monotonic() + seconds
+    def __init__(self, done: float, share: float, seconds: float | None, on_round: OnRound) -> None:
+        """`done`: share of all settings before these; `share`: theirs, also of the `seconds`."""
+        self._done, self._share, self._on_round = done, share, on_round
+        self._ends = None if seconds is None else time.monotonic() + share * seconds
         self._best: tuple[float, int, Any] = (np.inf, 0, None)
 
     def __call__(self, env: Any) -> None:
         loss, trees = env.evaluation_result_list[0][2], env.iteration + 1
         self._best = min(self._best, (loss, env.iteration, list(env.evaluation_result_list)), key=lambda one: one[0])
-        self._on_round((self._number + trees / _ROUNDS) / len(_SETTINGS), trees, loss)
+        self._on_round(self._done + self._share * trees / _ROUNDS, trees, loss)
         if self._ends is not None and time.monotonic() >= self._ends:
             raise import_lightgbm().callback.EarlyStopException(*self._best[1:])

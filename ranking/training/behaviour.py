@@ -4,9 +4,11 @@ A split by time trains each row on its strictly earlier events. Any other split 
 sees only the other folds, so that what it sees never tells its own answer.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,17 @@ from torch import Tensor, nn
 from adcascade.records.clicks import Integers
 from adcascade.training.loop import Loop
 from adcascade.training.stage import Plan, StageContext, StageResult
+from adcascade.training.workers import Workers
 from ranking.data.behaviour_rows import ROWS_PER_PASS, BehaviourRows, behaviour_logits
 from ranking.data.dataset import Dataset
 from ranking.data.labels import Labels, all_labels
 from ranking.data.user_units import UserUnits
 from ranking.model.behaviour import BehaviourModel
+from ranking.training.line import Line, as_text, fit_line, is_certain, of_text, row_losses
 from ranking.training.losses import click_loss, clicked_conversion_loss, conversion_loss
 from ranking.training.options import BehaviourOptions, CommonOptions
+
+log = logging.getLogger(__name__)
 
 _EMA_DECAY = 0.998
 _STEPS_PER_VALIDATION = 50
@@ -33,6 +39,8 @@ _MOST_READ = 16_000_000
 # Rows that the effects of places are learned from once more, at most, the newest.
 _MOST_REFITTED = 1_000_000
 _CONTEXT_RATE = 0.1
+# Standard errors: the best of some validations is better than a line by one or so where nothing more is learned.
+_CERTAIN = 2.0
 _POSITION_PRIOR = 0.5  # a place that was hardly seen is taken for an average one
 
 
@@ -49,7 +57,8 @@ def train_behaviour(
     """Trains `model` in place; keeps the (averaged) weights that are best on the validation part.
 
     Args:
-        is_new: Whether nothing has been learned yet; the model then begins with the CTR of the training part.
+        is_new: Whether nothing has been learned yet; the model then begins with the CTR of the training part, and
+            becomes a logistic regression on the dense features if what it learns beyond one may be chance.
 
     Raises:
         TrainingError: The loss is not a number.
@@ -65,6 +74,8 @@ def train_behaviour(
         groups = _groups(model, weights, options.learning_rate)
         loop: Loop[Integers] = Loop(plan, weights, groups, steps.validate, context.watch, context.workers)
         fit = loop.run(steps.batches, steps.loss)
+    if is_new and plan.steps and common.group_loss == "none":
+        fit = _line_unless_beaten(model, rows, data, fit, context.workers)
     _refit_positions(model, rows, data)
     rows.center_positions(model, data.split.train)
     return fit
@@ -190,6 +201,39 @@ def _say_nothing(model: BehaviourModel) -> None:
     last: Any = model.deep[-1]
     for weight in (model.wide.weight, last.weight, last.bias):
         nn.init.zeros_(weight)
+
+
+def _line_unless_beaten(
+    model: BehaviourModel, rows: BehaviourRows, data: Dataset, fit: StageResult, workers: Workers
+) -> StageResult:
+    """Puts a line (see `ranking.training.line`) in the place of a network that foretells clicks no better, for certain.
+
+    Not where the log has places on the page, which no line knows: it would learn of an ad what was its place's.
+    """
+    if (data.log.position > 0).any():
+        return fit
+    device = model.wide.weight.device
+    line = of_text(workers.share(lambda: as_text(fit_line(data, rows.dense, rows.features)), device))
+    if line is None:
+        return fit
+    valid = data.split.valid
+    network = row_losses(behaviour_logits(model, rows, valid).click.double().numpy(), data, valid)
+    simple = row_losses(line.logits(rows.dense[valid]), data, valid)
+    if workers.agree(float(is_certain(simple - network, data.groups[valid], _CERTAIN)), device):
+        return fit
+    log.info("what the network learned beyond a logistic regression on the counters may be chance, and is left out")
+    _say(model, line)
+    return replace(fit, kept_step=0, loss_kept=float(simple.sum() / data.log.impressions[valid].sum()))
+
+
+@torch.no_grad()
+def _say(model: BehaviourModel, line: Line) -> None:
+    """Makes the click's logit that of the line alone."""
+    last: Any = model.deep[-1]
+    for weight in (model.wide.weight, last.weight[0], last.bias[0]):
+        weight.zero_()
+    model.wide.weight[0, : len(line.weights)] = torch.tensor(line.weights)
+    model.wide.bias.fill_(line.intercept)
 
 
 def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) -> None:

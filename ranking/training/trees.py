@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from adcascade.records.clicks import ClickLog
 from adcascade.training.stage import StageContext, TrainingProgress
-from ranking.calibration.calibrate import fit_slopes, held_out_logistic_loss
+from ranking.calibration.calibrate import fit_slopes_near, held_out_logistic_loss
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import RowFeatures
 from ranking.data.labels import labelled_rows
@@ -25,6 +26,9 @@ Logits = npt.NDArray[np.float64]
 
 # Trees learn little more from more rows than so many, the newest.
 _MOST_ROWS = 2_000_000
+# What the trees say of the logit unless many clicks say otherwise, and how far from it the shares may be: a few hundred
+# clicks would find any, by chance.
+_TREES_SHARE, _SHARE_DEVIATION = 0.25, 0.1
 # What the blend must lower the log loss by, in nats an impression, on rows that it was not fitted on.
 _MIN_GAIN = 0.0002
 
@@ -71,9 +75,11 @@ def fit_blend(
         clicks: these rows.
     """
     trees = BoostedTrees(booster, Blend(network=0.0, trees=1.0, intercept=0.0)).logits(features)
-    both, alone = np.stack([network, trees], axis=1), network[:, None]
-    before, after = (held_out_logistic_loss(one, clicks.clicks, clicks.impressions) for one in (alone, both))
-    fitted = fit_slopes(both, clicks.clicks, clicks.impressions)
+    both = np.stack([network, trees], axis=1)
+    fit = partial(fit_slopes_near, (1 - _TREES_SHARE, _TREES_SHARE), _SHARE_DEVIATION)
+    before = held_out_logistic_loss(network[:, None], clicks.clicks, clicks.impressions)
+    after = held_out_logistic_loss(both, clicks.clicks, clicks.impressions, fit)
+    fitted = fit(both, clicks.clicks, clicks.impressions)
     if fitted is None or not before - after >= _MIN_GAIN or min(fitted[0]) <= 0:
         return None
     (of_network, of_trees), intercept = fitted
