@@ -66,15 +66,15 @@ class BehaviourRows:
         device: torch.device,
     ) -> None:
         self._data = data
+        self._ads = ads
         self._spec = spec = ranker.spec
         self._device = device
-        place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
-        self._ad = data.events.ad_id.of_names(place.__getitem__, -1, np.int64)
+        self._ad = ads.places(data.events.ad_id)
         people = data.log.user_id.compact()
         self._user = people.codes.astype(np.int64)
         interests, stated = _interests(data, people.names.to_pylist(), ranker)
         # Ads, and after them the interests that users state; which of these each row's user states, -1 for none.
-        self._interest = np.append(np.where(stated >= 0, len(place) + stated, -1), -1)[self._user]
+        self._interest = np.append(np.where(stated >= 0, len(ads.texts) + stated, -1), -1)[self._user]
         vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), interests])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
@@ -101,6 +101,12 @@ class BehaviourRows:
         other = copy.copy(self)
         other.texts = AdInputs(self.texts.vectors, buckets)
         return other
+
+    def of_texts(self, ranker: Ranker, rows: Integers) -> Tensor:
+        """What the prior of texts adds to the logit of each of some rows, float32 [rows], on the CPU."""
+        if ranker.text_prior is None:
+            return torch.zeros(len(rows))
+        return torch.from_numpy(self._ads.of_each(ranker.of_texts, ranker.pad_id, self._device)[self._ad[rows]])
 
     def units(self, rows: Integers) -> UserUnits:
         """The rows in units of one user."""
@@ -257,9 +263,10 @@ def _interests(data: Dataset, users: list[str], ranker: Ranker) -> tuple[Tensor,
 
 
 def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
-    """Logits of the wanted rows without reading text, as serving would make them; see `behaviour_logits`."""
+    """Logits of the wanted rows without what a user's text says, as serving makes them; see `behaviour_logits`."""
     behaviour = behaviour_logits(ranker.model.behaviour, rows, wanted)
-    return ranker.with_trees(behaviour, torch.from_numpy(rows.dense[wanted]))
+    known = ranker.with_trees(behaviour, torch.from_numpy(rows.dense[wanted]))
+    return BehaviourLogits(known.click + rows.of_texts(ranker, wanted), known.conversion)
 
 
 @torch.no_grad()
