@@ -43,7 +43,9 @@ _MOST_ADS = 30_000  # those that were shown most
 _TOPICS, _LEAST_ADS = 256, 20
 _FOLDS, _TEXTS_A_SHARE = 5, 512
 _MOST_SCALE = 2.0
-_CERTAIN = 1.96  # standard errors
+# Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say nothing
+# one or so gets a prior.
+_CERTAIN, _LEAST_ERRORS = 1.96, 2.58
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def train_text_prior(
     of_ads = ads.of_each(lambda rows: found.logits(model, rows), pad_id, device)
     added = of_ads[place].astype(np.float64)
     scale, gain = _validated(data, known[valid], added[valid], valid)
-    if not gain.low > 0:
+    if not gain.value > _LEAST_ERRORS * (gain.value - gain.low) / _CERTAIN:
         return None
     fit = TextPriorFit(ads=len(chosen), penalty=ridge.penalty, words=WORD_SCALES[ridge.scale], gain=gain)
     without = added.copy()
