@@ -43,8 +43,8 @@ _MOST_ADS = 30_000  # those that were shown most
 _TOPICS, _LEAST_ADS = 256, 20
 _FOLDS, _TEXTS_A_SHARE = 5, 512
 _MOST_SCALE = 2.0
-# Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say nothing
-# one or so gets a prior.
+# Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say
+# nothing one or so gets a prior.
 _CERTAIN, _LEAST_ERRORS = 1.96, 2.58
 
 
