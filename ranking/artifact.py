@@ -1,8 +1,8 @@
 """A model version: what lies in its directory, and that directory loaded. Knows no training.
 
 A Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer) beside ``ctr.json`` (see `ranking.spec`),
-``head.safetensors`` (what was learned outside the encoder), ``trees.txt`` (boosted trees beside it, if they bring
-anything) and ``counters.parquet`` (past impressions and clicks for the dense features).
+``head.safetensors`` (what was learned outside the encoder), ``trees.txt`` and ``text-prior.safetensors`` (boosted
+trees, and what texts alone say, where they help) and ``counters.parquet`` (past impressions and clicks for features).
 """
 
 import json
@@ -41,14 +41,17 @@ from adcascade.vectors.model_check import (
 )
 from ranking.errors import ModelError
 from ranking.inputs.features import FEATURES
+from ranking.model.batch import TokenRows
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.joint import JointCrossEncoder
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import BERT_LIKE, JOINT, SharedUserCrossEncoder
+from ranking.model.text_prior import TextPrior, load_text_prior
 from ranking.model.trees import BoostedTrees, load_trees
 from ranking.spec import CTR_FILE, CtrSpec, read_spec
 
 HEAD_FILE, COUNTERS_FILE, TREES_FILE = "head.safetensors", "counters.parquet", "trees.txt"
+TEXT_PRIOR_FILE = "text-prior.safetensors"
 EXPORT_FOLDER = "openvino"
 # Weights that versions of 0.1 know by other names.
 _RENAMED = {
@@ -69,12 +72,14 @@ class Ranker:
         tokenizer: Of its texts.
         spec: Everything else; see ``ctr.json``.
         trees: Beside the behaviour part; None if they brought nothing.
+        text_prior: What an ad's text alone adds; None if it brought nothing. Of a shared-user model alone.
     """
 
     model: RankerModel
     tokenizer: PreTrainedTokenizerBase
     spec: CtrSpec
     trees: BoostedTrees | None = field(default=None, kw_only=True)
+    text_prior: TextPrior | None = field(default=None, kw_only=True)
 
     def with_trees(self, behaviour: BehaviourLogits, dense: Tensor) -> BehaviourLogits:
         """What is known without reading text: the behaviour part's logits with what the trees say, if there are any.
@@ -87,6 +92,12 @@ class Ranker:
             return behaviour
         click = self.trees.blended(behaviour.click.double().cpu().numpy(), dense.cpu().numpy())
         return BehaviourLogits(torch.from_numpy(click).to(behaviour.click), behaviour.conversion)
+
+    def of_texts(self, ads: TokenRows) -> Tensor:
+        """What the prior adds for each of some ad texts, float32 [ads]; zeros without one."""
+        if self.text_prior is None or not isinstance(self.model, SharedUserCrossEncoder):
+            return torch.zeros(len(ads.ids), device=ads.ids.device)
+        return self.text_prior.logits(self.model, ads)
 
     @property
     def pad_id(self) -> int:
@@ -212,13 +223,15 @@ def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: Co
     counters.save(draft.path / COUNTERS_FILE)
     if ranker.trees is not None:
         ranker.trees.save(draft.path / TREES_FILE)
+    if ranker.text_prior is not None:
+        ranker.text_prior.save(draft.path / TEXT_PRIOR_FILE)
     document = ranker.spec.model_dump(mode="json")
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
     return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
 
 
 def save_derived(store: VersionStore, loaded: ModelVersion, spec: CtrSpec, *, publish: bool) -> str:
-    """Commits a version of the weights, trees and counters of `loaded` with another spec, and returns its name.
+    """Commits a version that is `loaded` but for its spec, and returns its name.
 
     Raises:
         ArtifactError: It cannot be written.
@@ -258,12 +271,13 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
         counters = CounterSnapshot.load(path / COUNTERS_FILE)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, SafetensorError) as error:
         raise CorruptVersion(f"{path / HEAD_FILE} does not fit this program's click head: {error}") from error
-    trees = _load_trees(path / TREES_FILE, spec)
     model.eval()
+    trees = _load_trees(path / TREES_FILE, spec)
+    text_prior = _load_text_prior(path / TEXT_PRIOR_FILE, spec, model)
     export = path / EXPORT_FOLDER
-    return ModelVersion(
-        model, tokenizer, spec, version, manifest.created_at, counters, export if export.is_dir() else None, trees=trees
-    )
+    found = export if export.is_dir() else None
+    about = version, manifest.created_at, counters, found
+    return ModelVersion(model, tokenizer, spec, *about, trees=trees, text_prior=text_prior)
 
 
 def _load_trees(path: Path, spec: CtrSpec) -> BoostedTrees | None:
@@ -271,6 +285,17 @@ def _load_trees(path: Path, spec: CtrSpec) -> BoostedTrees | None:
         return None if spec.trees is None else load_trees(path, spec.trees, len(spec.features))
     except (OSError, ValueError, MemoryError) as error:
         raise CorruptVersion(f"{path} holds no boosted trees that this program can use: {error}") from error
+
+
+def _load_text_prior(path: Path, spec: CtrSpec, model: RankerModel) -> TextPrior | None:
+    if spec.text_prior is None:
+        return None
+    try:
+        if not isinstance(model, SharedUserCrossEncoder):
+            raise ValueError(f"a {spec.architecture} model has none")
+        return load_text_prior(path, spec.text_prior, model)
+    except (OSError, ValueError, MemoryError, SafetensorError) as error:
+        raise CorruptVersion(f"{path} holds no prior of texts that this program can use: {error}") from error
 
 
 def default_join_layer(layers: int) -> int:

@@ -57,6 +57,25 @@ class OrderBlend(BaseModel):
     gain: Interval
 
 
+class TextPriorFit(BaseModel):
+    """How the weights were chosen, and what they brought.
+
+    Attributes:
+        ads: how many texts were learned from.
+        penalty: of the ridge regression, times the summed weight of its rows.
+        words: how much a word counts beside a layer; 0 for not at all.
+        gain: log-likelihood that it adds in the mean to a request (an ad, where requests show one) of the validation
+            part, in nats.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ads: int
+    penalty: float
+    words: float
+    gain: Interval
+
+
 class CtrSpec(BaseModel):
     """What ``ctr.json`` holds: everything beside the weights that serving must do as training did.
 
@@ -65,6 +84,7 @@ class CtrSpec(BaseModel):
         feature_mean, feature_std: of each of them on the training data.
         stages: how far each stage of the training came, in words.
         trees: how boosted trees are blended with the network; None if there are none.
+        text_prior: how the prior of texts was fitted; None if there is none.
         order: of recommendations, by both stages; None if it was not fitted.
     """
 
@@ -88,6 +108,7 @@ class CtrSpec(BaseModel):
     training_sha256: str = ""
     stages: dict[str, str] = {}
     trees: Blend | None = None
+    text_prior: TextPriorFit | None = None
     exports: dict[str, ExportParity] = {}
     order: OrderBlend | None = None
 

@@ -25,9 +25,9 @@ from ranking.data.behaviour_rows import BehaviourRows
 from ranking.data.dataset import Dataset, load_dataset
 from ranking.model.behaviour import BehaviourModel
 from ranking.runtime.hardware import choose_device
+from ranking.training.begin import begin
 from ranking.training.behaviour import train_behaviour
 from ranking.training.options import TrainOptions
-from ranking.training.train import begin
 
 # Of (impression, event) pairs in one pass over users one by one, and rows of a step.
 _CELLS, _ROWS_PER_STEP = 65_536, 512

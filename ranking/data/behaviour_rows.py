@@ -19,10 +19,11 @@ from ranking.data.feature_table import NormalFeatures
 from ranking.data.text_batches import AdTexts
 from ranking.data.user_units import UserUnits, make_units, tiles_of
 from ranking.inputs.context import context_buckets
-from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP, time_gap_buckets
+from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP, Features, time_gap_buckets
 from ranking.model.batch import pad, tokenize
 from ranking.model.behaviour import BehaviourLogits, BehaviourModel
 from ranking.model.behaviour_inputs import AdInputs, History, Impressions, Tile, UserBatch, with_interests
+from ranking.model.text_prior import TextPrior
 
 # Rows scored at once where nothing is learned.
 ROWS_PER_PASS = 8192
@@ -69,15 +70,16 @@ class BehaviourRows:
         device: torch.device,
     ) -> None:
         self._data = data
+        self._ads = ads
+        self._of_texts: tuple[TextPrior | None, Features] | None = None
         self._spec = spec = ranker.spec
         self._device = device
-        place = {ad_id: number for number, ad_id in enumerate(ads.texts)}
-        self._ad = data.events.ad_id.of_names(place.__getitem__, -1, np.int32)
+        self._ad = ads.places(data.events.ad_id)
         people = data.log.user_id.compact()
         self._user = people.codes
         interests, stated = _interests(data, people.names.to_pylist(), ranker)
         # Ads, and after them the interests that users state; which of these each row's user states, -1 for none.
-        self._interest = np.append(np.where(stated >= 0, len(place) + stated, -1), -1).astype(np.int32)[self._user]
+        self._interest = np.append(np.where(stated >= 0, len(ads.texts) + stated, -1), -1).astype(np.int32)[self._user]
         vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), interests])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
@@ -111,6 +113,15 @@ class BehaviourRows:
         other = copy.copy(self)
         other.texts = AdInputs(self.texts.vectors, buckets)
         return other
+
+    def of_texts(self, ranker: Ranker, rows: Integers) -> Tensor:
+        """What the prior of texts adds to the logit of each of some rows, float32 [rows], on the CPU.
+
+        Each text is read once, for the ranker that first asks.
+        """
+        if self._of_texts is None or self._of_texts[0] is not ranker.text_prior:
+            self._of_texts = ranker.text_prior, self._ads.of_each(ranker.of_texts, ranker.pad_id, self._device)
+        return torch.from_numpy(self._of_texts[1][self._ad[rows]])
 
     def units(self, rows: Integers) -> UserUnits:
         """The rows in units of one user."""
@@ -268,14 +279,15 @@ def _interests(data: Dataset, users: list[str], ranker: Ranker) -> tuple[Tensor,
 
 
 def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
-    """Logits of the wanted rows without reading text, as serving would make them; see `behaviour_logits`."""
+    """Logits of the wanted rows without what a user's text says, as serving makes them; see `behaviour_logits`."""
     behaviour = behaviour_logits(ranker.model.behaviour, rows, wanted)
-    if ranker.trees is None:
-        return behaviour
-    for start in range(0, len(wanted), _TREE_ROWS):
-        some = slice(start, start + _TREE_ROWS)
-        network = BehaviourLogits(behaviour.click[some], behaviour.conversion[some])
-        behaviour.click[some] = ranker.with_trees(network, torch.from_numpy(rows.dense[wanted[some]])).click
+    if ranker.trees is not None:
+        for start in range(0, len(wanted), _TREE_ROWS):
+            some = slice(start, start + _TREE_ROWS)
+            network = BehaviourLogits(behaviour.click[some], behaviour.conversion[some])
+            behaviour.click[some] = ranker.with_trees(network, torch.from_numpy(rows.dense[wanted[some]])).click
+    if ranker.text_prior is not None:
+        behaviour.click.add_(rows.of_texts(ranker, wanted))
     return behaviour
 
 

@@ -4,7 +4,7 @@ Rows of one user stand together, so that the user is read once for many ads. A b
 first row may look back on; the counters of each row from what that row may (see `adcascade.records.history`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
-from adcascade.records.coded import NO_VALUE, combinations
+from adcascade.records.coded import NO_VALUE, CodedColumn, combinations
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import RowFeatures
 from ranking.data.known_logits import RowLogits
-from ranking.model.batch import PairBatch, TokenIds, pad, tokenize
+from ranking.inputs.features import Features
+from ranking.model.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
 from ranking.model.shared_user import TextVectors
 
+_TEXTS_PER_PASS = 64
 _MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
 
 
@@ -79,12 +81,33 @@ class AdTexts:
         rows = tokenize(tokenizer, list(self.texts.values()), max_tokens)
         self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
 
+    def places(self, ad_ids: CodedColumn) -> Integers:
+        """Where the ad of each row stands in `texts`, int32 [rows]."""
+        place = {ad_id: number for number, ad_id in enumerate(self.texts)}
+        return ad_ids.of_names(place.__getitem__, -1, np.int32)
+
+    @torch.no_grad()
+    def of_each(self, read: Callable[[TokenRows], Tensor], pad_id: int, device: torch.device) -> Features:
+        """What `read` makes of each ad in the order of `texts`, float32 [ads, ...]."""
+        return of_like_length(list(self.tokens.values()), pad_id, device, read)
+
     @torch.no_grad()
     def vectors(self, text: TextVectors, pad_id: int, *, chunk: int = 1024) -> Tensor:
         """Unit text vector of each ad in the order of `texts`, float32 [ads, width]."""
         rows = list(self.tokens.values())
         chunks = (pad(rows[start : start + chunk], pad_id) for start in range(0, len(rows), chunk))
         return torch.cat([text(padded.to(text.center.device)) for padded in chunks])
+
+
+@torch.no_grad()
+def of_like_length(
+    tokens: Sequence[TokenIds], pad_id: int, device: torch.device, read: Callable[[TokenRows], Tensor]
+) -> Features:
+    """What `read` makes of each text, those of like length together; float32 [texts, ...] in their order."""
+    order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
+    chunks = [order[start : start + _TEXTS_PER_PASS] for start in range(0, len(order), _TEXTS_PER_PASS)]
+    found = [read(pad([tokens[place] for place in some], pad_id).to(device)).cpu() for some in chunks]
+    return torch.cat(found)[np.argsort(order)].numpy()
 
 
 class BatchMaker:

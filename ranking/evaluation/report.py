@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "behaviour": "Learning from behaviour",
     "trees": "Fitting boosted trees",
+    "prior": "Reading the texts of ads",
     "text": "Fine-tuning the text",
 }
 # Columns of the table in a terminal; all metrics are in the report and in the JSON.
@@ -37,7 +38,8 @@ def train_progress() -> "Iterator[OnProgress]":
         def show(step: "TrainingProgress") -> None:
             if step.stage not in tasks:
                 tasks[step.stage] = bars.add_task("", total=1.0)
-            description = f"{_STAGES[step.stage]}, step {step.step}, validation loss {step.best_loss:.4f}"
+            loss = "" if math.isnan(step.best_loss) else f", validation loss {step.best_loss:.4f}"
+            description = f"{_STAGES[step.stage]}, step {step.step}{loss}"
             bars.update(tasks[step.stage], completed=step.done, description=description)
 
         yield show

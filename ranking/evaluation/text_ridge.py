@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.linalg import solve
-from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,20 +17,17 @@ from adcascade.records.clicks import Integers
 from adcascade.vectors.encoder import EMBEDDED
 from ranking.artifact import load_base
 from ranking.data.dataset import Dataset
-from ranking.evaluation.request_metrics import members
 from ranking.model.batch import TokenRows, pad, tokenize
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SHARED_USER, SharedUserCrossEncoder
-
-Floats = npt.NDArray[np.float64]
-Vectors = npt.NDArray[np.float32]
+from ranking.training.ridge import Floats, Vectors, fit_ridge
 
 # The lowest layer that is read; those below know words, not what they say together.
 FIRST_LAYER = 2
 # Each times the summed impressions; one is chosen by folds of requests.
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _FOLDS = 5
-_TEXTS_PER_PASS, _ROWS_PER_PRODUCT = 64, 8192
+_TEXTS_PER_PASS = 64
 
 
 @dataclass(frozen=True)
@@ -123,19 +117,8 @@ def fit_text_ridge(
     log_odds = np.log((clicks + 0.5) / (impressions - clicks + 0.5))
     _, request = np.unique(requests, return_inverse=True)
     fold = np.random.default_rng(0).permutation(int(request.max()) + 1)[request] % _FOLDS
-    parts = [
-        _normal_equations(vectors, ads[rows], groups[rows], log_odds[rows], weight[rows]) for rows in members(fold)
-    ]
-    grams, moments, totals = (np.stack(arrays) for arrays in zip(*parts, strict=True))
-    whole = grams.sum(axis=0), moments.sum(axis=0), float(totals.sum())
-    loss = np.zeros(len(PENALTIES))
-    for gram, moment, total in parts:
-        others = whole[0] - gram, whole[1] - moment, whole[2] - total
-        for place, penalty in enumerate(PENALTIES):
-            weights = _solved(*others, penalty)
-            loss[place] += weights @ gram @ weights - 2 * weights @ moment
-    penalty = PENALTIES[int(loss.argmin())]
-    return TextRidge(_solved(*whole, penalty), penalty)
+    ridge = fit_ridge(vectors, ads, groups, log_odds, weight, fold, PENALTIES)
+    return TextRidge(ridge.weights, ridge.penalty)
 
 
 def _comparable(clicks: Integers, impressions: Integers, requests: Integers) -> tuple[Integers, Floats]:
@@ -145,38 +128,3 @@ def _comparable(clicks: Integers, impressions: Integers, requests: Integers) -> 
     clicked = np.bincount(groups, clicks)[groups]
     tells = (clicked > 0) & (clicked < np.bincount(groups, impressions)[groups])
     return groups, np.where(tells, impressions, 0.0)
-
-
-_NormalEquations = tuple[Floats, Floats, float]
-
-
-def _normal_equations(
-    vectors: Vectors, ads: Integers, groups: Integers, log_odds: Floats, weight: Floats
-) -> _NormalEquations:
-    """sum n x x', sum n y x and sum n over some rows, x and y centred within their groups."""
-    rows = np.flatnonzero(weight)
-    _, group = np.unique(groups[rows], return_inverse=True)
-    ads, weight, log_odds = ads[rows], weight[rows], log_odds[rows]
-    total = np.bincount(group, weight)
-    pull = weight * (log_odds - (np.bincount(group, weight * log_odds) / total)[group])
-    width, whole = vectors.shape[1], float(weight.sum())
-    gram, moment = np.zeros((width, width)), np.zeros(width)
-    of_ad, pull_of_ad = (np.bincount(ads, values, minlength=len(vectors)) for values in (weight, pull))
-    for start in range(0, len(vectors), _ROWS_PER_PRODUCT):
-        read = vectors[start : start + _ROWS_PER_PRODUCT].astype(np.float64)
-        gram += (read * of_ad[start : start + _ROWS_PER_PRODUCT, None]).T @ read
-        moment += pull_of_ad[start : start + _ROWS_PER_PRODUCT] @ read
-    # sum n (v - m)(v - m)' = sum n v v' - sum over groups of (sum n) m m' with the group's mean m = sum n v / sum n.
-    of_group = csr_matrix((weight, (group, ads)), (len(total), len(vectors)))
-    for start in range(0, len(total), _ROWS_PER_PRODUCT):
-        sums = of_group[start : start + _ROWS_PER_PRODUCT] @ vectors
-        gram -= (sums / total[start : start + _ROWS_PER_PRODUCT, None]).T @ sums
-    return gram, moment, whole
-
-
-def _solved(gram: Floats, moment: Floats, weight: float, penalty: float) -> Floats:
-    """The weights of one penalty; zeros where no row weighs anything."""
-    if weight <= 0:
-        return np.zeros_like(moment)
-    weights: Floats = solve(gram + penalty * weight * np.eye(len(moment)), moment, assume_a="pos")
-    return weights

@@ -180,7 +180,21 @@ class SharedUserCrossEncoder(nn.Module):
 
     def ad_states(self, ads: TokenRows) -> Tensor:
         """The ads' hidden states below the join layer, [ads, tokens, hidden]; they do not depend on the user."""
+        *_, hidden = self._below_join(ads)
+        return hidden
+
+    def layer_means(self, ads: TokenRows, layers: int) -> Tensor:
+        """Unit means of the ads' states above the last so many layers below the join layer, [ads, layers, hidden].
+
+        They do not depend on the user. The state below the first layer counts as one, too.
+        """
+        states = list(self._below_join(ads))[-layers:]
+        return torch.stack([F.normalize(self.mean_state(one, ads.mask).float(), dim=1) for one in states], dim=1)
+
+    def _below_join(self, ads: TokenRows) -> Iterator[Tensor]:
+        """The ads' states below the first layer and above each layer below the join layer."""
         hidden = self._embed(ads, segment=self._ad_segment)
+        yield hidden
         mask = ads.mask[:, None, None, :]
         for layer in self.layers[: self.join_layer]:
             keys, values = self._keys_values(layer, hidden)
@@ -188,7 +202,7 @@ class SharedUserCrossEncoder(nn.Module):
                 self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
             )
             hidden = finish_layer(layer, merge_heads(context), hidden)
-        return hidden
+            yield hidden
 
     def add(
         self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor, dense: Tensor

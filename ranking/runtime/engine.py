@@ -21,6 +21,7 @@ from ranking.errors import ModelError
 from ranking.inputs.context import CONTEXT_WORDS, context_buckets
 from ranking.inputs.features import COUNTED, FeatureInputs, snapshot_features, time_gap_buckets
 from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
+from ranking.model.batch import by_length
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.behaviour_inputs import AdInputs, History, Impressions, with_interests
 from ranking.model.passes import AdPass
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # Of candidates and past ads; to read one again costs little.
 _CACHED_VECTORS = 20_000
+# Numbers that texts alone add; to read an ad again costs as much as in the text layers.
+_CACHED_PRIORS = 200_000
 _GPU_BUDGETS = 8
 # What a call costs at most is told in candidates that have been read before; reading a token in the text layers takes
 # as long as half of one, splitting a text into tokens and looking up its words an eighth a token.
@@ -43,6 +46,8 @@ _READ_TOKENS, _LOOKED_UP_TOKENS = 2, 8
 LIGHT_COST = 512
 # How long a slice may take that splits texts into tokens, and how many characters the first ones have.
 _SLICE_SECONDS, _FIRST_CHARS, _LEAST_CHARS, _MOST_CHARS = 0.04, 8192, 1024, 131_072
+# The same in tokens, of a slice that reads ads for what their texts alone add.
+_FIRST_TOKENS, _LEAST_TOKENS, _MOST_TOKENS = 512, 64, 16_384
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -90,7 +95,9 @@ class RankingEngine:
         self.backend: TextBackend | None = None
         self._text = self._text_layers(settings)
         self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_CHARS, least=_LEAST_CHARS, most=_MOST_CHARS)
+        self._prior_slice = SliceBudget(_SLICE_SECONDS, _FIRST_TOKENS, least=_LEAST_TOKENS, most=_MOST_TOKENS)
         self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device, page_rows=1)
+        self._priors = AdStateCache(_CACHED_PRIORS, 1, 1, self.device, page_rows=1, request_ads=MAX_CANDIDATES)
 
     def _text_layers(self, settings: EngineSettings) -> TextLayers:
         model, bfloat16 = self._model, choose_precision(settings.precision, self.device)
@@ -126,7 +133,14 @@ class RankingEngine:
     @torch.inference_mode()
     def prefetch(self, ad_texts: Sequence[str]) -> bool:
         """Reads ads before anybody asks for them; False if there is no room left, or nothing that could be kept."""
-        return isinstance(self._text, SharedText) and self._text.prefetch(ad_texts)
+        has_prior = self.loaded.text_prior is not None and self._priors.has_room(len(ad_texts))
+        if has_prior:
+            missing = self._priors.missing(ad_texts)
+            if missing:
+                self._prior(missing)
+                self._priors.protect(missing)
+        has_states = isinstance(self._text, SharedText) and self._text.prefetch(ad_texts)
+        return has_prior or has_states
 
     def readable(self, query: RankQuery) -> RankQuery:
         """The query with texts that are cut to what the model reads of them."""
@@ -152,6 +166,8 @@ class RankingEngine:
         looked_up = self._vectors.missing([*query.ad_texts, *(event.text for event in query.past)])
         user_tokens = estimated_tokens(query.user_text, self._reader.max_user_tokens)
         read = user_tokens + self._text.cost_of(query.ad_texts, user_tokens)
+        if self.loaded.text_prior is not None:
+            read += sum(map(self._reader.tokens_of_ad, self._priors.missing(query.ad_texts)))
         tokens = sum(map(self._reader.tokens_of_ad, looked_up))
         return len(query.ad_texts) + read // _READ_TOKENS + tokens // _LOOKED_UP_TOKENS
 
@@ -175,8 +191,10 @@ class RankingEngine:
         for query in queries:
             yield from read_ahead(self._vectors.missing(_texts_of(query)), len, self._slice, self._text_vectors)
             dense.append(self._dense(query))
-            behaviour.append(self._behaviour(query, dense[-1]))
+            known = self._behaviour(query, dense[-1])
             yield
+            of_texts = yield from self._of_texts(query.ad_texts)
+            behaviour.append(replace(known, click=known.click + of_texts))
         text = yield from self._text.text_logits(users, [query.ad_texts for query in queries], dense)
         scored = [
             ((known.click + text_logits).cpu().numpy(), known.conversion.cpu().numpy(), cached)
@@ -206,6 +224,23 @@ class RankingEngine:
         context = self._integers(context_buckets(query.context[: shape.context_words], shape.context_buckets))
         shown = Impressions(dense, context.expand(count, -1), candidates)
         return self.loaded.with_trees(self._model.behaviour(shown, history), dense)
+
+    def _of_texts(self, texts: Sequence[str]) -> Slices[Tensor]:
+        """What the text of each candidate adds, whoever the user is, float32 [candidates]."""
+        if self.loaded.text_prior is None:
+            return torch.zeros(len(texts), device=self.device)
+        yield from read_ahead(self._priors.missing(texts), self._reader.tokens_of_ad, self._prior_slice, self._prior)
+        return self._prior(texts)
+
+    def _prior(self, texts: Sequence[str]) -> Tensor:
+        def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
+            rows = self._reader.ads([texts[place] for place in places])
+            added = torch.empty(len(places), device=self.device)
+            for some, part in by_length(rows):
+                added[some] = self.loaded.of_texts(part)
+            return torch.ones_like(rows.lengths), added[:, None, None]
+
+        return self._priors.gather(texts, compute)[0][:, 0, 0]
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters

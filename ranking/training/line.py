@@ -7,7 +7,7 @@ within its first steps, and the best of its validations is a matter of chance.
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from adcascade.records.clicks import Integers
 from ranking.data.dataset import Dataset
+from ranking.data.feature_table import RowFeatures
 from ranking.data.labels import labelled_rows
 from ranking.inputs.features import Features
 from ranking.model.trees import LabelledRows
@@ -50,21 +51,22 @@ class Line:
         return said
 
 
-def fit_line(data: Dataset, features: Features, names: Sequence[str]) -> Line | None:
+def fit_line(data: Dataset, features: RowFeatures, names: Sequence[str]) -> Line | None:
     """The line of the training part whose pull to zero the validation part chooses; None if a part has one label only.
 
     The strongest pull wins whose loss is within a standard error of the least (Breiman et al. 1984): over few clicks,
     the least one is a matter of chance.
 
     Args:
-        features: normalised, of every row of the log, float32 [rows, features].
+        features: normalised, of the rows of the log.
         names: of the features.
     """
     scales = np.array([_FREER.get(name, 1.0) for name in names], np.float32)
     train, valid = data.split.train[-_MOST_ROWS:], data.split.valid[-_MOST_ROWS:]
-    rows = labelled_rows(data.log, features * scales, train)
-    if not rows.has_both or not labelled_rows(data.log, features, valid).has_both:
+    rows, others = (labelled_rows(data.log, features, part) for part in (train, valid))
+    if not (rows.has_both and others.has_both):
         return None
+    rows = replace(rows, features=rows.features * scales)
     model = LogisticRegression(solver="newton-cholesky", warm_start=True)
     lines, losses = [], []
     for strength in _STRENGTHS:

@@ -133,6 +133,13 @@ class TextOptions:
         min=0,
         max=1,
     )
+    prior: str = _option(
+        _TEXT,
+        "auto",
+        "auto also learns, in closed form, what an ad's text alone says, and keeps it where that helps, unless "
+        "--train-layers is all; none does not.",
+        flag="text_prior",
+    )
     min_gain: float = _option(
         _TEXT,
         0.0005,

@@ -16,6 +16,7 @@ from ranking.data.feature_table import RowFeatures
 from ranking.data.labels import labelled_rows
 from ranking.inputs.features import Features
 from ranking.model.trees import LEARNING_RATE, Blend, BoostedTrees, fit_booster
+from ranking.training.options import TrainOptions
 
 if TYPE_CHECKING:
     import lightgbm
@@ -31,6 +32,16 @@ _MOST_ROWS = 2_000_000
 _TREES_SHARE, _SHARE_DEVIATION = 0.25, 0.1
 # What the blend must lower the log loss by, in nats an impression, on rows that it was not fitted on.
 _MIN_GAIN = 0.0002
+
+
+def wants_trees(options: TrainOptions, data: Dataset) -> bool:
+    """Not where the order within a request is learned, too: trees learn single rows, and would turn it around again.
+
+    Nor where the log has places on the page: scores are those of an average place, and trees know no places, so that
+    they would learn of an ad what was its place's.
+    """
+    learns_rows = options.behaviour.epochs > 0 and options.common.group_loss == "none"
+    return options.behaviour.trees == "auto" and learns_rows and not (data.log.position > 0).any()
 
 
 def train_trees(data: Dataset, features: RowFeatures, network: Logits, context: StageContext) -> BoostedTrees | None:

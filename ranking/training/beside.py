@@ -1,0 +1,109 @@
+"""What is fitted beside the network once it knows what people did: boosted trees, and what texts alone say.
+
+Both are solved or grown from the training part in seconds, and kept where they help on the validation part.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from adcascade.records.clicks import Integers
+from adcascade.training.stage import StageContext
+from adcascade.training.workers import Workers
+from ranking.artifact import Ranker
+from ranking.data.behaviour_rows import behaviour_logits, known_logits
+from ranking.data.dataset import Dataset
+from ranking.data.known_logits import KnownLogits
+from ranking.model.behaviour import BehaviourLogits
+from ranking.model.shared_user import SharedUserCrossEncoder
+from ranking.model.trees import BoostedTrees, as_text, of_text
+from ranking.training.begin import Start
+from ranking.training.options import TrainOptions
+from ranking.training.ridge import Vectors
+from ranking.training.text_prior import LogitsOf, TrainedPrior, prior_as_text, prior_of_text, train_text_prior
+from ranking.training.trees import train_trees, wants_trees
+
+# Of --max-minutes, what each may take at most.
+_TREES_SHARE, _PRIOR_SHARE = 0.1, 0.1
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A network with what stands beside it.
+
+    Attributes:
+        ranker: with trees and a prior of texts, where they help.
+        known: logits of the rows of the log, without what text says to a user; of training rows those of rows like
+            them, since trees and prior know these very rows by heart.
+        of_position: what the place where each ad stood adds, float32 [log rows].
+    """
+
+    ranker: Ranker
+    known: KnownLogits
+    of_position: Vectors
+
+
+def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageContext) -> Beside:
+    """Fits what stands beside the trained network of `start`."""
+    ranker = start.ranker
+    with torch.no_grad():
+        of_position = start.rows.of_position(ranker.model.behaviour, np.arange(len(data.log))).cpu().numpy()
+    if wants_trees(options, data):
+        ranker = replace(ranker, trees=_trees(data, start, whole))
+    known = KnownLogits(len(data.log), partial(_known, data, start, ranker))
+    if not _wants_prior(options, ranker):
+        return Beside(ranker, known, of_position)
+    prior = _prior(data, start, lambda rows: (known[rows] + of_position[rows]).astype(np.float64), whole)
+    if prior is None:
+        return Beside(ranker, known, of_position)
+
+    def with_prior(rows: Integers) -> BehaviourLogits:
+        of_rows = torch.from_numpy(known[rows] + prior.without_own_fold[rows])
+        return BehaviourLogits(of_rows, torch.from_numpy(known.conversion(rows)))
+
+    return Beside(replace(ranker, text_prior=prior.prior), KnownLogits(len(data.log), with_prior), of_position)
+
+
+def _trees(data: Dataset, start: Start, whole: StageContext) -> BoostedTrees | None:
+    """Boosted trees of the training part, where they help the network on the validation part."""
+    if whole.workers.count > 1:  # where the clock ends it, each process would end with trees of its own
+        alone = replace(whole, workers=Workers())
+        return of_text(whole.workers.share(lambda: as_text(_trees(data, start, alone)), _device(start)))
+    seconds = None if whole.seconds is None else _TREES_SHARE * whole.seconds
+    network = behaviour_logits(start.ranker.model.behaviour, start.rows, data.split.valid)
+    return train_trees(data, start.rows.dense, network.click.double().numpy(), replace(whole, seconds=seconds))
+
+
+def _known(data: Dataset, start: Start, ranker: Ranker, rows: Integers) -> BehaviourLogits:
+    """Of training rows the network alone, since trees know these rows by heart."""
+    known = known_logits(ranker, start.rows, rows)
+    at = np.flatnonzero(np.isin(rows, data.split.train))
+    if ranker.trees is None or not len(at):
+        return known
+    known.click[at] = behaviour_logits(ranker.model.behaviour, start.rows, rows[at]).click
+    return known
+
+
+def _wants_prior(options: TrainOptions, ranker: Ranker) -> bool:
+    """Not where the layers that it reads are to be trained; a plain cross-encoder has none that know no user."""
+    frozen = options.text.train_layers == "joined" or options.text.epochs == 0
+    return options.text.prior == "auto" and frozen and isinstance(ranker.model, SharedUserCrossEncoder)
+
+
+def _prior(data: Dataset, start: Start, known: LogitsOf, whole: StageContext) -> TrainedPrior | None:
+    """What texts alone say of clicks, where that helps on the validation part."""
+    if whole.workers.count > 1:
+        alone = replace(whole, workers=Workers())
+        shared = whole.workers.share(lambda: prior_as_text(_prior(data, start, known, alone)), _device(start))
+        return prior_of_text(shared)
+    model = start.ranker.model
+    assert isinstance(model, SharedUserCrossEncoder)
+    seconds = None if whole.seconds is None else _PRIOR_SHARE * whole.seconds
+    context = replace(whole, seconds=seconds)
+    return train_text_prior(data, model.eval(), start.ads, start.ranker.pad_id, known, context)
+
+
+def _device(start: Start) -> torch.device:
+    return next(start.ranker.model.parameters()).device

@@ -1,0 +1,277 @@
+"""What texts alone say of clicks, learned in closed form beside the behaviour part. Knows no serving.
+
+A ridge regression on frozen layers and on words, of what the behaviour part leaves unexplained: its weights are solved
+for, not trained, so that they take seconds. Its strength, and whether it is kept at all, is chosen on the validation
+part.
+"""
+
+import base64
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load, save
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from sklearn.decomposition import TruncatedSVD
+
+from adcascade.records.clicks import ClickLog, Integers
+from adcascade.reports.interval import Interval
+from adcascade.training.stage import StageContext, TrainingProgress
+from ranking.data.dataset import Dataset
+from ranking.data.text_batches import AdTexts, of_like_length
+from ranking.inputs.features import REQUEST_ROWS
+from ranking.model.batch import TokenIds
+from ranking.model.shared_user import SharedUserCrossEncoder
+from ranking.model.text_prior import NOT_FITTED, WORD_BUCKETS, TextPrior, word_counts, word_vectors
+from ranking.spec import TextPriorFit
+from ranking.training.ridge import Floats, RidgeFit, Vectors, fit_ridge
+
+log = logging.getLogger(__name__)
+
+# Each times the summed weight of the rows; and what a word may count beside a layer.
+PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+WORD_SCALES = (0.0, 0.5, 1.0)
+# Layers below the join layer that are read, from the top; the lowest know words, not what they say together.
+_LAYERS = 4
+# The ads that were shown most, of the newest rows.
+_MOST_ADS, _MOST_ROWS = 30_000, 1_000_000
+# Dimensions of what words say together (latent semantic analysis, Deerwester et al. 1990); few ads read none.
+_TOPICS, _LEAST_ADS = 256, 20
+_FOLDS, _TEXTS_A_SHARE = 5, 512
+_MOST_SCALE = 2.0
+# Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say
+# nothing one or so gets a prior.
+_CERTAIN, _LEAST_ERRORS = 1.96, 2.58
+
+
+# float64 [rows] of some rows.
+LogitsOf = Callable[[Integers], Floats]
+
+
+@dataclass(frozen=True)
+class TrainedPrior:
+    """A prior, and what it says of the rows of the log.
+
+    Attributes:
+        without_own_fold: what it adds to the logit of each row; to those that it learned from, what it would as learned
+            without their fold; float32 [log rows].
+    """
+
+    prior: TextPrior
+    without_own_fold: Vectors
+
+
+def train_text_prior(
+    data: Dataset, model: SharedUserCrossEncoder, ads: AdTexts, pad_id: int, known: LogitsOf, context: StageContext
+) -> TrainedPrior | None:
+    """A prior of the training part; None where it does not help on the validation part.
+
+    Args:
+        ads: of the log.
+        known: what is known of rows without their texts, at the place where their ads stood.
+        context: who watches, and how long ads may be read.
+    """
+    train, valid, place = data.split.train[-_MOST_ROWS:], data.split.valid, ads.places(data.log.ad_id)
+    shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
+    chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
+    tokens = list(ads.tokens.values())
+    layers = _read(model, [tokens[number] for number in chosen.tolist()], pad_id, context)
+    chosen = chosen[: len(layers)]
+    if len(chosen) < 2:
+        return None
+    texts = _Texts.of(layers, [tokens[number] for number in chosen.tolist()])
+    number = np.full(len(ads.texts), -1)
+    number[chosen] = np.arange(len(chosen))
+    learned = train[number[place[train]] >= 0]
+    ridge, fold = _solve(data, texts, number[place[learned]], learned, known(learned))
+    center = float(np.average(texts.vectors @ ridge.weights, weights=shown[chosen]))
+    device, found = next(model.parameters()).device, texts.prior(ridge.weights, center)
+    of_ads = ads.of_each(lambda rows: found.logits(model, rows), pad_id, device)
+    added = of_ads[place].astype(np.float64)
+    scale, gain = _validated(data, known(valid), added[valid], valid)
+    if not gain.value > _LEAST_ERRORS * (gain.value - gain.low) / _CERTAIN:
+        return None
+    fit = TextPriorFit(ads=len(chosen), penalty=ridge.penalty, words=WORD_SCALES[ridge.scale], gain=gain)
+    without = added.copy()
+    without[learned] = _cross_fitted(ridge, texts.vectors, number[place[learned]], fold) - center
+    return TrainedPrior(
+        texts.prior(scale * ridge.weights, scale * center, fit),
+        (scale * without).astype(np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What a ridge regression reads of texts.
+
+    Attributes:
+        vectors: unit means of layers, then topics of words, float32 [texts, width].
+        layers, hidden: how many layers, and numbers in each.
+        idf: of each bucket of words, float32 [buckets].
+        topics: what each topic makes of a word, float32 [topics, buckets].
+    """
+
+    vectors: Vectors
+    layers: int
+    hidden: int
+    idf: Vectors
+    topics: Vectors
+
+    @classmethod
+    def of(cls, layers: Vectors, tokens: list[TokenIds]) -> "_Texts":
+        """Of layers [texts, layers, hidden] and the tokens of the same texts."""
+        texts, depth, hidden = layers.shape
+        # idf = ln((1 + texts) / (1 + texts that have the word)) + 1
+        having = np.bincount(word_counts(tokens).indices, minlength=WORD_BUCKETS)
+        idf = (np.log((1 + texts) / (1 + having)) + 1).astype(np.float32)
+        words = word_vectors(tokens, idf)
+        count = min(_TOPICS, texts // 2) if texts >= _LEAST_ADS else 0
+        topics = np.zeros((0, WORD_BUCKETS), np.float32)
+        if count:
+            topics = TruncatedSVD(count, random_state=0).fit(words).components_.astype(np.float32)
+        return cls(np.hstack([layers.reshape(texts, -1), words @ topics.T]), depth, hidden, idf, topics)
+
+    def scales(self) -> list[Floats]:
+        """What each column counts, for each of `WORD_SCALES`."""
+        width = self.layers * self.hidden
+        return [np.r_[np.ones(width), np.full(len(self.topics), scale)] for scale in WORD_SCALES]
+
+    def prior(self, weights: Floats, center: float, fit: TextPriorFit = NOT_FITTED) -> TextPrior:
+        """With weights of `vectors`; a text whose logit would be `center` adds nothing."""
+        of_layers, of_topics = np.split(weights.astype(np.float32), [self.layers * self.hidden])
+        return TextPrior(
+            layers=torch.from_numpy(of_layers).view(self.layers, self.hidden),
+            words=torch.from_numpy(of_topics @ self.topics),
+            idf=torch.from_numpy(self.idf),
+            intercept=torch.tensor([-center], dtype=torch.float32),
+            fit=fit,
+        )
+
+
+def prior_as_text(trained: TrainedPrior | None) -> str:
+    """For the other processes of a training; "" for none."""
+    if trained is None:
+        return ""
+    tensors = trained.prior.tensors | {"without_own_fold": torch.from_numpy(trained.without_own_fold)}
+    return f"{trained.prior.fit.model_dump_json()}\n{base64.b64encode(save(tensors)).decode()}"
+
+
+def prior_of_text(text: str) -> TrainedPrior | None:
+    """What `prior_as_text` made a text of."""
+    if not text:
+        return None
+    fit, _, encoded = text.partition("\n")
+    tensors = load(base64.b64decode(encoded))
+    without_own_fold = tensors.pop("without_own_fold").numpy()
+    return TrainedPrior(TextPrior(**tensors, fit=TextPriorFit.model_validate_json(fit)), without_own_fold)
+
+
+def _read(model: SharedUserCrossEncoder, tokens: list[TokenIds], pad_id: int, context: StageContext) -> Vectors:
+    """Unit means of each text's layers, float32 [texts, layers, hidden]; fewer texts if the time is over before."""
+    ends = math.inf if context.seconds is None else time.monotonic() + context.seconds
+    device, layers = next(model.parameters()).device, min(_LAYERS, model.join_layer + 1)
+    read: list[Vectors] = [np.empty((0, layers, int(model.encoder.config.hidden_size)), np.float32)]
+    for start in range(0, len(tokens), _TEXTS_A_SHARE):
+        some = tokens[start : start + _TEXTS_A_SHARE]
+        read.append(of_like_length(some, pad_id, device, lambda rows: model.layer_means(rows, layers)))
+        done = min(1.0, (start + len(some)) / len(tokens))
+        context.watch(TrainingProgress("prior", start + len(some), done, math.nan, math.nan, None, math.nan))
+        if time.monotonic() >= ends:
+            log.warning("texts of the %d most shown of %d ads alone tell the prior", start + len(some), len(tokens))
+            break
+    return np.concatenate(read)
+
+
+def _solve(data: Dataset, texts: _Texts, number: Integers, rows: Integers, known: Floats) -> tuple[RidgeFit, Integers]:
+    """The ridge regression on some rows, and the fold of each; `number` is the place of its ad in `texts`."""
+    clicks, requests = data.log.take(rows), np.unique(data.groups[rows], return_inverse=True)[1]
+    groups = _compared(requests)
+    target, weight = working_response(known, clicks.clicks, clicks.impressions, groups)
+    # What is asked is what texts say of ads that nobody has seen: rows of an ad stay together, unless requests do.
+    once = len(np.unique(requests * len(texts.vectors) + number)) < REQUEST_ROWS * len(np.unique(number))
+    units = requests if once else number
+    fold = np.random.default_rng(0).permutation(int(units.max()) + 1)[units] % _FOLDS
+    return fit_ridge(texts.vectors, number, groups, target, weight, fold, PENALTIES, texts.scales()), fold
+
+
+def _compared(requests: Integers) -> Integers:
+    """With which others each row is compared: those of its request, or all where requests show one ad."""
+    several = len(requests) >= REQUEST_ROWS * (int(requests.max()) + 1)
+    alone = np.bincount(requests)[requests] < 2
+    return np.where(alone, int(requests.max()) + 1, requests) if several else np.zeros_like(requests)
+
+
+def working_response(known: Floats, clicks: Integers, impressions: Integers, groups: Integers) -> tuple[Floats, Floats]:
+    """What is left to explain, for a least-squares step of a logistic regression (IRLS, Nelder and Wedderburn 1972).
+
+        p = sigmoid(known), times what makes the clicks of a group come true        at most 0.95
+        target = (clicks - n p) / (n p (1 - p))      weight = n p (1 - p)           n = impressions
+
+    A group without a click, or with nothing else, tells nothing: its weights are 0.
+
+    Args:
+        known: logits, float64 [rows].
+        groups: of rows that are compared with each other alone, int64 [rows], from 0.
+
+    Returns:
+        target and weight, float64 [rows].
+    """
+    p = expit(known)
+    clicked, shown = np.bincount(groups, clicks), np.bincount(groups, impressions)
+    expected = np.bincount(groups, impressions * p)
+    p = np.clip(p * (clicked / np.maximum(expected, 1e-12))[groups], 1e-9, 0.95)
+    tells = ((clicked > 0) & (clicked < shown))[groups]
+    weight = np.where(tells, impressions * p * (1 - p), 0.0)
+    return np.where(tells, (clicks - impressions * p) / np.maximum(weight, 1e-12), 0.0), weight
+
+
+def _cross_fitted(ridge: RidgeFit, vectors: Vectors, number: Integers, fold: Integers) -> Floats:
+    """What rows are said by the weights that were fitted without their fold, float64 [rows]."""
+    of_texts = vectors @ ridge.of_folds.T
+    found: Floats = of_texts[number, fold]
+    return found
+
+
+def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> tuple[float, Interval]:
+    """How strongly to add the prior's logits, and what that gains in the mean for a unit of validation rows.
+
+    Each half of the units is measured at the strength that was chosen on the other half.
+    """
+    clicks, requests = data.log.take(rows), np.unique(data.groups[rows], return_inverse=True)[1]
+    several = len(rows) >= REQUEST_ROWS * (int(requests.max()) + 1)
+    unit = requests if several else np.unique(data.log.ad_id.codes[rows], return_inverse=True)[1]
+
+    def likelihood(scale: float) -> Floats:
+        logits = known + scale * added
+        return order_likelihood(logits, clicks, unit) if several else click_likelihood(logits, clicks, unit)
+
+    def best(units: npt.NDArray[np.bool_]) -> float:
+        loss = minimize_scalar(lambda scale: -likelihood(scale)[units].sum(), bounds=(0, _MOST_SCALE), method="bounded")
+        return float(loss.x)
+
+    half = np.random.default_rng(0).permutation(int(unit.max()) + 1) % 2 == 0
+    gains = np.where(half, likelihood(best(~half)), likelihood(best(half))) - likelihood(0.0)
+    error = _CERTAIN * gains.std() / math.sqrt(len(gains))
+    interval = Interval(float(gains.mean()), float(gains.mean() - error), float(gains.mean() + error))
+    return best(np.ones_like(half)), interval
+
+
+def order_likelihood(logits: Floats, clicks: ClickLog, unit: Integers) -> Floats:
+    """Log-likelihood of which rows of each unit were clicked, given how many were (see `listwise_loss`), [units]."""
+    scores = logits + np.log(clicks.impressions)
+    top = np.full(int(unit.max()) + 1, -np.inf)
+    np.maximum.at(top, unit, scores)
+    total = np.bincount(unit, np.exp(scores - top[unit]))
+    return np.bincount(unit, clicks.clicks * (scores - top[unit] - np.log(total)[unit])).astype(np.float64)
+
+
+def click_likelihood(logits: Floats, clicks: ClickLog, unit: Integers) -> Floats:
+    """Log-likelihood of the clicks of each unit, [units]."""
+    of_rows = clicks.clicks * logits - clicks.impressions * np.logaddexp(0, logits)
+    return np.bincount(unit, of_rows).astype(np.float64)

@@ -1,0 +1,238 @@
+"""What texts alone say: learned in closed form beside the network, kept where it helps, served as it was trained."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_options, writable
+from scipy.special import expit
+from torch.nn import functional as F
+
+from adcascade.artifacts.errors import CorruptVersion
+from adcascade.records.ads import read_catalog
+from adcascade.records.users import Context, UserProfile
+from ranking.artifact import TEXT_PRIOR_FILE, load_version, save_derived
+from ranking.data.dataset import load_dataset
+from ranking.evaluation.predict import predict
+from ranking.evaluation.request_metrics import pair_accuracies
+from ranking.inputs.prepare import prepare
+from ranking.model.batch import pad, tokenize
+from ranking.model.text_prior import WORD_BUCKETS, load_text_prior, word_counts, word_vectors
+from ranking.runtime.engine import RankingEngine
+from ranking.runtime.engine_settings import EngineSettings
+from ranking.store import open_store
+from ranking.training.run import train_and_save
+from ranking.training.text_prior import (
+    TrainedPrior,
+    click_likelihood,
+    order_likelihood,
+    prior_as_text,
+    prior_of_text,
+    working_response,
+)
+from ranking.training.train import train
+
+REQUESTS, SHOWN = 160, 4
+# The tiny BERT's tokens are characters.
+LIKED, SHUNNED, OTHER = "zq", "xv", "abcdefgh"
+
+
+def write_log(folder, *, strength, alone=False):
+    """Ads of random letters, shown four a request; what is liked in them is clicked more."""
+    random = np.random.default_rng(0)
+    with (folder / "ads.jsonl").open("w") as ads, (folder / "clicks.jsonl").open("w") as clicks:
+        for request in range(REQUESTS):
+            base = random.normal(-3, 0.7)
+            for place in range(SHOWN):
+                title = "".join(random.choice(list(LIKED + SHUNNED + OTHER), 12))
+                taste = sum(map(title.count, LIKED)) - sum(map(title.count, SHUNNED))
+                shown = int(random.integers(500, 1500))
+                ad_id = f"ad{request}-{place}"
+                row = {"ad_id": ad_id, "clicks": int(random.binomial(shown, expit(base + strength * taste)))}
+                row |= {"request_id": ad_id if alone else f"r{request}", "impressions": shown}
+                ads.write(json.dumps({"ad_id": ad_id, "title": title}) + "\n")
+                clicks.write(json.dumps(row) + "\n")
+    return load_dataset(folder / "ads.jsonl", folder / "clicks.jsonl", None, split="request")
+
+
+def only_texts(base, **changes):
+    return tiny_options(base, **{"behaviour_epochs": 0, "epochs": 0, "max_ad_tokens": 24, **changes})
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory, tiny_bert):
+    """Store, name of a version with a prior, and what it was trained on."""
+    folder = tmp_path_factory.mktemp("texts")
+    data = write_log(folder, strength=0.3)
+    report = train_and_save(data, folder / "model", only_texts(tiny_bert), which_baselines="none")
+    return open_store(folder / "model"), report.version, data, folder
+
+
+def order_of(data, ranker):
+    found = predict(data, ranker, data.split.test, torch.device("cpu"), "float32")
+    log = data.log.take(found.rows)
+    return pair_accuracies(found.logits, log.clicks, log.impressions, data.groups[found.rows])[0]
+
+
+def test_texts_of_requests_that_nobody_saw_are_ordered_by_what_is_liked_in_them(version):
+    store, name, data, _ = version
+    loaded = load_version(store, name)
+    assert loaded.text_prior.fit == loaded.spec.text_prior
+    assert loaded.spec.text_prior.gain.low > 0
+    assert loaded.spec.text_prior.ads == len(data.split.train)
+    assert order_of(data, loaded) > 0.75
+    assert order_of(data, replace(loaded, text_prior=None)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_where_texts_say_nothing_there_is_no_prior(tmp_path, tiny_bert, alone):
+    data = write_log(tmp_path, strength=0.0, alone=alone)
+    assert train(data, only_texts(tiny_bert)).text_prior is None
+
+
+def test_requests_of_one_ad_teach_it_too(tmp_path, tiny_bert):
+    data = write_log(tmp_path, strength=0.4, alone=True)
+    trained = train(data, only_texts(tiny_bert))
+    assert trained.text_prior is not None
+    found = predict(data, trained, data.split.test, torch.device("cpu"), "float32")
+    log = data.log.take(found.rows)
+    assert np.corrcoef(found.logits, log.clicks / log.impressions)[0, 1] > 0.4
+
+
+@pytest.mark.parametrize("options", [{"text_prior": "none"}, {"train_layers": "all", "epochs": 0.1}])
+def test_no_prior_where_it_is_not_wanted_or_its_layers_are_trained(version, tiny_bert, options):
+    assert train(version[2], only_texts(tiny_bert, **options)).text_prior is None
+
+
+def test_the_engine_answers_with_what_training_said(version):
+    store, name, data, folder = version
+    loaded = load_version(store, name)
+    found = predict(data, loaded, data.split.test, torch.device("cpu"), "float32")
+    ads = {ad.ad_id: ad for ad in read_catalog(folder / "ads.jsonl").ads}
+    rows = found.rows[data.groups[found.rows] == data.groups[found.rows[0]]]
+    shown = [ads[ad_id] for ad_id in data.log.ad_id[rows].tolist()]
+    engine = RankingEngine(load_version(store, name), EngineSettings("cpu"))
+    query = prepare(UserProfile(), Context(), shown, None, skip_unknown=False, shown=len(shown)).query
+    cold = engine.cost_of(query)
+    logits = dict(zip(found.rows.tolist(), found.logits, strict=True))
+    want = loaded.spec.calibration.probability(np.array([logits[row] for row in rows.tolist()]))
+    assert len(set(want)) > 1
+    for _ in range(2):  # read, and kept
+        np.testing.assert_allclose(engine.rank([query])[0].p_click, want, rtol=1e-5)
+    assert engine.cost_of(query) < cold
+
+
+def test_ads_of_the_catalog_are_read_before_anybody_asks(version):
+    store, name, data, _ = version
+    engine = RankingEngine(load_version(store, name), EngineSettings("cpu"))
+    texts = [data.ad_text(ad_id) for ad_id in data.log.ad_id[:20].tolist()]
+    assert engine.prefetch(texts)
+    assert not engine._priors.missing(texts)
+
+
+def test_a_version_made_of_another_keeps_its_prior(version):
+    store, name, data, _ = version
+    loaded = load_version(store, name)
+    derived = load_version(store, save_derived(store, loaded, loaded.spec, publish=False))
+    rows = pad(tokenize(loaded.tokenizer, [data.ad_text(ad_id) for ad_id in data.log.ad_id[:9].tolist()], 24), 0)
+    assert torch.equal(derived.of_texts(rows), loaded.of_texts(rows))
+    assert loaded.of_texts(rows).std() > 0.01
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_damaged_prior_is_named(version, damage):
+    store, name, _, _ = version
+    loaded = load_version(store, name)
+    copy = save_derived(store, loaded, loaded.spec, publish=False)
+    path = writable(store.path(copy) / TEXT_PRIOR_FILE)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.parent.chmod(0o750)
+        path.unlink()
+    with pytest.raises(CorruptVersion, match=r"text-prior\.safetensors holds no prior of texts"):
+        load_version(store, copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layers": torch.zeros(2, 7)}, {"layers": torch.zeros(9, 32)}, {"idf": torch.full((WORD_BUCKETS,), np.nan)}],
+)
+def test_weights_that_do_not_fit_the_model_are_refused(version, tmp_path, change):
+    loaded = load_version(*version[:2])
+    replace(loaded.text_prior, **change).save(tmp_path / "prior")
+    with pytest.raises(ValueError, match="prior"):
+        load_text_prior(tmp_path / "prior", loaded.text_prior.fit, loaded.model)
+
+
+def test_other_processes_of_a_training_get_the_first_ones_prior(version, tiny_bert):
+    trained = train(version[2], only_texts(tiny_bert))
+    rows = np.arange(3, dtype=np.float32)
+    shared = prior_of_text(prior_as_text(TrainedPrior(trained.text_prior, rows)))
+    assert shared.prior.fit == trained.text_prior.fit
+    for name, tensor in trained.text_prior.tensors.items():
+        assert torch.equal(shared.prior.tensors[name], tensor)
+    np.testing.assert_array_equal(shared.without_own_fold, rows)
+    assert prior_of_text(prior_as_text(None)) is None
+
+
+def test_layer_means_are_those_of_the_encoder(version):
+    model = load_version(*version[:2]).model.eval()
+    rows = pad([[2, 10, 11, 3], [2, 12, 3]], 0)
+    with torch.no_grad():
+        states = model.encoder(
+            input_ids=rows.ids,
+            token_type_ids=torch.ones_like(rows.ids),
+            attention_mask=rows.mask.long(),
+            output_hidden_states=True,
+        ).hidden_states
+        found = model.layer_means(rows, 2)
+    for place, state in enumerate(states[model.join_layer - 1 : model.join_layer + 1]):
+        want = F.normalize(torch.stack([state[0].mean(dim=0), state[1, :3].mean(dim=0)]), dim=1)
+        torch.testing.assert_close(found[:, place], want, rtol=1e-4, atol=1e-5)
+
+
+def test_words_are_tokens_and_pairs_of_them_and_marks_alone_are_none():
+    texts = [[2, 7, 8, 7, 8, 3], [2, 3], [2]]
+    counts = word_counts(texts)
+    assert counts.shape == (3, WORD_BUCKETS)
+    inside, pairs = texts[0][1:-1], list(pairwise(texts[0]))
+    assert counts[0].nnz == len({*inside}) + len({*pairs})
+    assert sorted(set(np.round(np.expm1(counts[0].data - 1) + 1).astype(int))) == [1, 2]
+    assert counts[1].nnz == 1  # an empty text: its marks follow each other
+    assert counts[2].nnz == 0
+    unit = word_vectors(texts, np.ones(WORD_BUCKETS, np.float32))
+    np.testing.assert_allclose(np.sqrt(unit.multiply(unit).sum(axis=1))[:2, 0], 1, rtol=1e-6)
+
+
+def test_the_working_response_is_a_step_of_a_logistic_regression():
+    random = np.random.default_rng(0)
+    known, impressions, groups = random.normal(-4, 0.5, 400), random.integers(50, 90, 400), np.repeat(np.arange(40), 10)
+    clicks = random.binomial(impressions, expit(known))
+    clicks[:10], groups[-5:], clicks[-5:] = 0, 40, impressions[-5:]
+    target, weight = working_response(known, clicks, impressions, groups)
+    for nothing in (slice(0, 10), slice(-5, None)):
+        assert not weight[nothing].any()
+        assert not target[nothing].any()
+    rows = slice(10, -5)
+    np.testing.assert_allclose(np.bincount(groups, weight * target), 0, atol=1e-6)  # what a group has in common is gone
+    p = expit(known) * (np.bincount(groups, clicks) / np.bincount(groups, impressions * expit(known)))[groups]
+    np.testing.assert_allclose(weight[rows], (impressions * p * (1 - p))[rows])
+    np.testing.assert_allclose((weight * target)[rows], (clicks - impressions * p)[rows])
+
+
+def test_likelihoods_of_units_are_those_of_their_rows():
+    class Clicks:
+        clicks, impressions = np.array([1, 0, 2]), np.array([3, 2, 4])
+
+    logits, unit = np.array([0.2, -1.0, 0.5]), np.array([0, 0, 1])
+    p = expit(logits)
+    want = [np.log(p[0]) + 2 * np.log1p(-p[0]) + 2 * np.log1p(-p[1]), 2 * np.log(p[2]) + 2 * np.log1p(-p[2])]
+    np.testing.assert_allclose(click_likelihood(logits, Clicks, unit), want)
+    odds = Clicks.impressions * np.exp(logits)
+    np.testing.assert_allclose(
+        order_likelihood(logits, Clicks, unit), [np.log(odds[0] / odds[:2].sum()), 0], atol=1e-12
+    )
