@@ -117,11 +117,14 @@ class BehaviourRows:
     def of_texts(self, ranker: Ranker, rows: Integers) -> Tensor:
         """What the prior of texts adds to the logit of each of some rows, float32 [rows], on the CPU.
 
-        Each text is read once, for the ranker that first asks.
+        A text is read when it is first asked for.
         """
         if self._of_texts is None or self._of_texts[0] is not ranker.text_prior:
-            self._of_texts = ranker.text_prior, self._ads.of_each(ranker.of_texts, ranker.pad_id, self._device)
-        return torch.from_numpy(self._of_texts[1][self._ad[rows]])
+            self._of_texts = ranker.text_prior, np.full(len(self._ads.texts), np.nan, np.float32)
+        (_, of_texts), wanted = self._of_texts, self._ad[rows]
+        new = np.unique(wanted[np.isnan(of_texts[wanted])])
+        of_texts[new] = self._ads.of_some(new, ranker.of_texts, ranker.pad_id, self._device)
+        return torch.from_numpy(of_texts[wanted])
 
     def units(self, rows: Integers) -> UserUnits:
         """The rows in units of one user."""

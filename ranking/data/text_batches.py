@@ -87,9 +87,12 @@ class AdTexts:
         return ad_ids.of_names(place.__getitem__, -1, np.int32)
 
     @torch.no_grad()
-    def of_each(self, read: Callable[[TokenRows], Tensor], pad_id: int, device: torch.device) -> Features:
-        """What `read` makes of each ad in the order of `texts`, float32 [ads, ...]."""
-        return of_like_length(list(self.tokens.values()), pad_id, device, read)
+    def of_some(
+        self, places: Integers, read: Callable[[TokenRows], Tensor], pad_id: int, device: torch.device
+    ) -> Features:
+        """What `read` makes of the ads at some places of `texts`, float32 [places, ...]."""
+        tokens = list(self.tokens.values())
+        return of_like_length([tokens[place] for place in places.tolist()], pad_id, device, read)
 
     @torch.no_grad()
     def vectors(self, text: TextVectors, pad_id: int, *, chunk: int = 1024) -> Tensor:
@@ -107,7 +110,7 @@ def of_like_length(
     order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
     chunks = [order[start : start + _TEXTS_PER_PASS] for start in range(0, len(order), _TEXTS_PER_PASS)]
     found = [read(pad([tokens[place] for place in some], pad_id).to(device)).cpu() for some in chunks]
-    return torch.cat(found)[np.argsort(order)].numpy()
+    return torch.cat(found)[np.argsort(order)].numpy() if found else np.empty(0, np.float32)
 
 
 class BatchMaker:

@@ -59,8 +59,8 @@ class TrainedPrior:
     """A prior, and what it says of the rows of the log.
 
     Attributes:
-        without_own_fold: what it adds to the logit of each row; to those that it learned from, what it would as learned
-            without their fold; float32 [log rows].
+        without_own_fold: what it adds to the logit of each row that trains or validates; to those that it learned from,
+            what it would as learned without their fold; float32 [log rows].
     """
 
     prior: TextPrior
@@ -90,10 +90,13 @@ def train_text_prior(
     number[chosen] = np.arange(len(chosen))
     learned = train[number[place[train]] >= 0]
     ridge, fold = _solve(data, texts, number[place[learned]], learned, known(learned))
-    center = float(np.average(texts.vectors @ ridge.weights, weights=shown[chosen]))
-    device, found = next(model.parameters()).device, texts.prior(ridge.weights, center)
-    of_ads = ads.of_each(lambda rows: found.logits(model, rows), pad_id, device)
-    added = of_ads[place].astype(np.float64)
+    said = texts.vectors @ ridge.weights
+    center = float(np.average(said, weights=shown[chosen]))
+    found, others = texts.prior(ridge.weights, center), np.setdiff1d(place[np.r_[data.split.train, valid]], chosen)
+    of_ads = np.zeros(len(ads.texts))
+    of_ads[chosen] = said - center
+    of_ads[others] = ads.of_some(others, lambda rows: found.logits(model, rows), pad_id, _device(model))
+    added = of_ads[place]
     scale, gain = _validated(data, known(valid), added[valid], valid)
     if not gain.value > _LEAST_ERRORS * (gain.value - gain.low) / _CERTAIN:
         return None
@@ -172,10 +175,14 @@ def prior_of_text(text: str) -> TrainedPrior | None:
     return TrainedPrior(TextPrior(**tensors, fit=TextPriorFit.model_validate_json(fit)), without_own_fold)
 
 
+def _device(model: SharedUserCrossEncoder) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _read(model: SharedUserCrossEncoder, tokens: list[TokenIds], pad_id: int, context: StageContext) -> Vectors:
     """Unit means of each text's layers, float32 [texts, layers, hidden]; fewer texts if the time is over before."""
     ends = math.inf if context.seconds is None else time.monotonic() + context.seconds
-    device, layers = next(model.parameters()).device, min(_LAYERS, model.join_layer + 1)
+    device, layers = _device(model), min(_LAYERS, model.join_layer + 1)
     read: list[Vectors] = [np.empty((0, layers, int(model.encoder.config.hidden_size)), np.float32)]
     for start in range(0, len(tokens), _TEXTS_A_SHARE):
         some = tokens[start : start + _TEXTS_A_SHARE]
