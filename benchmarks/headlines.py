@@ -16,7 +16,7 @@ from ranking.evaluation.request_metrics import pair_accuracies
 from ranking.evaluation.text_ridge import ad_layers, text_ridge_logits
 from ranking.training.options import TrainOptions
 from ranking.training.ridge import Vectors
-from ranking.training.train import train
+from ranking.training.train import Trained, train
 
 _FOLDS = 5
 # The same for whatever reads the headlines.
@@ -34,6 +34,12 @@ def upworthy_ridge(run: Run) -> list[Finding]:
     vectors, place = ad_layers(data, max_tokens=_HEADLINE_TOKENS)
     check = "Upworthy, 5 folds by test, ridge on frozen layers without fine-tuning"
     return _over_folds(run, check, data, lambda fold: _ridge(fold, vectors, place))
+
+
+def upworthy_prior(run: Run) -> list[Finding]:
+    """The same of a model whose prior of texts alone is learned."""
+    check = "Upworthy, 5 folds by test, prior of texts without fine-tuning"
+    return _over_folds(run, check, _load(run), _prior)
 
 
 def _load(run: Run) -> Dataset:
@@ -85,6 +91,11 @@ def _ridge(data: Dataset, vectors: Vectors, place: Integers) -> tuple[float, flo
     return pair_accuracies(logits, log.clicks, log.impressions, data.groups[test])
 
 
+def _prior(data: Dataset) -> tuple[float, float]:
+    lengths = {"max_user_tokens": 8, "max_ad_tokens": _HEADLINE_TOKENS}
+    return _of_trained(data, train(data, TrainOptions.of(behaviour_epochs=0, epochs=0, **lengths)))
+
+
 def _fine_tuned(data: Dataset) -> tuple[float, float]:
     options = TrainOptions.of(
         behaviour_epochs=0,  # nobody has a past, and no ad is in two tests
@@ -102,7 +113,10 @@ def _fine_tuned(data: Dataset) -> tuple[float, float]:
         max_ad_tokens=_HEADLINE_TOKENS,
         min_text_gain=0.0,
     )
-    trained = train(data, options)
+    return _of_trained(data, train(data, options))
+
+
+def _of_trained(data: Dataset, trained: Trained) -> tuple[float, float]:
     found = predicted(data, trained)
     log = data.log.take(found.rows)
     return pair_accuracies(found.logits, log.clicks, log.impressions, data.groups[found.rows])

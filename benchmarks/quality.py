@@ -19,7 +19,8 @@ from adcascade.training.errors import TrainingError
 from benchmarks.architectures import distillation, join_layers, shared_and_joint, throughput
 from benchmarks.documents import put_between
 from benchmarks.findings import Finding, as_markdown, as_table, keep, read
-from benchmarks.headlines import upworthy_folds, upworthy_ridge
+from benchmarks.headlines import upworthy_folds, upworthy_prior, upworthy_ridge
+from benchmarks.impressions import impressions_last_day
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
 from benchmarks.retrieval import retrieval_ads, retrieval_time, retrieval_users
 from benchmarks.retrieval_speed import retrieval_speed
@@ -40,6 +41,8 @@ CHECKS: dict[str, Callable[[Run], list[Finding]]] = {
     "synthetic": synthetic,
     "upworthy": upworthy_folds,
     "upworthy-ridge": upworthy_ridge,
+    "upworthy-prior": upworthy_prior,
+    "impressions": impressions_last_day,
     "shared-and-joint": shared_and_joint,
     "distillation": distillation,
     "join-layers": join_layers,
@@ -53,19 +56,26 @@ def main(
     upworthy: Annotated[
         Path | None, typer.Option(help="The archive's CSV or Parquet file; not part of AdCascade.")
     ] = None,
+    impressions: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with ads.parquet and impressions.parquet, a log of several days; not part of AdCascade."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("docs/quality.json"),
     show: Annotated[
         bool, typer.Option("--show", help="Run nothing; write the tables again from what is kept.")
     ] = False,
 ) -> None:
     """Measure the quality of both stages on real and made-up logs, beside the project's targets."""
-    wanted = check or [name for name in CHECKS if not name.startswith("upworthy") or upworthy is not None]
+    lacking = {kind for kind, path in (("upworthy", upworthy), ("impressions", impressions)) if path is None}
+    wanted = check or [name for name in CHECKS if name.split("-")[0] not in lacking]
     unknown = set(wanted) - CHECKS.keys()
     if unknown:
         raise InputError(f"there is no check {', '.join(sorted(unknown))}; choose of {', '.join(CHECKS)}")
     with tempfile.TemporaryDirectory() as folder:
         for name in [] if show else wanted:
-            keep(out, CHECKS[name](Run(seeds, Path(folder), upworthy, Console(stderr=True))))
+            keep(out, CHECKS[name](Run(seeds, Path(folder), upworthy, impressions, Console(stderr=True))))
             _write_table(out)
     _write_table(out)
     console = Console()

@@ -23,6 +23,7 @@ class Run:
     seeds: int
     folder: Path
     upworthy: Path | None
+    impressions: Path | None
     console: Console
 
     def for_each_seed(self, check: str, measure: Callable[[int], T]) -> tuple[list[T], float]:

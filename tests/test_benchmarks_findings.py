@@ -34,7 +34,7 @@ def test_every_line_of_a_table_has_the_cells_of_its_header():
 
 def test_each_seed_is_measured_and_its_minutes_are_told(tmp_path):
     told = io.StringIO()
-    run = Run(3, tmp_path, None, Console(file=told))
+    run = Run(3, tmp_path, None, None, Console(file=told))
     values, minutes = run.for_each_seed("check", lambda seed: seed * seed)
     assert values == [0, 1, 4]
     assert minutes >= 0

@@ -11,6 +11,7 @@ from conftest import tiny_options
 from test_ranking_metrics import make_sample
 
 from adcascade.records.coded import CodedColumn
+from adcascade.reports.interval import Interval
 from adcascade.training.stage import StageResult
 from ranking.data.dataset import load_dataset
 from ranking.evaluation import plots
@@ -52,6 +53,13 @@ def test_text_that_added_nothing_is_not_text_that_was_hardly_trained():
     assert "were not fine-tuned" in text_fit_line(replace(nothing, steps=0, planned=0))
     helped = replace(hardly, kept_step=5, loss_kept=0.58, reads_text=True)
     assert "from 0.5916 to 0.5800 (step 5 of 7)" in text_fit_line(helped)
+
+
+def test_what_texts_alone_say_is_told_beside_what_fine_tuning_brought():
+    fit = TextFit(False, 0, 0, 2000, 0.59, 0.59, 0, False, prior_ads=1234, prior_gain=Interval(0.93, 0.41, 1.45))
+    said = text_fit_line(fit)
+    assert "learned from 1,234 ads in closed form, adds 0.930 [0.410, 1.450] to the log-likelihood" in said
+    assert said.endswith("not fine-tuned: the model predicts from counters, past events, interests and that.")
 
 
 def test_a_ranker_that_the_clock_ended_says_so_everywhere(data, tiny_bert, tmp_path):

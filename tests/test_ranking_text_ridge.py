@@ -127,7 +127,7 @@ def test_headlines_of_other_tests_are_ordered_by_their_words(tmp_path):
             lines.append(f"t{test},How {one} {verb} {two} in {test} days,1000,{random.binomial(1000, rate)}")
     (tmp_path / "archive.csv").write_text("\n".join(lines) + "\n")
     told = io.StringIO()
-    pairs, certain = upworthy_ridge(Run(1, tmp_path, tmp_path / "archive.csv", Console(file=told)))
+    pairs, certain = upworthy_ridge(Run(1, tmp_path, tmp_path / "archive.csv", None, Console(file=told)))
     assert 0.85 < pairs.reached < 1  # counts of so few clicks are not always in the order of their rates
     assert certain.reached > 0.95
     assert pairs.seeds == 5

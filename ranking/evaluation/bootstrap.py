@@ -7,7 +7,7 @@ from adcascade.reports.interval import Interval, bootstrap
 from ranking.evaluation.metrics import METRICS, Sample, Weights
 
 # What two models are compared by, on the same draws.
-COMPARED = ("auc", "log_loss")
+COMPARED = ("auc", "log_loss", "gauc", "ndcg_5")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,19 @@ def _plain(value: float) -> str:
 
 
 def text_fit_line(fit: TextFit) -> str:
-    """What fine-tuning the text brought, in a sentence or two."""
+    """What reading the ads' texts brought, in a sentence or two."""
+    gain = fit.prior_gain
+    if gain is None:
+        return _fine_tuning(fit, "counters, past events and interests")
+    return (
+        f"What texts alone say, learned from {fit.prior_ads:,} ads in closed form, adds {gain.value:.3f} "
+        f"[{gain.low:.3f}, {gain.high:.3f}] to the log-likelihood of a request of the validation part. "
+        + _fine_tuning(fit, "counters, past events, interests and that")
+    )
+
+
+def _fine_tuning(fit: TextFit, others: str) -> str:
+    """What fine-tuning brought; `others` is what the model predicts from without it."""
     if fit.reads_text and fit.kept_step == 0:
         return f"No step of {fit.steps} improved the text layers: they are as the earlier version had them."
     rows = f"on {fit.validation_rows:,} rows"
@@ -88,14 +100,14 @@ def text_fit_line(fit: TextFit) -> str:
         return (
             f"The text was trained for {fit.steps:,} of {fit.planned:,} steps, then --max-minutes ended it: too few to "
             f"tell whether it helps (validation loss {fit.loss_before:.4f} {rows}, hardly lower by then). The model "
-            "predicts from counters, past events and interests, and leaves its text layers out. Give it more time."
+            f"predicts from {others}, and leaves its text layers out. Give it more time."
         )
     if fit.steps == 0:
-        return "The text layers were not fine-tuned: the model predicts from counters, past events and interests."
+        return f"The text layers were not fine-tuned: the model predicts from {others}."
     if fit.kept_step == 0:
         return (
             f"The text added nothing: {fit.steps:,} steps of fine-tuning hardly lowered the validation loss "
-            f"({fit.loss_before:.4f} {rows}): the model predicts from counters, past events and interests, and leaves "
+            f"({fit.loss_before:.4f} {rows}): the model predicts from {others}, and leaves "
             "its text layers out. A larger log or more passes (--epochs) may change that."
         )
     return (

@@ -101,6 +101,8 @@ class TextFit:
         reads_text: whether the model reads text at all; after a warm start it may without a step that was kept.
         planned: steps that were to be made at most.
         by_clock: whether --max-minutes ended it before.
+        prior_ads: how many texts the prior of texts was learned from; 0 without one.
+        prior_gain: what it adds to the log-likelihood of a request of the validation part; None without one.
     """
 
     reads_text: bool
@@ -111,6 +113,8 @@ class TextFit:
     loss_kept: float
     planned: int
     by_clock: bool
+    prior_ads: int = 0
+    prior_gain: "Interval | None" = None
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def train(
             "stages": {stage: str(one) for stage, one in stages.items() if one.planned},
         }
     )
-    text_fit = _text_fit(model, fit, data, options)
+    text_fit = _text_fit(ranker, fit, data, options)
     trees, prior = ranker.trees, ranker.text_prior
     return Trained(model, ranker.tokenizer, spec, text_fit, stages, teacher, trees=trees, text_prior=prior)
 
@@ -141,17 +141,20 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
     return spec.model_copy(update=update)
 
 
-def _text_fit(model: RankerModel, fit: StageResult, data: Dataset, options: TrainOptions) -> TextFit:
+def _text_fit(ranker: Ranker, fit: StageResult, data: Dataset, options: TrainOptions) -> TextFit:
     rows = sum(map(len, validation_blocks(data, options.text, options.text.validation_rows, options.common.seed)))
+    prior = ranker.text_prior
     return TextFit(
-        not model.text_is_untrained,
-        fit.steps,
-        fit.kept_step,
-        rows,
-        fit.loss_before,
-        fit.loss_kept,
-        fit.planned,
-        fit.by_clock,
+        reads_text=not ranker.model.text_is_untrained,
+        steps=fit.steps,
+        kept_step=fit.kept_step,
+        validation_rows=rows,
+        loss_before=fit.loss_before,
+        loss_kept=fit.loss_kept,
+        planned=fit.planned,
+        by_clock=fit.by_clock,
+        prior_ads=0 if prior is None else prior.fit.ads,
+        prior_gain=None if prior is None else prior.fit.gain,
     )
 
 
