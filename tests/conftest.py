@@ -156,6 +156,8 @@ def tiny_options(base: Path, **changes: object) -> TrainOptions:
     """Options that train the tiny BERT in a second or two."""
     defaults = {
         "behaviour_min_steps": 100,
+        "behaviour_line": "none",
+        "text_prior": "none",
         "min_text_gain": 0.0,
         "max_user_tokens": 48,
         "max_ad_tokens": 24,

@@ -141,7 +141,9 @@ def test_users_are_asked_for_where_requests_show_one_ad(data, world, stages, tmp
 def test_a_validation_part_without_a_click_is_an_error(validating, standing_in, stages):
     clicks = validating.log.clicks.copy()
     clicks[validating.split.test] = 0
-    with pytest.raises(InputError, match="no request of several ads with a click"):
+    with pytest.raises(
+        InputError, match="no request of several ads of the index with a click and an impression without one"
+    ):
         fit_on_requests(clicked(validating, clicks), standing_in[1], stages[1])
 
 

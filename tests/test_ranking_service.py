@@ -221,7 +221,7 @@ def test_the_model_describes_itself_and_a_new_version_takes_over(served, roots, 
     stub, engines = served
     first = stub.GetModel(pb.GetModelRequest())
     assert (first.architecture, first.layers, first.join_layer) == ("shared_user", 3, 2)
-    assert "advertiser_ctr_logit" in first.features
+    assert "category_ctr_logit" in first.features
     assert first.backend.startswith(("torch on cpu", "openvino on cpu"))
     assert set(first.metrics) >= {"test_auc", "test_log_loss", "test_ece"}
     base = save_tiny_bert(tmp_path / "deeper", layers=4)

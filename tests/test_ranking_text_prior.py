@@ -59,7 +59,7 @@ def write_log(folder, *, strength, alone=False):
 
 
 def only_texts(base, **changes):
-    return tiny_options(base, **{"behaviour_epochs": 0, "epochs": 0, "max_ad_tokens": 24, **changes})
+    return tiny_options(base, **{"behaviour_epochs": 0, "epochs": 0, "text_prior": "auto", **changes})
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,8 @@ def test_what_earlier_releases_did_not_write_down_was_the_same_in_all_of_them(st
 def test_the_options_that_an_earlier_release_wrote_down_are_the_flags_of_today(store):
     written = dict(load_version(store, store.current()).spec.training)
     written["ema_decay"] = written.pop("average_decay")  # renamed since
-    later = {"trees": "auto"}  # flags that came since, as they are unless given
+    # Flags that came since, as they are unless given.
+    later = {"trees": "auto", "behaviour_line": "auto", "text_prior": "auto", "text_rows": 200_000}
     assert written.keys() | later.keys() == TrainOptions().flags.keys()
     assert TrainOptions.of(**written).flags == later | written
 

@@ -74,7 +74,7 @@ def train_behaviour(
         groups = _groups(model, weights, options.learning_rate)
         loop: Loop[Integers] = Loop(plan, weights, groups, steps.validate, context.watch, context.workers)
         fit = loop.run(steps.batches, steps.loss)
-    if is_new and plan.steps and common.group_loss == "none":
+    if is_new and plan.steps and options.line == "auto" and common.group_loss == "none":
         fit = _line_unless_beaten(model, rows, data, fit, context.workers)
     _refit_positions(model, rows, data)
     rows.center_positions(model, data.split.train)

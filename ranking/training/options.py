@@ -89,6 +89,13 @@ class BehaviourOptions:
         "auto also trains boosted trees (LightGBM) on the counters and keeps them where they help, unless there is a "
         "--group-loss or the log has positions; none does not.",
     )
+    line: str = _option(
+        _BEHAVIOUR,
+        "auto",
+        "auto puts a logistic regression on the counters in the place of a new network that is not better for certain "
+        "on the validation part; none keeps the network, and what it makes of past events.",
+        flag="behaviour_line",
+    )
     share: float = _option(
         _BEHAVIOUR,
         0.7,

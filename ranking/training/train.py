@@ -166,6 +166,7 @@ def _check(options: TrainOptions) -> None:
         "conversions_over": ("impressions", "clicks"),
         "trees": ("auto", "none"),
         "text_prior": ("auto", "none"),
+        "behaviour_line": ("auto", "none"),
     }
     given = options.flags
     for name, allowed in choices.items():
