@@ -97,7 +97,9 @@ class RankingEngine:
         self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_CHARS, least=_LEAST_CHARS, most=_MOST_CHARS)
         self._prior_slice = SliceBudget(_SLICE_SECONDS, _FIRST_TOKENS, least=_LEAST_TOKENS, most=_MOST_TOKENS)
         self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device, page_rows=1)
-        self._priors = AdStateCache(_CACHED_PRIORS, 1, 1, self.device, page_rows=1, request_ads=MAX_CANDIDATES)
+        self._priors: AdStateCache | None = None
+        if loaded.text_prior is not None:
+            self._priors = AdStateCache(_CACHED_PRIORS, 1, 1, self.device, page_rows=1, request_ads=MAX_CANDIDATES)
 
     def _text_layers(self, settings: EngineSettings) -> TextLayers:
         model, bfloat16 = self._model, choose_precision(settings.precision, self.device)
@@ -133,12 +135,10 @@ class RankingEngine:
     @torch.inference_mode()
     def prefetch(self, ad_texts: Sequence[str]) -> bool:
         """Reads ads before anybody asks for them; False if there is no room left, or nothing that could be kept."""
-        has_prior = self.loaded.text_prior is not None and self._priors.has_room(len(ad_texts))
-        if has_prior:
-            missing = self._priors.missing(ad_texts)
-            if missing:
-                self._prior(missing)
-                self._priors.protect(missing)
+        has_prior = self._priors is not None and self._priors.has_room(len(ad_texts))
+        if self._priors is not None and has_prior and (missing := self._priors.missing(ad_texts)):
+            self._read_prior(self._priors, missing)
+            self._priors.protect(missing)
         has_states = isinstance(self._text, SharedText) and self._text.prefetch(ad_texts)
         return has_prior or has_states
 
@@ -166,7 +166,7 @@ class RankingEngine:
         looked_up = self._vectors.missing([*query.ad_texts, *(event.text for event in query.past)])
         user_tokens = estimated_tokens(query.user_text, self._reader.max_user_tokens)
         read = user_tokens + self._text.cost_of(query.ad_texts, user_tokens)
-        if self.loaded.text_prior is not None:
+        if self._priors is not None:
             read += sum(map(self._reader.tokens_of_ad, self._priors.missing(query.ad_texts)))
         tokens = sum(map(self._reader.tokens_of_ad, looked_up))
         return len(query.ad_texts) + read // _READ_TOKENS + tokens // _LOOKED_UP_TOKENS
@@ -227,12 +227,17 @@ class RankingEngine:
 
     def _of_texts(self, texts: Sequence[str]) -> Slices[Tensor]:
         """What the text of each candidate adds, whoever the user is, float32 [candidates]."""
-        if self.loaded.text_prior is None:
+        cache = self._priors
+        if cache is None:
             return torch.zeros(len(texts), device=self.device)
-        yield from read_ahead(self._priors.missing(texts), self._reader.tokens_of_ad, self._prior_slice, self._prior)
-        return self._prior(texts)
 
-    def _prior(self, texts: Sequence[str]) -> Tensor:
+        def read(some: Sequence[str]) -> Tensor:
+            return self._read_prior(cache, some)
+
+        yield from read_ahead(cache.missing(texts), self._reader.tokens_of_ad, self._prior_slice, read)
+        return read(texts)
+
+    def _read_prior(self, cache: AdStateCache, texts: Sequence[str]) -> Tensor:
         def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
             rows = self._reader.ads([texts[place] for place in places])
             added = torch.empty(len(places), device=self.device)
@@ -240,7 +245,7 @@ class RankingEngine:
                 added[some] = self.loaded.of_texts(part)
             return torch.ones_like(rows.lengths), added[:, None, None]
 
-        return self._priors.gather(texts, compute)[0][:, 0, 0]
+        return cache.gather(texts, compute)[0][:, 0, 0]
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters
