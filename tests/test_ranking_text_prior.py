@@ -24,6 +24,7 @@ from ranking.model.text_prior import WORD_BUCKETS, load_text_prior, word_counts,
 from ranking.runtime.engine import RankingEngine
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.store import open_store
+from ranking.training.ridge import fit_ridge
 from ranking.training.run import train_and_save
 from ranking.training.text_prior import (
     TrainedPrior,
@@ -236,3 +237,13 @@ def test_likelihoods_of_units_are_those_of_their_rows():
     np.testing.assert_allclose(
         order_likelihood(logits, Clicks, unit), [np.log(odds[0] / odds[:2].sum()), 0], atol=1e-12
     )
+
+
+def test_folds_that_tell_nothing_are_passed_over():
+    vectors = np.eye(3, dtype=np.float32)
+    ads, fold = np.array([0, 1, 2]), np.array([0, 0, 2])  # fold 1 has no row, fold 2 none that weighs anything
+    fit = fit_ridge(vectors, ads, np.zeros(3, np.int64), np.array([1.0, -1, 0]), np.array([2.0, 2, 0]), fold, (0.1,))
+    assert fit.of_folds.shape == (3, 3)
+    assert not fit.of_folds[0].any()  # the others weigh nothing
+    np.testing.assert_allclose(fit.of_folds[1], fit.weights)
+    np.testing.assert_allclose(fit.weights, [1 / 1.2, -1 / 1.2, 0])
