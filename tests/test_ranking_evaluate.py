@@ -167,13 +167,13 @@ def test_recalibration_makes_a_new_version_that_differs_in_calibration_alone(wor
     store = open_store(root)
     before = load_version(store, store.current())
     data = later(world)
-    # So rare that the calibration of before is plainly off, also where faded counters foretell fewer clicks.
+    # So rare that the calibration of before is off by a fifth at least: counters that fade foretell fewer clicks by then.
     rare = replace(data.log, clicks=data.log.clicks * (np.arange(len(data.log)) % 8 == 0))
     found = recalibrate(store, "", replace(data, log=rare))
     assert found.rows == len(rare)
     after = load_version(store, store.current())
     assert (found.source, found.version) == (before.version, after.version)
-    assert abs(np.log(found.before)) > 0.5
+    assert abs(np.log(found.before)) > 0.2
     assert found.after == pytest.approx(1, abs=0.02)
     assert after.spec.calibration == found.calibration != before.spec.calibration
     same = {"calibration": Calibration(), "metrics": {}}
