@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.ads import read_catalog
 from adcascade.records.users import Context, UserProfile
+from adcascade.training.stage import StageContext
 from ranking.artifact import TEXT_PRIOR_FILE, load_version, save_derived
+from ranking.data.behaviour_rows import behaviour_logits, known_logits
 from ranking.data.dataset import load_dataset
 from ranking.evaluation.predict import predict
 from ranking.evaluation.request_metrics import pair_accuracies
@@ -24,6 +26,8 @@ from ranking.model.text_prior import WORD_BUCKETS, load_text_prior, word_counts,
 from ranking.runtime.engine import RankingEngine
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.store import open_store
+from ranking.training.begin import begin
+from ranking.training.beside import fit_beside
 from ranking.training.ridge import fit_ridge
 from ranking.training.run import train_and_save
 from ranking.training.text_prior import (
@@ -172,11 +176,12 @@ def test_weights_that_do_not_fit_the_model_are_refused(version, tmp_path, change
 def test_other_processes_of_a_training_get_the_first_ones_prior(version, tiny_bert):
     trained = train(version[2], only_texts(tiny_bert))
     rows = np.arange(3, dtype=np.float32)
-    shared = prior_of_text(prior_as_text(TrainedPrior(trained.text_prior, rows)))
+    shared = prior_of_text(prior_as_text(TrainedPrior(trained.text_prior, rows, rows[::-1].copy())))
     assert shared.prior.fit == trained.text_prior.fit
     for name, tensor in trained.text_prior.tensors.items():
         assert torch.equal(shared.prior.tensors[name], tensor)
-    np.testing.assert_array_equal(shared.without_own_fold, rows)
+    np.testing.assert_array_equal(shared.of_ads, rows)
+    np.testing.assert_array_equal(shared.cross_fitted, rows[::-1])
     assert prior_of_text(prior_as_text(None)) is None
 
 
@@ -247,3 +252,24 @@ def test_folds_that_tell_nothing_are_passed_over():
     assert not fit.of_folds[0].any()  # the others weigh nothing
     np.testing.assert_allclose(fit.of_folds[1], fit.weights)
     np.testing.assert_allclose(fit.weights, [1 / 1.2, -1 / 1.2, 0])
+
+
+def test_no_more_ads_are_read_than_the_time_allows(version, tiny_bert, caplog):
+    data, told = version[2], []
+    short = only_texts(tiny_bert, max_minutes=1e-6)
+    assert train(data, short, told.append).text_prior is None
+    assert sum(step.stage == "prior" for step in told) == 1
+    assert "there is no time to read the ads" in caplog.text
+
+
+def test_fine_tuning_learns_beside_what_rows_are_said_without_their_fold(version, tiny_bert):
+    data, device = version[2], torch.device("cpu")
+    options = only_texts(tiny_bert)
+    start = begin(data, options, device)
+    found = fit_beside(data, start, options, StageContext(lambda _: None))
+    alone = behaviour_logits(start.ranker.model.behaviour, start.rows, np.arange(len(data.log))).click.numpy()
+    serving = known_logits(found.ranker, start.rows, np.arange(len(data.log))).click.numpy()
+    for part, as_served in ((data.split.train, False), (data.split.valid, True), (data.split.test, True)):
+        said = found.known[part]
+        assert np.allclose(said, serving[part], atol=1e-5) == as_served
+        assert np.corrcoef(said - alone[part], serving[part] - alone[part])[0, 1] > 0.5

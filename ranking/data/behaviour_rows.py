@@ -120,11 +120,16 @@ class BehaviourRows:
         A text is read when it is first asked for.
         """
         if self._of_texts is None or self._of_texts[0] is not ranker.text_prior:
-            self._of_texts = ranker.text_prior, np.full(len(self._ads.texts), np.nan, np.float32)
+            self.keep_of_texts(ranker.text_prior, np.full(len(self._ads.texts), np.nan, np.float32))
+        assert self._of_texts is not None
         (_, of_texts), wanted = self._of_texts, self._ad[rows]
         new = np.unique(wanted[np.isnan(of_texts[wanted])])
         of_texts[new] = self._ads.of_some(new, ranker.of_texts, ranker.pad_id, self._device)
         return torch.from_numpy(of_texts[wanted])
+
+    def keep_of_texts(self, prior: TextPrior | None, of_ads: Features) -> None:
+        """What a prior adds for each ad in the order of `AdTexts.texts`, float32 [ads]; NaN where that is not known."""
+        self._of_texts = prior, of_ads
 
     def units(self, rows: Integers) -> UserUnits:
         """The rows in units of one user."""

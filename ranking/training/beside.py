@@ -59,11 +59,15 @@ def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageC
     if prior is None:
         return Beside(ranker, known, of_position)
 
+    ranker = replace(ranker, text_prior=prior.prior)
+    start.rows.keep_of_texts(prior.prior, prior.of_ads)
+
     def with_prior(rows: Integers) -> BehaviourLogits:
-        of_rows = torch.from_numpy(known[rows] + prior.without_own_fold[rows])
+        own, added = prior.cross_fitted[rows], start.rows.of_texts(ranker, rows).numpy()
+        of_rows = torch.from_numpy(known[rows] + np.where(np.isnan(own), added, own))
         return BehaviourLogits(of_rows, torch.from_numpy(known.conversion(rows)))
 
-    return Beside(replace(ranker, text_prior=prior.prior), KnownLogits(len(data.log), with_prior), of_position)
+    return Beside(ranker, KnownLogits(len(data.log), with_prior), of_position)
 
 
 def _trees(data: Dataset, start: Start, whole: StageContext) -> BoostedTrees | None:

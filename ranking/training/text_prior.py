@@ -21,6 +21,7 @@ from scipy.special import expit
 from sklearn.decomposition import TruncatedSVD
 
 from adcascade.records.clicks import ClickLog, Integers
+from adcascade.records.splits import drawn_units
 from adcascade.reports.interval import Interval
 from adcascade.training.stage import StageContext, TrainingProgress
 from ranking.data.dataset import Dataset
@@ -41,6 +42,9 @@ WORD_SCALES = (0.0, 0.5, 1.0)
 _LAYERS = 4
 # The ads that were shown most, of the newest rows.
 _MOST_ADS, _MOST_ROWS = 30_000, 1_000_000
+# Rows of the validation part, of users drawn at random.
+_MOST_VALID_ROWS = 20_000
+_HALF = 0.5  # of the time, for the ads to learn from; the other for those to validate on
 # Dimensions of what words say together (latent semantic analysis, Deerwester et al. 1990); few ads read none.
 _TOPICS, _LEAST_ADS = 256, 20
 _FOLDS, _TEXTS_A_SHARE = 5, 512
@@ -56,34 +60,37 @@ LogitsOf = Callable[[Integers], Floats]
 
 @dataclass(frozen=True)
 class TrainedPrior:
-    """A prior, and what it says of the rows of the log.
+    """A prior, and what it says of what it has read.
 
     Attributes:
-        without_own_fold: what it adds to the logit of each row that trains or validates; to those that it learned from,
-            what it would as learned without their fold; float32 [log rows].
+        of_ads: what it adds for each ad of the log, float32 [ads]; NaN for those that were not read.
+        cross_fitted: what it would add to each row that it learned from as learned without the row's fold, float32
+            [log rows]; NaN for other rows.
     """
 
     prior: TextPrior
-    without_own_fold: Vectors
+    of_ads: Vectors
+    cross_fitted: Vectors
 
 
 def train_text_prior(
     data: Dataset, model: SharedUserCrossEncoder, ads: AdTexts, pad_id: int, known: LogitsOf, context: StageContext
 ) -> TrainedPrior | None:
-    """A prior of the training part; None where it does not help on the validation part.
+    """A prior of the training part; None where it does not help on the validation part, or the time is too short.
 
     Args:
         ads: of the log.
         known: what is known of rows without their texts, at the place where their ads stood.
         context: who watches, and how long ads may be read.
     """
-    train, valid, place = data.split.train[-_MOST_ROWS:], data.split.valid, ads.places(data.log.ad_id)
+    train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)
     shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
     chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
     tokens = list(ads.tokens.values())
-    layers = _read(model, [tokens[number] for number in chosen.tolist()], pad_id, context)
+    layers, each = _read(model, [tokens[number] for number in chosen.tolist()], pad_id, context)
     chosen = chosen[: len(layers)]
-    if len(chosen) < 2:
+    valid = _valid_rows(data, place, chosen, math.inf if context.seconds is None else _HALF * context.seconds / each)
+    if len(chosen) < 2 or not len(valid):
         return None
     texts = _Texts.of(layers, [tokens[number] for number in chosen.tolist()])
     number = np.full(len(ads.texts), -1)
@@ -92,21 +99,27 @@ def train_text_prior(
     ridge, fold = _solve(data, texts, number[place[learned]], learned, known(learned))
     said = texts.vectors @ ridge.weights
     center = float(np.average(said, weights=shown[chosen]))
-    found, others = texts.prior(ridge.weights, center), np.setdiff1d(place[np.r_[data.split.train, valid]], chosen)
-    of_ads = np.zeros(len(ads.texts))
+    found, new = texts.prior(ridge.weights, center), np.setdiff1d(place[valid], chosen)
+    of_ads, cross_fitted = np.full(len(ads.texts), np.nan), np.full(len(data.log), np.nan, np.float32)
     of_ads[chosen] = said - center
-    of_ads[others] = ads.of_some(others, lambda rows: found.logits(model, rows), pad_id, _device(model))
-    added = of_ads[place]
-    scale, gain = _validated(data, known(valid), added[valid], valid)
-    if not gain.value > _LEAST_ERRORS * (gain.value - gain.low) / _CERTAIN:
+    of_ads[new] = ads.of_some(new, lambda rows: found.logits(model, rows), pad_id, _device(model))
+    scale, gain, is_certain = _validated(data, known(valid), of_ads[place[valid]], valid)
+    if not is_certain:
         return None
+    cross_fitted[learned] = scale * (_cross_fitted(ridge, texts.vectors, number[place[learned]], fold) - center)
     fit = TextPriorFit(ads=len(chosen), penalty=ridge.penalty, words=WORD_SCALES[ridge.scale], gain=gain)
-    without = added.copy()
-    without[learned] = _cross_fitted(ridge, texts.vectors, number[place[learned]], fold) - center
-    return TrainedPrior(
-        texts.prior(scale * ridge.weights, scale * center, fit),
-        (scale * without).astype(np.float32),
-    )
+    prior = texts.prior(scale * ridge.weights, scale * center, fit)
+    return TrainedPrior(prior, (scale * of_ads).astype(np.float32), cross_fitted)
+
+
+def _valid_rows(data: Dataset, place: Integers, read: Integers, most_ads: float) -> Integers:
+    """Rows of the validation part that a prior is judged by: as many as bring so many ads that are not read yet."""
+    rows = drawn_units(data.log, data.split.valid, _MOST_VALID_ROWS)
+    new = len(np.setdiff1d(place[rows], read))
+    if new <= most_ads:
+        return rows
+    log.warning("there is no time to read the ads of %d validation rows: fewer judge the prior of texts", len(rows))
+    return drawn_units(data.log, rows, int(len(rows) * most_ads / new))
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,8 @@ def prior_as_text(trained: TrainedPrior | None) -> str:
     """For the other processes of a training; "" for none."""
     if trained is None:
         return ""
-    tensors = trained.prior.tensors | {"without_own_fold": torch.from_numpy(trained.without_own_fold)}
+    said = {"of_ads": torch.from_numpy(trained.of_ads), "cross_fitted": torch.from_numpy(trained.cross_fitted)}
+    tensors = trained.prior.tensors | said
     return f"{trained.prior.fit.model_dump_json()}\n{base64.b64encode(save(tensors)).decode()}"
 
 
@@ -171,28 +185,35 @@ def prior_of_text(text: str) -> TrainedPrior | None:
         return None
     fit, _, encoded = text.partition("\n")
     tensors = load(base64.b64decode(encoded))
-    without_own_fold = tensors.pop("without_own_fold").numpy()
-    return TrainedPrior(TextPrior(**tensors, fit=TextPriorFit.model_validate_json(fit)), without_own_fold)
+    of_ads, cross_fitted = (tensors.pop(name).numpy() for name in ("of_ads", "cross_fitted"))
+    return TrainedPrior(TextPrior(**tensors, fit=TextPriorFit.model_validate_json(fit)), of_ads, cross_fitted)
 
 
 def _device(model: SharedUserCrossEncoder) -> torch.device:
     return next(model.parameters()).device
 
 
-def _read(model: SharedUserCrossEncoder, tokens: list[TokenIds], pad_id: int, context: StageContext) -> Vectors:
-    """Unit means of each text's layers, float32 [texts, layers, hidden]; fewer texts if the time is over before."""
-    ends = math.inf if context.seconds is None else time.monotonic() + context.seconds
+def _read(
+    model: SharedUserCrossEncoder, tokens: list[TokenIds], pad_id: int, context: StageContext
+) -> tuple[Vectors, float]:
+    """Unit means of each text's layers, float32 [texts, layers, hidden], and the seconds that a text took.
+
+    Half of the time is for these; when it is over, the texts read so far must do.
+    """
+    started = time.monotonic()
+    ends = math.inf if context.seconds is None else started + _HALF * context.seconds
     device, layers = _device(model), min(_LAYERS, model.join_layer + 1)
     read: list[Vectors] = [np.empty((0, layers, int(model.encoder.config.hidden_size)), np.float32)]
+    done = 0
     for start in range(0, len(tokens), _TEXTS_A_SHARE):
         some = tokens[start : start + _TEXTS_A_SHARE]
         read.append(of_like_length(some, pad_id, device, lambda rows: model.layer_means(rows, layers)))
-        done = min(1.0, (start + len(some)) / len(tokens))
-        context.watch(TrainingProgress("prior", start + len(some), done, math.nan, math.nan, None, math.nan))
-        if time.monotonic() >= ends:
-            log.warning("texts of the %d most shown of %d ads alone tell the prior", start + len(some), len(tokens))
+        done = start + len(some)
+        context.watch(TrainingProgress("prior", done, done / len(tokens), math.nan, math.nan, None, math.nan))
+        if done < len(tokens) and time.monotonic() >= ends:
+            log.warning("texts of the %d most shown of %d ads alone tell the prior", done, len(tokens))
             break
-    return np.concatenate(read)
+    return np.concatenate(read), (time.monotonic() - started) / max(1, done)
 
 
 def _solve(data: Dataset, texts: _Texts, number: Integers, rows: Integers, known: Floats) -> tuple[RidgeFit, Integers]:
@@ -245,8 +266,8 @@ def _cross_fitted(ridge: RidgeFit, vectors: Vectors, number: Integers, fold: Int
     return found
 
 
-def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> tuple[float, Interval]:
-    """How strongly to add the prior's logits, and what that gains in the mean for a unit of validation rows.
+def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> tuple[float, Interval, bool]:
+    """How strongly to add the prior's logits, what that gains in the mean for a unit of rows, and if that is certain.
 
     Each half of the units is measured at the strength that was chosen on the other half.
     """
@@ -264,9 +285,9 @@ def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> t
 
     half = np.random.default_rng(0).permutation(int(unit.max()) + 1) % 2 == 0
     gains = np.where(half, likelihood(best(~half)), likelihood(best(half))) - likelihood(0.0)
-    error = _CERTAIN * gains.std() / math.sqrt(len(gains))
-    interval = Interval(float(gains.mean()), float(gains.mean() - error), float(gains.mean() + error))
-    return best(np.ones_like(half)), interval
+    mean, error = float(gains.mean()), float(gains.std() / math.sqrt(len(gains)))
+    interval = Interval(mean, mean - _CERTAIN * error, mean + _CERTAIN * error)
+    return best(np.ones_like(half)), interval, mean > _LEAST_ERRORS * error
 
 
 def order_likelihood(logits: Floats, clicks: ClickLog, unit: Integers) -> Floats:
