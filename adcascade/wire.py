@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adcascade.records.ads import Ad, problem_with
-from adcascade.records.counters import Total
+from adcascade.records.counter_table import Total
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_HISTORY, MAX_ID_CHARS, check_text
 from adcascade.records.users import Context, Event, EventType, UserProfile, check_context, check_user

@@ -8,7 +8,7 @@ import numpy as np
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.records.ads import Ad
-from adcascade.records.counters import Total
+from adcascade.records.counter_table import Total
 from adcascade.records.errors import InputError
 from adcascade.serving.auth import scopes
 from adcascade.serving.batcher import MAX_HEAVY, MAX_WAITING, Caller, MicroBatcher

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import tiny_options
 
+from adcascade.records.clicks import ClickLog
 from adcascade.records.splits import drawn_units
 from adcascade.training.stage import StageContext
 from ranking.data import block_features, dataset
@@ -79,7 +80,7 @@ def test_a_training_in_small_blocks_on_disk_gives_the_same_version(data, tiny_be
 
 def test_large_parts_are_drawn_by_user_and_said(world, monkeypatch):
     plain = load_dataset(world.ads, world.clicks, world.users)
-    monkeypatch.setattr(dataset, "_MOST_HELD_OUT", len(plain.split.test) // 2)
+    monkeypatch.setattr(dataset, "MOST_HELD_OUT", len(plain.split.test) // 2)
     bounded = load_dataset(world.ads, world.clicks, world.users)
     np.testing.assert_array_equal(bounded.split.train, plain.split.train)
     for few, every in ((bounded.split.valid, plain.split.valid), (bounded.split.test, plain.split.test)):
@@ -89,6 +90,17 @@ def test_large_parts_are_drawn_by_user_and_said(world, monkeypatch):
     assert [note for note in bounded.report.notes if "drawn at random" in note] != []
     assert bounded.report.notes != plain.report.notes
     np.testing.assert_array_equal(drawn_units(plain.log, plain.split.test, 10**9), plain.split.test)
+
+
+def test_a_user_of_too_many_rows_is_not_drawn_and_keeps_nobody_else_out():
+    users = ["bot"] * 90 + [f"u{number // 2}" for number in range(20)]
+    ids, none = [str(row) for row in range(110)], np.zeros(110, np.int64)
+    log = ClickLog.of(ids, ids, users, none, none, none, none + 1, none, none, {})
+    for seed in range(9):
+        drawn = drawn_units(log, np.arange(110), 30, seed)
+        assert 18 <= len(drawn) <= 20
+        assert "bot" not in set(log.user_id[drawn])
+    assert drawn_units(log, np.arange(90), 30).tolist() == list(range(30))
 
 
 def test_peers_of_a_large_log_are_fitted_on_its_newest_rows_and_it_is_said(world, tiny_bert, monkeypatch):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from adcascade.records.ads import Ad
-from adcascade.records.counters import HALF_LIVES_H, Counts
+from adcascade.records.counter_table import HALF_LIVES_H
+from adcascade.records.counters import Counts
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.users import EVENT_WEIGHT, EventType
 from ranking.inputs.features import (

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from test_records_history import FOLDS, LOGS, make_log
 
 from adcascade.records.clicks import NO_TIME, ClickLog
-from adcascade.records.counters import CounterSnapshot, Total, out_of_fold_counts, point_in_time_counts
+from adcascade.records.counter_table import Total
+from adcascade.records.counters import CounterSnapshot, out_of_fold_counts, point_in_time_counts
 
 
 def as_rows(counts):
@@ -107,7 +108,7 @@ def test_a_snapshot_holds_what_the_counters_would_say_after_the_last_row():
 
 
 def test_counters_written_in_pieces_are_read_as_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr("adcascade.records.counters._LINES", 3)
+    monkeypatch.setattr("adcascade.records.counter_table._LINES", 3)
     times = np.arange(8, dtype=np.int64) * 3_600_000_000 + 1_700_000_000_000_000
     times[:2] = NO_TIME
     ones = np.ones(8, np.int64)

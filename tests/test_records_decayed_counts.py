@@ -11,10 +11,9 @@ from test_records_history import FOLDS, LOGS, make_log
 
 from adcascade.records.clicks import NO_TIME
 from adcascade.records.coded import CodedColumn
+from adcascade.records.counter_table import HALF_LIVES_H, Total
 from adcascade.records.counters import (
-    HALF_LIVES_H,
     CounterSnapshot,
-    Total,
     out_of_fold_counts,
     out_of_fold_decayed,
     point_in_time_counts,

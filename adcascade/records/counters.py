@@ -4,13 +4,11 @@
 Knows no models.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,46 +17,23 @@ import pyarrow.parquet as pq
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.coded import NO_VALUE, CodedColumn, grouped
-from adcascade.records.decayed_counts import KeyedEvents, decay
+from adcascade.records.counter_table import (
+    DECAYED_NUMBERS,
+    HALF_LIVES_H,
+    NUMBERS,
+    SCHEMA,
+    WIDTH,
+    CounterTable,
+    Total,
+    overridden,
+)
+from adcascade.records.decayed_counts import KeyedEvents
 
 Floats = npt.NDArray[np.float64]
 
-# What is counted with decay, and the half-lives, in hours, by the names that they have in features and files.
+# What is counted with decay.
 DECAYED = ("ad", "advertiser", "category")
-HALF_LIVES_H: Mapping[str, float] = MappingProxyType({"1h": 1.0, "6h": 6.0, "1d": 24.0, "7d": 168.0})
-_HALF_LIVES = np.array(list(HALF_LIVES_H.values()))  # [half-lives]
-
-
-class Total(NamedTuple):
-    """What was counted of one key; `first` and `last` are seconds since 1970, None where no time is known.
-
-    `decayed` holds impressions and clicks under each of `HALF_LIVES_H`, as they were at `last`; none if not counted.
-    """
-
-    impressions: int
-    clicks: int
-    first: float | None = None
-    last: float | None = None
-    decayed: tuple[float, ...] = ()
-
-
-_NUMBERS = ("impressions", "clicks", "first", "last")
-_DECAYED_NUMBERS = tuple(f"{what}_{name}" for name in HALF_LIVES_H for what in ("impressions", "clicks"))
-_UNKNOWN_VALUES = np.array([0, 0, np.nan, np.nan, *(0.0 for _ in _DECAYED_NUMBERS)])
-_WIDTH = len(_UNKNOWN_VALUES)
-_LINES = 1 << 20  # that are written at once
 _NONE: Mapping[str, Total] = MappingProxyType({})
-_SNAPSHOT_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("id", pa.string()),
-        ("impressions", pa.int64()),
-        ("clicks", pa.int64()),
-        ("first", pa.float64()),
-        ("last", pa.float64()),
-        *((name, pa.float64()) for name in _DECAYED_NUMBERS),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -183,7 +158,7 @@ def _events(keys: CodedColumn, log: ClickLog, rows: Integers) -> KeyedEvents:
 def _decayed_at(events: KeyedEvents, at: Integers) -> Floats:
     """State at each of the given events, float64 [rows, half-lives, 2]; zero for -1."""
     found = np.empty((len(at), len(HALF_LIVES_H), 2))
-    for number, hours in enumerate(_HALF_LIVES.tolist()):
+    for number, hours in enumerate(HALF_LIVES_H.values()):
         # One state more, which -1 stands for.
         found[:, number] = np.append(events.states(hours), np.zeros((1, 2)), axis=0)[at]
     return found
@@ -204,76 +179,7 @@ def _earlier_times(codes: Integers, time: Integers, asking: Integers, pool: Inte
     return first, np.where(end > start, times_s[np.maximum(end - 1, 0)], np.nan)
 
 
-class CounterTable(Mapping[str, Total]):
-    """Totals by id, in columns: a thousand ids are looked up in a tenth of a millisecond.
-
-    Args:
-        ids: Each once; of an Arrow array they become texts of Python only once one is looked up.
-        values: of each id, float64 [ids, 4 + 2 half-lives]: impressions, clicks, first, last (NaN where no time is
-            known), and the decayed impressions and clicks of each half-life, as they were at `last`; or the first four
-            alone, if nothing is counted with decay.
-    """
-
-    def __init__(self, ids: Iterable[str] | pa.LargeStringArray, values: Floats) -> None:
-        self._ids = ids if isinstance(ids, pa.LargeStringArray) else pa.array(list(ids), pa.large_string())
-        if not isinstance(ids, pa.LargeStringArray):
-            self._rows  # noqa: B018 (a server looks ids up at once)
-        # One more row stands for ids that are not known.
-        self._values = np.concatenate([values, _UNKNOWN_VALUES[None, : values.shape[1]]])
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self._ids.to_pylist())}
-
-    @classmethod
-    def of(cls, totals: Mapping[str, Total]) -> "CounterTable":
-        """The same totals in columns."""
-        if isinstance(totals, CounterTable):
-            return totals
-        values = np.array([_values_of(total) for total in totals.values()], np.float64)
-        return cls(totals, values.reshape(-1, _WIDTH))
-
-    def lines(self, key: str) -> Iterator[pa.Table]:
-        """The totals as lines of ``counters.parquet``, which are of `key`, some after the other."""
-        for start in range(0, len(self), _LINES):
-            ids = self._ids[start : start + _LINES]
-            numbers = np.zeros((_WIDTH, len(ids)))
-            numbers[: self._values.shape[1]] = self._values[start : start + len(ids)].T
-            columns = [pa.array(one, mask=np.isnan(one)) for one in numbers]
-            names = pa.array([key]).take(pa.array(np.zeros(len(ids), np.int8)))
-            yield pa.Table.from_arrays([names, ids, *columns], _SNAPSHOT_SCHEMA.names).cast(_SNAPSHOT_SCHEMA)
-
-    def __getitem__(self, name: str) -> Total:
-        impressions, clicks, *times = self._values[self._rows[name], :4].tolist()
-        first, last = (None if math.isnan(time) else time for time in times)
-        decayed = self._values[self._rows[name], 4:]
-        return Total(int(impressions), int(clicks), first, last, tuple(decayed.tolist()) if decayed.any() else ())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @property
-    def last(self) -> float | None:
-        """The latest `last`; None if no time is known."""
-        known = self._values[~np.isnan(self._values[:, 3]), 3]
-        return float(known.max()) if len(known) else None
-
-    def values_of(self, ids: Sequence[str]) -> Floats:
-        """Columns as `values` of these ids, float64 [ids, columns]; an unknown one counts nothing."""
-        rows, unknown = self._rows, len(self._ids)
-        found = self._values[[rows.get(name, unknown) for name in ids]]
-        return np.pad(found, ((0, 0), (0, _WIDTH - found.shape[1])))
-
-
-_NO_TABLE = CounterTable((), np.empty((0, _WIDTH)))
-
-
-def _values_of(total: Total) -> list[float | None]:
-    """A row of `CounterTable`; None becomes NaN in it."""
-    return [*total[:4], *(total.decayed or (0.0,) * len(_DECAYED_NUMBERS))]
+_NO_TABLE = CounterTable((), np.empty((0, WIDTH)))
 
 
 @dataclass(frozen=True)
@@ -315,7 +221,7 @@ class CounterSnapshot:
 
     def save(self, path: Path) -> None:
         """Writes a Parquet table: key, id, impressions, clicks, first, last, and these decayed by each half-life."""
-        with pq.ParquetWriter(path, _SNAPSHOT_SCHEMA) as writer:
+        with pq.ParquetWriter(path, SCHEMA) as writer:
             for key, table in self._tables.items():
                 for lines in table.lines(key):
                     writer.write_table(lines)
@@ -325,10 +231,10 @@ class CounterSnapshot:
         """Reads what `save` wrote; releases before decayed counts wrote none, and their models read none."""
         table = pq.read_table(path)
         keys, ids = (table[name].to_numpy(zero_copy_only=False) for name in ("key", "id"))
-        decayed = [name for name in _DECAYED_NUMBERS if name in table.column_names]
-        numbers = [table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in (*_NUMBERS, *decayed)]
-        values = np.zeros((len(keys), _WIDTH))
-        values[:, [*range(len(_NUMBERS)), *(4 + _DECAYED_NUMBERS.index(name) for name in decayed)]] = np.stack(
+        decayed = [name for name in DECAYED_NUMBERS if name in table.column_names]
+        numbers = [table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in (*NUMBERS, *decayed)]
+        values = np.zeros((len(keys), WIDTH))
+        values[:, [*range(len(NUMBERS)), *(4 + DECAYED_NUMBERS.index(name) for name in decayed)]] = np.stack(
             numbers, axis=1
         )
         places = {key: np.flatnonzero(keys == key) for key in dict.fromkeys(keys.tolist())}
@@ -345,22 +251,9 @@ class CounterSnapshot:
         if counter_overrides:
             for row, name in enumerate(ids):
                 if name in counter_overrides:
-                    values[row] = _overridden(values[row], counter_overrides[name])
+                    values[row] = overridden(values[row], counter_overrides[name])
         impressions, clicks, first, last = values[:, :4].T
-        return Counts(impressions, clicks, first, last, values[:, 4:].reshape(-1, len(_HALF_LIVES), 2))
-
-
-def _overridden(values: Floats, total: Total) -> Floats:
-    """A row of `CounterTable` with a fresher total in its place."""
-    result = np.array(_values_of(total), np.float64)  # None becomes NaN
-    if not total.decayed:
-        if np.isnan(result[3]):  # a total that says no time is of the one that is known
-            result[3] = values[3]
-        hours = np.nan_to_num((result[3] - values[3]) / 3600).clip(0)
-        since = (result[:2] - values[:2]).clip(0)
-        since[1] = min(since)  # no more clicks than impressions, though each alone is a fresher total
-        result[4:] = (values[4:].reshape(-1, 2) * decay(hours, _HALF_LIVES)[:, None] + since).ravel()
-    return result
+        return Counts(impressions, clicks, first, last, values[:, 4:].reshape(-1, len(HALF_LIVES_H), 2))
 
 
 def _totals(key: str, keys: CodedColumn, log: ClickLog) -> CounterTable:
@@ -373,9 +266,9 @@ def _totals(key: str, keys: CodedColumn, log: ClickLog) -> CounterTable:
     np.minimum.at(first, codes[timed], time[timed] / 1e6)
     np.maximum.at(last, codes[timed], time[timed] / 1e6)
     counted = [np.bincount(codes, column[known], count) for column in (log.impressions, log.clicks)]
-    values = np.zeros((count, _WIDTH if key in DECAYED else 4))
+    values = np.zeros((count, WIDTH if key in DECAYED else 4))
     values[:, :4] = np.stack([*counted, *(np.where(np.isfinite(end), end, np.nan) for end in (first, last))], axis=1)
     if key in DECAYED:
         events = _events(keys, log, np.arange(len(log)))
-        values[events.key[events.ends], 4:] = _decayed_at(events, events.ends).reshape(-1, len(_DECAYED_NUMBERS))
+        values[events.key[events.ends], 4:] = _decayed_at(events, events.ends).reshape(-1, len(DECAYED_NUMBERS))
     return CounterTable(keys.names, values)

@@ -86,7 +86,8 @@ def split_at_random(
 def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int = 0) -> Integers:
     """Some of the given rows, those of users drawn at random (rows of nobody by request), at most so many.
 
-    All rows of a drawn user are kept, so that GAUC and a bootstrap over users see them as they would in the whole.
+    All rows of a drawn user are kept, so that GAUC and a bootstrap over users see them as they would in the whole. Who
+    has too many rows by themselves is not drawn, unless there is nobody else: then the first of the rows are taken.
 
     Args:
         rows: row indices, rising.
@@ -97,8 +98,11 @@ def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int = 0) -> Inte
     unit = np.where(users.known[rows], users.codes[rows], len(users.names) + requests.codes[rows].astype(np.int64))
     _, unit, counts = np.unique(unit, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[counts[order] <= most]
     kept = np.zeros(len(counts), bool)
     kept[order[np.cumsum(counts[order]) <= most]] = True
+    if not kept.any():
+        return rows[:most]
     return rows[kept[unit]]
 
 

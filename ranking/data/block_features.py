@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.coded import CodedColumn
-from adcascade.records.counters import HALF_LIVES_H, CounterSnapshot, Counts
+from adcascade.records.counter_table import HALF_LIVES_H
+from adcascade.records.counters import CounterSnapshot, Counts
 from adcascade.records.history import HistoryView
 from ranking.data.feature_table import MOST_IN_MEMORY, RowTable, request_blocks
 from ranking.inputs.features import FeatureInputs, Features, dense_features, reads_decayed, snapshot_features

@@ -17,29 +17,20 @@ from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
 from adcascade.records.history_file import followed_by, read_history
 from adcascade.records.joined import Joined, read_joined
-from adcascade.records.splits import (
-    Split,
-    drawn_units,
-    split_at_random,
-    split_by_key,
-    split_by_time,
-    split_each_user,
-)
+from adcascade.records.splits import Split
 from adcascade.records.users import Event, UserProfile
 from ranking.data.block_features import FeatureSource, features_by_block
 from ranking.data.feature_table import RowTable
 from ranking.data.labels import Labels, thinned_labels
+from ranking.data.splitting import MOST_HELD_OUT, bounded, split_rows, why_not_by_time
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import FEATURES, LEAST_KNOWN, Features, features_for, key_columns
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.options import CommonOptions
 
-SPLITS = ("time", "user", "random", "request", "ad")
 # Splits in which each row looks back on what is strictly earlier.
 _BY_TIME = ("time", "user", "none")
 _FOLDS = 5
-# Validation and test rows at most: of more, all figures would have the same three digits.
-_MOST_HELD_OUT = 500_000
 _MINUTE = 60_000_000  # microseconds
 
 
@@ -50,7 +41,7 @@ class Dataset:
     Attributes:
         keys: for each of `ranking.inputs.features.COUNTED`, what each row's counters are looked up by.
         split: rows to train on, to validate on and to test on.
-        split_by: how they were chosen, one of `SPLITS`.
+        split_by: how they were chosen, one of `ranking.data.splitting.SPLITS`, or none.
         counters: of a model version, which then stand in for those of the log; None for the log's own.
         context_words: how many values of an impression are read; see `ranking.inputs.context`.
         history: what users did that is no row of the log: events that they look back on, and that nothing counts.
@@ -295,11 +286,11 @@ def load_dataset(
     )
     log, report = read.log, read.report
     if split == "auto":
-        why = _why_not_by_time(log)
+        why = why_not_by_time(log)
         split = "request" if why else "time"
         report = report.noted(f"Split by request, not by time: {why}.") if why else report
     before, note = _history_before(history, read, split, max_rejected)
-    parts, drawn = _bounded(log, _split(log, split, seed), _MOST_HELD_OUT)
+    parts, drawn = bounded(log, split_rows(log, split, seed), MOST_HELD_OUT)
     return Dataset(
         log,
         report.noted(*note, *drawn),
@@ -325,43 +316,3 @@ def _history_before(
         )
     history, note = read_history(path, read.log, read.ads, read.report.has_zones, max_rejected=max_rejected)
     return history, (note,)
-
-
-def _why_not_by_time(log: ClickLog) -> str:
-    """Why a log cannot be split by time; "" if it can."""
-    if not log.has_time:
-        return log.untimed_rows
-    if log.one_moment:
-        return log.one_moment_rows
-    try:
-        split_by_time(log)
-    except InputError:
-        return f"too many of the {len(log):,} rows share one of {len(np.unique(log.time)):,} times"
-    return ""
-
-
-def _bounded(log: ClickLog, split: Split, most: int) -> tuple[Split, tuple[str, ...]]:
-    """The split with at most so many rows to validate and to test on, and what is to be said of it."""
-    drawn = Split(split.train, *(drawn_units(log, part, most) for part in (split.valid, split.test)))
-    notes = [
-        f"The {name} part is {len(few):,} of {len(every):,} rows, those of users drawn at random; "
-        "the others are looked back on alone."
-        for name, few, every in (("validation", drawn.valid, split.valid), ("test", drawn.test, split.test))
-        if len(few) < len(every)
-    ]
-    return drawn, tuple(notes)
-
-
-def _split(log: ClickLog, split: str, seed: int) -> Split:
-    if split == "time":
-        return split_by_time(log)
-    if split == "user":
-        return split_each_user(log)
-    if split == "random":
-        return split_at_random(len(log), seed)
-    if split == "none":
-        everything, nothing = np.arange(len(log)), np.empty(0, np.int64)
-        return Split(everything, nothing, nothing)
-    if split in ("request", "ad"):
-        return split_by_key(log.request_id if split == "request" else log.ad_id, seed)
-    raise InputError(f"there is no split {split!r}; choose auto or one of {', '.join(SPLITS)}")

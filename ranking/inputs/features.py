@@ -17,7 +17,8 @@ import numpy.typing as npt
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import Integers
 from adcascade.records.coded import CodedColumn, pairs
-from adcascade.records.counters import DECAYED, HALF_LIVES_H, Counts
+from adcascade.records.counter_table import HALF_LIVES_H
+from adcascade.records.counters import DECAYED, Counts
 from adcascade.records.decayed_counts import decay
 from adcascade.records.users import EVENT_WEIGHT, EventType
 

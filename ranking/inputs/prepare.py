@@ -9,7 +9,7 @@ from types import MappingProxyType
 from adcascade.catalog.ads_file import AdCatalog
 from adcascade.catalog.schedule import may_be_shown
 from adcascade.records.ads import Ad
-from adcascade.records.counters import Total
+from adcascade.records.counter_table import Total
 from adcascade.records.errors import InputError
 from adcascade.records.users import Context, UserProfile
 from adcascade.serving.errors import FailedPrecondition, NotFound

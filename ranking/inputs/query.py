@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from adcascade.records.counters import Total
+from adcascade.records.counter_table import Total
 
 MAX_CANDIDATES = 1000
 

@@ -43,40 +43,14 @@ def train_text(
     Raises:
         TrainingError: The loss is not a number.
     """
-    labels, everything = data.labels(common), all_labels(data.log, data.groups)
     weights = _trained(model, options) | _bridge(lessons)
     untrained = {name: weight.detach().clone() for name, weight in weights.items()}
-    validation = validation_blocks(data, options, options.validation_rows, common.seed)
-    rows = min(len(labels.rows), options.most_rows)
-
-    def batches(epoch: int) -> Iterable[LabelledBatch]:
-        drawn = drawn_units(data.log, labels.rows, rows, seed=epoch)
-        blocks = make_blocks(data, drawn, max_ads=options.max_ads_per_user, merge_requests=True)
-        order = np.random.default_rng([common.seed, epoch]).permutation(len(blocks))
-        return maker.batches([blocks[place] for place in order], options.pairs_per_step)
-
-    def loss(batch: LabelledBatch) -> tuple[Tensor, float]:
-        _train_mode(model, options)
-        scored = scorer.score(batch)
-        value = labels.loss(scored.logits + batch.of_position, batch.rows, common)
-        (impressions,) = labels.tensors(batch.rows, value.device, "impressions")
-        if lessons is not None:
-            value = (1 - lessons.weight) * value + lessons.loss(batch, scored, impressions)
-        return value, float(impressions.sum())
-
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
-        total = 0.0
-        for batch in maker.batches(validation, pairs_per_batch=256):
-            total += float(everything.loss(scorer.logits(batch) + batch.of_position, batch.rows, common))
-        return total / int(data.log.impressions[np.concatenate(validation)].sum())
-
-    plan = _plan(options, common, rows, context)
+    steps = _Steps(model, scorer, maker, data, options, common, lessons)
+    plan = _plan(options, common, steps.rows, context)
     loop: Loop[LabelledBatch] = Loop(
-        plan, weights, _groups(model, lessons, options), validate, context.watch, context.workers
+        plan, weights, _groups(model, lessons, options), steps.validate, context.watch, context.workers
     )
-    fit = loop.run(batches, loss)
+    fit = loop.run(steps.batches, steps.loss)
     is_kept = fit.loss_before - fit.loss_kept >= options.min_gain
     if not is_kept:
         with torch.no_grad():
@@ -85,6 +59,59 @@ def train_text(
     if options.lora_rank:
         merge_adapters(model.encoder)
     return fit if is_kept else replace(fit, kept_step=0, loss_kept=fit.loss_before)
+
+
+class _Steps:
+    """What the loop asks for: batches of blocks, their losses, and the loss of the validation part.
+
+    Attributes:
+        rows: read in a pass.
+    """
+
+    def __init__(
+        self,
+        model: RankerModel,
+        scorer: Scorer,
+        maker: BatchMaker,
+        data: Dataset,
+        options: TextOptions,
+        common: CommonOptions,
+        lessons: DistillationLoss | None,
+    ) -> None:
+        self._model, self._scorer, self._maker, self._data = model, scorer, maker, data
+        self._options, self._common, self._lessons = options, common, lessons
+        self._labels, self._everything = data.labels(common), all_labels(data.log, data.groups)
+        self._validation = validation_blocks(data, options, options.validation_rows, common.seed)
+        self.rows = min(len(self._labels.rows), options.most_rows)
+
+    def batches(self, epoch: int) -> Iterable[LabelledBatch]:
+        """Batches of an epoch, which sees other users than the one before where there are more than it reads."""
+        options, seed = self._options, self._common.seed
+        drawn = drawn_units(self._data.log, self._labels.rows, self.rows, seed=epoch)
+        blocks = make_blocks(self._data, drawn, max_ads=options.max_ads_per_user, merge_requests=True)
+        order = np.random.default_rng([seed, epoch]).permutation(len(blocks))
+        return self._maker.batches([blocks[place] for place in order], options.pairs_per_step)
+
+    def loss(self, batch: LabelledBatch) -> tuple[Tensor, float]:
+        """Summed loss of a batch, and its impressions."""
+        _train_mode(self._model, self._options)
+        scored = self._scorer.score(batch)
+        value = self._labels.loss(scored.logits + batch.of_position, batch.rows, self._common)
+        (impressions,) = self._labels.tensors(batch.rows, value.device, "impressions")
+        if self._lessons is not None:
+            weight = self._lessons.weight
+            value = (1 - weight) * value + self._lessons.loss(batch, scored, impressions)
+        return value, float(impressions.sum())
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss of an impression of the validation part."""
+        self._model.eval()
+        total = 0.0
+        for batch in self._maker.batches(self._validation, pairs_per_batch=256):
+            logits = self._scorer.logits(batch) + batch.of_position
+            total += float(self._everything.loss(logits, batch.rows, self._common))
+        return total / int(self._data.log.impressions[np.concatenate(self._validation)].sum())
 
 
 def _plan(options: TextOptions, common: CommonOptions, rows: int, context: StageContext) -> Plan:
