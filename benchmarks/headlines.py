@@ -11,11 +11,11 @@ from adcascade.records.errors import InputError
 from adcascade.records.splits import split_folds
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run, predicted
+from ranking.calibration.ridge import Vectors
 from ranking.data.dataset import Dataset, load_dataset
 from ranking.evaluation.request_metrics import pair_accuracies
 from ranking.evaluation.text_ridge import ad_layers, text_ridge_logits
 from ranking.training.options import TrainOptions
-from ranking.training.ridge import Vectors
 from ranking.training.train import Trained, train
 
 _FOLDS = 5

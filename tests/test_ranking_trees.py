@@ -99,6 +99,23 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, text):
         load_trees(tmp_path / "trees.txt", Blend(network=1, trees=1, intercept=0), 3)
 
 
+DAMAGE = {
+    "cut": lambda text: text[: len(text) // 3],
+    "cut between trees": lambda text: text[: text.index("Tree=3")] + text[text.index("end of trees") :],
+    "other features": lambda text: text.replace("split_feature=0", "split_feature=9", 1),
+    "two numbers a row": lambda text: text.replace("num_tree_per_iteration=1", "num_tree_per_iteration=2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_refused_before_lightgbm_ends_the_process_over_it(booster, tmp_path, damage):
+    text = booster.model_to_string()
+    assert damage(text) != text
+    (tmp_path / "trees.txt").write_text(damage(text))
+    with pytest.raises(ValueError, match="no model of LightGBM"):
+        load_trees(tmp_path / "trees.txt", Blend(network=1, trees=1, intercept=0), 3)
+
+
 def test_a_model_of_other_features_is_refused(booster, tmp_path):
     BoostedTrees(booster, Blend(network=1, trees=1, intercept=0)).save(tmp_path / "trees.txt")
     with pytest.raises(ValueError, match="reads 3 features, not 4"):

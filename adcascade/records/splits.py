@@ -1,5 +1,6 @@
 """A click log cut into training, validation and test: by time, by request, by ad, at random. Knows no models."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ def split_at_random(
     return _non_empty([np.flatnonzero((part if group is None else part[group]) == number) for number in range(3)])
 
 
-def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int = 0) -> Integers:
+def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int | Sequence[int] = 0) -> Integers:
     """Some of the given rows, those of users drawn at random (rows of nobody by request), at most so many.
 
     All rows of a drawn user are kept, so that GAUC and a bootstrap over users see them as they would in the whole. Who

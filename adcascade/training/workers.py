@@ -8,6 +8,7 @@ users and ads has one for each.
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
@@ -64,7 +65,8 @@ def join_workers(device: torch.device) -> Workers:
     if count == 1:
         return Workers()
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # What one process fits for all (trees, a prior of texts) may take it long; the others wait in a broadcast.
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     return Workers(distributed.get_rank(), count)
 
 

@@ -21,7 +21,7 @@ from ranking.evaluation.metrics import log_loss
 Logits = npt.NDArray[np.float64]
 _FOLDS = 5
 # Far more than it takes; a step is cut where the curvature says little.
-_NEWTON_STEPS, _LONGEST_STEP = 30, 1.0
+_NEWTON_STEPS, _LONGEST_STEP, _STILL = 100, 1.0, 1e-8
 # Isotonic steps go this far from 0 and 1, so that no probability is a certainty.
 _CERTAINTY = 1e-4
 
@@ -169,7 +169,8 @@ def fit_slopes_near(
 ) -> Slopes | None:
     """The same with slopes that are taken to be near `expected` until the rows say otherwise; None as in `fit_slopes`.
 
-    The most probable slopes under a normal prior, by Newton's method; nothing is expected of the intercept.
+    The most probable slopes under a normal prior, by Newton's method; nothing is expected of the intercept. None, too,
+    if it does not come to rest.
 
     Args:
         expected: mean of the prior, of each slope.
@@ -181,10 +182,13 @@ def fit_slopes_near(
     mean = np.append(np.asarray(expected, np.float64), 0.0)
     precision = np.append(np.full(len(expected), deviation**-2), 1e-9)
     found = mean.copy()
+    found[-1] = np.log(clicks.sum() / (impressions - clicks).sum())  # and not from a point where nothing is curved
     for _ in range(_NEWTON_STEPS):
         p_click = expit(design @ found)
         pull = design.T @ (impressions * p_click - clicks) + precision * (found - mean)
         curvature = (design.T * (impressions * p_click * (1 - p_click))) @ design + np.diag(precision)
         step = solve(curvature, pull, assume_a="pos")
         found = found - step * min(1.0, _LONGEST_STEP / max(float(np.abs(step).max()), 1e-12))
-    return found[:-1].tolist(), float(found[-1])
+        if np.abs(step).max() < _STILL:
+            return found[:-1].tolist(), float(found[-1])
+    return None

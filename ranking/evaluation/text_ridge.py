@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from adcascade.records.clicks import Integers
 from adcascade.vectors.encoder import EMBEDDED
 from ranking.artifact import load_base
+from ranking.calibration.ridge import Floats, Vectors, fit_ridge
 from ranking.data.dataset import Dataset
 from ranking.model.batch import TokenRows, pad, tokenize
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SHARED_USER, SharedUserCrossEncoder
-from ranking.training.ridge import Floats, Vectors, fit_ridge
 
 # The lowest layer that is read; those below know words, not what they say together.
 FIRST_LAYER = 2

@@ -42,7 +42,7 @@ class TextPrior:
 
     Attributes:
         layers: float32 [layers, hidden]; the last is that below the join layer.
-        words: float32 [`WORD_BUCKETS`]; no weights where words are not read.
+        words: float32 [`WORD_BUCKETS`]; zeros where words are not read.
         idf: inverse document frequency of each bucket, float32 [`WORD_BUCKETS`].
         intercept: float32 [1].
         fit: how they were found.
@@ -84,6 +84,8 @@ def load_text_prior(path: Path, fit: TextPriorFit, model: SharedUserCrossEncoder
     """
     tensors = load(path.read_bytes())
     layers = tensors.get("layers", torch.empty(0))
+    if layers.ndim != 2:
+        raise ValueError(f"{path.name} holds no table of layers")
     hidden = int(model.encoder.config.hidden_size)
     shapes = {"layers": (len(layers), hidden), "words": (WORD_BUCKETS,), "idf": (WORD_BUCKETS,), "intercept": (1,)}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:

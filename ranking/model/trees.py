@@ -5,6 +5,7 @@ A network of a few thousand numbers is slow to learn that a click rate counts fo
 Wolpert 1992). Knows no logs; LightGBM is loaded where a model has trees.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,11 +111,32 @@ def import_lightgbm() -> Any:
     return lightgbm
 
 
+def _check_structure(text: str, name: str) -> None:
+    """Raises ValueError for a text that LightGBM would end the process over, or read beside its features.
+
+    It reads trees in threads of its own, out of which no error comes; its header says how long each tree is.
+    """
+    head, _, trees = text.partition("\n\n")
+    said = dict(line.partition("=")[::2] for line in head.splitlines())
+    try:
+        features = int(said["max_feature_idx"])
+        sizes = [int(size) for size in said["tree_sizes"].split()]
+        single = said["num_class"] == said["num_tree_per_iteration"] == "1"
+        ends = np.cumsum([len(text) - len(trees.lstrip("\n")), *sizes]).tolist()
+        whole = all(text[end : end + 5] == "Tree=" for end in ends[:-1]) and text[ends[-1] :].startswith("end of trees")
+        splits = [int(one) for line in re.findall(r"(?m)^split_feature=(.*)$", trees) for one in line.split()]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{name} is no model of LightGBM: {error}") from error
+    if not (single and whole and all(0 <= split <= features for split in splits)):
+        raise ValueError(f"{name} is no model of LightGBM of one number a row, or not a whole one")
+
+
 def _booster_of(text: str, name: str) -> "lightgbm.Booster":
     try:
         library = import_lightgbm()
     except ImportError as error:
         raise ModelError(f"this model has boosted trees: {error}") from error
+    _check_structure(text, name)
     try:
         booster: lightgbm.Booster = library.Booster(model_str=text)
         return booster

@@ -74,7 +74,18 @@ def _earlier_version(options: TrainOptions, data: Dataset) -> _Network:
             "version %s has boosted trees, which are of its own log and are left out: these options fit none anew",
             loaded.version,
         )
+    if loaded.text_prior is not None and not wants_prior(options, loaded.model):
+        log.warning(
+            "version %s has a prior of texts, which is of its own log and is left out: these options learn none anew",
+            loaded.version,
+        )
     return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features
+
+
+def wants_prior(options: TrainOptions, model: RankerModel) -> bool:
+    """Not where the layers that it reads are to be trained; a plain cross-encoder has none that know no user."""
+    frozen = options.text.train_layers == "joined" or options.text.epochs == 0
+    return options.text.prior == "auto" and frozen and isinstance(model, SharedUserCrossEncoder)
 
 
 def _set_join_layer(model: RankerModel, options: BaseOptions) -> None:

@@ -3,25 +3,28 @@
 Both are solved or grown from the training part in seconds, and kept where they help on the validation part.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
 from adcascade.records.clicks import Integers
+from adcascade.records.coded import Mask
 from adcascade.training.stage import StageContext
 from adcascade.training.workers import Workers
 from ranking.artifact import Ranker
+from ranking.calibration.ridge import Vectors
 from ranking.data.behaviour_rows import behaviour_logits, known_logits
 from ranking.data.dataset import Dataset
 from ranking.data.known_logits import KnownLogits
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.model.trees import BoostedTrees, as_text, of_text
-from ranking.training.begin import Start
+from ranking.training.begin import Start, wants_prior
 from ranking.training.options import TrainOptions
-from ranking.training.ridge import Vectors
 from ranking.training.text_prior import LogitsOf, TrainedPrior, prior_as_text, prior_of_text, train_text_prior
 from ranking.training.trees import train_trees, wants_trees
 
@@ -44,6 +47,12 @@ class Beside:
     known: KnownLogits
     of_position: Vectors
 
+    @property
+    def sha256(self) -> str:
+        """Of trees and prior: where the clock ends them, another run's are others."""
+        prior = "" if self.ranker.text_prior is None else save(self.ranker.text_prior.tensors).hex()
+        return hashlib.sha256(f"{as_text(self.ranker.trees)} {prior}".encode()).hexdigest()
+
 
 def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageContext) -> Beside:
     """Fits what stands beside the trained network of `start`."""
@@ -52,8 +61,8 @@ def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageC
         of_position = start.rows.of_position(ranker.model.behaviour, np.arange(len(data.log))).cpu().numpy()
     if wants_trees(options, data):
         ranker = replace(ranker, trees=_trees(data, start, whole))
-    known = KnownLogits(len(data.log), partial(_known, data, start, ranker))
-    if not _wants_prior(options, ranker):
+    known = KnownLogits(len(data.log), partial(_known, _mask(data), start, ranker))
+    if not wants_prior(options, ranker.model):
         return Beside(ranker, known, of_position)
     prior = _prior(data, start, lambda rows: (known[rows] + of_position[rows]).astype(np.float64), whole)
     if prior is None:
@@ -63,9 +72,10 @@ def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageC
     start.rows.keep_of_texts(prior.prior, prior.of_ads)
 
     def with_prior(rows: Integers) -> BehaviourLogits:
-        own, added = prior.cross_fitted[rows], start.rows.of_texts(ranker, rows).numpy()
-        of_rows = torch.from_numpy(known[rows] + np.where(np.isnan(own), added, own))
-        return BehaviourLogits(of_rows, torch.from_numpy(known.conversion(rows)))
+        added = start.rows.of_texts(ranker, rows).numpy()
+        own = np.flatnonzero(np.isin(rows, prior.rows))
+        added[own] = prior.cross_fitted[np.searchsorted(prior.rows, rows[own])]
+        return BehaviourLogits(torch.from_numpy(known[rows] + added), torch.from_numpy(known.conversion(rows)))
 
     return Beside(ranker, KnownLogits(len(data.log), with_prior), of_position)
 
@@ -80,20 +90,25 @@ def _trees(data: Dataset, start: Start, whole: StageContext) -> BoostedTrees | N
     return train_trees(data, start.rows.dense, network.click.double().numpy(), replace(whole, seconds=seconds))
 
 
-def _known(data: Dataset, start: Start, ranker: Ranker, rows: Integers) -> BehaviourLogits:
+def _mask(data: Dataset) -> Mask:
+    """Which rows of the log train, bool [log rows]."""
+    is_train = np.zeros(len(data.log), np.bool_)
+    is_train[data.split.train] = True
+    return is_train
+
+
+def _known(is_train: Mask, start: Start, ranker: Ranker, rows: Integers) -> BehaviourLogits:
     """Of training rows the network alone, since trees know these rows by heart."""
-    known = known_logits(ranker, start.rows, rows)
-    at = np.flatnonzero(np.isin(rows, data.split.train))
-    if ranker.trees is None or not len(at):
-        return known
-    known.click[at] = behaviour_logits(ranker.model.behaviour, start.rows, rows[at]).click
-    return known
-
-
-def _wants_prior(options: TrainOptions, ranker: Ranker) -> bool:
-    """Not where the layers that it reads are to be trained; a plain cross-encoder has none that know no user."""
-    frozen = options.text.train_layers == "joined" or options.text.epochs == 0
-    return options.text.prior == "auto" and frozen and isinstance(ranker.model, SharedUserCrossEncoder)
+    if ranker.trees is None:
+        return known_logits(ranker, start.rows, rows)
+    click, conversion = torch.empty(len(rows)), torch.empty(len(rows))
+    for at, score in (
+        (np.flatnonzero(is_train[rows]), partial(behaviour_logits, ranker.model.behaviour)),
+        (np.flatnonzero(~is_train[rows]), partial(known_logits, ranker)),
+    ):
+        found = score(start.rows, rows[at])
+        click[at], conversion[at] = found.click, found.conversion
+    return BehaviourLogits(click, conversion)
 
 
 def _prior(data: Dataset, start: Start, known: LogitsOf, whole: StageContext) -> TrainedPrior | None:

@@ -87,7 +87,7 @@ class _Steps:
     def batches(self, epoch: int) -> Iterable[LabelledBatch]:
         """Batches of an epoch, which sees other users than the one before where there are more than it reads."""
         options, seed = self._options, self._common.seed
-        drawn = drawn_units(self._data.log, self._labels.rows, self.rows, seed=epoch)
+        drawn = drawn_units(self._data.log, self._labels.rows, self.rows, seed=[seed, epoch])
         blocks = make_blocks(self._data, drawn, max_ads=options.max_ads_per_user, merge_requests=True)
         order = np.random.default_rng([seed, epoch]).permutation(len(blocks))
         return self._maker.batches([blocks[place] for place in order], options.pairs_per_step)

@@ -24,6 +24,7 @@ from adcascade.records.clicks import ClickLog, Integers
 from adcascade.records.splits import drawn_units
 from adcascade.reports.interval import Interval
 from adcascade.training.stage import StageContext, TrainingProgress
+from ranking.calibration.ridge import Floats, RidgeFit, Vectors, fit_ridge
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts, of_like_length
 from ranking.inputs.features import REQUEST_ROWS
@@ -31,7 +32,6 @@ from ranking.model.batch import TokenIds
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.model.text_prior import NOT_FITTED, WORD_BUCKETS, TextPrior, word_counts, word_vectors
 from ranking.spec import TextPriorFit
-from ranking.training.ridge import Floats, RidgeFit, Vectors, fit_ridge
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +64,13 @@ class TrainedPrior:
 
     Attributes:
         of_ads: what it adds for each ad of the log, float32 [ads]; NaN for those that were not read.
-        cross_fitted: what it would add to each row that it learned from as learned without the row's fold, float32
-            [log rows]; NaN for other rows.
+        rows: of the training part, whose ads it learned from, int64 [rows], rising.
+        cross_fitted: what it would add to each of these as learned without its fold, float32 [rows].
     """
 
     prior: TextPrior
     of_ads: Vectors
+    rows: Integers
     cross_fitted: Vectors
 
 
@@ -96,20 +97,25 @@ def train_text_prior(
     number = np.full(len(ads.texts), -1)
     number[chosen] = np.arange(len(chosen))
     learned = train[number[place[train]] >= 0]
-    ridge, fold = _solve(data, texts, number[place[learned]], learned, known(learned))
+    ridge, fold, is_by_ad = _solve(data, texts, number[place[learned]], learned, known(learned))
     said = texts.vectors @ ridge.weights
     center = float(np.average(said, weights=shown[chosen]))
     found, new = texts.prior(ridge.weights, center), np.setdiff1d(place[valid], chosen)
-    of_ads, cross_fitted = np.full(len(ads.texts), np.nan), np.full(len(data.log), np.nan, np.float32)
+    of_ads = np.full(len(ads.texts), np.nan)
     of_ads[chosen] = said - center
     of_ads[new] = ads.of_some(new, lambda rows: found.logits(model, rows), pad_id, _device(model))
     scale, gain, is_certain = _validated(data, known(valid), of_ads[place[valid]], valid)
     if not is_certain:
         return None
-    cross_fitted[learned] = scale * (_cross_fitted(ridge, texts.vectors, number[place[learned]], fold) - center)
+    if is_by_ad:  # older rows of these ads, too
+        learned = data.split.train[number[place[data.split.train]] >= 0]
+        fold = fold[number[place[learned]]]
+    without = (texts.vectors @ ridge.of_folds.T)[number[place[learned]], fold]
     fit = TextPriorFit(ads=len(chosen), penalty=ridge.penalty, words=WORD_SCALES[ridge.scale], gain=gain)
     prior = texts.prior(scale * ridge.weights, scale * center, fit)
-    return TrainedPrior(prior, (scale * of_ads).astype(np.float32), cross_fitted)
+    order = np.argsort(learned)
+    cross_fitted = (scale * (without - center))[order].astype(np.float32)
+    return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned[order], cross_fitted)
 
 
 def _valid_rows(data: Dataset, place: Integers, read: Integers, most_ads: float) -> Integers:
@@ -174,8 +180,8 @@ def prior_as_text(trained: TrainedPrior | None) -> str:
     """For the other processes of a training; "" for none."""
     if trained is None:
         return ""
-    said = {"of_ads": torch.from_numpy(trained.of_ads), "cross_fitted": torch.from_numpy(trained.cross_fitted)}
-    tensors = trained.prior.tensors | said
+    said = {"of_ads": trained.of_ads, "rows": trained.rows, "cross_fitted": trained.cross_fitted}
+    tensors = trained.prior.tensors | {name: torch.from_numpy(values) for name, values in said.items()}
     return f"{trained.prior.fit.model_dump_json()}\n{base64.b64encode(save(tensors)).decode()}"
 
 
@@ -185,8 +191,8 @@ def prior_of_text(text: str) -> TrainedPrior | None:
         return None
     fit, _, encoded = text.partition("\n")
     tensors = load(base64.b64decode(encoded))
-    of_ads, cross_fitted = (tensors.pop(name).numpy() for name in ("of_ads", "cross_fitted"))
-    return TrainedPrior(TextPrior(**tensors, fit=TextPriorFit.model_validate_json(fit)), of_ads, cross_fitted)
+    said = [tensors.pop(name).numpy() for name in ("of_ads", "rows", "cross_fitted")]
+    return TrainedPrior(TextPrior(**tensors, fit=TextPriorFit.model_validate_json(fit)), *said)
 
 
 def _device(model: SharedUserCrossEncoder) -> torch.device:
@@ -216,16 +222,23 @@ def _read(
     return np.concatenate(read), (time.monotonic() - started) / max(1, done)
 
 
-def _solve(data: Dataset, texts: _Texts, number: Integers, rows: Integers, known: Floats) -> tuple[RidgeFit, Integers]:
-    """The ridge regression on some rows, and the fold of each; `number` is the place of its ad in `texts`."""
+def _solve(
+    data: Dataset, texts: _Texts, number: Integers, rows: Integers, known: Floats
+) -> tuple[RidgeFit, Integers, bool]:
+    """The ridge regression on some rows; the fold of each ad, or of each row where requests stay together; and which.
+
+    Args:
+        number: place of each row's ad in `texts`, [rows].
+    """
     clicks, requests = data.log.take(rows), np.unique(data.groups[rows], return_inverse=True)[1]
     groups = _compared(requests)
     target, weight = working_response(known, clicks.clicks, clicks.impressions, groups)
     # What is asked is what texts say of ads that nobody has seen: rows of an ad stay together, unless requests do.
     once = len(np.unique(requests * len(texts.vectors) + number)) < REQUEST_ROWS * len(np.unique(number))
-    units = requests if once else number
-    fold = np.random.default_rng(0).permutation(int(units.max()) + 1)[units] % _FOLDS
-    return fit_ridge(texts.vectors, number, groups, target, weight, fold, PENALTIES, texts.scales()), fold
+    of_unit = np.random.default_rng(0).permutation(int(requests.max()) + 1 if once else len(texts.vectors)) % _FOLDS
+    fold = of_unit[requests if once else number]
+    ridge = fit_ridge(texts.vectors, number, groups, target, weight, fold, PENALTIES, texts.scales())
+    return ridge, fold if once else of_unit, not once
 
 
 def _compared(requests: Integers) -> Integers:
@@ -257,13 +270,6 @@ def working_response(known: Floats, clicks: Integers, impressions: Integers, gro
     tells = ((clicked > 0) & (clicked < shown))[groups]
     weight = np.where(tells, impressions * p * (1 - p), 0.0)
     return np.where(tells, (clicks - impressions * p) / np.maximum(weight, 1e-12), 0.0), weight
-
-
-def _cross_fitted(ridge: RidgeFit, vectors: Vectors, number: Integers, fold: Integers) -> Floats:
-    """What rows are said by the weights that were fitted without their fold, float64 [rows]."""
-    of_texts = vectors @ ridge.of_folds.T
-    found: Floats = of_texts[number, fold]
-    return found
 
 
 def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> tuple[float, Interval, bool]:

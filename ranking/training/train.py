@@ -79,20 +79,22 @@ def train(
     whole = StageContext(watch, workers, seconds=seconds, identity=identity)
     first = _first_part(whole, options.behaviour, checkpoints)
     is_new = not options.base.warm_start
+    started = time.monotonic()
     learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
-    after_network = time.monotonic()
+    before = max(0.0, learned.seconds - (time.monotonic() - started))  # of a run that this one goes on from
     beside = fit_beside(data, start, options, whole)
     ranker, known = beside.ranker, beside.known
     maker = BatchMaker(data, start.ads, rows.dense, known, beside.of_position, ranker, device)
     # That of the first process for all: else they would end the text stage apart, and wait for each other.
-    spent = workers.agree(learned.seconds + time.monotonic() - after_network, device)
+    spent = workers.agree(before + time.monotonic() - started, device)
     bfloat16 = choose_precision(common.precision, device)
     scorer = Scorer(ranker, device, bfloat16, keep=options.text.train_layers == "joined")
     teacher = load_named(options.teacher.version) if options.teacher.version else None
     lessons = None
     if teacher is not None:
         lessons = make_lessons(data, teacher, model, options.teacher, device, common.precision)
-    fit = train_text(model, scorer, maker, data, options.text, common, _rest(whole, spent, checkpoints), lessons)
+    rest = replace(_rest(whole, spent, checkpoints), identity=f"{identity} {beside.sha256}")
+    fit = train_text(model, scorer, maker, data, options.text, common, rest, lessons)
     predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(ranker.spec, data, predicted, logits, known.conversion(predicted).astype(np.float64))
     model.cpu()
@@ -116,7 +118,7 @@ def _first_part(whole: StageContext, options: BehaviourOptions, checkpoints: Pat
 
 
 def _rest(whole: StageContext, spent: float, checkpoints: Path | None) -> StageContext:
-    """Of the text layers: the time that the behaviour part and the trees left, which spent so many seconds."""
+    """Of the text layers: the time that is left when so many seconds are spent."""
     seconds = None if whole.seconds is None else max(0.0, whole.seconds - spent)
     return replace(whole, seconds=seconds, checkpoint=checkpoint_file(checkpoints, "text"))
 

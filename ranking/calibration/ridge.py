@@ -9,7 +9,6 @@ from scipy.linalg import solve
 from scipy.sparse import csr_matrix
 
 from adcascade.records.clicks import Integers
-from ranking.evaluation.request_metrics import members
 
 Floats = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
@@ -53,13 +52,17 @@ def fit_ridge(
         ads: place of each row's ad in `vectors`, int64 [rows].
         groups: with which others each row is compared, int64 [rows].
         target, weight: y and n of each row, float64 [rows].
-        fold: of each row, int64 [rows], from 0; within a fold rows are compared with each other.
+        fold: of each row, int64 [rows], from 0; rows are held out with others of their group and fold.
         scales: ways to scale the columns of `vectors`, float64 [width] each; none: as they are.
     """
     columns = list(scales) or [np.ones(vectors.shape[1])]
-    parts = [_normal_equations(vectors, ads[rows], groups[rows], target[rows], weight[rows]) for rows in members(fold)]
-    whole = _added(parts)
-    others = [(whole[0] - gram, whole[1] - moment, whole[2] - total) for gram, moment, total in parts]
+
+    def of(rows: npt.NDArray[np.bool_]) -> _NormalEquations:
+        return _normal_equations(vectors, ads[rows], groups[rows], target[rows], weight[rows])
+
+    # Equations of folds do not add up to those of all rows where a fold cuts through groups.
+    folds = [fold == number for number in range(int(fold.max()) + 1)]
+    whole, parts, others = of(np.ones(len(fold), np.bool_)), [of(rows) for rows in folds], [of(~rows) for rows in folds]
     loss = np.zeros((len(columns), len(penalties)))
     for (gram, moment, _), without in zip(parts, others, strict=True):
         for place, scale in enumerate(columns):
@@ -86,22 +89,21 @@ def _normal_equations(
     pull = weight * (log_odds - (np.bincount(group, weight * log_odds) / total)[group])
     width, whole = vectors.shape[1], float(weight.sum())
     gram, moment = np.zeros((width, width)), np.zeros(width)
-    of_ad, pull_of_ad = (np.bincount(ads, values, minlength=len(vectors)) for values in (weight, pull))
-    for start in range(0, len(vectors), _ROWS_PER_PRODUCT):
-        read = vectors[start : start + _ROWS_PER_PRODUCT].astype(np.float64)
-        gram += (read * of_ad[start : start + _ROWS_PER_PRODUCT, None]).T @ read
-        moment += pull_of_ad[start : start + _ROWS_PER_PRODUCT] @ read
+    used, ads = np.unique(ads, return_inverse=True)
+    of_ad, pull_of_ad = (np.bincount(ads, values, minlength=len(used)) for values in (weight, pull))
+    for start in range(0, len(used), _ROWS_PER_PRODUCT):
+        some = slice(start, start + _ROWS_PER_PRODUCT)
+        read = vectors[used[some]].astype(np.float64)
+        gram += (read * of_ad[some, None]).T @ read
+        moment += pull_of_ad[some] @ read
     # sum n (v - m)(v - m)' = sum n v v' - sum over groups of (sum n) m m' with the group's mean m = sum n v / sum n.
-    of_group = csr_matrix((weight, (group, ads)), (len(total), len(vectors)))
+    of_group = csr_matrix((weight, (group, used[ads])), (len(total), len(vectors)))
     for start in range(0, len(total), _ROWS_PER_PRODUCT):
-        sums = of_group[start : start + _ROWS_PER_PRODUCT] @ vectors
+        part = of_group[start : start + _ROWS_PER_PRODUCT]
+        read_by = np.unique(part.indices)
+        sums = part[:, read_by] @ vectors[read_by].astype(np.float64)
         gram -= (sums / total[start : start + _ROWS_PER_PRODUCT, None]).T @ sums
     return gram, moment, whole
-
-
-def _added(parts: Sequence[_NormalEquations]) -> _NormalEquations:
-    grams, moments, totals = zip(*parts, strict=True)
-    return np.sum(grams, axis=0), np.sum(moments, axis=0), float(sum(totals))
 
 
 def _solved(gram: Floats, moment: Floats, weight: float, penalty: float, scale: Floats) -> Floats:
