@@ -31,7 +31,7 @@ def impressions_last_day(run: Run) -> list[Finding]:
         trained = train(data, TrainOptions.of(seed=seed, epochs=0))
         return evaluate(data, trained, which_baselines="all")
 
-    check = f"{run.impressions.name}, last day of real impressions"
+    check = f"{run.impressions.name}, last day of real impressions, without fine-tuning"
     evaluations, minutes = run.for_each_seed(check, measure)
     return [found for name in _FIGURES for found in _findings(check, name, evaluations, minutes)]
 
@@ -44,6 +44,8 @@ def _last_day(data: Dataset) -> Dataset:
     of_row = begins[data.groups]
     is_test = of_row // _DAY == of_row.max() // _DAY
     earlier = np.flatnonzero(~is_test)
+    if not len(earlier):
+        raise InputError("the log is of one day, and there is none to learn from")
     is_valid = of_row[earlier] >= np.quantile(of_row[earlier], 1 - _VALID)
     split = Split(earlier[~is_valid], earlier[is_valid], np.flatnonzero(is_test))
     return replace(data, split=split)

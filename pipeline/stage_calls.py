@@ -53,9 +53,9 @@ class Ranked:
     timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
 
     def add(self, scored: Scored) -> None:
-        """Adds another answer; of an ad that has been scored already, the first score stays."""
-        self.p_click = {**scored.p_click, **self.p_click}
-        self.p_conversion = {**scored.p_conversion, **self.p_conversion}
+        """Adds another answer; of an ad that has been scored already, the new score counts, in fuller company."""
+        self.p_click |= scored.p_click
+        self.p_conversion |= scored.p_conversion
         self.model_version = scored.reply.model_version
         self.retrieval_weight = scored.retrieval_weight
         for name in ("queue_ms", "tokenize_ms", "compute_ms"):
@@ -113,7 +113,7 @@ class StageCalls:
             request = _rank_request(asked)
             for ad in ads:
                 request.candidates.add(ad=ad)
-            # What an ad is worth depends on what stands beside it: the ads that are known stand beside these, too.
+            # What an ad is worth depends on what stands beside it: the ads that are known are scored beside these anew.
             for ad_id in known:
                 request.candidates.add().ad_id = ad_id
             ranked.add(await self._rank(request, [*(ad.ad_id for ad in ads), *known], asked, ends))

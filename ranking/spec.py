@@ -163,11 +163,17 @@ def read_spec(path: Path) -> CtrSpec:
 
 
 def _known_of(document: Any, version: str) -> Any:
-    """`document`; raises ModelError if it gives sizes that this release knows nothing of."""
+    """`document`; raises ModelError if it gives what this release knows nothing of, and would leave out unseen."""
     shape = document.get("shape") if isinstance(document, dict) else None
     if isinstance(shape, dict) and (later := shape.keys() - ModelShape.model_fields.keys()):
         raise ModelError(
             f"the network of model version {version} has sizes that this release knows nothing of "
             f"({', '.join(sorted(later))}); upgrade adcascade, or train it again"
+        )
+    known = {*CtrSpec.model_fields, *_SIZES_OF_BEFORE}
+    if isinstance(document, dict) and (later := document.keys() - known):
+        raise ModelError(
+            f"model version {version} says what this release knows nothing of ({', '.join(sorted(later))}), and would "
+            "answer otherwise than it was trained to; upgrade adcascade, or train it again"
         )
     return document

@@ -86,6 +86,22 @@ def test_ads_that_rankings_index_lacks_are_sent_to_it_with_their_texts():
     assert [ad.ad.title for ad in ranking.requests[1].candidates[:2]] == ["title of ad-1", "title of ad-3"]
 
 
+def test_all_candidates_are_scored_in_the_same_company():
+    """Ads that ranking knows stand beside those that it was sent, and their scores of that company count."""
+
+    def counts_company(request, context):
+        known = [n for n, one in enumerate(request.candidates) if one.HasField("ad") or int(one.ad_id[3:]) % 2 == 0]
+        ads = [ranking_pb2.RankedAd(ad_id=ids_of(request)[n], p_click=len(known) / 100, candidate=n) for n in known]
+        unknown = [ad_id for n, ad_id in enumerate(ids_of(request)) if n not in known]
+        return ranking_pb2.RankResponse(ads=ads, unknown_ad_ids=unknown, model_version="made-up")
+
+    ranking = StandInRanking(counts_company)
+    with stages(ranking=ranking) as pipeline:
+        answer = pipeline.recommend(USER, k=20, candidates=20)
+    assert {item.p_click for item in answer.items} == {0.2}
+    assert sorted(ids_of(ranking.requests[1])) == sorted(ids_of(ranking.requests[0]))
+
+
 def test_a_ranking_server_without_an_index_is_sent_all_texts():
     def only_inline(request, context):
         if not request.candidates[0].HasField("ad"):

@@ -101,6 +101,9 @@ def test_a_user_of_too_many_rows_is_not_drawn_and_keeps_nobody_else_out():
         assert 18 <= len(drawn) <= 20
         assert "bot" not in set(log.user_id[drawn])
     assert drawn_units(log, np.arange(90), 30).tolist() == list(range(30))
+    for seed in range(9):  # one who would just fit alone, before or after the others
+        drawn = drawn_units(log, np.arange(110), 95, seed)
+        assert len(drawn) == (94 if "bot" in set(log.user_id[drawn]) else 20)
 
 
 def test_peers_of_a_large_log_are_fitted_on_its_newest_rows_and_it_is_said(world, tiny_bert, monkeypatch):

@@ -16,7 +16,7 @@ from ranking.data.behaviour_rows import behaviour_logits
 from ranking.data.dataset import load_dataset
 from ranking.training.behaviour import _line_unless_beaten
 from ranking.training.line import as_text, fit_line, is_certain, of_text, row_losses
-from ranking.training.train import begin
+from ranking.training.train import begin, train
 
 ROWS = 4000
 
@@ -141,6 +141,18 @@ def test_a_network_that_is_no_better_gives_way_to_the_line(start):
     np.testing.assert_allclose(said, line.logits(begun.rows.dense[data.split.valid]), atol=1e-4)
     lost = row_losses(line.logits(begun.rows.dense[data.split.valid]), data, data.split.valid)
     assert (found.kept_step, found.loss_kept) == (0, pytest.approx(lost.mean()))
+    assert str(found) == "all 10 steps; a logistic regression on the counters took its place"
+
+
+def test_a_training_puts_the_line_in_the_place_of_a_network_and_says_so(world, tiny_bert):
+    data = load_dataset(world.ads, world.clicks, world.users)
+    few = {"epochs": 0, "behaviour_min_steps": 2, "behaviour_epochs": 0.01, "trees": "none"}
+    for line, group_loss, is_line in (("auto", "none", True), ("none", "none", False), ("auto", "listwise", False)):
+        options = tiny_options(tiny_bert, **few, behaviour_line=line, group_loss=group_loss)
+        trained = train(data, options)
+        deep = trained.model.behaviour.deep[-1].weight[0]
+        assert (not deep.any()) == is_line
+        assert trained.spec.stages["behaviour"].endswith("took its place") == is_line
 
 
 def test_a_network_that_is_better_for_certain_stays(start, monkeypatch):

@@ -87,8 +87,8 @@ def split_at_random(
 def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int | Sequence[int] = 0) -> Integers:
     """Some of the given rows, those of users drawn at random (rows of nobody by request), at most so many.
 
-    All rows of a drawn user are kept, so that GAUC and a bootstrap over users see them as they would in the whole. Who
-    has too many rows by themselves is not drawn, unless there is nobody else: then the first of the rows are taken.
+    All rows of a drawn user are kept, so that GAUC and a bootstrap over users see them as they would in the whole; who
+    does not fit any more is passed over. If nobody fits, the first of the rows are taken.
 
     Args:
         rows: row indices, rising.
@@ -99,9 +99,14 @@ def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int | Sequence[i
     unit = np.where(users.known[rows], users.codes[rows], len(users.names) + requests.codes[rows].astype(np.int64))
     _, unit, counts = np.unique(unit, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(counts))
-    order = order[counts[order] <= most]
-    kept = np.zeros(len(counts), bool)
-    kept[order[np.cumsum(counts[order]) <= most]] = True
+    kept, left = np.zeros(len(counts), bool), most
+    while left > 0 and len(order := order[counts[order] <= left]):
+        # Up to the first that does not fit; those after it that do are looked at again. Who fits has at most `left`
+        # rows, so that at least half of what is left is taken, or all of the users.
+        taken = order[np.cumsum(counts[order]) <= left]
+        kept[taken] = True
+        left -= int(counts[taken].sum())
+        order = order[len(taken) + 1 :]
     if not kept.any():
         return rows[:most]
     return rows[kept[unit]]

@@ -90,6 +90,7 @@ class StageResult:
         seconds: that it took, with those before it was killed and taken up again.
         planned: steps that it was to make at most.
         by_clock: whether --max-minutes ended it before these, and before its loss stopped falling.
+        note: what became of it then, in words; "" for nothing.
     """
 
     steps: int
@@ -99,8 +100,13 @@ class StageResult:
     seconds: float = field(compare=False)
     planned: int
     by_clock: bool
+    note: str = ""
 
     def __str__(self) -> str:
+        return "; ".join(filter(None, (self._how_far, self.note)))
+
+    @property
+    def _how_far(self) -> str:
         if self.by_clock:
             return f"stopped after step {self.steps:,} of {self.planned:,}, by --max-minutes"
         if self.steps < self.planned:

@@ -290,7 +290,7 @@ def load_dataset(
         split = "request" if why else "time"
         report = report.noted(f"Split by request, not by time: {why}.") if why else report
     before, note = _history_before(history, read, split, max_rejected)
-    parts, drawn = bounded(log, split_rows(log, split, seed), MOST_HELD_OUT)
+    parts, drawn = bounded(log, split_rows(log, split, seed), MOST_HELD_OUT, in_time=split in _BY_TIME)
     return Dataset(
         log,
         report.noted(*note, *drawn),

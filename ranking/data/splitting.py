@@ -47,12 +47,17 @@ def why_not_by_time(log: ClickLog) -> str:
     return ""
 
 
-def bounded(log: ClickLog, split: Split, most: int) -> tuple[Split, tuple[str, ...]]:
-    """The split with at most so many rows to validate and to test on, and what is to be said of it."""
+def bounded(log: ClickLog, split: Split, most: int, *, in_time: bool) -> tuple[Split, tuple[str, ...]]:
+    """The split with at most so many rows to validate and to test on, and what is to be said of it.
+
+    Args:
+        in_time: whether each row looks back on strictly earlier ones, those of no part among them.
+    """
+    rest = "are looked back on alone" if in_time else "are left out"
     drawn = Split(split.train, *(drawn_units(log, part, most) for part in (split.valid, split.test)))
     notes = [
-        f"The {name} part is {len(few):,} of {len(every):,} rows, those of users drawn at random; "
-        "the others are looked back on alone."
+        f"The {name} part is {len(few):,} of {len(every):,} rows, those of users (or, without one, requests) drawn at "
+        f"random; the others {rest}."
         for name, few, every in (("validation", drawn.valid, split.valid), ("test", drawn.test, split.test))
         if len(few) < len(every)
     ]

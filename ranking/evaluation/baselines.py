@@ -205,5 +205,5 @@ def _ad_vectors(data: Dataset, encoder: TextEncoder) -> tuple[npt.NDArray[np.flo
 
 def _text_ridge(data: Dataset, rows: Integers) -> npt.NDArray[np.float32]:
     """What the text of the ad adds to the logit of a click, learned from the training part without any fine-tuning."""
-    logits = text_ridge_logits(data, *ad_layers(data), data.split.train)[rows]
+    logits = text_ridge_logits(data, *ad_layers(data), fitted_rows(data))[rows]
     return logits.astype(np.float32)

@@ -223,7 +223,8 @@ def _line_unless_beaten(
         return fit
     log.info("what the network learned beyond a logistic regression on the counters may be chance, and is left out")
     _say(model, line)
-    return replace(fit, kept_step=0, loss_kept=float(simple.sum() / data.log.impressions[valid].sum()))
+    loss = float(simple.sum() / data.log.impressions[valid].sum())
+    return replace(fit, kept_step=0, loss_kept=loss, note="a logistic regression on the counters took its place")
 
 
 @torch.no_grad()
