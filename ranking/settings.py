@@ -29,7 +29,11 @@ class RankingSettings(ServerSettings):
     user_cache_mib: int = Field(
         64, ge=0, description="Memory for the states of users who asked lately, in MiB; 0 keeps none."
     )
-    prewarm_ads: bool = Field(True, description="Read the ads of the index between calls, until cache_mib is full.")
+    prewarm_ads: bool = Field(
+        True,
+        description="Read the ads of the index between calls, until cache_mib is full and, of a version with a prior of "
+        "texts, 200,000 of its numbers are kept.",
+    )
     token_budget: int = Field(
         8192, ge=64, description="Ad tokens in one pass, eight times as many on a GPU; bounds memory, not the request."
     )

@@ -84,11 +84,12 @@ def text_fit_line(fit: TextFit) -> str:
     gain = fit.prior_gain
     if gain is None:
         return _fine_tuning(fit, "counters, past events and interests")
-    return (
+    prior = (
         f"What texts alone say, learned from {fit.prior_ads:,} ads in closed form, adds {gain.value:.3f} "
-        f"[{gain.low:.3f}, {gain.high:.3f}] to the log-likelihood of a request of the validation part. "
-        + _fine_tuning(fit, "counters, past events, interests and that")
+        f"[{gain.low:.3f}, {gain.high:.3f}] to the log-likelihood of a request (or of an ad, where requests show one) "
+        "of the validation part."
     )
+    return f"{prior} {_fine_tuning(fit, 'counters, past events, interests and that')}"
 
 
 def _fine_tuning(fit: TextFit, others: str) -> str:

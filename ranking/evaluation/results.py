@@ -102,7 +102,8 @@ class TextFit:
         planned: steps that were to be made at most.
         by_clock: whether --max-minutes ended it before.
         prior_ads: how many texts the prior of texts was learned from; 0 without one.
-        prior_gain: what it adds to the log-likelihood of a request of the validation part; None without one.
+        prior_gain: what it adds to the log-likelihood of a request (an ad, where requests show one) of the validation
+            part; None without one.
     """
 
     reads_text: bool

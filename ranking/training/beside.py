@@ -1,6 +1,6 @@
 """What is fitted beside the network once it knows what people did: boosted trees, and what texts alone say.
 
-Both are solved or grown from the training part in seconds, and kept where they help on the validation part.
+Both are fitted on the training part, and kept where they help on the validation part.
 """
 
 import hashlib

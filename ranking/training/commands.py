@@ -76,7 +76,8 @@ def train_command(
 ) -> None:
     """Train the click model on a click log, evaluate it on rows it has not seen, and publish it.
 
-    It learns from counters and past events first, then fine-tunes the text.
+    It learns from counters and past events first, fits boosted trees and what texts alone say beside it, then
+    fine-tunes the text.
 
     The log is split by time: the first 80 % train, the next 10 % choose the best weights and calibrate them, the last
     10 % test. Without timestamps whole requests are drawn at random instead; see --split.

@@ -93,7 +93,8 @@ class BehaviourOptions:
         _BEHAVIOUR,
         "auto",
         "auto puts a logistic regression on the counters in the place of a new network that is not better for certain "
-        "on the validation part; none keeps the network, and what it makes of past events.",
+        "on the validation part (not with a --group-loss, positions in the log or a --warm-start); none keeps the "
+        "network, and what it makes of past events.",
         flag="behaviour_line",
     )
     share: float = _option(
@@ -118,7 +119,9 @@ class TextOptions:
     lora_rank: int = _option(
         _MODEL, 0, "Train adapters of this rank in place of the layers' own weights; 0 for none.", min=0
     )
-    epochs: float = _option(_TEXT, 1.0, "Passes over the training rows for the text, at most; 0 leaves it out.", min=0)
+    epochs: float = _option(
+        _TEXT, 1.0, "Passes over the training rows for the text, at most; 0 fine-tunes nothing.", min=0
+    )
     most_rows: int = _option(
         _TEXT,
         200_000,
@@ -143,8 +146,9 @@ class TextOptions:
     prior: str = _option(
         _TEXT,
         "auto",
-        "auto also learns, in closed form, what an ad's text alone says, and keeps it where that helps, unless "
-        "--train-layers is all; none does not.",
+        "auto also learns, in closed form, what an ad's text alone says, and keeps it where that helps, unless the "
+        "layers that it reads are trained (--train-layers all) or each pair is read (--architecture joint); none does "
+        "not.",
         flag="text_prior",
     )
     min_gain: float = _option(

@@ -1,8 +1,8 @@
 """What texts alone say of clicks, learned in closed form beside the behaviour part. Knows no serving.
 
 A ridge regression on frozen layers and on words, of what the behaviour part leaves unexplained: its weights are solved
-for, not trained, so that they take seconds. Its strength, and whether it is kept at all, is chosen on the validation
-part.
+for, not trained; what takes time is reading the ads. Its strength, and whether it is kept at all, is chosen on the
+validation part.
 """
 
 import base64
