@@ -31,8 +31,8 @@ class RankingSettings(ServerSettings):
     )
     prewarm_ads: bool = Field(
         True,
-        description="Read the ads of the index between calls, until cache_mib is full and, of a version with a prior of "
-        "texts, 200,000 of its numbers are kept.",
+        description="Read the ads of the index between calls, until cache_mib is full and, of a version with a prior "
+        "of texts, 200,000 of its numbers are kept.",
     )
     token_budget: int = Field(
         8192, ge=64, description="Ad tokens in one pass, eight times as many on a GPU; bounds memory, not the request."

@@ -219,7 +219,7 @@ def test_a_damaged_model_is_named(world, tmp_path):
         load_version(store, draft.version)
 
 
-def test_the_engine_answers_with_what_the_trees_say_of_the_features_of_training(without_behaviour, world):
+def test_the_engine_answers_with_what_saved_trees_say_of_the_features_of_training(without_behaviour, world, tmp_path):
     root, version = without_behaviour
     loaded = load_version(open_store(root), version)  # it reads no text
     data = load_dataset(world.ads, world.clicks, world.users)
@@ -233,7 +233,10 @@ def test_the_engine_answers_with_what_the_trees_say_of_the_features_of_training(
     shown = [ads[ad_id] for ad_id in data.log.ad_id[request].tolist()]
     user, context = UserProfile(data.log.user_id[row]), data.log.context_at(row)
     query = prepare(user, context, shown, None, skip_unknown=False, shown=len(request)).query
-    engine = RankingEngine(replace(loaded, trees=trees, counters=counters), EngineSettings("cpu"))
+    store, spec = open_store(tmp_path), loaded.spec.model_copy(update={"trees": trees.blend})
+    with store.begin() as draft:
+        save_version(store, draft, replace(loaded, trees=trees, spec=spec), counters)
+    engine = RankingEngine(load_version(store, draft.version), EngineSettings("cpu"))
     said = trees.booster.predict(rows.dense[request], raw_score=True)
     assert said.std() > 0.01
     want = loaded.spec.calibration.probability(said + 0.3)
