@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.manifest import Manifest
 from adcascade.artifacts.store import Draft, VersionStore
+from adcascade.catalog.words import ANALYZER
 from adcascade.records.counters import CounterSnapshot
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.vectors.encoder import EMBEDDED, embedded_model_path
@@ -40,6 +41,7 @@ from adcascade.vectors.model_check import (
     position_limit,
 )
 from ranking.errors import ModelError
+from ranking.inputs.content import ContentSpace
 from ranking.inputs.features import FEATURES
 from ranking.model.batch import TokenRows
 from ranking.model.behaviour import BehaviourLogits
@@ -51,7 +53,7 @@ from ranking.model.trees import BoostedTrees, load_trees
 from ranking.spec import CTR_FILE, CtrSpec, read_spec
 
 HEAD_FILE, COUNTERS_FILE, TREES_FILE = "head.safetensors", "counters.parquet", "trees.txt"
-TEXT_PRIOR_FILE = "text-prior.safetensors"
+TEXT_PRIOR_FILE, CONTENT_FILE = "text-prior.safetensors", "content.safetensors"
 EXPORT_FOLDER = "openvino"
 # Weights that versions of 0.1 know by other names.
 _RENAMED = {
@@ -73,6 +75,7 @@ class Ranker:
         spec: Everything else; see ``ctr.json``.
         trees: Beside the behaviour part; None if they brought nothing.
         text_prior: What an ad's text alone adds; None if it brought nothing. Of a shared-user model alone.
+        content: Where the words of ads are compared with what users liked; None if no feature does.
     """
 
     model: RankerModel
@@ -80,6 +83,7 @@ class Ranker:
     spec: CtrSpec
     trees: BoostedTrees | None = field(default=None, kw_only=True)
     text_prior: TextPrior | None = field(default=None, kw_only=True)
+    content: ContentSpace | None = field(default=None, kw_only=True)
 
     def with_trees(self, behaviour: BehaviourLogits, dense: Tensor) -> BehaviourLogits:
         """What is known without reading text: the behaviour part's logits with what the trees say, if there are any.
@@ -225,6 +229,8 @@ def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: Co
         ranker.trees.save(draft.path / TREES_FILE)
     if ranker.text_prior is not None:
         ranker.text_prior.save(draft.path / TEXT_PRIOR_FILE)
+    if ranker.content is not None:
+        ranker.content.save(draft.path / CONTENT_FILE)
     document = ranker.spec.model_dump(mode="json")
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
     return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
@@ -274,10 +280,11 @@ def load_version(store: VersionStore, version: str) -> ModelVersion:
     model.eval()
     trees = _load_trees(path / TREES_FILE, spec)
     text_prior = _load_text_prior(path / TEXT_PRIOR_FILE, spec, model)
+    content = _load_content(path / CONTENT_FILE, spec)
     export = path / EXPORT_FOLDER
     found = export if export.is_dir() else None
     about = version, manifest.created_at, counters, found
-    return ModelVersion(model, tokenizer, spec, *about, trees=trees, text_prior=text_prior)
+    return ModelVersion(model, tokenizer, spec, *about, trees=trees, text_prior=text_prior, content=content)
 
 
 def _load_trees(path: Path, spec: CtrSpec) -> BoostedTrees | None:
@@ -296,6 +303,20 @@ def _load_text_prior(path: Path, spec: CtrSpec, model: RankerModel) -> TextPrior
         return load_text_prior(path, spec.text_prior, model)
     except (OSError, ValueError, MemoryError, SafetensorError) as error:
         raise CorruptVersion(f"{path} holds no prior of texts that this program can use: {error}") from error
+
+
+def _load_content(path: Path, spec: CtrSpec) -> ContentSpace | None:
+    if spec.content is None:
+        return None
+    if spec.content.analyzer != ANALYZER:
+        raise ModelError(
+            f"the words of model version {path.parent.name} were cut in a way (analyzer {spec.content.analyzer}) that "
+            "this release does not know; upgrade adcascade, or train it again"
+        )
+    try:
+        return ContentSpace.load(path, spec.content.events)
+    except (OSError, ValueError, MemoryError, SafetensorError) as error:
+        raise CorruptVersion(f"{path} holds no content space that this program can use: {error}") from error
 
 
 def default_join_layer(layers: int) -> int:

@@ -11,7 +11,7 @@ from adcascade.artifacts.errors import CorruptVersion
 from adcascade.reports.interval import Interval
 from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
-from ranking.inputs.features import Features, unknown_features
+from ranking.inputs.features import Features, reads_content, unknown_features
 from ranking.model.shape import ModelShape
 from ranking.model.trees import Blend
 
@@ -76,6 +76,22 @@ class TextPriorFit(BaseModel):
     gain: Interval
 
 
+class ContentFit(BaseModel):
+    """How the space was made in which texts are compared.
+
+    Attributes:
+        ads: how many texts span it.
+        analyzer: what cut them into words, see `adcascade.catalog.words.ANALYZER`.
+        events: how many of a user's newest events are looked at.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ads: int
+    analyzer: int
+    events: int
+
+
 class CtrSpec(BaseModel):
     """What ``ctr.json`` holds: everything beside the weights that serving must do as training did.
 
@@ -85,6 +101,7 @@ class CtrSpec(BaseModel):
         stages: how far each stage of the training came, in words.
         trees: how boosted trees are blended with the network; None if there are none.
         text_prior: how the prior of texts was fitted; None if there is none.
+        content: of the space that features compare texts in; None if there is none.
         order: of recommendations, by both stages; None if it was not fitted.
     """
 
@@ -109,6 +126,7 @@ class CtrSpec(BaseModel):
     stages: dict[str, str] = {}
     trees: Blend | None = None
     text_prior: TextPriorFit | None = None
+    content: ContentFit | None = None
     exports: dict[str, ExportParity] = {}
     order: OrderBlend | None = None
 
@@ -125,6 +143,8 @@ class CtrSpec(BaseModel):
     def _features_are_described(self) -> "CtrSpec":
         if not len(self.features) == len(self.feature_mean) == len(self.feature_std):
             raise ValueError("there are not as many means and deviations as features")
+        if self.content is None and any(map(reads_content, self.features)):
+            raise ValueError("features compare texts, and nothing says in which space")
         return self
 
     @property

@@ -16,6 +16,7 @@ from adcascade.records.history import HistoryView, Window, ranges
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import NormalFeatures
+from ranking.data.interests import stated_interests
 from ranking.data.text_batches import AdTexts
 from ranking.data.user_units import UserUnits, make_units, tiles_of
 from ranking.inputs.context import context_buckets
@@ -75,12 +76,12 @@ class BehaviourRows:
         self._spec = spec = ranker.spec
         self._device = device
         self._ad = ads.places(data.events.ad_id)
-        people = data.log.user_id.compact()
-        self._user = people.codes
-        interests, stated = _interests(data, people.names.to_pylist(), ranker)
+        self._content = ranker.content
+        self._user = data.log.user_id.compact().codes
+        interests, stated = stated_interests(data)
         # Ads, and after them the interests that users state; which of these each row's user states, -1 for none.
-        self._interest = np.append(np.where(stated >= 0, len(ads.texts) + stated, -1), -1).astype(np.int32)[self._user]
-        vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), interests])
+        self._interest = np.where(stated >= 0, len(ads.texts) + stated, -1).astype(np.int32)
+        vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), _vectors_of(interests, ranker)])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
         self._classes = np.where(data.events.conversions > 0, 2, data.events.clicks > 0).astype(np.int8)
@@ -92,7 +93,7 @@ class BehaviourRows:
 
     def _look_back(self, past: HistoryView) -> None:
         self.past = past
-        table = self._data.feature_table(past, self._spec.prior_ctr, self._spec.features)
+        table = self._data.feature_table(past, self._spec.prior_ctr, self._spec.features, self._content)
         self.dense = NormalFeatures(table, self._spec.normalise)
 
     @property
@@ -274,16 +275,14 @@ def _filled(context: Tensor) -> Tensor:
     return context[:, : max(1, used)].contiguous()
 
 
-def _interests(data: Dataset, users: list[str], ranker: Ranker) -> tuple[Tensor, Integers]:
-    """Text vectors of interests, float32 [texts, width], and which of them each user states, -1 for none, [users]."""
-    said = [data.users[user].interests.strip() if user in data.users else "" for user in users]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(text for text in said if text))}
+def _vectors_of(texts: list[str], ranker: Ranker) -> Tensor:
+    """Text vectors of texts that are no ads, float32 [texts, width]."""
     text = ranker.model.text
     vectors = torch.zeros(0, text.width)
-    if numbers:
-        rows = pad(tokenize(ranker.tokenizer, list(numbers), ranker.spec.max_ad_tokens), ranker.pad_id)
+    if texts:
+        rows = pad(tokenize(ranker.tokenizer, texts, ranker.spec.max_ad_tokens), ranker.pad_id)
         vectors = text(rows.to(text.center.device))
-    return vectors.to(text.center.device), np.array([numbers.get(one, -1) for one in said], np.int64)
+    return vectors.to(text.center.device)
 
 
 def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:

@@ -1,6 +1,6 @@
 """Dense features of every row of a log, block by block of whole requests. Knows no tensors and no models."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from adcascade.records.counter_table import HALF_LIVES_H
 from adcascade.records.counters import CounterSnapshot, Counts
 from adcascade.records.history import HistoryView
 from ranking.data.feature_table import MOST_IN_MEMORY, RowTable, request_blocks
+from ranking.inputs.content import Similarity
 from ranking.inputs.features import FeatureInputs, Features, dense_features, reads_decayed, snapshot_features
 
 # Rows of a block: their features and what these are made from are a few hundred megabytes.
@@ -33,6 +34,7 @@ class FeatureSource:
         ctr: that rates shrink to, 0 to 1.
         requests: number of each row's request, int64 [rows].
         request_rows: rows of each request, int64 [requests].
+        similarity: what the ads of some rows have in common with what their users liked; None if no feature reads it.
     """
 
     log: ClickLog
@@ -43,6 +45,7 @@ class FeatureSource:
     names: tuple[str, ...]
     requests: Integers
     request_rows: Integers
+    similarity: Callable[[Integers], Similarity] | None = None
 
 
 def features_by_block(
@@ -70,11 +73,12 @@ def _features(source: FeatureSource, tables: Mapping[str, RowTable], rows: Integ
     timestamps_s = np.where(time != NO_TIME, time / 1e6, np.nan)
     shown = source.request_rows[source.requests[rows]].astype(np.float64)
     request = np.unique(source.requests[rows], return_inverse=True)[1]
+    similarity = None if source.similarity is None else source.similarity(rows)
     if source.counters is None:
         counts = {key: _counts_of(table[rows]) for key, table in tables.items()}
-        return dense_features(FeatureInputs(counts, source.ctr, timestamps_s, request, shown), source.names)
+        return dense_features(FeatureInputs(counts, source.ctr, timestamps_s, request, shown, similarity), source.names)
     counts = {key: source.counters.counts(key, ids[rows].tolist()) for key, ids in source.keys.items()}
-    inputs = FeatureInputs(counts, source.ctr, timestamps_s, request, shown)
+    inputs = FeatureInputs(counts, source.ctr, timestamps_s, request, shown, similarity)
     return snapshot_features(inputs, source.counters.end, source.names)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,11 @@ from adcascade.records.joined import Joined, read_joined
 from adcascade.records.splits import Split
 from adcascade.records.users import Event, UserProfile
 from ranking.data.block_features import FeatureSource, features_by_block
+from ranking.data.content_rows import ContentRows
 from ranking.data.feature_table import RowTable
 from ranking.data.labels import Labels, thinned_labels
 from ranking.data.splitting import MOST_HELD_OUT, bounded, split_rows, why_not_by_time
+from ranking.inputs.content import ContentSpace
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import FEATURES, LEAST_KNOWN, Features, features_for, key_columns
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
@@ -151,32 +153,55 @@ class Dataset:
         """The named features of each row from what it may look back on, float32 [rows, features], not normalised."""
         return self.feature_table(past, ctr, names)[np.arange(len(self.log))]
 
-    def feature_table(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> RowTable:
-        """The same to be looked up by row; that of `past` is made once, since training and evaluation read it alike."""
-        key = (ctr, tuple(names))
+    def feature_table(
+        self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES, content: ContentSpace | None = None
+    ) -> RowTable:
+        """The same to be looked up by row; that of `past` is made once, since training and evaluation read it alike.
+
+        Args:
+            content: where texts are compared; None if no named feature needs it.
+        """
+        key = (ctr, tuple(names), content)
         if past is not self.past:
-            return features_by_block(self._source(past, ctr, names))
+            return features_by_block(self._source(past, ctr, names, content))
         if key not in self._tables:
             self._tables.clear()
-            self._tables[key] = features_by_block(self._source(past, ctr, names))
+            self._tables[key] = features_by_block(self._source(past, ctr, names, content))
         return self._tables[key]
 
-    def _source(self, past: HistoryView, ctr: float, names: Sequence[str]) -> FeatureSource:
+    def _source(
+        self, past: HistoryView, ctr: float, names: Sequence[str], content: ContentSpace | None = None
+    ) -> FeatureSource:
+        similarity = None if content is None else partial(self._in(content).similarity, past)
         return FeatureSource(
-            self.log, self.keys, past, self.counters, ctr, tuple(names), self.groups, self.request_rows
+            self.log, self.keys, past, self.counters, ctr, tuple(names), self.groups, self.request_rows, similarity
         )
 
+    def _in(self, content: ContentSpace) -> ContentRows:
+        if content not in self._content_rows:
+            self._content_rows.clear()
+            self._content_rows[content] = ContentRows(self, content)
+        return self._content_rows[content]
+
     @cached_property
-    def _tables(self) -> dict[tuple[float, tuple[str, ...]], RowTable]:
+    def _content_rows(self) -> dict[ContentSpace, ContentRows]:
+        return {}
+
+    @cached_property
+    def _tables(self) -> dict[tuple[float, tuple[str, ...], ContentSpace | None], RowTable]:
         return {}
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the features that this log can teach."""
+        """Names of the features that this log can teach without comparing texts."""
+        return self.feature_names_with(content=False)
+
+    def feature_names_with(self, *, content: bool) -> tuple[str, ...]:
+        """Names of the features that this log can teach, with those that compare texts or without."""
         timed = bool((self.log.time != NO_TIME).any())
         counted = [key for key, ids in self.keys.items() if key == "ad" or ids.known.mean() >= LEAST_KNOWN]
         request_rows = len(self.log) / max(1, len(self.request_rows))
-        return features_for(timed=timed, request_rows=request_rows, counted=counted)
+        return features_for(timed=timed, request_rows=request_rows, counted=counted, content=content)
 
     @property
     def context_hashes(self) -> npt.NDArray[np.uint64]:

@@ -20,7 +20,7 @@ from ranking.data.labels import labelled, labelled_rows
 from ranking.evaluation.metrics import Probabilities
 from ranking.evaluation.text_ridge import ad_layers, text_ridge_logits
 from ranking.inputs.context import CONTEXT_BUCKETS, context_buckets
-from ranking.inputs.features import Features
+from ranking.inputs.features import Features, reads_content
 from ranking.inputs.text import HISTORY_EVENTS
 from ranking.model.trees import fit_booster
 
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 POPULARITY, CLICK_RATES = "ad popularity", "logistic regression on past click rates"
 WHICH = ("none", "fast", "all")
-IDS, TREES = "logistic regression on ids", "LightGBM on all features"
-ALL_COUNTERS = "logistic regression on all features"
+IDS, TREES = "logistic regression on ids", "LightGBM on all counters"
+ALL_COUNTERS = "logistic regression on all counters"
 BI_ENCODER, ZERO_SHOT, FROZEN_LAYERS = "bi-encoder", "zero-shot text", "ridge on frozen layers"
 
 # The first two are logistic regressions on these features.
@@ -62,7 +62,8 @@ def baselines(
     """p_click of each peer for the given rows.
 
     Args:
-        features: Normalised dense features of the rows of the log, the same that the ranker reads.
+        features: Normalised dense features of the rows of the log, the same that the ranker reads. Peers read
+            counters, times and sizes of requests alone, not what the ranker makes of texts.
         names: Of these features; a peer that needs another one is left out.
         which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": those that read text, too.
 
@@ -74,6 +75,7 @@ def baselines(
     if which == "none":
         return {}
     train = fitted_rows(data)
+    features, names = _counters(features, names)
     known, asked = features[train], features[rows]
     predictions = {}
     for name, wanted in _ON_FEATURES.items():
@@ -89,6 +91,25 @@ def baselines(
     if which == "all":
         predictions |= {name: _on_one_column(data, read, rows) for name, read in _text_columns(data).items()}
     return predictions
+
+
+class _Columns:
+    """Some columns of a table of features."""
+
+    def __init__(self, features: RowFeatures, columns: Sequence[int]) -> None:
+        self._features, self._columns = features, np.array(columns, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __getitem__(self, rows: Integers, /) -> Features:
+        return self._features[rows][:, self._columns]
+
+
+def _counters(features: RowFeatures, names: Sequence[str]) -> tuple[RowFeatures, list[str]]:
+    """The features that compare no texts, and their names."""
+    columns = [place for place, name in enumerate(names) if not reads_content(name)]
+    return _Columns(features, columns), [names[place] for place in columns]
 
 
 def fitted_rows(data: Dataset) -> Integers:

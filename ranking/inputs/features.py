@@ -21,6 +21,7 @@ from adcascade.records.counter_table import HALF_LIVES_H
 from adcascade.records.counters import DECAYED, Counts
 from adcascade.records.decayed_counts import decay
 from adcascade.records.users import EVENT_WEIGHT, EventType
+from ranking.inputs.content import Similarity
 
 Features = npt.NDArray[np.float32]
 
@@ -113,6 +114,7 @@ class FeatureInputs:
         timestamp_s: when each impression happens, seconds since 1970, NaN where nobody knows, float64 [rows].
         request: number of each row's request, int64 [rows], from 0; None if all are of one.
         shown: how many ads a request shows, float64 [rows]; None if nobody knows.
+        similarity: of each row's ad to what its user liked, [rows]; None if nobody knows.
     """
 
     counts: Mapping[str, Counts]
@@ -120,6 +122,7 @@ class FeatureInputs:
     timestamp_s: npt.NDArray[np.float64]
     request: Integers | None = None
     shown: npt.NDArray[np.float64] | None = None
+    similarity: Similarity | None = None
 
 
 # One number an impression, float64 [rows]; NaN where it is not known.
@@ -183,6 +186,14 @@ def _request_size_log(inputs: FeatureInputs) -> npt.NDArray[np.float64]:
     return np.log(inputs.shown)
 
 
+def _content_similarity(name: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+    """One of the figures of `Similarity`."""
+    if inputs.similarity is None:
+        return np.full(len(inputs.timestamp_s), np.nan)
+    values: npt.NDArray[np.float64] = getattr(inputs.similarity, name)
+    return values
+
+
 def _in_request(feature: Feature, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
     """What a feature is above its mean over the candidates of the request (those whose feature is known)."""
     values = feature(inputs)
@@ -232,20 +243,32 @@ _REQUEST_FEATURES: dict[str, Feature] = {
     },
 }
 REGISTRY |= _REQUEST_FEATURES
+# Where users are known to have liked something: how near to it the ad is, and how much nearer than the others.
+_CONTENT_FEATURES: dict[str, Feature] = {
+    f"content_similarity_{name}": partial(_content_similarity, name) for name in ("total", "nearest")
+}
+REGISTRY |= _CONTENT_FEATURES
+_CONTENT_IN_REQUEST = {f"{name}_in_request": partial(_in_request, of) for name, of in _CONTENT_FEATURES.items()}
+REGISTRY |= _CONTENT_IN_REQUEST
 
 
-def features_for(*, timed: bool, request_rows: float, counted: Collection[str] = COUNTED) -> tuple[str, ...]:
+def features_for(
+    *, timed: bool, request_rows: float, counted: Collection[str] = COUNTED, content: bool = False
+) -> tuple[str, ...]:
     """Names of the features that a log can teach.
 
     Args:
         timed: whether its rows have times.
         request_rows: how many rows a request has in the mean.
         counted: those of `COUNTED` that enough of its rows have to learn from.
+        content: whether enough of its rows are of users who are known to like something.
     """
     names = FEATURES + (tuple(_DECAYED_FEATURES) if timed else ())
     if request_rows >= REQUEST_ROWS:
         decayed = {f"{name}_in_request" for name in _DECAYED_FEATURES}
         names += tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)
+    if content:
+        names += tuple(_CONTENT_FEATURES) + (tuple(_CONTENT_IN_REQUEST) if request_rows >= REQUEST_ROWS else ())
     return tuple(name for name in names if _counter_of(name) in (None, *counted))
 
 
@@ -263,6 +286,11 @@ def reads_decayed(key: str, names: Sequence[str]) -> bool:
 def _of_whole_log(name: str) -> str:
     """The feature that one within the request is made from."""
     return name.removesuffix("_in_request")
+
+
+def reads_content(name: str) -> bool:
+    """Whether a feature compares texts."""
+    return name in _CONTENT_FEATURES or name in _CONTENT_IN_REQUEST
 
 
 def unknown_features(names: Sequence[str]) -> list[str]:

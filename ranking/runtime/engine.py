@@ -18,6 +18,7 @@ from adcascade.serving.slices import SliceBudget, Slices, run_through
 from adcascade.vectors.encoder import estimated_tokens
 from ranking.artifact import ModelVersion
 from ranking.errors import ModelError
+from ranking.inputs.content import MOST_CHARS, Similarity
 from ranking.inputs.context import CONTEXT_WORDS, context_buckets
 from ranking.inputs.features import COUNTED, FeatureInputs, snapshot_features, time_gap_buckets
 from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
@@ -97,6 +98,9 @@ class RankingEngine:
         self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_CHARS, least=_LEAST_CHARS, most=_MOST_CHARS)
         self._prior_slice = SliceBudget(_SLICE_SECONDS, _FIRST_TOKENS, least=_LEAST_TOKENS, most=_MOST_TOKENS)
         self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device, page_rows=1)
+        self._contents: AdStateCache | None = None
+        if loaded.content is not None:
+            self._contents = AdStateCache(_CACHED_VECTORS, 1, loaded.content.width, torch.device("cpu"), page_rows=1)
         self._priors: AdStateCache | None = None
         if loaded.text_prior is not None:
             self._priors = AdStateCache(_CACHED_PRIORS, 1, 1, self.device, page_rows=1, request_ads=MAX_CANDIDATES)
@@ -145,6 +149,8 @@ class RankingEngine:
     def readable(self, query: RankQuery) -> RankQuery:
         """The query with texts that are cut to what the model reads of them."""
         most = self._reader.max_ad_chars
+        if self._contents is not None:
+            most = max(most, MOST_CHARS)
         return replace(
             query,
             user_text=query.user_text[: self._reader.max_user_chars],
@@ -189,7 +195,7 @@ class RankingEngine:
         yield
         dense, behaviour = [], []
         for query in queries:
-            yield from read_ahead(self._vectors.missing(_texts_of(query)), len, self._slice, self._text_vectors)
+            yield from read_ahead(self._vectors.missing(_texts_of(query)), len, self._slice, self._look_up)
             dense.append(self._dense(query))
             known = self._behaviour(query, dense[-1])
             yield
@@ -225,6 +231,36 @@ class RankingEngine:
         shown = Impressions(dense, context.expand(count, -1), candidates)
         return self.loaded.with_trees(self._model.behaviour(shown, history), dense)
 
+    def _look_up(self, texts: Sequence[str]) -> None:
+        """Reads texts that are not kept yet."""
+        self._text_vectors(texts)
+        if self._contents is not None:
+            self._content_vectors(self._contents, texts)
+
+    def _content_vectors(self, cache: AdStateCache, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """See `ContentSpace.vectors`."""
+        space = self.loaded.content
+        assert space is not None
+
+        def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
+            vectors = torch.from_numpy(space.vectors([texts[place] for place in places]))
+            return torch.ones(len(places), dtype=torch.int64), vectors[:, None]
+
+        found: npt.NDArray[np.float32] = cache.gather(texts, compute)[0][:, 0].numpy()
+        return found
+
+    def _similarity(self, query: RankQuery) -> Similarity | None:
+        """Of the candidates to what the user likes."""
+        cache = self._contents
+        if cache is None:
+            return None
+        liked = [event.text for event in query.past if event.event_class]
+        vectors = self._content_vectors(
+            cache, [*query.ad_texts, *([query.interests] if query.interests else []), *liked]
+        )
+        ads = len(query.ad_texts)
+        return Similarity.of((vectors[:ads] @ vectors[ads:].T).astype(np.float64))
+
     def _of_texts(self, texts: Sequence[str]) -> Slices[Tensor]:
         """What the text of each candidate adds, whoever the user is, float32 [candidates]."""
         cache = self._priors
@@ -252,7 +288,7 @@ class RankingEngine:
         counts = {key: counters.counts(key, query.keys[key], query.counter_overrides.get(key, {})) for key in COUNTED}
         spec, timestamps_s = self.loaded.spec, np.full(len(query.ad_ids), query.timestamp_s)
         shown = np.full(len(query.ad_ids), float(query.shown)) if query.shown else None
-        inputs = FeatureInputs(counts, spec.prior_ctr, timestamps_s, shown=shown)
+        inputs = FeatureInputs(counts, spec.prior_ctr, timestamps_s, shown=shown, similarity=self._similarity(query))
         features = snapshot_features(inputs, counters.end, spec.features)
         return torch.from_numpy(spec.normalise(features)).to(self.device)
 

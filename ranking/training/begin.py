@@ -17,6 +17,7 @@ from ranking.errors import ModelError
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.spec import CtrSpec
+from ranking.training.content import FittedContent, fit_content
 from ranking.training.distill import keep_layers
 from ranking.training.options import BaseOptions, TrainOptions
 from ranking.training.trees import wants_trees
@@ -37,7 +38,9 @@ class Start:
 def begin(data: Dataset, options: TrainOptions, device: torch.device) -> Start:
     """What a training begins with; see `train` for what is raised."""
     base = options.base
-    model, tokenizer, shape, features = _earlier_version(options, data) if base.warm_start else _base(data, base)
+    model, tokenizer, shape, features, space = (
+        _earlier_version(options, data) if base.warm_start else _base(data, options)
+    )
     if base.layers is not None:
         keep_layers(model, base.layers)
     _set_join_layer(model, base)
@@ -45,26 +48,27 @@ def begin(data: Dataset, options: TrainOptions, device: torch.device) -> Start:
     ads = AdTexts(data, tokenizer, base.max_ad_tokens)
     if not base.warm_start:
         model.text.center_on(ads.tokens.values(), int(tokenizer.pad_token_id or 0))
-    spec = _spec(data, options, model, shape, features)
-    ranker = Ranker(model, tokenizer, spec)
+    spec = _spec(data, options, model, shape, features, space)
+    ranker = Ranker(model, tokenizer, spec, content=None if space is None else space.space)
     return Start(ranker, ads, BehaviourRows(data, ads, ranker, device))
 
 
-_Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ...]]
+_Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ...], FittedContent | None]
 
 
-def _base(data: Dataset, options: BaseOptions) -> _Network:
-    """Network, tokenizer, sizes and feature names of a base model that knows no clicks."""
-    shape = ModelShape(id_buckets=_id_buckets(len(data.ads)))
-    names = data.feature_names
-    model, tokenizer = load_base(options.name, options.architecture, 0, shape, len(names))
+def _base(data: Dataset, options: TrainOptions) -> _Network:
+    """Network, tokenizer, sizes, feature names and content space of a base model that knows no clicks."""
+    shape, base = ModelShape(id_buckets=_id_buckets(len(data.ads))), options.base
+    content = None if options.behaviour.content == "none" else fit_content(data, shape.history_events)
+    names = data.feature_names_with(content=content is not None)
+    model, tokenizer = load_base(base.name, base.architecture, 0, shape, len(names))
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
-    return model, tokenizer, shape, names
+    return model, tokenizer, shape, names, content
 
 
 def _earlier_version(options: TrainOptions, data: Dataset) -> _Network:
-    """Network, tokenizer, sizes and feature names of a version trained before, on this log or on another."""
+    """Network, tokenizer, sizes, feature names and content space of a version trained before, on whichever log."""
     base = options.base
     loaded = load_named(base.warm_start)
     if loaded.spec.architecture != base.architecture:
@@ -79,7 +83,10 @@ def _earlier_version(options: TrainOptions, data: Dataset) -> _Network:
             "version %s has a prior of texts, which is of its own log and is left out: these options learn none anew",
             loaded.version,
         )
-    return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features
+    content = None
+    if loaded.content is not None and loaded.spec.content is not None:
+        content = FittedContent(loaded.content, loaded.spec.content)
+    return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features, content
 
 
 def wants_prior(options: TrainOptions, model: RankerModel) -> bool:
@@ -102,10 +109,16 @@ def _id_buckets(ads: int) -> int:
 
 
 def _spec(
-    data: Dataset, options: TrainOptions, model: RankerModel, shape: ModelShape, names: tuple[str, ...]
+    data: Dataset,
+    options: TrainOptions,
+    model: RankerModel,
+    shape: ModelShape,
+    names: tuple[str, ...],
+    content: FittedContent | None,
 ) -> CtrSpec:
     prior_ctr = data.prior_ctr
-    mean, deviation = moments(data.feature_table(data.past, prior_ctr, names), data.split.train)
+    table = data.feature_table(data.past, prior_ctr, names, None if content is None else content.space)
+    mean, deviation = moments(table, data.split.train)
     return CtrSpec(
         architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
         base=options.base.name,
@@ -120,4 +133,5 @@ def _spec(
         shape=shape.model_copy(update={"context_words": options.base.context_words}),
         training={name: str(value) if isinstance(value, Path) else value for name, value in options.flags.items()},
         training_sha256=data.training_sha256,
+        content=None if content is None else content.fit,
     )

@@ -97,6 +97,12 @@ class BehaviourOptions:
         "network, and what it makes of past events.",
         flag="behaviour_line",
     )
+    content: str = _option(
+        _BEHAVIOUR,
+        "auto",
+        "auto compares the words of each ad with those of what its user liked (latent semantic analysis), where at "
+        "least a tenth of the rows is of users who are known to like anything; none does not.",
+    )
     share: float = _option(
         _BEHAVIOUR,
         0.7,

@@ -107,8 +107,17 @@ def train(
         }
     )
     text_fit = _text_fit(ranker, fit, data, options)
-    trees, prior = ranker.trees, ranker.text_prior
-    return Trained(model, ranker.tokenizer, spec, text_fit, stages, teacher, trees=trees, text_prior=prior)
+    return Trained(
+        model,
+        ranker.tokenizer,
+        spec,
+        text_fit,
+        stages,
+        teacher,
+        trees=ranker.trees,
+        text_prior=ranker.text_prior,
+        content=ranker.content,
+    )
 
 
 def _first_part(whole: StageContext, options: BehaviourOptions, checkpoints: Path | None) -> StageContext:
@@ -169,6 +178,7 @@ def _check(options: TrainOptions) -> None:
         "trees": ("auto", "none"),
         "text_prior": ("auto", "none"),
         "behaviour_line": ("auto", "none"),
+        "content": ("auto", "none"),
     }
     given = options.flags
     for name, allowed in choices.items():
