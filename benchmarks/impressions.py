@@ -17,6 +17,8 @@ from ranking.training.train import train
 _DAY = 86_400_000_000  # microseconds
 # Of the days before the last, the newest requests that validate.
 _VALID = 1 / 9
+# What users did before the log, where it is known.
+_HISTORY = "history_before.parquet"
 _FIGURES = {"auc": "AUC", "gauc": "GAUC", "ndcg_5": "nDCG@5 in a request"}
 
 
@@ -25,7 +27,9 @@ def impressions_last_day(run: Run) -> list[Finding]:
     if run.impressions is None:
         raise InputError("give a folder with ads.parquet and impressions.parquet with --impressions")
     ads, clicks = run.impressions / "ads.parquet", run.impressions / "impressions.parquet"
-    data = _last_day(load_dataset(ads, clicks, None, split="time"))
+    before = run.impressions / _HISTORY
+    history = before if before.exists() else None
+    data = _last_day(load_dataset(ads, clicks, None, split="time", history=history))
 
     def measure(seed: int) -> Evaluation:
         trained = train(data, TrainOptions.of(seed=seed, epochs=0))

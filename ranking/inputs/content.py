@@ -121,6 +121,8 @@ _HASHER = HashingVectorizer(analyzer=words_of, n_features=_HASHES, norm=None, al
 
 def hashed_words(texts: Sequence[str]) -> csr_matrix:
     """How often each word is in the first `MOST_CHARS` characters of each text, by the word's hash."""
+    if not texts:
+        return csr_matrix((0, _HASHES))
     counts: csr_matrix = _HASHER.transform([text[:MOST_CHARS] for text in texts])
     return counts
 

@@ -18,7 +18,7 @@ from adcascade.records.clicks import Integers
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import RowFeatures
 from ranking.data.labels import labelled_rows
-from ranking.inputs.features import Features
+from ranking.inputs.features import Features, reads_content
 from ranking.model.trees import LabelledRows
 
 Floats = npt.NDArray[np.float64]
@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.float64]
 _MOST_ROWS = 200_000
 # Variances of a weight's prior (scikit-learn's C), the strongest pull to zero first.
 _STRENGTHS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
-# How much less than others a weight is pulled to zero, in deviations of its prior: that each of many ads shown together
-# is clicked less is no estimate from few clicks, but how a page works.
-_FREER = {"request_size_log": 3.0}
+# How much less than others a weight is pulled to zero, in deviations of its prior, where the feature is no estimate
+# from few clicks: how many ads stand on a page, and how near their words are to what the user liked.
+_FREER = 3.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def fit_line(data: Dataset, features: RowFeatures, names: Sequence[str]) -> Line
         features: normalised, of the rows of the log.
         names: of the features.
     """
-    scales = np.array([_FREER.get(name, 1.0) for name in names], np.float32)
+    is_freer = [name == "request_size_log" or reads_content(name) for name in names]
+    scales = np.where(is_freer, _FREER, 1.0).astype(np.float32)
     train, valid = data.split.train[-_MOST_ROWS:], data.split.valid[-_MOST_ROWS:]
     rows, others = (labelled_rows(data.log, features, part) for part in (train, valid))
     if not (rows.has_both and others.has_both):
