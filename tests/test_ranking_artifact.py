@@ -26,7 +26,7 @@ def test_a_loaded_version_scores_and_describes_itself(world):
     assert loaded.spec.architecture == "shared_user"
     assert (loaded.spec.layers, loaded.spec.join_layer) == (3, 2)
     assert loaded.spec.features == features_for(
-        timed=True, request_rows=4.0, counted=("ad", "category", "user", "user_category")
+        timed=True, request_rows=4.0, counted=("ad", "category", "user", "user_category"), content=True
     )
     assert set(loaded.spec.metrics) >= {"test_auc", "test_log_loss", "test_gauc", "test_ece", "test_ndcg_10"}
     assert loaded.model.text.center.abs().sum() > 0
