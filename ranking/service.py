@@ -129,7 +129,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         if self._catalogs is None:
             return prepared(None), ""
         with self._catalogs.lease() as loaded:
-            return prepared(loaded.catalog), loaded.version
+            return prepared(loaded.ads), loaded.version
 
     def _nothing_to_rank(self, candidates: Candidates, index_version: str) -> ranking_pb2.RankResponse:
         with self._engines.lease() as engine:

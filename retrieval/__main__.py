@@ -54,7 +54,13 @@ class RetrieverLoader:
         index = AdIndex(loaded, self._settings.device)
         settings = self._settings
         retriever = Retriever(
-            index, self._encoder, settings.interests(), settings.text_cache_mib * MEBIBYTE, self._sources, self._on_skip
+            index,
+            self._encoder,
+            settings.interests(),
+            settings.text_cache_mib * MEBIBYTE,
+            self._sources,
+            self._on_skip,
+            answer_cache_bytes=settings.answer_cache_mib * MEBIBYTE,
         )
         retriever.warm_up()
         return retriever

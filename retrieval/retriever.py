@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from adcascade.serving.slices import Slices, run_through
 from adcascade.vectors.encoder import TextEncoder, Vectors
 from adcascade.vectors.faiss_index import Rows
 from index_builder.artifact import IndexVersion
+from retrieval.answer_cache import AnswerCache
 from retrieval.candidates import CandidateMerger
 from retrieval.index import AdIndex
 from retrieval.interests import InterestModel, Interests, InterestSettings, TextInterests
@@ -67,9 +69,11 @@ class Retriever:
         text_cache_bytes: For vectors of texts that were encoded lately; 0 keeps none.
         sources: How sources share the candidates.
         on_skip: Told of a source that was left out, and why.
+        answer_cache_bytes: For answers that were given lately, which whoever asks keeps there; 0 keeps none.
 
     Attributes:
         texts: Reads texts of users, and keeps what it read lately.
+        answers: Given lately by this version.
 
     Example:
         >>> from pathlib import Path
@@ -95,6 +99,8 @@ class Retriever:
         text_cache_bytes: int,
         sources: SourceSettings = SourceSettings(),  # noqa: B008 (a frozen value)
         on_skip: Callable[[str, str], None] = lambda *_: None,
+        *,
+        answer_cache_bytes: int = 0,
     ) -> None:
         index.loaded.check_encoder(encoder)
         self.index = index
@@ -106,6 +112,7 @@ class Retriever:
         self._pool = SourcePool(sources_of(index.loaded, sources), sources.timeout_seconds, on_skip)
         self._merger = CandidateMerger(index.loaded, self._pool)
         self.texts = TextVectors(encoder, text_cache_bytes)
+        self.answers = AnswerCache(answer_cache_bytes)
 
     def close(self) -> None:
         """Ends the threads of the sources."""
@@ -201,11 +208,15 @@ class Retriever:
             yield
         return merged
 
+    def eligible_at(self, when: datetime | None) -> Eligibility:
+        """The ads that may be shown at a moment; None is now. May be called in any thread."""
+        return self.index.loaded.catalog.schedule.at(when)
+
     def _eligible(self, query: Query) -> Eligibility:
         """The ads that may be shown at the query's time."""
         if query.at_any_time:
             return self.index.loaded.catalog.schedule.everything
-        return self.index.loaded.catalog.schedule.at(query.context.timestamp)
+        return self.eligible_at(query.context.timestamp)
 
     def _ask_sources(
         self, query: Query, found: Interests, wanted: int, eligible: Eligibility

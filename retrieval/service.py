@@ -1,10 +1,11 @@
 """RetrievalService: validate, call, convert. Knows nothing else."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from adcascade.artifacts.hotswap import HotSwap
 from adcascade.catalog.ads_file import AdCatalog
+from adcascade.catalog.schedule import Eligibility
 from adcascade.records.ads import Ad
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
@@ -63,10 +64,45 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
     def Retrieve(self, request: retrieval_pb2.RetrieveRequest, context: Caller) -> retrieval_pb2.RetrieveResponse:
         """See the proto."""
+        question, kept = self._asked_lately(request)
+        if kept is not None:
+            return retrieval_pb2.RetrieveResponse.FromString(kept)
         answer = self._ask(self._query(request), context)
+        response = self._response(answer)
+        if question is not None and not answer.value.skipped:
+            self._keep(question, request, response)
+        response.timing.CopyFrom(_timing(answer))
+        return response
+
+    def _asked_lately(self, request: retrieval_pb2.RetrieveRequest) -> "tuple[_Question | None, bytes | None]":
+        """The question, None if its answer is not to be kept, and the answer that it got lately, if there is one.
+
+        What was answered once breaks no limit; the context is checked for the moment, which may be another.
+        """
+        if not request.HasField("user") or request.HasField("vectors") or request.include_ads:
+            return None, None
+        self._check_loaded()
+        text = _text_of(request)
+        with self._retrievers.lease() as retriever:
+            if not retriever.answers.takes(text):
+                return None, None
+            eligible = retriever.eligible_at(context_from_wire(request.context).timestamp)
+            return _Question(text, eligible), retriever.answers.get(text, eligible)
+
+    def _keep(
+        self, question: "_Question", request: retrieval_pb2.RetrieveRequest, response: retrieval_pb2.RetrieveResponse
+    ) -> None:
+        """Keeps an answer, unless another index version, or another set of ads, took over while it was made."""
+        with self._retrievers.lease() as retriever:
+            eligible = retriever.eligible_at(context_from_wire(request.context).timestamp)
+            if response.index_version == retriever.index.loaded.version and eligible is question.eligible:
+                retriever.answers.put(question.text, eligible, response.SerializeToString())
+
+    def _response(self, answer: "_Answered") -> retrieval_pb2.RetrieveResponse:
+        """The answer on the wire, but for how long it took."""
         response = retrieval_pb2.RetrieveResponse(
             index_version=answer.value.index_version,
-            timing=_timing(answer),
+            timing=types_pb2.Timing(),
             unknown_history=answer.value.interests.unknown_history,
             skipped_sources=answer.value.skipped,
         )
@@ -180,6 +216,22 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
 
 _Answered = Batched[Retrieved]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked but for the moment, and the ads that may be found."""
+
+    text: bytes
+    eligible: Eligibility
+
+
+def _text_of(request: retrieval_pb2.RetrieveRequest) -> bytes:
+    """The request but for its moment; the same bytes for the same fields."""
+    asked = retrieval_pb2.RetrieveRequest()
+    asked.CopyFrom(request)
+    asked.context.ClearField("timestamp")
+    return asked.SerializeToString(deterministic=True)
 
 
 def _shares(request: retrieval_pb2.RetrieveRequest) -> dict[str, float]:

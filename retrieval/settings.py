@@ -41,6 +41,12 @@ class RetrievalSettings(ServerSettings):
     text_cache_mib: int = Field(
         32, ge=0, description="Memory for the vectors of texts that were encoded lately, in MiB; 0 keeps none."
     )
+    answer_cache_mib: int = Field(
+        16,
+        ge=0,
+        description="Memory for answers without texts that were given lately, in MiB, for users who ask again with the "
+        "same history; 0 keeps none.",
+    )
     poll_seconds: float = Field(1.0, gt=0, description="How often to look for a new version.")
 
     def sources(self) -> SourceSettings:

@@ -23,7 +23,7 @@ from ranking.model.batch import PairBatch, TokenRows
 from ranking.model.passes import AdPass
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SHARED_USER
-from ranking.runtime.backends import OpenVinoBackend, TorchBackend, fastest
+from ranking.runtime.backends import TOP_FILE, OpenVinoBackend, TorchBackend, fastest
 from ranking.runtime.engine import RankingEngine
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.runtime.text_scorer import kept_by_length
@@ -70,6 +70,24 @@ def test_logits_are_those_of_the_model(model, backend, users, ads):
         alone = users.take([row])
         want = model(PairBatch(alone, ads, (len(ads.ids),), dense))
         torch.testing.assert_close(backend.join(user, kept, mask, dense), want, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_an_export_of_an_earlier_release_joins_as_before(model, tmp_path):
+    """It has the joined layers in one form, which takes apart itself what is kept of an ad."""
+    export_passes(model, len(FEATURES), tmp_path)
+    users, ads = rows(model, [9]), rows(model, [4, 7, 2], seed=1)
+    dense = torch.randn(3, len(FEATURES), generator=torch.Generator().manual_seed(2))
+    passes, want = AdPass(model), model(PairBatch(users, ads, (3,), dense))
+    kept = passes(ads.ids, ads.lengths)
+    mask = torch.arange(kept.shape[1]) < ads.lengths[:, None] + passes.rows(0)
+    (user,) = TorchBackend(model, torch.device("cpu"), bfloat16=False).users(users)
+    assert (tmp_path / TOP_FILE).exists() == passes.keeps_keys
+    (tmp_path / TOP_FILE).unlink(missing_ok=True)
+    for kept_in in (torch.float32, torch.float16):
+        backend = OpenVinoBackend(tmp_path, bfloat16=False, kept_in=kept_in)
+        tolerance = 1e-4 if kept_in == torch.float32 else 1e-2
+        torch.testing.assert_close(backend.join(user, kept, mask, dense), want, rtol=tolerance, atol=tolerance)
 
 
 @torch.inference_mode()

@@ -33,12 +33,13 @@ from ranking.export.export_check import (
     pairs_of_log,
 )
 from ranking.model.batch import PairBatch
-from ranking.model.passes import AdPass, JoinPass, UserPass
+from ranking.model.passes import AdPass, JoinPass, TopPass, UserPass, split_kept
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.runtime.backends import (
     AD_FILE,
     AD_INT8_FILE,
     JOIN_FILE,
+    TOP_FILE,
     USER_FILE,
     USER_INT8_FILE,
     OpenVinoBackend,
@@ -211,20 +212,22 @@ def export_passes(model: SharedUserCrossEncoder, features: int, folder: Path) ->
         raise ModelError("exporting needs OpenVINO: pip install 'adcascade[fast]'") from missing
     folder.mkdir(parents=True, exist_ok=True)
     model = model.cpu().eval()
-    users, ads, join = UserPass(model), AdPass(model), JoinPass(model)
+    users, ads = UserPass(model), AdPass(model)
     with torch.no_grad():
         user_example = _tokens(1, _EXAMPLE_USER_TOKENS)
         ad_example = _tokens(_EXAMPLE_ADS, _EXAMPLE_AD_TOKENS)
         keys, values = users(*user_example)
         kept = ads(*ad_example)
         mask = torch.ones(kept.shape[:2], dtype=torch.bool)
-        join_example = (kept, mask, keys[0], values[0], torch.zeros(_EXAMPLE_ADS, features))
-        for one, example, free, name in (
-            (users, user_example, [(0, 1), (0,)], USER_FILE),
-            (ads, ad_example, [(0, 1), (0,)], AD_FILE),
-            (join, join_example, [(0, 1), (0, 1), (3,), (2,), (0,)], JOIN_FILE),
-        ):
-            _save(openvino, one, example, free, folder / name)
+        of_user = (keys[0], values[0], torch.zeros(_EXAMPLE_ADS, features))
+        free_of_user = [(3,), (2,), (0,)]
+        _save(openvino, users, user_example, [(0, 1), (0,)], folder / USER_FILE)
+        _save(openvino, ads, ad_example, [(0, 1), (0,)], folder / AD_FILE)
+        # What an earlier release reads, too, and what this one takes where it can.
+        _save(openvino, JoinPass(model), (kept, mask, *of_user), [(0, 1), (0, 1), *free_of_user], folder / JOIN_FILE)
+        if ads.keeps_keys:
+            parts, free_of_ads = (*split_kept(kept), mask[:, 1:]), [(0,), (0, 1), (0, 1), (0, 1)]
+            _save(openvino, TopPass(model), (*parts, *of_user), [*free_of_ads, *free_of_user], folder / TOP_FILE)
 
 
 def _tokens(rows: int, length: int) -> tuple[Tensor, Tensor]:

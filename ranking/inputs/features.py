@@ -7,7 +7,7 @@ that one more in the registry changes no version that was saved before. A formul
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -21,7 +21,8 @@ from adcascade.records.counter_table import HALF_LIVES_H
 from adcascade.records.counters import DECAYED, Counts
 from adcascade.records.decayed_counts import decay
 from adcascade.records.users import EVENT_WEIGHT, EventType
-from ranking.inputs.content import Similarity
+from ranking.inputs.feature_inputs import FeatureInputs as FeatureInputs
+from ranking.inputs.feature_inputs import Numbers, once
 
 Features = npt.NDArray[np.float32]
 
@@ -104,99 +105,80 @@ def _both(first: str, second: str) -> str:
     return f"{first}{_BETWEEN}{second}" if first and second else ""
 
 
-@dataclass(frozen=True)
-class FeatureInputs:
-    """What the features of impressions are made from.
-
-    Attributes:
-        counts: past counts of each of `COUNTED`, arrays of shape [rows].
-        ctr: clicks per impression that rates shrink to, 0 to 1.
-        timestamp_s: when each impression happens, seconds since 1970, NaN where nobody knows, float64 [rows].
-        request: number of each row's request, int64 [rows], from 0; None if all are of one.
-        shown: how many ads a request shows, float64 [rows]; None if nobody knows.
-        similarity: of each row's ad to what its user liked, [rows]; None if nobody knows.
-    """
-
-    counts: Mapping[str, Counts]
-    ctr: float
-    timestamp_s: npt.NDArray[np.float64]
-    request: Integers | None = None
-    shown: npt.NDArray[np.float64] | None = None
-    similarity: Similarity | None = None
-
-
 # One number an impression, float64 [rows]; NaN where it is not known.
-Feature = Callable[[FeatureInputs], npt.NDArray[np.float64]]
+Feature = Callable[[FeatureInputs], Numbers]
 
 
-def _impressions_log(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _impressions_log(key: str, inputs: FeatureInputs) -> Numbers:
     return np.log1p(inputs.counts[key].impressions)
 
 
-def _ctr_logit(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _ctr_logit(key: str, inputs: FeatureInputs) -> Numbers:
     return _smoothed_logit(inputs.counts[key].clicks, inputs.counts[key].impressions, inputs.ctr)
 
 
-def _smoothed_logit(
-    clicks: npt.NDArray[np.float64], impressions: npt.NDArray[np.float64], ctr: float
-) -> npt.NDArray[np.float64]:
+def _smoothed_logit(clicks: Numbers, impressions: Numbers, ctr: float) -> Numbers:
     """Log-odds of the smoothed click rate: log((clicks + m p) / (no clicks + m (1 - p))), m = PRIOR_IMPRESSIONS."""
     prior = float(np.clip(ctr, 1e-6, 1 - 1e-6))
     return np.log((clicks + PRIOR_IMPRESSIONS * prior) / (impressions - clicks + PRIOR_IMPRESSIONS * (1 - prior)))
 
 
-def _decayed(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _decayed(key: str, half_life: str, inputs: FeatureInputs) -> Numbers:
     """Impressions and clicks as they have faded by the time of each impression, float64 [2, rows]."""
     counts = inputs.counts[key]
     if counts.decayed is None:
         raise ValueError(f"the counters of {key!r} have no decayed counts")
-    hours = np.nan_to_num(inputs.timestamp_s - counts.last).clip(0) / 3600  # nothing was counted where no time is known
-    which = list(HALF_LIVES_H).index(half_life)
-    faded: npt.NDArray[np.float64] = np.multiply(counts.decayed[:, which].T, decay(hours, HALF_LIVES_H[half_life]))
-    return faded
+    hours = once(inputs, ("hours", key), partial(_hours_since, counts, inputs))
+    totals = counts.decayed[:, list(HALF_LIVES_H).index(half_life)].T
+    return once(inputs, ("faded", key, half_life), lambda: totals * decay(hours, HALF_LIVES_H[half_life]))
 
 
-def _decayed_impressions_log(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
-    logs: npt.NDArray[np.float64] = np.log1p(_decayed(key, half_life, inputs)[0])
+def _hours_since(counts: Counts, inputs: FeatureInputs) -> Numbers:
+    # Nothing was counted where no time is known.
+    return np.nan_to_num(inputs.timestamp_s - counts.last).clip(0) / 3600
+
+
+def _decayed_impressions_log(key: str, half_life: str, inputs: FeatureInputs) -> Numbers:
+    logs: Numbers = np.log1p(_decayed(key, half_life, inputs)[0])
     return logs
 
 
-def _decayed_ctr_logit(key: str, half_life: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _decayed_ctr_logit(key: str, half_life: str, inputs: FeatureInputs) -> Numbers:
     impressions, clicks = _decayed(key, half_life, inputs)
     return _smoothed_logit(clicks, impressions, inputs.ctr)
 
 
-def _recency_log(key: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _recency_log(key: str, inputs: FeatureInputs) -> Numbers:
     return _hours_log(inputs.timestamp_s - inputs.counts[key].last)
 
 
-def _ad_age_log(inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _ad_age_log(inputs: FeatureInputs) -> Numbers:
     return _hours_log(inputs.timestamp_s - inputs.counts["ad"].first)
 
 
-def _hours_log(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _hours_log(seconds: Numbers) -> Numbers:
     # ln (1 + hours); what is still to come counts as now, NaN stays
     return np.log1p(np.maximum(seconds, 0) / 3600)
 
 
-def _request_size_log(inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _request_size_log(inputs: FeatureInputs) -> Numbers:
     """How many ads are shown together: of many, each is clicked less."""
     if inputs.shown is None:
         return np.full(len(inputs.timestamp_s), np.nan)
     return np.log(inputs.shown)
 
 
-def _content_similarity(name: str, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _content_similarity(name: str, inputs: FeatureInputs) -> Numbers:
     """One of the figures of `Similarity`."""
     if inputs.similarity is None:
         return np.full(len(inputs.timestamp_s), np.nan)
-    values: npt.NDArray[np.float64] = getattr(inputs.similarity, name)
+    values: Numbers = getattr(inputs.similarity, name)
     return values
 
 
-def _in_request(feature: Feature, inputs: FeatureInputs) -> npt.NDArray[np.float64]:
+def _in_request(feature: Feature, inputs: FeatureInputs) -> Numbers:
     """What a feature is above its mean over the candidates of the request (those whose feature is known)."""
-    values = feature(inputs)
+    values = once(inputs, feature, partial(feature, inputs))
     request = np.zeros(len(values), np.int64) if inputs.request is None else inputs.request
     known = ~np.isnan(values)
     count = np.bincount(request, known)
@@ -302,7 +284,8 @@ def dense_features(inputs: FeatureInputs, names: Sequence[str] = FEATURES) -> Fe
     """The named features of impressions, float32 [rows, features], not normalised; NaN where a time is not known."""
     columns = np.empty((len(names), len(inputs.timestamp_s)), np.float32)
     for column, name in zip(columns, names, strict=True):
-        column[:] = REGISTRY[name](inputs)
+        feature = REGISTRY[name]
+        column[:] = once(inputs, feature, partial(feature, inputs))
     return np.ascontiguousarray(columns.T)
 
 
@@ -313,7 +296,7 @@ def snapshot_features(inputs: FeatureInputs, end: float | None, names: Sequence[
     return dense_features(replace(inputs, timestamp_s=np.minimum(inputs.timestamp_s, latest)), names)
 
 
-def time_gap_buckets(seconds: npt.NDArray[np.float64], ends: Sequence[float] = TIME_GAP_ENDS) -> Integers:
+def time_gap_buckets(seconds: Numbers, ends: Sequence[float] = TIME_GAP_ENDS) -> Integers:
     """The class of each time between an event and an impression, whichever came first; NaN is unknown.
 
     Args:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from types import MappingProxyType
 
 from adcascade.catalog.ads_file import AdCatalog
@@ -15,8 +16,9 @@ from adcascade.records.users import Context, UserProfile
 from adcascade.serving.errors import FailedPrecondition, NotFound
 from ranking.inputs.context import MAX_CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import COUNTED, event_class, keys_of
+from ranking.inputs.known_ads import KnownAd, KnownAds
 from ranking.inputs.query import PastEvent, RankQuery
-from ranking.inputs.text import HISTORY_EVENTS, AdLookup, render_ad, render_user
+from ranking.inputs.text import HISTORY_EVENTS, render_user
 
 _NAMED_IN_ERRORS = 10
 
@@ -27,6 +29,11 @@ class CatalogVersion:
 
     version: str
     catalog: AdCatalog
+
+    @cached_property
+    def ads(self) -> KnownAds:
+        """The same as they are ranked, each with its text."""
+        return KnownAds(self.catalog)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def prepare(
     user: UserProfile,
     context: Context,
     candidates: Sequence[str | Ad],
-    catalog: AdCatalog | None,
+    catalog: AdCatalog | KnownAds | None,
     *,
     skip_unknown: bool,
     counter_overrides: Mapping[str, Mapping[str, Total]] = MappingProxyType({}),
@@ -59,7 +66,8 @@ def prepare(
 
     Args:
         candidates: Ads, or ids of ads in `catalog`.
-        catalog: Where ids are looked up; None if the server has no index version.
+        catalog: Where ids are looked up; `KnownAds` keep what was looked up lately. None if the server has no index
+            version.
         skip_unknown: Leave out ids that are not in the catalog instead of failing.
         counter_overrides, shown: See `RankQuery`.
 
@@ -74,37 +82,50 @@ def prepare(
     if wanted and catalog is None:
         raise FailedPrecondition("this server resolves no ad ids: start it with --index, or send the ads inline")
     history = [event.ad_id for event in user.history[-HISTORY_EVENTS:] if event.ad_id]
-    known = catalog.find([*wanted, *history]) if catalog is not None else {}
-    ads = [candidate if isinstance(candidate, Ad) else known.get(candidate) for candidate in candidates]
+    known = _find(catalog, [*wanted, *history])
+    ads = [KnownAd.of(candidate) if isinstance(candidate, Ad) else known.get(candidate) for candidate in candidates]
     unknown = tuple(ad_id for ad_id, ad in zip(ids, ads, strict=True) if ad is None)
     if unknown and not skip_unknown:
         named = ", ".join(unknown[:_NAMED_IN_ERRORS])
         raise NotFound(f"{len(unknown)} ads are not in this index version: {named}; set skip_unknown to leave them out")
     at = context.timestamp or datetime.now(UTC)
-    found = [(place, ad) for place, ad in enumerate(ads) if ad is not None]
-    eligible = [(place, ad) for place, ad in found if may_be_shown(ad.start_time, ad.end_time, at)]
-    query = _query(user, context, at, [ad for _, ad in eligible], known, counter_overrides)
+    found = [(place, one) for place, one in enumerate(ads) if one is not None]
+    eligible = [(place, one) for place, one in found if may_be_shown(one.ad.start_time, one.ad.end_time, at)]
+    query = _query(user, context, at, [one for _, one in eligible], known, counter_overrides)
     query = replace(query, shown=shown)
-    ineligible = {ad.ad_id for _, ad in found} - {ad.ad_id for _, ad in eligible}
+    ineligible = {one.ad.ad_id for _, one in found} - {one.ad.ad_id for _, one in eligible}
     left_out = tuple(ad_id for ad_id in ids if ad_id in ineligible)
     return Candidates(query, tuple(place for place, _ in eligible), unknown, left_out)
+
+
+def _find(catalog: AdCatalog | KnownAds | None, ad_ids: Sequence[str]) -> Mapping[str, KnownAd]:
+    if catalog is None:
+        return {}
+    if isinstance(catalog, KnownAds):
+        return catalog.find(ad_ids)
+    return {ad_id: KnownAd.of(ad) for ad_id, ad in catalog.find(ad_ids).items()}
 
 
 def _query(
     user: UserProfile,
     context: Context,
     at: datetime,
-    ads: Sequence[Ad],
-    known: Mapping[str, Ad],
+    ads: Sequence[KnownAd],
+    known: Mapping[str, KnownAd],
     counter_overrides: Mapping[str, Mapping[str, Total]],
 ) -> RankQuery:
-    keys = [keys_of(ad, user.user_id) for ad in ads]
+    keys = [keys_of(one.ad, user.user_id) for one in ads]
+
+    def lookup(ad_id: str) -> Ad | None:
+        found = known.get(ad_id)
+        return found.ad if found is not None else None
+
     return RankQuery(
-        user_text=render_user(user, context, known.get),
+        user_text=render_user(user, context, lookup),
         interests=user.interests.strip(),
-        past=_past_events(user, known.get, at),
-        ad_ids=[ad.ad_id for ad in ads],
-        ad_texts=[render_ad(ad) for ad in ads],
+        past=_past_events(user, known, at),
+        ad_ids=[one.ad.ad_id for one in ads],
+        ad_texts=[one.text for one in ads],
         keys={name: [ids[name] for ids in keys] for name in COUNTED},
         context=context_hashes(user, context, at, MAX_CONTEXT_WORDS),
         timestamp_s=at.timestamp(),
@@ -112,14 +133,14 @@ def _query(
     )
 
 
-def _past_events(user: UserProfile, lookup: AdLookup, at: datetime) -> list[PastEvent]:
+def _past_events(user: UserProfile, known: Mapping[str, KnownAd], at: datetime) -> list[PastEvent]:
     """The newest events, oldest first, seen from `at`; ads that are not known are skipped."""
     events = []
     for event in user.history[-HISTORY_EVENTS:]:
-        ad = lookup(event.ad_id) if event.ad_id else None
-        if event.text or ad is not None:
+        about = known.get(event.ad_id) if event.ad_id else None
+        if event.text or about is not None:
             seconds = (at - event.timestamp).total_seconds() if event.timestamp else math.nan
-            text = render_ad(ad) if ad is not None else event.text
+            text = about.text if about is not None else event.text
             events.append(PastEvent(event.ad_id, text, event_class(event.type), seconds))
     return events
 

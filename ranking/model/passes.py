@@ -81,6 +81,7 @@ class JoinPass(nn.Module):
         super().__init__()
         self.model = model
         self._keeps_keys = AdPass(model).keeps_keys
+        self._top = TopPass(model)
 
     def forward(self, kept: Tensor, mask: Tensor, keys: Tensor, values: Tensor, dense: Tensor) -> Tensor:
         """What the text adds to the logits, float32 [ads].
@@ -91,12 +92,51 @@ class JoinPass(nn.Module):
             keys, values: of the user, [joined layers, heads, size, tokens] and [joined layers, heads, tokens, size].
             dense: normalised features, float32 [ads, features].
         """
+        if self._keeps_keys:
+            added: Tensor = self._top(*split_kept(kept), mask[:, 1:], keys, values, dense)
+            return added
         user = UserStates(list(keys.unbind(0)), list(values.unbind(0)))
-        if not self._keeps_keys:
-            return self.model.add([user], [_ALL], kept, mask, dense)[0]
-        # Row 0: [cls; mean state]; rows 1 to tokens: [keys; values], each half `hidden` wide (see `AdPass.forward`).
-        hidden = kept.shape[2] // 2
-        first, rows = kept[:, 0], kept[:, 1:]
-        cls = self.model.top(first[:, :hidden], rows[..., :hidden], rows[..., hidden:], mask[:, 1:], user)
+        return self.model.add([user], [_ALL], kept, mask, dense)[0]
+
+
+def split_kept(kept: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What `AdPass` kept where `keeps_keys`, by what it is: first rows [ads, 2 hidden], keys and values.
+
+    Keys and values are [ads, tokens, hidden]. All are made `dtype` if it is given, which copies each once.
+    """
+    # Row 0: [cls; mean state]; rows 1 to tokens: [keys; values], each half `hidden` wide (see `AdPass.forward`).
+    hidden = kept.shape[2] // 2
+    parts = kept[:, 0], kept[:, 1:, :hidden], kept[:, 1:, hidden:]
+    first, keys, values = parts if dtype is None else (part.to(dtype) for part in parts)
+    return first, keys, values
+
+
+class TopPass(nn.Module):
+    """`JoinPass` where the top layer alone is joined, of what `split_kept` made: an engine need not take it apart."""
+
+    def __init__(self, model: SharedUserCrossEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        first: Tensor,
+        ad_keys: Tensor,
+        ad_values: Tensor,
+        mask: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        dense: Tensor,
+    ) -> Tensor:
+        """What the text adds to the logits, float32 [ads].
+
+        Args:
+            first, ad_keys, ad_values: see `split_kept`.
+            mask: True where an ad has a token, bool [ads, tokens].
+            keys, values, dense: see `JoinPass`.
+        """
+        hidden = ad_keys.shape[2]
+        user = UserStates(list(keys.unbind(0)), list(values.unbind(0)))
+        cls = self.model.top(first[:, :hidden], ad_keys, ad_values, mask, user)
         added: Tensor = self.model.head(cls, first[:, hidden:], dense)
         return added

@@ -20,14 +20,15 @@ from adcascade.serving.telemetry import switch_off_telemetry
 from ranking.artifact import ModelVersion
 from ranking.errors import ModelError
 from ranking.model.batch import TokenRows
-from ranking.model.passes import AdPass, JoinPass, UserPass
+from ranking.model.passes import AdPass, JoinPass, UserPass, split_kept
 from ranking.model.shared_user import SharedUserCrossEncoder
 
 log = logging.getLogger(__name__)
 
 AUTO, TORCH, OPENVINO, OPENVINO_INT8 = "auto", "torch", "openvino", "openvino-int8"
 BACKENDS = (AUTO, TORCH, OPENVINO, OPENVINO_INT8)
-USER_FILE, AD_FILE, JOIN_FILE = "user.xml", "ad.xml", "join.xml"
+# Where the top layer alone is joined, an export has TOP_FILE beside JOIN_FILE; one of an earlier release has not.
+USER_FILE, AD_FILE, JOIN_FILE, TOP_FILE = "user.xml", "ad.xml", "join.xml", "top.xml"
 USER_INT8_FILE, AD_INT8_FILE = "user-int8.xml", "ad-int8.xml"
 _TIMED_ADS, _TIMED_AD_TOKENS, _TIMED_USER_TOKENS, _TIMED_ROUNDS = 100, 16, 64, 3
 
@@ -129,9 +130,12 @@ class OpenVinoBackend:
             # Parts beside each other, a core each: all cores on one part wait for the slowest at every layer.
             streams = settings | {"PERFORMANCE_HINT": "THROUGHPUT"}
             self._ads = openvino.AsyncInferQueue(core.compile_model(folder / ads, "CPU", streams))
-            joined = openvino.preprocess.PrePostProcessor(core.read_model(folder / JOIN_FILE))
-            kept_type = openvino.Type.f16 if kept_in == torch.float16 else openvino.Type.f32
-            joined.input(0).tensor().set_element_type(kept_type)
+            self._takes_apart = (folder / TOP_FILE).exists()
+            joined = openvino.preprocess.PrePostProcessor(
+                core.read_model(folder / (TOP_FILE if self._takes_apart else JOIN_FILE))
+            )
+            if not self._takes_apart and kept_in == torch.float16:
+                joined.input(0).tensor().set_element_type(openvino.Type.f16)
             self._join = core.compile_model(joined.build(), "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot read the passes in {folder}: {error}") from error
@@ -158,7 +162,11 @@ class OpenVinoBackend:
 
     def join(self, user: UserKept, kept: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
         """See `TextBackend`."""
-        return self._run(self._join, kept.to(self._kept_in), mask, user.keys, user.values, dense)[0]
+        if not self._takes_apart:
+            return self._run(self._join, kept.to(self._kept_in), mask, user.keys, user.values, dense)[0]
+        # Torch makes it float32 and takes it apart in one pass; within the graph each would copy all of it.
+        parts = split_kept(kept, torch.float32)
+        return self._run(self._join, *parts, mask[:, 1:], user.keys, user.values, dense)[0]
 
     @staticmethod
     def _run(compiled: Any, *inputs: Tensor) -> list[Tensor]:
