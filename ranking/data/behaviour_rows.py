@@ -301,13 +301,18 @@ def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> Behav
 
 @torch.no_grad()
 def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
-    """Logits of the wanted rows, each given once, in evaluation mode, in their order, on the CPU."""
+    """Logits of the wanted rows in evaluation mode, float32 [wanted rows] in their order, on the CPU.
+
+    A row that is wanted several times is scored once.
+    """
     model.eval()
-    units, order = rows.units(wanted), np.argsort(wanted, kind="stable")
-    click, conversion = (torch.empty(len(wanted)) for _ in range(2))
+    once, place = np.unique(wanted, return_inverse=True)
+    units = rows.units(once)
+    click, conversion = (torch.empty(len(once)) for _ in range(2))
     for chosen in units.by_size(ROWS_PER_PASS):
         scored_rows, batch = rows.batch(units, chosen)
-        at = torch.from_numpy(order[np.searchsorted(wanted, scored_rows, sorter=order)])
+        at = torch.from_numpy(np.searchsorted(once, scored_rows))
         scored = model.of_users(batch)
         click[at], conversion[at] = scored.click.cpu(), scored.conversion.cpu()
-    return BehaviourLogits(click, conversion)
+    of_wanted = torch.from_numpy(place)
+    return BehaviourLogits(click[of_wanted], conversion[of_wanted])
