@@ -11,11 +11,16 @@ from adcascade.records.coded import CodedColumn
 from adcascade.records.counter_table import HALF_LIVES_H
 from adcascade.records.counters import CounterSnapshot, Counts
 from adcascade.records.history import HistoryView
-from ranking.data.feature_table import MOST_IN_MEMORY, RowTable, request_blocks
-from ranking.inputs.features import FeatureInputs, Features, dense_features, reads_decayed, snapshot_features
+from ranking.data.feature_table import RowTable, TableLimits, request_blocks
+from ranking.inputs.features import (
+    FeatureInputs,
+    Features,
+    counter_of,
+    dense_features,
+    reads_decayed,
+    snapshot_features,
+)
 
-# Rows of a block: their features and what these are made from are a few hundred megabytes.
-_BLOCK_ROWS = 1 << 18
 # Into how many tables of counters the memory of one of features is cut.
 _TABLES = 8
 
@@ -44,20 +49,28 @@ class FeatureSource:
     requests: Integers
     request_rows: Integers
 
+    @property
+    def read_keys(self) -> dict[str, CodedColumn]:
+        """Those of `keys` whose counters any of the features reads."""
+        read = {counter_of(name) for name in self.names}
+        return {key: ids for key, ids in self.keys.items() if key in read}
 
-def features_by_block(
-    source: FeatureSource, *, block_rows: int = _BLOCK_ROWS, most_in_memory: int = MOST_IN_MEMORY
-) -> RowTable:
+
+def features_by_block(source: FeatureSource, limits: TableLimits) -> RowTable:
     """The named features of each row, float32 [rows, features], not normalised.
 
-    Counters are replayed key after key for the whole log, and wait in a table of their own until all are there.
+    Features are made block by block. Counters are not: those of a key are replayed for the whole log at once, one key
+    after the other, and wait in a table of their own until all are there.
+
+    Raises:
+        InputError: The folder for temporary files has no room for the tables.
     """
     count = len(source.log)
-    order, cuts = request_blocks(source.requests, block_rows)
-    table = RowTable(count, len(source.names), np.float32, order, most_in_memory)
+    order, cuts = request_blocks(source.requests, limits.block_rows)
+    table = RowTable(count, len(source.names), np.float32, order, limits.most_in_memory)
     tables = {}
     if source.counters is None:
-        tables = {key: _counted(source, key, block_rows, most_in_memory // _TABLES) for key in source.keys}
+        tables = {key: _counted(source, key, limits) for key in source.read_keys}
     for start, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         rows = np.arange(start, end) if order is None else order[start:end]
         table.append(_features(source, tables, rows))
@@ -73,21 +86,23 @@ def _features(source: FeatureSource, tables: Mapping[str, RowTable], rows: Integ
     if source.counters is None:
         counts = {key: _counts_of(table[rows]) for key, table in tables.items()}
         return dense_features(FeatureInputs(counts, source.ctr, timestamps_s, request, shown), source.names)
-    counts = {key: source.counters.counts(key, ids[rows].tolist()) for key, ids in source.keys.items()}
+    counts = {key: source.counters.counts(key, ids[rows].tolist()) for key, ids in source.read_keys.items()}
     inputs = FeatureInputs(counts, source.ctr, timestamps_s, request, shown)
     return snapshot_features(inputs, source.counters.end, source.names)
 
 
-def _counted(source: FeatureSource, key: str, block_rows: int, most_in_memory: int) -> RowTable:
+def _counted(source: FeatureSource, key: str, limits: TableLimits) -> RowTable:
     """Impressions, clicks, first and last of each row's key, and the faded ones if any feature reads them."""
     ids, count = source.keys[key], len(source.log)
     faded = None
     if reads_decayed(key, source.names):
         faded = source.past.decayed(ids).reshape(count, -1)
     counts = source.past.counts(ids)
-    table = RowTable(count, 4 + (0 if faded is None else faded.shape[1]), np.float64, None, most_in_memory)
-    for start in range(0, count, block_rows):
-        some = slice(start, start + block_rows)
+    table = RowTable(
+        count, 4 + (0 if faded is None else faded.shape[1]), np.float64, None, limits.most_in_memory // _TABLES
+    )
+    for start in range(0, count, limits.block_rows):
+        some = slice(start, start + limits.block_rows)
         columns = [one[some, None] for one in (counts.impressions, counts.clicks, counts.first, counts.last)]
         table.append(np.concatenate([*columns, *([] if faded is None else [faded[some]])], axis=1))
     return table
@@ -99,12 +114,12 @@ def _counts_of(values: npt.NDArray[np.float64]) -> Counts:
     return Counts(values[:, 0], values[:, 1], values[:, 2], values[:, 3], decayed)
 
 
-def moments(table: RowTable, rows: Integers, *, block_rows: int = _BLOCK_ROWS) -> tuple[Moments, Moments]:
+def moments(table: RowTable, rows: Integers, limits: TableLimits) -> tuple[Moments, Moments]:
     """Mean and deviation of each feature over those of some rows where it is known, float64 [features] each."""
 
     def blocks() -> Iterator[tuple[Moments, npt.NDArray[np.bool_]]]:
-        for start in range(0, len(rows), block_rows):
-            features = table[rows[start : start + block_rows]].astype(np.float64)
+        for start in range(0, len(rows), limits.block_rows):
+            features = table[rows[start : start + limits.block_rows]].astype(np.float64)
             yield features, ~np.isnan(features)
 
     count, total, squares = np.zeros((3, table.shape[1]))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from adcascade.records.joined import Joined, read_joined
 from adcascade.records.splits import Split
 from adcascade.records.users import Event, UserProfile
 from ranking.data.block_features import FeatureSource, features_by_block
-from ranking.data.feature_table import RowTable
+from ranking.data.feature_table import RowTable, TableLimits
 from ranking.data.labels import Labels, thinned_labels
 from ranking.data.splitting import MOST_HELD_OUT, bounded, split_rows, why_not_by_time
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
-from ranking.inputs.features import FEATURES, LEAST_KNOWN, Features, features_for, key_columns
+from ranking.inputs.features import FEATURES, LEAST_KNOWN, features_for, key_columns
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.options import CommonOptions
 
@@ -45,6 +45,7 @@ class Dataset:
         counters: of a model version, which then stand in for those of the log; None for the log's own.
         context_words: how many values of an impression are read; see `ranking.inputs.context`.
         history: what users did that is no row of the log: events that they look back on, and that nothing counts.
+        limits: how much of what is made of the rows is in memory at once.
     """
 
     log: ClickLog
@@ -57,6 +58,7 @@ class Dataset:
     counters: CounterSnapshot | None = None
     context_words: int = CONTEXT_WORDS
     history: ClickLog | None = None
+    limits: TableLimits = field(default_factory=TableLimits)
 
     @cached_property
     def events(self) -> ClickLog:
@@ -147,18 +149,20 @@ class Dataset:
         of_training[self.split.train] = fold[self.split.train]
         return of_training
 
-    def features(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> Features:
-        """The named features of each row from what it may look back on, float32 [rows, features], not normalised."""
-        return self.feature_table(past, ctr, names)[np.arange(len(self.log))]
-
     def feature_table(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> RowTable:
-        """The same to be looked up by row; that of `past` is made once, since training and evaluation read it alike."""
+        """The named features of each row from what it may look back on, float32 [rows, features], not normalised.
+
+        That of `past` is made once, since training and evaluation read it alike.
+
+        Raises:
+            InputError: The folder for temporary files has no room for it.
+        """
         key = (ctr, tuple(names))
         if past is not self.past:
-            return features_by_block(self._source(past, ctr, names))
+            return features_by_block(self._source(past, ctr, names), self.limits)
         if key not in self._tables:
             self._tables.clear()
-            self._tables[key] = features_by_block(self._source(past, ctr, names))
+            self._tables[key] = features_by_block(self._source(past, ctr, names), self.limits)
         return self._tables[key]
 
     def _source(self, past: HistoryView, ctr: float, names: Sequence[str]) -> FeatureSource:
@@ -178,15 +182,13 @@ class Dataset:
         request_rows = len(self.log) / max(1, len(self.request_rows))
         return features_for(timed=timed, request_rows=request_rows, counted=counted)
 
-    @property
-    def context_hashes(self) -> npt.NDArray[np.uint64]:
-        """See `ranking.inputs.context.context_hashes`, uint64 [rows, words]."""
-        hashes, kind = self.context_kinds
-        return hashes[kind]
-
     @cached_property
     def context_kinds(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-        """The same of each combination of values that rows have, [kinds, words], and the kind of each row, [rows]."""
+        """`ranking.inputs.context.context_hashes` of each combination of values that rows have, and which each row has.
+
+        Returns:
+            uint64 [kinds, words], and the kind of each row, int32 [rows].
+        """
         log = self.log
         minutes = np.where(log.time != NO_TIME, log.time // _MINUTE + log.utc_offset, 0)  # on the clock on the wall
         hours = np.where(log.time != NO_TIME, minutes // 60 % (7 * 24), NO_VALUE)  # of a week

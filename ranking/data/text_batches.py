@@ -117,8 +117,9 @@ class BatchMaker:
     """Turns blocks of a dataset into batches for one model.
 
     Args:
-        features: Normalised dense features of every row of the log, float32 [rows, features].
-        behaviour, of_position: See `LabelledBatch`; of every row of the log, float32 [rows].
+        features: normalised dense features of the rows of the log, looked up by row.
+        behaviour: logits of the rows of the log, looked up by row; see `LabelledBatch`.
+        of_position: see `LabelledBatch`; of every row of the log, float32 [log rows].
     """
 
     def __init__(

@@ -246,10 +246,10 @@ def features_for(*, timed: bool, request_rows: float, counted: Collection[str] =
     if request_rows >= REQUEST_ROWS:
         decayed = {f"{name}_in_request" for name in _DECAYED_FEATURES}
         names += tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)
-    return tuple(name for name in names if _counter_of(name) in (None, *counted))
+    return tuple(name for name in names if counter_of(name) in (None, *counted))
 
 
-def _counter_of(name: str) -> str | None:
+def counter_of(name: str) -> str | None:
     """Which of `COUNTED` a feature reads; None for one of the request alone."""
     # "user_category_ctr_logit" begins like one of "user", too.
     return max((key for key in COUNTED if name.startswith(f"{key}_")), key=len, default=None)

@@ -105,7 +105,7 @@ def _spec(
     data: Dataset, options: TrainOptions, model: RankerModel, shape: ModelShape, names: tuple[str, ...]
 ) -> CtrSpec:
     prior_ctr = data.prior_ctr
-    mean, deviation = moments(data.feature_table(data.past, prior_ctr, names), data.split.train)
+    mean, deviation = moments(data.feature_table(data.past, prior_ctr, names), data.split.train, data.limits)
     return CtrSpec(
         architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
         base=options.base.name,
