@@ -94,20 +94,21 @@ def _by_key_and_time(keys: CodedColumn, log: ClickLog) -> Integers:
     return grouped(keys.codes, len(keys.names))[0]
 
 
-def out_of_fold_counts(keys: CodedColumn, log: ClickLog, fold: Integers) -> Counts:
+def out_of_fold_counts(keys: CodedColumn, log: ClickLog, fold: Integers, folds: int | None = None) -> Counts:
     """For each row of `log`: what was counted of its key in the folds that the row is not in. Shape [rows].
 
     Args:
         keys: Key of each row; a row without one counts nothing.
         fold: Fold of each training row, 0 or more; -1 for rows that are not to be learned from, which see all folds.
             What a training row sees is scaled up as if it saw all folds too, so that a model meets counts of one size.
+        folds: how many there are, of which these rows may have some; None for those that they have.
 
     Returns:
         Impressions and clicks of the whole log; `first` and `last` of the rows that are also strictly earlier.
     """
     keys = keys.compact()
     codes, known = keys.codes.astype(np.int64), keys.known
-    folds = int(fold.max(initial=0)) + 1
+    folds = folds or int(fold.max(initial=0)) + 1
     training = (fold >= 0) & known
     scale = np.where(fold >= 0, folds / max(1, folds - 1), 1.0)
 
@@ -136,9 +137,9 @@ def point_in_time_decayed(keys: CodedColumn, log: ClickLog) -> Floats:
     return _decayed_at(events, events.before_rows)
 
 
-def out_of_fold_decayed(keys: CodedColumn, log: ClickLog, fold: Integers) -> Floats:
+def out_of_fold_decayed(keys: CodedColumn, log: ClickLog, fold: Integers, folds: int | None = None) -> Floats:
     """The same of the strictly earlier rows that are in other folds, scaled up; see `out_of_fold_counts`."""
-    folds = int(fold.max(initial=0)) + 1
+    folds = folds or int(fold.max(initial=0)) + 1
     result = np.zeros((len(log), len(HALF_LIVES_H), 2))
     for number in (-1, *range(folds)):
         asking = np.flatnonzero(fold == number)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.coded import CodedColumn, OfCodes
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.history import HistoryView, Window, ranges
+from adcascade.records.users_by_id import who_tell
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import NormalFeatures
 from ranking.data.text_batches import AdTexts
-from ranking.data.user_units import UserUnits, make_units, tiles_of
+from ranking.data.user_units import UserUnits, make_units, tiles_of, units_together
 from ranking.inputs.context import context_buckets
 from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP, Features, time_gap_buckets
 from ranking.model.batch import pad, tokenize
@@ -28,6 +31,8 @@ from ranking.model.text_prior import TextPrior
 # Rows scored at once where nothing is learned.
 ROWS_PER_PASS = 8192
 _NO_FOLD = -2
+# Rows that are put in units at once, about.
+_UNITS_ROWS = 1 << 22
 # Rows that trees read at once.
 _TREE_ROWS = 1 << 18
 
@@ -77,9 +82,10 @@ class BehaviourRows:
         self._ad = ads.places(data.events.ad_id)
         people = data.log.user_id.compact()
         self._user = people.codes
-        interests, stated = _interests(data, people.names.to_pylist(), ranker)
+        interests, stated = _interests(data, people, ranker)
         # Ads, and after them the interests that users state; which of these each row's user states, -1 for none.
-        self._interest = np.append(np.where(stated >= 0, len(ads.texts) + stated, -1), -1).astype(np.int32)[self._user]
+        of_users = np.append(np.where(stated >= 0, len(ads.texts) + stated, -1), -1)
+        self._interest = OfCodes(self._user, of_users.astype(np.int32))
         vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), interests])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
@@ -133,8 +139,14 @@ class BehaviourRows:
 
     def units(self, rows: Integers) -> UserUnits:
         """The rows in units of one user."""
-        spans = self.past.spans(rows, self._spec.shape.history_events)
-        return make_units(rows, self._user, self._data.groups, spans)
+        parts = 1 + len(rows) // _UNITS_ROWS
+        users, events = self._user[rows], self._spec.shape.history_events
+        edges = np.linspace(-1, int(self._user.max(initial=0)) + 1, parts + 1).astype(int)  # -1 is nobody
+        made = []
+        for low, high in pairwise(edges.tolist()):
+            some = rows if parts == 1 else rows[(users >= low) & (users < high)]
+            made.append(make_units(some, self._user, self._data.groups, self.past.spans(some, events)))
+        return units_together(made)
 
     def batch(self, units: UserUnits, chosen: Integers) -> tuple[Integers, UserBatch]:
         """Some of the units in one batch: their rows, and what the model reads of these."""
@@ -274,16 +286,22 @@ def _filled(context: Tensor) -> Tensor:
     return context[:, : max(1, used)].contiguous()
 
 
-def _interests(data: Dataset, users: list[str], ranker: Ranker) -> tuple[Tensor, Integers]:
+def _interests(data: Dataset, users: CodedColumn, ranker: Ranker) -> tuple[Tensor, Integers]:
     """Text vectors of interests, float32 [texts, width], and which of them each user states, -1 for none, [users]."""
-    said = [data.users[user].interests.strip() if user in data.users else "" for user in users]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(text for text in said if text))}
+    said = {one.user_id: stated_by for one in who_tell(data.users).values() if (stated_by := one.interests.strip())}
+    number_of = users.codes_of_names(list(said))
+    telling = sorted(zip(number_of.tolist(), said.values(), strict=True))
+    telling = [(number, text) for number, text in telling if number >= 0]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(text for _, text in telling))}
     text = ranker.model.text
     vectors = torch.zeros(0, text.width)
     if numbers:
         rows = pad(tokenize(ranker.tokenizer, list(numbers), ranker.spec.max_ad_tokens), ranker.pad_id)
         vectors = text(rows.to(text.center.device))
-    return vectors.to(text.center.device), np.array([numbers.get(one, -1) for one in said], np.int64)
+    stated = np.full(len(users.names), -1)
+    for user, said_by in telling:
+        stated[user] = numbers[said_by]
+    return vectors.to(text.center.device), stated
 
 
 def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:

@@ -31,10 +31,13 @@ class TableLimits:
 
     Attributes:
         block_rows: rows whose features are made at once, which takes about a kilobyte a row.
+        counted_rows: rows whose counters are replayed at once, about, which takes about 300 bytes a row; those of a key
+            are never torn apart.
         most_in_memory: bytes; a larger table is a file in the folder for temporary files (TMPDIR).
     """
 
     block_rows: int = 1 << 18
+    counted_rows: int = 1 << 21
     most_in_memory: int = 1 << 30
 
 

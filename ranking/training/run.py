@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
+from adcascade.records.users_by_id import who_tell
 from adcascade.reports.page import never_at_the_cost_of
 from adcascade.terminal.progress import working
 from adcascade.training.checkpoint import unfinished_folder
@@ -127,5 +128,7 @@ def _with_exact_versions(options: TrainOptions) -> TrainOptions:
 def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
     """The folder of the checkpoints, by everything that the weights depend on."""
     settings = json.dumps(options.but(tensorboard=None).flags, sort_keys=True, default=str)
-    columns = data.log.position, data.log.utc_offset, data.keys, data.log.context
-    return unfinished_folder(out, FORMAT_VERSION, data.training_sha256, len(data.ads), *columns, data.users, settings)
+    # Pairs of users with what they are shown say nothing that these do not.
+    keys = {key: data.keys[key] for key in ("ad", "advertiser", "category", "user")}
+    columns = data.log.position, data.log.utc_offset, keys, data.log.context, who_tell(data.users)
+    return unfinished_folder(out, FORMAT_VERSION, data.training_sha256, len(data.ads), *columns, settings)
