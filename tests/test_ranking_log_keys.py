@@ -5,12 +5,14 @@ import pytest
 from conftest import tiny_options
 
 from adcascade.records import history
+from adcascade.records.counters import CounterSnapshot
 from adcascade.records.history import PointInTimeHistory
 from adcascade.training.checkpoint import unfinished_folder
 from ranking.data import behaviour_rows, log_report
 from ranking.data.behaviour_rows import BehaviourRows
 from ranking.data.dataset import load_dataset
 from ranking.data.known_logits import KnownLogits
+from ranking.data.log_counters import LogCounters
 from ranking.data.log_report import report_on
 from ranking.data.text_batches import AdTexts
 from ranking.data.user_units import units_together
@@ -73,6 +75,23 @@ def test_rows_that_repeat_others_are_counted_in_parts(data, monkeypatch):
     at_once = report_on(data)
     monkeypatch.setattr(log_report, "_PART_ROWS", 100)
     assert report_on(data) == at_once
+
+
+def test_counters_that_are_written_in_parts_are_those_of_the_whole_log(data, tmp_path):
+    whole = CounterSnapshot.of(data.log, data.keys)
+    whole.save(tmp_path / "whole.parquet")
+    LogCounters(data.log, data.keys, len(data.log)).save(tmp_path / "at_once.parquet")
+    assert (tmp_path / "at_once.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    LogCounters(data.log, data.keys, 100).save(tmp_path / "parts.parquet")
+    parts = CounterSnapshot.load(tmp_path / "parts.parquet")
+    assert list(parts.totals) == [key for key in COUNTED if whole.totals[key]]
+    for key, totals in whole.totals.items():
+        ids = sorted(totals)
+        assert sorted(parts.totals.get(key, {})) == ids
+        found, want = parts.counts(key, ids), whole.counts(key, ids)
+        for name in ("impressions", "clicks", "first", "last"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+        np.testing.assert_allclose(found.decayed, want.decayed, rtol=1e-12)
 
 
 def test_logits_are_learned_once_and_kept_by_row():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -183,6 +184,13 @@ def _earlier_times(codes: Integers, time: Integers, asking: Integers, pool: Inte
 _NO_TABLE = CounterTable((), np.empty((0, WIDTH)))
 
 
+class SavedCounters(Protocol):
+    """Counters that can be written for serving."""
+
+    def save(self, path: Path) -> None:
+        """Writes what `CounterSnapshot.load` reads."""
+
+
 @dataclass(frozen=True)
 class CounterSnapshot:
     """What was counted of every key by the end of a log, for serving.
@@ -223,9 +231,13 @@ class CounterSnapshot:
     def save(self, path: Path) -> None:
         """Writes a Parquet table: key, id, impressions, clicks, first, last, and these decayed by each half-life."""
         with pq.ParquetWriter(path, SCHEMA) as writer:
-            for key, table in self._tables.items():
-                for lines in table.lines(key):
-                    writer.write_table(lines)
+            self.write(writer)
+
+    def write(self, writer: pq.ParquetWriter) -> None:
+        """Writes the lines of that table."""
+        for key, table in self._tables.items():
+            for lines in table.lines(key):
+                writer.write_table(lines)
 
     @classmethod
     def load(cls, path: Path) -> "CounterSnapshot":
