@@ -91,7 +91,7 @@ def _own_model_error(data: Dataset, options: TrainOptions, true_cvr: np.ndarray)
     alone = replace(
         data,
         log=replace(log, impressions=log.clicks, clicks=log.conversions, conversions=np.zeros_like(log.clicks)),
-        keys={name: ids[clicked] for name, ids in data.keys.items()},
+        keys=data.keys.take(clicked),
         split=Split(*(place[part][place[part] >= 0] for part in data.split)),
     )
     trained = train(alone, options)

@@ -12,7 +12,8 @@ from adcascade.records.clicks import read_clicks
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, with_history
 from adcascade.records.printable import printable_json
-from adcascade.records.users import Context, UserProfile, load_users
+from adcascade.records.users import Context, UserProfile
+from adcascade.records.users_by_id import load_users
 from adcascade.records.values import as_id
 from adcascade.serving.auth.client import ClientSecurity
 from adcascade.terminal.console import Console

@@ -29,7 +29,7 @@ from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.manifest import Manifest
 from adcascade.artifacts.store import Draft, VersionStore
 from adcascade.catalog.words import ANALYZER
-from adcascade.records.counters import CounterSnapshot
+from adcascade.records.counters import CounterSnapshot, SavedCounters
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.vectors.encoder import EMBEDDED, embedded_model_path
 from adcascade.vectors.model_check import (
@@ -219,7 +219,7 @@ def check_lengths(model: RankerModel, max_user_tokens: int, max_ad_tokens: int) 
         raise ModelError(f"{needed} tokens do not fit the model's {positions} positions; lower --max-user-tokens")
 
 
-def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: CounterSnapshot) -> Manifest:
+def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: SavedCounters) -> Manifest:
     """Writes all files of a version into `draft` and commits it (not yet published)."""
     ranker.model.encoder.save_pretrained(draft.path)
     ranker.tokenizer.save_pretrained(draft.path)

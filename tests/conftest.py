@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -27,7 +28,8 @@ from adcascade.towers.training.options import TowerOptions
 from adcascade.towers.training.train import train_and_save as train_and_save_towers
 from adcascade.vectors.encoder import load_encoder
 from index_builder.build import BuildOptions, build
-from ranking.data.dataset import load_dataset
+from ranking.data.dataset import Dataset, load_dataset
+from ranking.inputs.features import FEATURES, Features
 from ranking.training.options import TrainOptions
 from ranking.training.run import train_and_save
 
@@ -150,6 +152,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> World:
     build(found.ads, found.index, load_encoder("hashing:64"), BuildOptions())
     train_and_save(load_dataset(found.ads, found.clicks, found.users), found.model, tiny_options(tiny_bert))
     return found
+
+
+def every_feature(data: Dataset, ctr: float, names: Sequence[str] = FEATURES) -> Features:
+    """The named features of every row by what it may look back on, float32 [rows, features]."""
+    return data.feature_table(data.past, ctr, names)[np.arange(len(data.log))]
+
+
+def every_context_hash(data: Dataset) -> npt.NDArray[np.uint64]:
+    """What each row has of context, uint64 [rows, words]."""
+    hashes, kind = data.context_kinds
+    return hashes[kind]
 
 
 def tiny_options(base: Path, **changes: object) -> TrainOptions:

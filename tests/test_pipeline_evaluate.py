@@ -56,7 +56,7 @@ def with_rows(data, rows):
     log = data.log
     every = np.r_[np.arange(len(log)), rows]
     split = data.split._replace(test=np.r_[data.split.test, np.arange(len(log), len(every))])
-    return replace(data, log=log.take(every), keys={name: ids[every] for name, ids in data.keys.items()}, split=split)
+    return replace(data, log=log.take(every), keys=data.keys.take(every), split=split)
 
 
 def changed(data, **columns):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from conftest import every_context_hash
 
 from adcascade.records.clicks import NO_TIME
 from adcascade.records.coded import CodedColumn
@@ -77,7 +78,7 @@ def test_what_a_log_says_of_context_is_what_each_of_its_rows_says(world):
         user_id: UserProfile(user_id, attributes={"age": user_id[-1]}) for user_id in sorted(set(log.user_id))[::2]
     }
     mixed = replace(log, time=time, utc_offset=offset, context={**log.context, "room": rooms})
-    found = replace(data, log=mixed, users=known).context_hashes
+    found = every_context_hash(replace(data, log=mixed, users=known))
     for row, user_id in enumerate(log.user_id):
         context = mixed.context_at(row)
         want = context_hashes(known.get(user_id, UserProfile()), context, context.timestamp)

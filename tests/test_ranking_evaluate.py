@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import tiny_options
+from conftest import every_feature, tiny_options
 
 from adcascade.records.clicks import NO_TIME
 from adcascade.records.errors import InputError
@@ -214,7 +214,7 @@ def test_a_version_that_knows_no_times_may_be_calibrated_on_rows_it_knows(world,
 def test_recalibration_scores_with_the_counters_of_the_version(world, root):
     loaded = load_version(open_store(root), open_store(root).current())
     data = replace(later(world), counters=loaded.counters)
-    found = data.features(data.past, loaded.spec.prior_ctr)
+    found = every_feature(data, loaded.spec.prior_ctr)
     shown, recency = (found[:, FEATURES.index(name)] for name in ("ad_impressions_log", "ad_recency_log"))
     totals = loaded.counters.totals["ad"]
     assert shown == pytest.approx(np.log1p([totals[ad_id].impressions for ad_id in data.log.ad_id]))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TOPICS, tiny_options
+from conftest import TOPICS, every_context_hash, every_feature, tiny_options
 from typer.testing import CliRunner
 
 from adcascade.records.counters import CounterSnapshot
@@ -56,9 +56,9 @@ def test_nothing_that_is_counted_or_split_changes(data, plain):
         np.testing.assert_array_equal(part, want)
     assert data.prior_ctr == plain.prior_ctr
     assert data.feature_names == plain.feature_names
-    features = data.features(data.past, data.prior_ctr, data.feature_names)
-    np.testing.assert_array_equal(features, plain.features(plain.past, plain.prior_ctr, plain.feature_names))
-    np.testing.assert_array_equal(data.context_hashes, plain.context_hashes)
+    features = every_feature(data, data.prior_ctr, data.feature_names)
+    np.testing.assert_array_equal(features, every_feature(plain, plain.prior_ctr, plain.feature_names))
+    np.testing.assert_array_equal(every_context_hash(data), every_context_hash(plain))
     np.testing.assert_array_equal(data.request_rows, plain.request_rows)
     found, want = (CounterSnapshot.of(one.log, one.keys).totals for one in (data, plain))
     assert {key: dict(totals) for key, totals in found.items()} == {key: dict(one) for key, one in want.items()}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_options, write_world_files
+from conftest import every_feature, tiny_options, write_world_files
 
 from adcascade.records.errors import InputError
 from adcascade.training.errors import TrainingError
@@ -102,7 +102,7 @@ def test_a_planted_future_click_changes_nothing_before_it(data, world, tmp_path)
     rows = len(data.log)
     assert len(planted.log) == rows + 1
     assert [planted.user_text(row) for row in range(rows)] == [data.user_text(row) for row in range(rows)]
-    np.testing.assert_array_equal(planted.features(planted.past, 0.4)[:rows], data.features(data.past, 0.4))
+    np.testing.assert_array_equal(every_feature(planted, 0.4)[:rows], every_feature(data, 0.4))
 
 
 def test_a_history_in_the_users_file_is_not_read(data, world, tmp_path):
@@ -129,7 +129,7 @@ def test_the_label_of_a_row_is_in_none_of_its_own_inputs(data, world, tmp_path):
     flipped = load_dataset(world.ads, flipped_file, world.users)
     assert flipped.log.clicks[row] != data.log.clicks[row]
     assert flipped.user_text(row) == data.user_text(row)
-    np.testing.assert_array_equal(flipped.features(flipped.past, 0.4)[row], data.features(data.past, 0.4)[row])
+    np.testing.assert_array_equal(every_feature(flipped, 0.4)[row], every_feature(data, 0.4)[row])
 
 
 def test_texts_of_several_rows_are_those_of_each(data):

@@ -12,7 +12,7 @@ from test_records_history import FOLDS, LOGS, make_log
 
 from adcascade.records.history import OutOfFoldHistory, PointInTimeHistory, ranges
 from ranking.artifact import Ranker, load_version
-from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits
+from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
 from ranking.data.dataset import load_dataset
 from ranking.data.text_batches import AdTexts
 from ranking.data.user_units import make_units, tiles_of
@@ -70,6 +70,18 @@ def test_a_batch_of_many_users_says_what_each_user_alone_says(data, rows, ranker
     expected = one_by_one(rows, ranker.model.behaviour, wanted)
     torch.testing.assert_close(torch.stack([found.click, found.conversion], dim=1), expected, atol=1e-5, rtol=1e-5)
     assert expected.std(dim=0).min() > 0.01
+
+
+def test_a_row_that_is_wanted_several_times_is_said_the_same_each_time(data, rows, ranker):
+    wanted = np.random.default_rng(1).integers(0, len(data.log), 200)
+    wanted = np.r_[wanted, wanted[::-1], wanted[:7]]
+    found = behaviour_logits(ranker.model.behaviour, rows, wanted)
+    once = behaviour_logits(ranker.model.behaviour, rows, np.arange(len(data.log)))
+    torch.testing.assert_close(found.click, once.click[wanted], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.conversion, once.conversion[wanted], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        known_logits(ranker, rows, wanted).click, known_logits(ranker, rows, np.arange(len(data.log))).click[wanted]
+    )
 
 
 @pytest.mark.parametrize("rows_per_batch", [1, 40, 100_000])

@@ -17,7 +17,8 @@ from adcascade.records.clicks import read_clicks
 from adcascade.records.csv_rows import MAX_LINE_CHARS
 from adcascade.records.errors import InputError
 from adcascade.records.files import read_batches, read_rows
-from adcascade.records.users import UserProfile, load_users, read_users
+from adcascade.records.users import UserProfile, read_users
+from adcascade.records.users_by_id import load_users
 
 ROWS = [{"ad_id": f"a{number}", "title": f"Ad number {number}"} for number in range(3)]
 ADS = [Ad(row["ad_id"], row["title"]) for row in ROWS]

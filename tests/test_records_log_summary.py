@@ -4,6 +4,7 @@ import json
 import warnings
 
 import pytest
+from conftest import every_context_hash, every_feature
 
 from adcascade.records.clicks import read_clicks
 from adcascade.records.errors import InputError
@@ -123,8 +124,8 @@ def test_no_number_overflows_for_rows_without_a_time(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = load_dataset(*files_of(tmp_path, rows), None)
-        assert data.context_hashes.shape == (100, 24)
-        assert len(data.features(data.past, 0.5)) == 100
+        assert every_context_hash(data).shape == (100, 24)
+        assert len(every_feature(data, 0.5)) == 100
 
 
 def test_towers_say_why_a_log_teaches_them_nothing(tmp_path):
@@ -151,6 +152,6 @@ def test_values_that_a_model_does_not_read_are_known_by_name(tmp_path):
     data = load_dataset(ads, clicks, users)
     assert data.words_of_context[data.context_words :] == [*(f"f{number}" for number in range(22, 30)), "user age"]
     wider = data.reading(40)
-    assert wider.context_hashes.shape == (60, 40)
-    assert (wider.context_hashes[:, :24] == data.context_hashes).all()
-    assert (wider.context_hashes[:, 24:32] > 0).all()
+    assert every_context_hash(wider).shape == (60, 40)
+    assert (every_context_hash(wider)[:, :24] == every_context_hash(data)).all()
+    assert (every_context_hash(wider)[:, 24:32] > 0).all()

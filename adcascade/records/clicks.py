@@ -1,6 +1,6 @@
 """The click log: who was shown what, when, and whether they clicked; read and checked. Knows no models."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,7 +138,11 @@ class ClickLog:
     @property
     def ctr(self) -> float:
         """Clicks per impression over the whole log."""
-        return float(self.clicks.sum() / max(1, self.impressions.sum()))
+        return self.ctr_of(slice(None))
+
+    def ctr_of(self, rows: npt.NDArray[np.integer[Any]] | slice) -> float:
+        """Clicks per impression of some rows."""
+        return float(self.clicks[rows].sum() / max(1, self.impressions[rows].sum()))
 
     def context_at(self, row: int) -> Context:
         """Where and when the impression of a row happened, from the further columns and the time."""
@@ -249,7 +253,7 @@ class _Columns:
         columns |= {name: self.texts.pop(name).column()[order] for name in TEXTS}
         context = {name: self.context.pop(name).column()[order] for name in list(self.context)}
         for name in list(self.numbers):
-            columns[name] = np.concatenate(self.numbers.pop(name), dtype=NUMBERS[name])[order]
+            columns[name] = _numbers(self.numbers.pop(name), NUMBERS[name], order)
         self._clear()
         return ClickLog(**columns, context=context)
 
@@ -265,6 +269,15 @@ class _Columns:
         context = {name: log.context[name] for name in sorted(log.context) if name in names or name in _FIELDS}
         position = log.position + 1 if self.counts_from_zero else log.position.clip(0)
         return replace(log, position=position, context=context)
+
+
+def _numbers(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike, order: Any) -> npt.NDArray[Any]:
+    """Some rows of a column; where all have one number, as 1 impression, a view of it that takes no memory."""
+    found = np.concatenate(parts)
+    if len(found) and (found == found[0]).all():
+        return np.broadcast_to(found[:1].astype(dtype), len(found[order]))
+    values: npt.NDArray[Any] = found[order].astype(dtype, copy=False)
+    return values
 
 
 def read_clicks(

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from itertools import pairwise
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ Rows = npt.NDArray[np.integer[Any]] | Mask | slice
 NO_VALUE = -1
 _TEXT = pa.large_string()
 _HASHED_ROWS = 1 << 18
+# Names that are texts of Python at once.
+_NAMES = 1 << 18
 # A growing column looks for equal names in its parts when there are so many bytes of names, or parts, that it has not
 # looked through.
 _WAITING_BYTES, _WAITING_PARTS = 64 * 2**20, 512
@@ -104,6 +107,11 @@ class CodedColumn:
         """The code of a text, `NO_VALUE` if no row can have it; a name is looked up in microseconds."""
         return self._code_of.get(name, NO_VALUE)
 
+    def codes_of_names(self, names: Sequence[str]) -> Integers:
+        """The code of each of some texts, `NO_VALUE` where no row can have it, int64 [names]."""
+        found = pc.index_in(pa.array(names, _TEXT), value_set=self.names)
+        return pc.fill_null(found, NO_VALUE).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
     def tolist(self) -> list[Any]:
         """The text of each row; equal texts are one object."""
         column = self.compact() if len(self.codes) < len(self.names) else self
@@ -134,7 +142,10 @@ class CodedColumn:
     ) -> npt.NDArray[Any]:
         """What `value` says of the text of each row, asked once a text; `otherwise` where there is none. [rows]"""
         column = self.compact()
-        return np.array([*map(value, column.names.to_pylist()), otherwise], dtype)[column.codes]
+        parts = (column.names[start : start + _NAMES] for start in range(0, len(column.names), _NAMES))
+        numbers = [np.array([*map(value, part.to_pylist())], dtype) for part in parts]
+        values: npt.NDArray[Any] = np.concatenate([*numbers, np.array([otherwise], dtype)])
+        return values[column.codes]
 
     def renamed(self, name_of: Callable[[str], str | None]) -> "CodedColumn":
         """The column of what `name_of` makes of each text, asked once a text; None and `nothing` are no value."""
@@ -161,6 +172,25 @@ class CodedColumn:
     @cached_property
     def _code_of(self) -> Mapping[str, int]:
         return {name: code for code, name in enumerate(self.names.to_pylist())}
+
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+class OfCodes(Generic[Number]):
+    """A number of each row that its code tells, looked up by row: only codes and numbers are held.
+
+    Args:
+        codes: of each row, [rows].
+        numbers: of each code from 0 on, and, where some rows have none, at the end that of `NO_VALUE`, [codes].
+    """
+
+    def __init__(self, codes: Codes, numbers: npt.NDArray[Number]) -> None:
+        self._codes, self._numbers = codes, numbers
+
+    def __getitem__(self, rows: npt.NDArray[np.integer[Any]] | slice, /) -> npt.NDArray[Number]:
+        """Of some rows, [rows]."""
+        return self._numbers[self._codes[rows]]
 
 
 def codes_of(indices: pa.Array) -> Codes:
@@ -226,6 +256,13 @@ def grouped(codes: npt.NDArray[np.integer[Any]], groups: int) -> tuple[Integers,
     return table.indices.astype(np.int64), table.indptr.astype(np.int64)
 
 
+def code_ranges(column: CodedColumn, rows: int) -> Iterator[Mask]:
+    """Rows with a value in parts of about so many, bool [rows of the column]: those of lower codes first."""
+    parts = 1 + len(column) // rows
+    for low, high in pairwise(np.linspace(0, len(column.names), parts + 1).astype(int).tolist()):
+        yield (column.codes >= low) & (column.codes < high)
+
+
 def pairs(first: CodedColumn, second: CodedColumn, separator: str) -> CodedColumn:
     """The texts of two columns side by side with a separator between them; no value where either has none."""
     both = first.known & second.known
@@ -248,14 +285,17 @@ def combinations(columns: Sequence[npt.NDArray[np.integer[Any]]]) -> tuple[Integ
     """
     found, count = np.zeros(len(columns[0]), np.int64), 1
     for column in columns:
-        values = column.astype(np.int64)
+        values = column
         low = int(values.min(initial=0))
         span = int(values.max(initial=0)) - low + 1
         if span > (1 << 62) // max(1, count):  # as many as there are rows, at most
-            values, low = codes_of(pa.array(values).dictionary_encode().indices).astype(np.int64), 0
+            values, low = codes_of(pa.array(values).dictionary_encode().indices), 0
             span = len(values)
-        coded = pa.array(found * span + (values - low)).dictionary_encode()
-        found, count = codes_of(coded.indices).astype(np.int64), len(coded.dictionary)
+        found *= span  # in place: a log may be most of the memory
+        found += values
+        found -= low
+        coded = pa.array(found).dictionary_encode()
+        found[:], count = codes_of(coded.indices), len(coded.dictionary)
     first = np.zeros(count if len(found) else 0, np.int64)
     first[found[::-1]] = np.arange(len(found))[::-1]  # of several rows, the last one written stays
     return first, found

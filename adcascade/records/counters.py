@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -94,20 +95,21 @@ def _by_key_and_time(keys: CodedColumn, log: ClickLog) -> Integers:
     return grouped(keys.codes, len(keys.names))[0]
 
 
-def out_of_fold_counts(keys: CodedColumn, log: ClickLog, fold: Integers) -> Counts:
+def out_of_fold_counts(keys: CodedColumn, log: ClickLog, fold: Integers, folds: int | None = None) -> Counts:
     """For each row of `log`: what was counted of its key in the folds that the row is not in. Shape [rows].
 
     Args:
         keys: Key of each row; a row without one counts nothing.
         fold: Fold of each training row, 0 or more; -1 for rows that are not to be learned from, which see all folds.
             What a training row sees is scaled up as if it saw all folds too, so that a model meets counts of one size.
+        folds: how many there are, of which these rows may have some; None for those that they have.
 
     Returns:
         Impressions and clicks of the whole log; `first` and `last` of the rows that are also strictly earlier.
     """
     keys = keys.compact()
     codes, known = keys.codes.astype(np.int64), keys.known
-    folds = int(fold.max(initial=0)) + 1
+    folds = folds or int(fold.max(initial=0)) + 1
     training = (fold >= 0) & known
     scale = np.where(fold >= 0, folds / max(1, folds - 1), 1.0)
 
@@ -136,9 +138,9 @@ def point_in_time_decayed(keys: CodedColumn, log: ClickLog) -> Floats:
     return _decayed_at(events, events.before_rows)
 
 
-def out_of_fold_decayed(keys: CodedColumn, log: ClickLog, fold: Integers) -> Floats:
+def out_of_fold_decayed(keys: CodedColumn, log: ClickLog, fold: Integers, folds: int | None = None) -> Floats:
     """The same of the strictly earlier rows that are in other folds, scaled up; see `out_of_fold_counts`."""
-    folds = int(fold.max(initial=0)) + 1
+    folds = folds or int(fold.max(initial=0)) + 1
     result = np.zeros((len(log), len(HALF_LIVES_H), 2))
     for number in (-1, *range(folds)):
         asking = np.flatnonzero(fold == number)
@@ -182,6 +184,13 @@ def _earlier_times(codes: Integers, time: Integers, asking: Integers, pool: Inte
 _NO_TABLE = CounterTable((), np.empty((0, WIDTH)))
 
 
+class SavedCounters(Protocol):
+    """Counters that can be written for serving."""
+
+    def save(self, path: Path) -> None:
+        """Writes what `CounterSnapshot.load` reads."""
+
+
 @dataclass(frozen=True)
 class CounterSnapshot:
     """What was counted of every key by the end of a log, for serving.
@@ -222,9 +231,13 @@ class CounterSnapshot:
     def save(self, path: Path) -> None:
         """Writes a Parquet table: key, id, impressions, clicks, first, last, and these decayed by each half-life."""
         with pq.ParquetWriter(path, SCHEMA) as writer:
-            for key, table in self._tables.items():
-                for lines in table.lines(key):
-                    writer.write_table(lines)
+            self.write(writer)
+
+    def write(self, writer: pq.ParquetWriter) -> None:
+        """Writes the lines of that table."""
+        for key, table in self._tables.items():
+            for lines in table.lines(key):
+                writer.write_table(lines)
 
     @classmethod
     def load(cls, path: Path) -> "CounterSnapshot":

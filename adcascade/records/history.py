@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
-from adcascade.records.coded import NO_VALUE, CodedColumn, grouped
+from adcascade.records.coded import NO_VALUE, CodedColumn, code_ranges, grouped
 from adcascade.records.counters import (
     Counts,
     Floats,
@@ -27,6 +27,8 @@ from adcascade.records.counters import (
 from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
+# Rows that are put in the order of their users at once, about.
+_USERS_ROWS = 1 << 22
 _KINDS = (EventType.IMPRESSION, EventType.CLICK, EventType.CONVERSION)
 
 
@@ -50,7 +52,7 @@ class Spans:
     """What some rows look back on, as spans of one array of events.
 
     Attributes:
-        events: row indices, one user after the other, each user's oldest first, [events].
+        events: row indices, one user after the other, each user's oldest first, [events]; int32 where that is enough.
         first, last: row i may see ``events[first[i]:last[i]]`` and nothing else, [rows].
         event_fold, row_fold: of each event and of each row, which see only events of other folds; None if there are no
             folds.
@@ -99,10 +101,15 @@ class HistoryView(Protocol):
     def spans(self, rows: Integers, limit: int) -> Spans:
         """The same for each of the given rows in their order, without going through them one by one."""
 
-    def counts(self, keys: CodedColumn) -> Counts:
-        """Impressions and clicks of each row's key in the rows it may look back on; `keys` has one for each row."""
+    def counts(self, keys: CodedColumn, rows: Integers | None = None) -> Counts:
+        """Impressions and clicks of each row's key in the rows it may look back on.
 
-    def decayed(self, keys: CodedColumn) -> Floats:
+        Args:
+            keys: of each of `rows`.
+            rows: row indices, rising; all rows that have one of the keys. None for the whole log.
+        """
+
+    def decayed(self, keys: CodedColumn, rows: Integers | None = None) -> Floats:
         """The same under each half-life, as it was at the last of them, float64 [rows, half-lives, 2]."""
 
 
@@ -125,19 +132,22 @@ class PointInTimeHistory:
     def _spans(self) -> Spans:
         """Everything that each row of the log may see."""
         log = self._events
-        codes = _user_codes(log)
-        usable = (log.time != NO_TIME) & (log.user_id != "")
-        rows = _by_time(log, np.flatnonzero(usable))
-        events = rows[np.argsort(codes[rows], kind="stable")]
-        code, time = codes[events], log.time[events]
-        new_user = np.r_[True, code[1:] != code[:-1]][: len(events)]
-        new_moment = new_user | np.r_[True, time[1:] != time[:-1]][: len(events)]
-        place = np.arange(len(events))
-        first, last = np.zeros(len(log), np.int64), np.zeros(len(log), np.int64)
-        # Where the user, and where the moment, of each event begins.
-        first[events] = np.maximum.accumulate(np.where(new_user, place, 0))
-        last[events] = np.maximum.accumulate(np.where(new_moment, place, 0))
-        return Spans(events, first, last)
+        index: npt.DTypeLike = np.int32 if len(log) < 2**31 else np.int64
+        first, last = np.zeros(len(log), index), np.zeros(len(log), index)
+        events, done = [np.empty(0, index)], 0
+        for users in code_ranges(log.user_id, _USERS_ROWS):
+            rows = _by_time(log, np.flatnonzero(users & (log.time != NO_TIME)))
+            mine = rows[np.argsort(log.user_id.codes[rows], kind="stable")]
+            code, time = log.user_id.codes[mine], log.time[mine]
+            new_user = np.r_[True, code[1:] != code[:-1]][: len(mine)]
+            new_moment = new_user | np.r_[True, time[1:] != time[:-1]][: len(mine)]
+            place = done + np.arange(len(mine))
+            # Where the user, and where the moment, of each event begins.
+            first[mine] = np.maximum.accumulate(np.where(new_user, place, 0))
+            last[mine] = np.maximum.accumulate(np.where(new_moment, place, 0))
+            events.append(mine.astype(index))
+            done += len(mine)
+        return Spans(np.concatenate(events), first, last)
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """See `HistoryView`."""
@@ -156,13 +166,13 @@ class PointInTimeHistory:
         mine = self._spans.take(rows)
         return replace(mine, first=np.maximum(mine.first, mine.last - limit))
 
-    def counts(self, keys: CodedColumn) -> Counts:
+    def counts(self, keys: CodedColumn, rows: Integers | None = None) -> Counts:
         """See `HistoryView`."""
-        return point_in_time_counts(keys, self._log)
+        return point_in_time_counts(keys, _some_of(self._log, rows))
 
-    def decayed(self, keys: CodedColumn) -> Floats:
+    def decayed(self, keys: CodedColumn, rows: Integers | None = None) -> Floats:
         """See `HistoryView`."""
-        return point_in_time_decayed(keys, self._log)
+        return point_in_time_decayed(keys, _some_of(self._log, rows))
 
 
 class OutOfFoldHistory:
@@ -219,13 +229,25 @@ class OutOfFoldHistory:
         different: npt.NDArray[np.bool_] = self._fold[rows][:, None] != self._fold[past][None]
         return different
 
-    def counts(self, keys: CodedColumn) -> Counts:
+    def counts(self, keys: CodedColumn, rows: Integers | None = None) -> Counts:
         """See `HistoryView`."""
-        return out_of_fold_counts(keys, self._log, self._fold)
+        return out_of_fold_counts(keys, _some_of(self._log, rows), self._fold_of(rows), self._folds)
 
-    def decayed(self, keys: CodedColumn) -> Floats:
+    def decayed(self, keys: CodedColumn, rows: Integers | None = None) -> Floats:
         """See `HistoryView`."""
-        return out_of_fold_decayed(keys, self._log, self._fold)
+        return out_of_fold_decayed(keys, _some_of(self._log, rows), self._fold_of(rows), self._folds)
+
+    def _fold_of(self, rows: Integers | None) -> Integers:
+        return self._fold if rows is None else self._fold[rows]
+
+    @property
+    def _folds(self) -> int:
+        return int(self._fold.max(initial=0)) + 1
+
+
+def _some_of(log: ClickLog, rows: Integers | None) -> ClickLog:
+    """Some rows of a log, or all, without their context."""
+    return log if rows is None else replace(log, context={}).take(rows)
 
 
 def _by_user(log: ClickLog, rows: Integers) -> Iterator[tuple[int, Integers]]:

@@ -82,13 +82,13 @@ def _is_near(log: ClickLog, events: ClickLog) -> Mask:
     _, pair = combinations([both.user_id.codes, both.ad_id.codes])
     rows = np.flatnonzero(log.time != NO_TIME)
     order = rows[np.lexsort((log.time[rows], pair[rows]))]
-    pairs, times = pair[order], log.time[order]
+    moments, rank = np.unique(log.time[order], return_inverse=True)
+    base = len(moments) + 1
+    place, of_events = pair[order] * base + rank, pair[len(log) :] * base
 
     def rows_up_to(time: Integers) -> Integers:
         """How many rows stand, by pair and time, up to each event's pair and this time."""
-        moments = np.unique(times)
-        place = pairs * (len(moments) + 1) + np.searchsorted(moments, times)
-        return np.searchsorted(place, pair[len(log) :] * (len(moments) + 1) + np.searchsorted(moments, time))
+        return np.searchsorted(place, of_events + np.searchsorted(moments, time))
 
     near: Mask = rows_up_to(events.time + _SAME_US) > rows_up_to(events.time - _SAME_US + 1)
     return near

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from adcascade.records.ads import Ad, Catalog, read_catalog
 from adcascade.records.clicks import ClickLog, LogReport, read_clicks
-from adcascade.records.users import UserProfile, load_users
+from adcascade.records.users import UserProfile
+from adcascade.records.users_by_id import load_users
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Joined:
     """
 
     ads: Mapping[str, Ad]
-    users: dict[str, UserProfile]
+    users: Mapping[str, UserProfile]
     log: ClickLog
     report: LogReport
 
@@ -46,7 +47,7 @@ def read_joined(
     catalog = read_catalog(ads)
     known = {ad.ad_id: ad for ad in catalog.ads}
     notes = [_note_of_ads(ads, catalog)] if catalog.rejected else []
-    profiles: dict[str, UserProfile] = {}
+    profiles: Mapping[str, UserProfile] = {}
     if users is not None:
         profiles, found = load_users(users, max_rejected)
         notes += found.notes

@@ -7,8 +7,11 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 
 from adcascade.records.clicks import NO_TIME, ClickLog, LogReport
+from adcascade.records.coded import Mask
+from adcascade.records.users_by_id import Users
 
 # Nobody sees a tenth of all impressions: a user who does stands for many.
 _LARGEST_USER = 0.1
@@ -65,7 +68,7 @@ def warning_lines(log: ClickLog, users: Collection[str] | None) -> list[str]:
             f"Warning: user {str(names[largest])[:80]!r} has {counts[largest]:,} of {len(log):,} rows. If this stands "
             "for users who are not known, leave user_id empty there."
         )
-    if users is not None and not any(name in users for name in names.tolist()):
+    if users is not None and not _are_among(names, users).any():
         given = next(iter(users), None)
         example = f"there {given[:80]!r}, in the log {str(names[0])[:80]!r}" if given is not None else "it is empty"
         warnings.append(f"Warning: none of the log's users is in the users file ({example}): are they the same ids?")
@@ -89,12 +92,19 @@ def _row_numbers(log: ClickLog) -> list[str]:
 
 def _known_users(log: ClickLog, users: Collection[str]) -> str:
     names, counts = _users_of(log)
-    known = np.array([name in users for name in names.tolist()], bool)
+    known = _are_among(names, users)
     share = counts[known].sum() / max(1, len(log))
     return f"{known.sum():,} of {len(names):,} users of the log ({share:.0%} of rows) are in the users file."
 
 
-def _users_of(log: ClickLog) -> tuple[np.ndarray, np.ndarray]:
-    """Users of a log, and how many rows each has."""
+def _users_of(log: ClickLog) -> tuple[pa.LargeStringArray, np.ndarray]:
+    """Users of a log, and how many rows each has, int64 [users]."""
     users = log.user_id.sorted
-    return np.array(users.names.to_pylist(), object), np.bincount(users.codes[users.known], minlength=len(users.names))
+    return users.names, np.bincount(users.codes[users.known], minlength=len(users.names))
+
+
+def _are_among(names: pa.LargeStringArray, users: Collection[str]) -> Mask:
+    """Which of some names are those of users, bool [names]."""
+    if isinstance(users, Users):
+        return users.among(names)
+    return np.array([name in users for name in names.to_pylist()], bool)

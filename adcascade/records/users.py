@@ -120,21 +120,6 @@ def check_context(context: Context) -> None:
     check_attributes("context.attributes", context.attributes)
 
 
-@dataclass(frozen=True)
-class UsersReport:
-    """What reading a users file found: rows read, and of those rejected, where they stand and why."""
-
-    rows: int
-    rejected: tuple[str, ...]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """How many users were left out, in a sentence; none if all can be used."""
-        if not self.rejected:
-            return ()
-        return (f"{len(self.rejected):,} of {self.rows:,} users were left out, such as {self.rejected[0]}.",)
-
-
 def read_users(path: Path) -> Iterator[UserProfile]:
     """Streams users from Parquet, JSONL or CSV, or a folder of such files.
 
@@ -144,36 +129,14 @@ def read_users(path: Path) -> Iterator[UserProfile]:
     Raises:
         InputError: A row cannot be used; the message names file and row.
     """
-    for user in _users_or_errors(path):
+    for user in users_or_errors(path):
         if isinstance(user, InputError):
             raise user
         yield user
 
 
-def load_users(path: Path, max_rejected: float = 0.01) -> tuple[dict[str, UserProfile], UsersReport]:
-    """Users by id; see `read_users`. Rows that cannot be used are left out, and so are others of an id seen before.
-
-    Raises:
-        InputError: The file cannot be read, or more than `max_rejected` (a share, 0 to 1) of its rows were rejected.
-    """
-    users: dict[str, UserProfile] = {}
-    rejected: list[str] = []
-    rows = 0
-    for user in _users_or_errors(path):
-        rows += 1
-        if isinstance(user, InputError):
-            rejected.append(str(user))
-        elif users.setdefault(user.user_id, user) != user:
-            rejected.append(f"user {user.user_id!r} is there more than once; the first row stands")
-    if len(rejected) > max_rejected * rows:
-        raise InputError(
-            f"{path}: {len(rejected):,} of {rows:,} users cannot be used, more than the {max_rejected:.1%} allowed: "
-            f"{'; '.join(rejected[:3])}"
-        )
-    return users, UsersReport(rows, tuple(rejected))
-
-
-def _users_or_errors(path: Path) -> Iterator[UserProfile | InputError]:
+def users_or_errors(path: Path) -> Iterator[UserProfile | InputError]:
+    """The same with an error in place of each row that cannot be used."""
     now = datetime.now(UTC)
     checked = ""
     told: set[str] = set()

@@ -18,8 +18,8 @@ from adcascade.records.coded import CodedColumn
 log = logging.getLogger(__name__)
 
 _IDENTITY = "identity"
-# Names that are texts of Python at once while they are hashed.
-_NAMES = 1 << 18
+# Names that are texts of Python, and rows that are copied, at once while they are hashed.
+_NAMES, _ROWS = 1 << 18, 1 << 20
 
 
 def unfinished_folder(root: Path, *parts: object) -> Path:
@@ -45,7 +45,9 @@ def _add(digest: "hashlib._Hash", part: object) -> None:
         _add(digest, part.codes)
     elif isinstance(part, np.ndarray) and part.dtype != object:
         digest.update(f"{part.dtype} {part.shape} ".encode())
-        digest.update(np.ascontiguousarray(part).tobytes())
+        rows = np.atleast_1d(part)
+        for start in range(0, len(rows), _ROWS):
+            digest.update(rows[start : start + _ROWS].tobytes())
     else:
         plain = part.tolist() if isinstance(part, np.ndarray) else part
         digest.update(f"{plain!r} ".encode("utf-8", "surrogatepass"))

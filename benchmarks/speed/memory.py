@@ -23,8 +23,11 @@ def peak_mib(arguments: Sequence[str]) -> float:
     peak = [0.0]
     watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peak))
     watcher.start()
-    _, complaints = process.communicate()
-    watcher.join()
+    try:
+        _, complaints = process.communicate()
+    finally:  # also where nobody waits any more
+        process.kill()
+        watcher.join()
     if process.returncode:
         raise RuntimeError(f"python {' '.join(arguments)} failed: {complaints.strip()[-2000:]}")
     return peak[0]

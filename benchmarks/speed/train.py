@@ -26,7 +26,7 @@ from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.train_behaviour import behaviour_speed
 from benchmarks.speed.train_whole import TARGET_ROWS, train_whole, verdicts
-from ranking.inputs.features import key_columns
+from ranking.data.log_keys import LogKeys
 
 PARTS = ("read", "history", "behaviour", "whole")
 BY_COLUMN, BY_ROW = "by column", "row by row"
@@ -170,7 +170,7 @@ def _history(settings: TrainSettings, folder: Path, progress: Progress) -> tuple
     def work() -> None:
         fresh = _unsorted(log)
         past = PointInTimeHistory(fresh)
-        for key, ids in key_columns(fresh.ad_id, fresh.user_id, catalog).items():
+        for key, ids in LogKeys(fresh.ad_id, fresh.user_id, catalog).items():
             past.counts(ids)
             if key in DECAYED:
                 past.decayed(ids)

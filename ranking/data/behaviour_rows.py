@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.coded import OfCodes
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.history import HistoryView, Window, ranges
 from ranking.artifact import Ranker
@@ -18,7 +20,7 @@ from ranking.data.dataset import Dataset
 from ranking.data.feature_table import NormalFeatures
 from ranking.data.interests import stated_interests
 from ranking.data.text_batches import AdTexts
-from ranking.data.user_units import UserUnits, make_units, tiles_of
+from ranking.data.user_units import UserUnits, make_units, tiles_of, units_together
 from ranking.inputs.context import context_buckets
 from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP, Features, time_gap_buckets
 from ranking.model.batch import pad, tokenize
@@ -29,6 +31,8 @@ from ranking.model.text_prior import TextPrior
 # Rows scored at once where nothing is learned.
 ROWS_PER_PASS = 8192
 _NO_FOLD = -2
+# Rows that are put in units at once, about.
+_UNITS_ROWS = 1 << 22
 # Rows that trees read at once.
 _TREE_ROWS = 1 << 18
 
@@ -77,10 +81,12 @@ class BehaviourRows:
         self._device = device
         self._ad = ads.places(data.events.ad_id)
         self._content = ranker.content
-        self._user = data.log.user_id.compact().codes
-        interests, stated = stated_interests(data)
+        people = data.log.user_id.compact()
+        self._user = people.codes
+        interests, stated = stated_interests(data, people)
         # Ads, and after them the interests that users state; which of these each row's user states, -1 for none.
-        self._interest = np.where(stated >= 0, len(ads.texts) + stated, -1).astype(np.int32)
+        of_users = np.where(stated >= 0, len(ads.texts) + stated, -1)
+        self._interest = OfCodes(self._user, of_users.astype(np.int32))
         vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), _vectors_of(interests, ranker)])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
@@ -134,8 +140,14 @@ class BehaviourRows:
 
     def units(self, rows: Integers) -> UserUnits:
         """The rows in units of one user."""
-        spans = self.past.spans(rows, self._spec.shape.history_events)
-        return make_units(rows, self._user, self._data.groups, spans)
+        parts = 1 + len(rows) // _UNITS_ROWS
+        users, events = self._user[rows], self._spec.shape.history_events
+        edges = np.linspace(-1, int(self._user.max(initial=0)) + 1, parts + 1).astype(int)  # -1 is nobody
+        made = []
+        for low, high in pairwise(edges.tolist()):
+            some = rows if parts == 1 else rows[(users >= low) & (users < high)]
+            made.append(make_units(some, self._user, self._data.groups, self.past.spans(some, events)))
+        return units_together(made)
 
     def batch(self, units: UserUnits, chosen: Integers) -> tuple[Integers, UserBatch]:
         """Some of the units in one batch: their rows, and what the model reads of these."""
@@ -300,13 +312,18 @@ def known_logits(ranker: Ranker, rows: BehaviourRows, wanted: Integers) -> Behav
 
 @torch.no_grad()
 def behaviour_logits(model: BehaviourModel, rows: BehaviourRows, wanted: Integers) -> BehaviourLogits:
-    """Logits of the wanted rows, each given once, in evaluation mode, in their order, on the CPU."""
+    """Logits of the wanted rows in evaluation mode, float32 [wanted rows] in their order, on the CPU.
+
+    A row that is wanted several times is scored once.
+    """
     model.eval()
-    units, order = rows.units(wanted), np.argsort(wanted, kind="stable")
-    click, conversion = (torch.empty(len(wanted)) for _ in range(2))
+    once, place = np.unique(wanted, return_inverse=True)
+    units = rows.units(once)
+    click, conversion = (torch.empty(len(once)) for _ in range(2))
     for chosen in units.by_size(ROWS_PER_PASS):
         scored_rows, batch = rows.batch(units, chosen)
-        at = torch.from_numpy(order[np.searchsorted(wanted, scored_rows, sorter=order)])
+        at = torch.from_numpy(np.searchsorted(once, scored_rows))
         scored = model.of_users(batch)
         click[at], conversion[at] = scored.click.cpu(), scored.conversion.cpu()
-    return BehaviourLogits(click, conversion)
+    of_wanted = torch.from_numpy(place)
+    return BehaviourLogits(click[of_wanted], conversion[of_wanted])

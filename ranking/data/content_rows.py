@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
+from adcascade.records.coded import OfCodes
 from adcascade.records.history import HistoryView
 from ranking.data.interests import stated_interests
 from ranking.inputs.content import ContentSpace, Similarity
@@ -18,7 +19,7 @@ _ROWS, _PAIRS = 1 << 14, 1 << 16
 
 
 def liked_texts(
-    data: "Dataset", past: HistoryView, rows: Integers, events: int, interest: Integers | None = None
+    data: "Dataset", past: HistoryView, rows: Integers, events: int, interest: "OfCodes[np.int64] | None" = None
 ) -> tuple[Integers, Integers]:
     """Pairs of one of some rows and a text that its user is known to like, those of a row side by side.
 
@@ -33,13 +34,21 @@ def liked_texts(
     offsets, looked_at = past.spans(rows, events).recent()
     row = np.repeat(np.arange(len(rows)), np.diff(offsets))
     is_liked = data.events.clicks[looked_at] > 0
-    interest = stated_interests(data)[1] if interest is None else interest
-    stated = np.flatnonzero(interest[rows] >= 0)
+    interest = _interest_of_rows(data)[1] if interest is None else interest
+    of_rows = interest[rows]
+    stated = np.flatnonzero(of_rows >= 0)
     ads = data.events.ad_id.sorted
     row = np.r_[stated, row[is_liked]]
-    text = np.r_[len(ads.names) + interest[rows[stated]], ads.codes[looked_at[is_liked]]]
+    text = np.r_[len(ads.names) + of_rows[stated], ads.codes[looked_at[is_liked]]]
     order = np.argsort(row, kind="stable")
     return row[order], text[order].astype(np.int64)
+
+
+def _interest_of_rows(data: "Dataset") -> "tuple[list[str], OfCodes[np.int64]]":
+    """The texts of `stated_interests`, and which of them the user of each row states, -1 for none."""
+    users = data.log.user_id.compact()
+    texts, stated = stated_interests(data, users)
+    return texts, OfCodes(users.codes, stated)
 
 
 class ContentRows:
@@ -47,7 +56,7 @@ class ContentRows:
 
     def __init__(self, data: "Dataset", space: ContentSpace) -> None:
         ads = data.events.ad_id.sorted
-        interests, self._interest = stated_interests(data)
+        interests, self._interest = _interest_of_rows(data)
         self._vectors = space.vectors([*map(data.ad_text, ads.names.to_pylist()), *interests])
         self._data, self._ad, self._events = data, ads.codes, space.events
 

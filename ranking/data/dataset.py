@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adcascade.records.ads import Ad
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport
-from adcascade.records.coded import NO_VALUE, CodedColumn, combinations
+from adcascade.records.coded import NO_VALUE, combinations
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
@@ -19,20 +19,24 @@ from adcascade.records.history_file import followed_by, read_history
 from adcascade.records.joined import Joined, read_joined
 from adcascade.records.splits import Split
 from adcascade.records.users import Event, UserProfile
+from adcascade.records.users_by_id import who_tell
 from ranking.data.block_features import FeatureSource, features_by_block
 from ranking.data.content_rows import ContentRows
-from ranking.data.feature_table import RowTable
+from ranking.data.feature_table import RowTable, TableLimits
 from ranking.data.labels import Labels, thinned_labels
+from ranking.data.log_keys import LogKeys
 from ranking.data.splitting import MOST_HELD_OUT, bounded, split_rows, why_not_by_time
 from ranking.inputs.content import ContentSpace
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
-from ranking.inputs.features import FEATURES, LEAST_KNOWN, Features, features_for, key_columns
+from ranking.inputs.features import FEATURES, LEAST_KNOWN, features_for
 from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
 from ranking.training.options import CommonOptions
 
 # Splits in which each row looks back on what is strictly earlier.
 _BY_TIME = ("time", "user", "none")
 _FOLDS = 5
+# Rows of a column that are copied at once.
+_ROWS_AT_ONCE = 1 << 20
 _MINUTE = 60_000_000  # microseconds
 
 
@@ -47,18 +51,20 @@ class Dataset:
         counters: of a model version, which then stand in for those of the log; None for the log's own.
         context_words: how many values of an impression are read; see `ranking.inputs.context`.
         history: what users did that is no row of the log: events that they look back on, and that nothing counts.
+        limits: how much of what is made of the rows is in memory at once.
     """
 
     log: ClickLog
     report: LogReport
     ads: Mapping[str, Ad]
     users: Mapping[str, UserProfile]
-    keys: Mapping[str, CodedColumn]
+    keys: LogKeys
     split: Split
     split_by: str
     counters: CounterSnapshot | None = None
     context_words: int = CONTEXT_WORDS
     history: ClickLog | None = None
+    limits: TableLimits = field(default_factory=TableLimits)
 
     @cached_property
     def events(self) -> ClickLog:
@@ -78,7 +84,7 @@ class Dataset:
         """Names of all values that an impression may have, in the order in which they are read."""
         timed = ["hour", "weekday"] if (self.log.time != NO_TIME).any() else []
         context = sorted(self.log.context.keys() - {"page_text"})
-        users = sorted({f"user {name}" for user in self.users.values() for name in user.attributes})
+        users = sorted({f"user {name}" for user in who_tell(self.users).values() for name in user.attributes})
         return [*timed, *context, *users]
 
     @cached_property
@@ -101,15 +107,16 @@ class Dataset:
             for column in (log.request_id, log.ad_id, log.user_id):
                 column.hash_into(digest)
             for numbers in (log.time, log.clicks, log.impressions, log.conversions):
-                digest.update(numbers.tobytes())
+                for start in range(0, len(numbers), _ROWS_AT_ONCE):
+                    digest.update(numbers[start : start + _ROWS_AT_ONCE].tobytes())
         for ad_id in ad_ids:
             digest.update(f"{ad_id}\0{render_ad(self.ads[ad_id])}\0".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def prior_ctr(self) -> float:
         """Clicks per impression of the training part."""
-        return self.log.take(self.split.train).ctr
+        return self.log.ctr_of(self.split.train)
 
     @cached_property
     def histories(self) -> Histories:
@@ -149,24 +156,25 @@ class Dataset:
         of_training[self.split.train] = fold[self.split.train]
         return of_training
 
-    def features(self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES) -> Features:
-        """The named features of each row from what it may look back on, float32 [rows, features], not normalised."""
-        return self.feature_table(past, ctr, names)[np.arange(len(self.log))]
-
     def feature_table(
         self, past: HistoryView, ctr: float, names: Sequence[str] = FEATURES, content: ContentSpace | None = None
     ) -> RowTable:
-        """The same to be looked up by row; that of `past` is made once, since training and evaluation read it alike.
+        """The named features of each row from what it may look back on, float32 [rows, features], not normalised.
+
+        That of `past` is made once, since training and evaluation read it alike.
 
         Args:
             content: where texts are compared; None if no named feature needs it.
+
+        Raises:
+            InputError: The folder for temporary files has no room for it.
         """
         key = (ctr, tuple(names), content)
         if past is not self.past:
-            return features_by_block(self._source(past, ctr, names, content))
+            return features_by_block(self._source(past, ctr, names, content), self.limits)
         if key not in self._tables:
             self._tables.clear()
-            self._tables[key] = features_by_block(self._source(past, ctr, names, content))
+            self._tables[key] = features_by_block(self._source(past, ctr, names, content), self.limits)
         return self._tables[key]
 
     def _source(
@@ -199,22 +207,23 @@ class Dataset:
     def feature_names_with(self, *, content: bool) -> tuple[str, ...]:
         """Names of the features that this log can teach, with those that compare texts or without."""
         timed = bool((self.log.time != NO_TIME).any())
-        counted = [key for key, ids in self.keys.items() if key == "ad" or ids.known.mean() >= LEAST_KNOWN]
+        counted = [key for key in self.keys if key == "ad" or self.keys.known_share(key) >= LEAST_KNOWN]
         request_rows = len(self.log) / max(1, len(self.request_rows))
         return features_for(timed=timed, request_rows=request_rows, counted=counted, content=content)
 
-    @property
-    def context_hashes(self) -> npt.NDArray[np.uint64]:
-        """See `ranking.inputs.context.context_hashes`, uint64 [rows, words]."""
-        hashes, kind = self.context_kinds
-        return hashes[kind]
-
     @cached_property
     def context_kinds(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-        """The same of each combination of values that rows have, [kinds, words], and the kind of each row, [rows]."""
+        """`ranking.inputs.context.context_hashes` of each combination of values that rows have, and which each row has.
+
+        Returns:
+            uint64 [kinds, words], and the kind of each row, int32 [rows].
+        """
         log = self.log
-        minutes = np.where(log.time != NO_TIME, log.time // _MINUTE + log.utc_offset, 0)  # on the clock on the wall
-        hours = np.where(log.time != NO_TIME, minutes // 60 % (7 * 24), NO_VALUE)  # of a week
+        hours = np.empty(len(log), np.int16)  # of a week, on the clock on the wall
+        for start in range(0, len(log), _ROWS_AT_ONCE):
+            some = slice(start, start + _ROWS_AT_ONCE)
+            minutes = np.where(log.time[some] != NO_TIME, log.time[some] // _MINUTE + log.utc_offset[some], 0)
+            hours[some] = np.where(log.time[some] != NO_TIME, minutes // 60 % (7 * 24), NO_VALUE)
         words = [column.codes for name, column in log.context.items() if name != "page_text"]
         first, kind = combinations([hours, self._kinds_of_users, *words])
         found = []
@@ -225,15 +234,16 @@ class Dataset:
         return np.array(found, np.uint64).reshape(len(first), self.context_words), kind.astype(np.int32)
 
     @property
-    def _kinds_of_users(self) -> Integers:
-        """A number for each row, equal where users have equal attributes; int64 [rows]."""
+    def _kinds_of_users(self) -> npt.NDArray[np.int32]:
+        """A number for each row, equal where users have equal attributes; int32 [rows]."""
         numbers: dict[tuple[tuple[str, str], ...], int] = {}
+        telling = who_tell(self.users)
 
         def kind(user_id: str) -> int:
-            attributes = self.users.get(user_id, UserProfile()).attributes
+            attributes = telling.get(user_id, UserProfile()).attributes
             return numbers.setdefault(tuple(sorted(attributes.items())), len(numbers))
 
-        return self.log.user_id.of_names(kind, kind(""), np.int64)
+        return self.log.user_id.of_names(kind, kind(""), np.int32)
 
     @cached_property
     def groups(self) -> Integers:
@@ -321,7 +331,7 @@ def load_dataset(
         report.noted(*note, *drawn),
         read.ads,
         read.users,
-        key_columns(log.ad_id, log.user_id, read.ads),
+        LogKeys(log.ad_id, log.user_id, read.ads),
         parts,
         split,
         history=before,

@@ -2,24 +2,43 @@
 
 A file costs disk in place of memory: rows are read from it by position, so that the memory of a training grows with the
 rows that it looks at, not with those that there are. The file has no name and is gone with the table, however the
-process ends.
+process ends. Its room on the disk is taken when it is made, so that a disk that is too small is found at once.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
+from adcascade.records.errors import InputError
 from ranking.inputs.features import Features
 
-# Tables up to this size, in bytes, stay in memory.
-MOST_IN_MEMORY = 1 << 30
 # Rows that lie so close that the stretch they are in has at most so many times as many are read in one piece.
 _SPARSE = 4
+# What a file system says that cannot reserve room.
+_NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+@dataclass(frozen=True)
+class TableLimits:
+    """How much of what is made of a log's rows is in memory at once.
+
+    Attributes:
+        block_rows: rows whose features are made at once, which takes about a kilobyte a row.
+        counted_rows: rows whose counters are replayed at once, about, which takes about 300 bytes a row; those of a key
+            are never torn apart.
+        most_in_memory: bytes; a larger table is a file in the folder for temporary files (TMPDIR).
+    """
+
+    block_rows: int = 1 << 18
+    counted_rows: int = 1 << 21
+    most_in_memory: int = 1 << 30
 
 
 class RowFeatures(Protocol):
@@ -33,11 +52,14 @@ class RowFeatures(Protocol):
 
 
 class RowTable:
-    """A table [rows, columns] that is filled block after block and then read by row.
+    """A table [rows, columns] that is filled block after block and, once it is full, read by row.
 
     Args:
         order: which row each line of the table is of, int64 [rows]; None if line i is of row i.
-        most_in_memory: bytes; a larger table is a file in the folder for temporary files (TMPDIR).
+        most_in_memory: see `TableLimits`.
+
+    Raises:
+        InputError: The folder for temporary files has no room for the table, or there is no such folder.
     """
 
     def __init__(
@@ -46,7 +68,7 @@ class RowTable:
         columns: int,
         dtype: npt.DTypeLike,
         order: Integers | None = None,
-        most_in_memory: int = MOST_IN_MEMORY,
+        most_in_memory: int = TableLimits.most_in_memory,
     ) -> None:
         self.shape, self._dtype = (rows, columns), np.dtype(dtype)
         self._line: Integers | None = None
@@ -54,40 +76,109 @@ class RowTable:
             self._line = np.empty(rows, np.int64)
             self._line[order] = np.arange(rows)
         self._width, self._filled = columns * self._dtype.itemsize, 0
-        self._file = tempfile.TemporaryFile() if rows * self._width > most_in_memory else None  # noqa: SIM115
+        self._file = _scratch_file(rows * self._width) if rows * self._width > most_in_memory else None
         self._values = np.empty(self.shape if self._file is None else (0, columns), self._dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def append(self, block: npt.NDArray[Any]) -> None:
-        """Fills the next lines, [lines, columns]."""
+        """Fills the next lines, [lines, columns].
+
+        Raises:
+            ValueError: The block has other columns, or more lines than are left.
+            InputError: The disk is full after all, on a file system that reserves no room.
+        """
+        end = self._filled + len(block)
+        if block.shape[1:] != self.shape[1:] or end > len(self):
+            raise ValueError(f"{block.shape} more lines do not fit a table {self.shape} with {self._filled} lines")
         if self._file is None:
-            self._values[self._filled : self._filled + len(block)] = block
+            self._values[self._filled : end] = block
         else:
-            np.ascontiguousarray(block, self._dtype).tofile(self._file)
-            self._file.flush()
-        self._filled += len(block)
+            self._write(self._file, np.ascontiguousarray(block, self._dtype))
+        self._filled = end
 
     def __getitem__(self, rows: Integers, /) -> npt.NDArray[Any]:
-        """Of some rows, [rows, columns]."""
+        """Of some rows, [rows, columns].
+
+        Raises:
+            ValueError: The table is not full yet.
+            IndexError: There is no such row.
+            OSError: The file cannot be read to its end.
+        """
+        if self._filled < len(self):
+            raise ValueError(f"{self._filled} of {len(self)} lines of the table are filled; it is read once all are")
+        if not len(rows):
+            return np.empty((0, self.shape[1]), self._dtype)
+        if not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a table of {len(self)} rows")
         lines = rows if self._line is None else self._line[rows]
-        if self._file is None or not len(lines):
-            return self._values[lines] if len(lines) else np.empty((0, self.shape[1]), self._dtype)
+        if self._file is None:
+            return self._values[lines]
         first, span = int(lines.min()), int(np.ptp(lines)) + 1
         if span <= _SPARSE * len(lines):
-            return self._read(first, span)[lines - first]
-        file, width = self._file.fileno(), self._width
-        found = b"".join([os.pread(file, width, width * line) for line in lines.tolist()])
-        return np.frombuffer(bytearray(found), self._dtype).reshape(-1, self.shape[1])
+            return self._read(self._file, first, span)[lines - first]
+        found = np.empty((len(lines), self.shape[1]), self._dtype)
+        for line, of_row in zip(lines.tolist(), found.view(np.uint8), strict=True):
+            _fill(self._file, of_row, self._width * line)
+        return found
 
-    def _read(self, first: int, lines: int) -> npt.NDArray[Any]:
-        assert self._file is not None
-        buffer = np.empty((lines, self.shape[1]), self._dtype)
-        view, done = buffer.data.cast("B"), 0
-        while done < len(view):  # a call reads two gigabytes at most
-            done += os.preadv(self._file.fileno(), [view[done:]], first * self._width + done)
-        return buffer
+    def _write(self, file: IO[bytes], block: npt.NDArray[Any]) -> None:
+        values, start = block.reshape(-1).view(np.uint8), self._filled * self._width
+        done = 0
+        try:
+            while done < len(values):  # a call writes two gigabytes at most
+                done += os.pwrite(file.fileno(), values[done:].data, start + done)
+        except OSError as error:
+            raise _no_room(len(self) * self._width, error) from error
+
+    def _read(self, file: IO[bytes], first: int, lines: int) -> npt.NDArray[Any]:
+        found = np.empty((lines, self.shape[1]), self._dtype)
+        _fill(file, found.reshape(-1).view(np.uint8), self._width * first)
+        return found
+
+
+def _scratch_file(size: int) -> IO[bytes]:
+    """A file of so many bytes without a name. Raises InputError."""
+    try:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise _no_room(size, error) from error
+    try:
+        _reserve(file, size)
+    except OSError as error:
+        file.close()
+        raise _no_room(size, error) from error
+    return file
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Takes the room of a file, where the system can."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in _NO_RESERVING:
+            raise
+
+
+def _no_room(size: int, error: OSError) -> InputError:
+    folder = tempfile.gettempdir() if tempfile.tempdir is not None else os.environ.get("TMPDIR", "none was found")
+    return InputError(
+        f"the features of the log need {size:,} bytes of disk in the folder for temporary files ({folder}): "
+        f"{error.strerror}. Set TMPDIR to a folder on a disk with so much room, or read fewer rows (--newest)"
+    )
+
+
+def _fill(file: IO[bytes], buffer: npt.NDArray[np.uint8], start: int) -> None:
+    """Reads bytes from `start` on until the buffer is full. Raises OSError if the file ends before."""
+    done = 0
+    while done < len(buffer):  # a call reads two gigabytes at most
+        read = os.preadv(file.fileno(), [buffer[done:].data], start + done)
+        if not read:
+            raise OSError(errno.EIO, f"a scratch file ends at byte {start + done:,}, not at {start + len(buffer):,}")
+        done += read
 
 
 class NormalFeatures:

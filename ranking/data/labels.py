@@ -1,7 +1,6 @@
 """What happened to the rows that are learned from, and what it costs to have foreseen something else."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -34,18 +33,7 @@ class Labels:
 
     def tensors(self, rows: Integers, device: torch.device, *names: str) -> tuple[Tensor, ...]:
         """The named columns of some rows, float32 [rows]."""
-        places = torch.from_numpy(rows).to(device)
-        return tuple(self._column(name, device)[places] for name in names)
-
-    def _column(self, name: str, device: torch.device) -> Tensor:
-        """A column of every row on a device, made once."""
-        if (name, device) not in self._columns:
-            self._columns[name, device] = torch.from_numpy(getattr(self, name).astype(np.float32)).to(device)
-        return self._columns[name, device]
-
-    @cached_property
-    def _columns(self) -> dict[tuple[str, torch.device], Tensor]:
-        return {}
+        return tuple(torch.from_numpy(getattr(self, name)[rows].astype(np.float32)).to(device) for name in names)
 
     def loss(self, logits: Tensor, rows: Integers, options: CommonOptions) -> Tensor:
         """Summed loss of some rows: clicks, and where asked for the order within each request."""

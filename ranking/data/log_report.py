@@ -10,6 +10,8 @@ from adcascade.records.coded import Codes, combinations
 from ranking.data.dataset import Dataset
 
 _DAY = 86_400_000_000
+# Rows that are compared with each other at once, about.
+_PART_ROWS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def report_on(data: Dataset) -> LogFacts:
         users=log.user_id.distinct,
         requests=int(data.groups.max()) + 1,
         split=data.split_by,
-        ctr=tuple(log.take(part).ctr if len(part) else None for part in data.split),
+        ctr=tuple(log.ctr_of(part) if len(part) else None for part in data.split),
         days=tuple(_days(data)),
         unseen_ads=_unseen(log.ad_id.codes, training, test),
         unseen_users=_unseen(log.user_id.codes, training, test),
@@ -86,9 +88,13 @@ def _unseen(ids: Codes, training: Integers, test: Integers) -> float:
 
 
 def _duplicates(data: Dataset) -> int:
-    log = data.log
-    first, _ = combinations([log.request_id.codes, log.user_id.codes, log.ad_id.codes, log.time])
-    return len(log) - len(first)
+    log, different = data.log, 0
+    parts = 1 + len(log) // _PART_ROWS
+    for number in range(parts):  # rows of a request are in one
+        rows = np.flatnonzero(log.request_id.codes % parts == number)
+        columns = (log.request_id.codes, log.user_id.codes, log.ad_id.codes, log.time)
+        different += len(combinations([column[rows] for column in columns])[0])
+    return len(log) - different
 
 
 def _clicks_before_shown(data: Dataset) -> int:

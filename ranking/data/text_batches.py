@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adcascade.records.clicks import Integers
-from adcascade.records.coded import NO_VALUE, CodedColumn, combinations
+from adcascade.records.coded import NO_VALUE, CodedColumn, OfCodes, combinations
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import RowFeatures
@@ -81,14 +81,20 @@ class AdTexts:
         rows = tokenize(tokenizer, list(self.texts.values()), max_tokens)
         self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
 
-    def places(self, ad_ids: CodedColumn) -> Integers:
-        """Where the ad of each row stands in `texts`, int32 [rows]."""
+    def places(self, ad_ids: CodedColumn) -> OfCodes[np.int32]:
+        """Where the ad of each row stands in `texts`, int32, looked up by row; -1 for an ad of no row."""
         place = {ad_id: number for number, ad_id in enumerate(self.texts)}
-        return ad_ids.of_names(place.__getitem__, -1, np.int32)
+        return OfCodes(
+            ad_ids.codes, np.array([*(place.get(name, -1) for name in ad_ids.names.to_pylist()), -1], np.int32)
+        )
 
     @torch.no_grad()
     def of_some(
-        self, places: Integers, read: Callable[[TokenRows], Tensor], pad_id: int, device: torch.device
+        self,
+        places: npt.NDArray[np.integer[Any]],
+        read: Callable[[TokenRows], Tensor],
+        pad_id: int,
+        device: torch.device,
     ) -> Features:
         """What `read` makes of the ads at some places of `texts`, float32 [places, ...]."""
         tokens = list(self.tokens.values())
@@ -117,8 +123,9 @@ class BatchMaker:
     """Turns blocks of a dataset into batches for one model.
 
     Args:
-        features: Normalised dense features of every row of the log, float32 [rows, features].
-        behaviour, of_position: See `LabelledBatch`; of every row of the log, float32 [rows].
+        features: normalised dense features of the rows of the log, looked up by row.
+        behaviour: logits of the rows of the log, looked up by row; see `LabelledBatch`.
+        of_position: the same of what the place of the ad adds.
     """
 
     def __init__(
@@ -127,7 +134,7 @@ class BatchMaker:
         ads: AdTexts,
         features: RowFeatures,
         behaviour: RowLogits,
-        of_position: npt.NDArray[np.float32],
+        of_position: RowLogits,
         ranker: Ranker,
         device: torch.device,
     ) -> None:

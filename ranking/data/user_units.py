@@ -4,7 +4,7 @@ A unit is some rows of a user that stand near each other in time, so that they l
 are then read once for all of them. Rows of a request are never torn apart, but for a very long one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +62,29 @@ class UserUnits:
         before = np.cumsum(self.counts[order]) - self.counts[order]
         batch = before // rows_per_batch
         yield from np.split(order, np.flatnonzero(batch[1:] != batch[:-1]) + 1)
+
+
+def units_together(parts: Sequence[UserUnits]) -> UserUnits:
+    """Units of one log, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    spans = [part.spans for part in parts]
+    folds = [one.row_fold for one in spans if one.row_fold is not None]
+    before = np.cumsum([0, *(len(part.rows) for part in parts[:-1])]).tolist()
+    ends = [part.starts[1:] + rows for part, rows in zip(parts, before, strict=True)]
+    return UserUnits(
+        np.concatenate([part.rows for part in parts]),
+        replace(
+            spans[0],
+            first=np.concatenate([one.first for one in spans]),
+            last=np.concatenate([one.last for one in spans]),
+            row_fold=np.concatenate(folds) if folds else None,
+        ),
+        np.concatenate([np.zeros(1, np.int64), *ends]),
+        np.concatenate([part.event_starts for part in parts]),
+        np.concatenate([part.event_counts for part in parts]),
+        np.concatenate([part.looking_back for part in parts]),
+    )
 
 
 def make_units(rows: Integers, users: Codes, requests: Integers, spans: Spans) -> UserUnits:

@@ -170,7 +170,8 @@ def _one_hot(data: Dataset, known: Integers, asked: Integers) -> tuple[csr_matri
     both = np.concatenate([known, asked])
     ids = np.stack([_id_buckets(key, data.keys[key][both]) for key in ("ad", "category", "user")], axis=1)
     hashes, kind = data.context_kinds
-    words = context_buckets(hashes)[kind[both]]
+    buckets = context_buckets(hashes)
+    words = buckets[:, buckets.any(axis=0)][kind[both]]
     columns = np.concatenate([ids, np.where(words > 0, _ID_BUCKETS + words, 0)], axis=1).astype(np.int32)
     rows = np.repeat(np.arange(len(columns), dtype=np.int32), columns.shape[1])
     matrix = csr_matrix((np.ones(columns.size), (rows, columns.ravel())), (len(columns), _ID_BUCKETS + CONTEXT_BUCKETS))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from adcascade.records.clicks import Integers
+from adcascade.records.coded import OfCodes
 from ranking.artifact import Ranker
 from ranking.data.behaviour_rows import BehaviourRows, known_logits
 from ranking.data.dataset import Dataset
@@ -50,11 +51,10 @@ class Predictor:
         self.model = ranker.model.to(device).eval()
         ads = AdTexts(data, ranker.tokenizer, ranker.spec.max_ad_tokens)
         rows = BehaviourRows(data, ads, ranker, device)
-        self._features, self._known = rows.dense, KnownLogits(len(data.log), partial(known_logits, ranker, rows))
+        self._features, self._known = rows.dense, KnownLogits(partial(known_logits, ranker, rows))
         self._scorer = Scorer(ranker, device, choose_precision(precision, device), keep=True)
-        self._maker = BatchMaker(
-            data, ads, rows.dense, self._known, np.zeros(len(data.log), np.float32), ranker, device
-        )
+        nowhere = OfCodes(data.log.position, np.zeros(int(data.log.position.max(initial=0)) + 1, np.float32))
+        self._maker = BatchMaker(data, ads, rows.dense, self._known, nowhere, ranker, device)
 
     def predict(self, wanted: Integers) -> Predicted:
         """Scores the wanted rows."""

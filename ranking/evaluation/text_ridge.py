@@ -7,6 +7,7 @@ that only what was shown together is compared (fixed effects). Knows no users.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from adcascade.vectors.encoder import EMBEDDED
 from ranking.artifact import load_base
 from ranking.calibration.ridge import Floats, Vectors, fit_ridge
 from ranking.data.dataset import Dataset
-from ranking.model.batch import TokenRows, pad, tokenize
+from ranking.data.text_batches import of_like_length
+from ranking.model.batch import TokenRows, tokenize
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SHARED_USER, SharedUserCrossEncoder
 
@@ -27,7 +29,6 @@ FIRST_LAYER = 2
 # Each times the summed impressions; one is chosen by folds of requests.
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _FOLDS = 5
-_TEXTS_PER_PASS = 64
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,8 @@ def frozen_layers(texts: Sequence[str], *, max_tokens: int = 64) -> Vectors:
         float32 [texts, layers x hidden].
     """
     model, tokenizer = load_base(EMBEDDED, SHARED_USER, 0, ModelShape(id_buckets=2))
-    rows = tokenize(tokenizer, texts, max_tokens)
-    by_length = np.argsort([len(row) for row in rows], kind="stable")
-    encoder = model.encoder.eval()
-    config = encoder.config
-    found = np.empty((len(rows), (config.num_hidden_layers + 1 - FIRST_LAYER) * config.hidden_size), np.float32)
-    for start in range(0, len(rows), _TEXTS_PER_PASS):
-        places = by_length[start : start + _TEXTS_PER_PASS]
-        padded = pad([rows[place] for place in places], int(tokenizer.pad_token_id or 0))
-        found[places] = layer_means(encoder, padded).numpy()
-    return found
+    tokens, pad_id = tokenize(tokenizer, texts, max_tokens), int(tokenizer.pad_token_id or 0)
+    return of_like_length(tokens, pad_id, torch.device("cpu"), partial(layer_means, model.encoder.eval()))
 
 
 @torch.inference_mode()

@@ -76,22 +76,18 @@ def keys_of(ad: Ad, user_id: str) -> dict[str, str]:
     }
 
 
-def key_columns(ad_ids: CodedColumn, user_ids: CodedColumn, ads: Mapping[str, Ad]) -> dict[str, CodedColumn]:
-    """`keys_of` of many impressions, a column for each of `COUNTED`; no value where there is no id.
+def key_column(key: str, ad_ids: CodedColumn, user_ids: CodedColumn, ads: Mapping[str, Ad]) -> CodedColumn:
+    """One of `keys_of` of many impressions; no value where there is no id.
 
     Args:
+        key: of `COUNTED`.
         ads: those of `ad_ids`, at least, by id.
     """
-    advertisers = ad_ids.renamed(lambda ad_id: ads[ad_id].advertiser)
-    categories = ad_ids.renamed(lambda ad_id: ads[ad_id].category)
-    return {
-        "ad": ad_ids,
-        "advertiser": advertisers,
-        "category": categories,
-        "user": user_ids,
-        "user_category": pairs(user_ids, categories, _BETWEEN),
-        "user_advertiser": pairs(user_ids, advertisers, _BETWEEN),
-    }
+    if key in ("ad", "user"):
+        return ad_ids if key == "ad" else user_ids
+    if key.startswith("user_"):
+        return pairs(user_ids, key_column(key.removeprefix("user_"), ad_ids, user_ids, ads), _BETWEEN)
+    return ad_ids.renamed(lambda ad_id: ads[ad_id].advertiser if key == "advertiser" else ads[ad_id].category)
 
 
 def counter_id(key: str, name: str, user_id: str) -> str:
@@ -251,10 +247,10 @@ def features_for(
         names += tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)
     if content:
         names += tuple(_CONTENT_FEATURES) + (tuple(_CONTENT_IN_REQUEST) if request_rows >= REQUEST_ROWS else ())
-    return tuple(name for name in names if _counter_of(name) in (None, *counted))
+    return tuple(name for name in names if counter_of(name) in (None, *counted))
 
 
-def _counter_of(name: str) -> str | None:
+def counter_of(name: str) -> str | None:
     """Which of `COUNTED` a feature reads; None for one of the request alone."""
     # "user_category_ctr_logit" begins like one of "user", too.
     return max((key for key in COUNTED if name.startswith(f"{key}_")), key=len, default=None)

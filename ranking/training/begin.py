@@ -118,7 +118,7 @@ def _spec(
 ) -> CtrSpec:
     prior_ctr = data.prior_ctr
     table = data.feature_table(data.past, prior_ctr, names, None if content is None else content.space)
-    mean, deviation = moments(table, data.split.train)
+    mean, deviation = moments(table, data.split.train, data.limits)
     return CtrSpec(
         architecture="shared_user" if isinstance(model, SharedUserCrossEncoder) else "joint",
         base=options.base.name,

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import save
 
 from adcascade.records.clicks import Integers
-from adcascade.records.coded import Mask
+from adcascade.records.coded import Mask, OfCodes
 from adcascade.training.stage import StageContext
 from adcascade.training.workers import Workers
 from ranking.artifact import Ranker
-from ranking.calibration.ridge import Vectors
 from ranking.data.behaviour_rows import behaviour_logits, known_logits
 from ranking.data.dataset import Dataset
-from ranking.data.known_logits import KnownLogits
+from ranking.data.known_logits import KnownLogits, RowLogits
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.model.trees import BoostedTrees, as_text, of_text
@@ -40,12 +39,12 @@ class Beside:
         ranker: with trees and a prior of texts, where they help.
         known: logits of the rows of the log, without what text says to a user; of training rows those of rows like
             them, since trees and prior know these very rows by heart.
-        of_position: what the place where each ad stood adds, float32 [log rows].
+        of_position: what the place where the ad of each row stood adds, looked up by row.
     """
 
     ranker: Ranker
     known: KnownLogits
-    of_position: Vectors
+    of_position: RowLogits
 
     @property
     def sha256(self) -> str:
@@ -57,11 +56,10 @@ class Beside:
 def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageContext) -> Beside:
     """Fits what stands beside the trained network of `start`."""
     ranker = start.ranker
-    with torch.no_grad():
-        of_position = start.rows.of_position(ranker.model.behaviour, np.arange(len(data.log))).cpu().numpy()
+    of_position = _of_positions(data, start)
     if wants_trees(options, data):
         ranker = replace(ranker, trees=_trees(data, start, whole))
-    known = KnownLogits(len(data.log), partial(_known, _mask(data), start, ranker))
+    known = KnownLogits(partial(_known, _mask(data), start, ranker))
     if not wants_prior(options, ranker.model):
         return Beside(ranker, known, of_position)
     prior = _prior(data, start, lambda rows: (known[rows] + of_position[rows]).astype(np.float64), whole)
@@ -77,7 +75,14 @@ def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageC
         added[own] = prior.cross_fitted[np.searchsorted(prior.rows, rows[own])]
         return BehaviourLogits(torch.from_numpy(known[rows] + added), torch.from_numpy(known.conversion(rows)))
 
-    return Beside(ranker, KnownLogits(len(data.log), with_prior), of_position)
+    return Beside(ranker, KnownLogits(with_prior), of_position)
+
+
+@torch.no_grad()
+def _of_positions(data: Dataset, start: Start) -> OfCodes[np.float32]:
+    """What the place of each row's ad adds: one number a place."""
+    places = torch.arange(int(data.log.position.max(initial=0)) + 1, device=_device(start))
+    return OfCodes(data.log.position, start.ranker.model.behaviour.of_position(places).cpu().numpy())
 
 
 def _trees(data: Dataset, start: Start, whole: StageContext) -> BoostedTrees | None:

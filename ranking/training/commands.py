@@ -285,7 +285,7 @@ def show_log(data: "Dataset", users: Path | None = None, rejected_file: Path | N
     """The data report, on standard error."""
     from ranking.data.log_report import report_on
 
-    show_log_read(data.log, data.report, None if users is None else data.users.keys(), rejected_file)
+    show_log_read(data.log, data.report, None if users is None else data.users, rejected_file)
     Console(stderr=True).print(log_lines(report_on(data)), highlight=False, markup=False)
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
+from adcascade.records.users_by_id import who_tell
 from adcascade.reports.page import never_at_the_cost_of
 from adcascade.terminal.progress import working
 from adcascade.training.checkpoint import unfinished_folder
 from ranking.artifact import EXPORT_FOLDER, ModelVersion, save_version
 from ranking.data.dataset import Dataset
+from ranking.data.log_counters import LogCounters
 from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.page import write_page
 from ranking.evaluation.report import train_progress, train_report_as_dict
@@ -54,9 +56,9 @@ def train_and_save(
         _draw(draft, report)
         measured = report.evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
-        counters = CounterSnapshot.of(data.log, data.keys)
-        exports = _exported(data, trained, draft, counters) if options.common.export else {}
+        exports = _exported(data, trained, draft) if options.common.export else {}
         spec = trained.spec.model_copy(update={"metrics": metrics, "exports": exports})
+        counters = LogCounters(data.log, data.keys, data.limits.counted_rows)
         save_version(store, draft, replace(trained, spec=spec), counters)
     if publish:
         store.publish(draft.version)
@@ -73,9 +75,10 @@ def _draw(draft: Draft, report: TrainReport) -> None:
         write_page(draft.path / REPORT_FILE, report.evaluation, f"Model version {draft.version}", report)
 
 
-def _exported(data: Dataset, trained: Trained, draft: Draft, counters: CounterSnapshot) -> Exports:
-    """Of the version that `draft` will be, into its folder."""
-    version = ModelVersion(trained.model, trained.tokenizer, trained.spec, draft.version, datetime.now(UTC), counters)
+def _exported(data: Dataset, trained: Trained, draft: Draft) -> Exports:
+    """Of the version that `draft` will be, into its folder; its text layers, which read no counters."""
+    nothing = CounterSnapshot({})
+    version = ModelVersion(trained.model, trained.tokenizer, trained.spec, draft.version, datetime.now(UTC), nothing)
     with working("Exporting for OpenVINO"):
         return export_after_training(version, draft.path / EXPORT_FOLDER, data)
 
@@ -127,5 +130,7 @@ def _with_exact_versions(options: TrainOptions) -> TrainOptions:
 def _unfinished(data: Dataset, out: Path, options: TrainOptions) -> Path:
     """The folder of the checkpoints, by everything that the weights depend on."""
     settings = json.dumps(options.but(tensorboard=None).flags, sort_keys=True, default=str)
-    columns = data.log.position, data.log.utc_offset, data.keys, data.log.context
-    return unfinished_folder(out, FORMAT_VERSION, data.training_sha256, len(data.ads), *columns, data.users, settings)
+    # Pairs of users with what they are shown say nothing that these do not.
+    keys = {key: data.keys[key] for key in ("ad", "advertiser", "category", "user")}
+    columns = data.log.position, data.log.utc_offset, keys, data.log.context, who_tell(data.users)
+    return unfinished_folder(out, FORMAT_VERSION, data.training_sha256, len(data.ads), *columns, settings)

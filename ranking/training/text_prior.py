@@ -84,7 +84,7 @@ def train_text_prior(
         known: what is known of rows without their texts, at the place where their ads stood.
         context: who watches, and how long ads may be read.
     """
-    train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)
+    train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)[:].astype(np.int64)
     shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
     chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
     tokens = list(ads.tokens.values())

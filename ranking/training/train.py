@@ -189,8 +189,7 @@ def _check(options: TrainOptions) -> None:
 
 
 def _check_clicks(data: Dataset) -> None:
-    training = data.log.take(data.split.train)
-    clicks, impressions = int(training.clicks.sum()), int(training.impressions.sum())
+    clicks, impressions = (int(column[data.split.train].sum()) for column in (data.log.clicks, data.log.impressions))
     if clicks in (0, impressions):
         raise InputError(
             f"the training part of the log has {'no clicks' if not clicks else 'only clicks'} to learn from: {clicks} "

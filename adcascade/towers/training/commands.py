@@ -118,7 +118,7 @@ def train_retrieval_command(
 
 def show_joined(read: Joined, users: Path | None, rejected_file: Path | None) -> None:
     """What was read of a log and its users, on standard error."""
-    show_log_read(read.log, read.report, None if users is None else read.users.keys(), rejected_file)
+    show_log_read(read.log, read.report, None if users is None else read.users, rejected_file)
 
 
 def what_finds_more(better: Sequence[str], width: int | None = None) -> str:

@@ -1,7 +1,7 @@
 """A catalog with its text vectors, a click log and its users, for training and judging retrieval."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ class RetrievalData:
     texts: Vectors
     log: ClickLog
     report: LogReport
-    users: dict[str, UserProfile]
+    users: Mapping[str, UserProfile]
     split: TowerSplit
 
     @classmethod
@@ -43,7 +43,7 @@ class RetrievalData:
         ads: list[Ad],
         log: ClickLog,
         report: LogReport,
-        users: dict[str, UserProfile],
+        users: Mapping[str, UserProfile],
         split: TowerSplit,
         encoder: TextEncoder,
         progress: Progress = lambda *_: None,

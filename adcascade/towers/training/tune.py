@@ -57,7 +57,7 @@ class SideScores:
 
 @torch.no_grad()
 def interests_of(
-    towers: Towers, catalog: Catalog, judged: HeldOut, profiles: dict[str, UserProfile]
+    towers: Towers, catalog: Catalog, judged: HeldOut, profiles: Mapping[str, UserProfile]
 ) -> npt.NDArray[np.float32]:
     """Interest vectors of the users, float32 [users, 1 + width]."""
     attributes = attributes_of(profiles, list(judged.users))
@@ -84,7 +84,7 @@ def tune(
     towers: Towers,
     catalog: Catalog,
     judged: HeldOut,
-    profiles: dict[str, UserProfile],
+    profiles: Mapping[str, UserProfile],
     beside: SideScores,
     seed: int,
 ) -> Choice:
