@@ -126,14 +126,15 @@ def _smoothed_logit(clicks: Numbers, impressions: Numbers, ctr: float) -> Number
 def _decayed(key: str, half_life: str, inputs: FeatureInputs) -> Numbers:
     """Impressions and clicks as they have faded by the time of each impression, float64 [2, rows]."""
     counts = inputs.counts[key]
-    if counts.decayed is None:
+    decayed = counts.decayed
+    if decayed is None:
         raise ValueError(f"the counters of {key!r} have no decayed counts")
     hours = once(inputs, ("hours", key), partial(_hours_since, counts, inputs))
     which = list(HALF_LIVES_H).index(half_life)
     faded: Numbers = once(
         inputs,
         ("faded", key, half_life),
-        lambda: np.multiply(counts.decayed[:, which].T, decay(hours, HALF_LIVES_H[half_life])),
+        lambda: np.multiply(decayed[:, which].T, decay(hours, HALF_LIVES_H[half_life])),
     )
     return faded
 

@@ -93,7 +93,8 @@ class JoinPass(nn.Module):
             dense: normalised features, float32 [ads, features].
         """
         if self._keeps_keys:
-            return self._top(*split_kept(kept), mask[:, 1:], keys, values, dense)
+            added: Tensor = self._top(*split_kept(kept), mask[:, 1:], keys, values, dense)
+            return added
         user = UserStates(list(keys.unbind(0)), list(values.unbind(0)))
         return self.model.add([user], [_ALL], kept, mask, dense)[0]
 
