@@ -47,10 +47,12 @@ class ServerProcess:
         folder: Path,
         log: ChildLog | None = None,
         security: ClientSecurity = ClientSecurity(),
+        code: Path | None = None,
     ) -> "ServerProcess":
         """Starts ``python -m module``; what it writes is appended to ``folder/module.log``, or to `log`.
 
-        `security` is what it is asked with.
+        `security` is what it is asked with. `code` is a checkout to run in place of this program; paths of `flags` must
+        then be absolute.
         """
         folder.mkdir(parents=True, exist_ok=True)
         address_file, log_file = folder / f"{module}.address.json", folder / f"{module}.log"
@@ -74,7 +76,8 @@ class ServerProcess:
                 # A session of its own: Ctrl-C reaches this process alone, which then stops its children in order.
                 start_new_session=True,
                 # Ours says what went wrong; gRPC's own lines would bury it.
-                env={"GRPC_VERBOSITY": "NONE", **os.environ},
+                env={"GRPC_VERBOSITY": "NONE", **os.environ} | ({} if code is None else {"PYTHONPATH": str(code)}),
+                cwd=code,  # where -m looks first
             )
         if log is not None and process.stdout is not None:
             log.follow(process.stdout, f"{module} starts as process {process.pid}")
@@ -143,13 +146,19 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def running(
-    servers: Sequence[tuple[str, Sequence[str]]], folder: Path, security: ClientSecurity = ClientSecurity()
+    servers: Sequence[tuple[str, Sequence[str]]],
+    folder: Path,
+    security: ClientSecurity = ClientSecurity(),
+    code: Path | None = None,
 ) -> Iterator[list[ServerProcess]]:
-    """Runs servers, given as (module, flags), side by side until the block ends; yields them once all are healthy."""
+    """Runs servers, given as (module, flags), side by side until the block ends; yields them once all are healthy.
+
+    See `ServerProcess.start` for `code`.
+    """
     with ExitStack() as stack:
         started = []
         for module, flags in servers:
-            server = ServerProcess.start(module, flags, folder, security=security)
+            server = ServerProcess.start(module, flags, folder, security=security, code=code)
             stack.callback(server.stop)
             started.append(server)
         for server in started:

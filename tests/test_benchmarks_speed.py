@@ -22,6 +22,7 @@ from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
 from adcascade.vectors.encoder import HashingEncoder
 from benchmarks.ad_log import AdLogOptions, make_ad_log
+from benchmarks.speed.against import Compared, checked_out
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
@@ -34,12 +35,12 @@ from benchmarks.speed.interleaved_timing import Contender, Spread, Turns, interl
 from benchmarks.speed.load import LoadSettings, load_of
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.memory import own_mib, peak_mib
-from benchmarks.speed.open_loop import arrive, one_by_one
+from benchmarks.speed.open_loop import Answered, arrive, one_by_one
 from benchmarks.speed.page import write_page, write_plot
 from benchmarks.speed.peers import PeerMissing, peer_python
 from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.soak import SoakSettings, soak_of
-from benchmarks.speed.stages import _cache_flags, published, serving_at
+from benchmarks.speed.stages import cache_flags, published, serving_at
 from benchmarks.speed.synthetic_users import made_users, user_of_call
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.train_behaviour import BehaviourSpeed, behaviour_speed
@@ -326,6 +327,28 @@ def test_targets_go_between_the_marks_of_a_document(tmp_path):
     assert isinstance(ran.exception, InputError)
 
 
+def test_a_commit_is_checked_out_or_said_to_be_missing(tmp_path):
+    code = checked_out("HEAD", tmp_path / "code")
+    assert (code / "ranking" / "service.py").is_file()
+    with pytest.raises(InputError, match=r"^--against no-such-commit: .*no-such-commit"):
+        checked_out("no-such-commit", tmp_path / "other")
+
+
+def test_sides_are_compared_round_by_round():
+    def answered(rate, shed):
+        return Answered(rate, 1.0, [10.0], {"OK": 100 - shed, "RESOURCE_EXHAUSTED": shed})
+
+    spent = {"ours": {"ranking": [5.0, 6.0], "pipeline": [1.0, 2.0]}, "theirs": {"ranking": [12.0, 16.0]}}
+    ladder = {"ours": [(answered(10, 0), 0.5)], "theirs": [(answered(10, 50), 1.5)]}
+    compared = Compared(spent, ladder)
+    assert compared.totals("ours") == [6.0, 8.0]
+    assert compared.ratio == 0.5
+    entries = {(one.case, one.contender): one for one in compared.entries()}
+    assert entries["processor time of a call", "theirs"].milliseconds.median == 14.0
+    assert entries["processor time of a call", "ours"].figures == {"ranking ms": 5.5, "pipeline ms": 1.5}
+    assert entries["in turns: 10 calls a second", "theirs"].figures["shed %"] == 50
+
+
 @pytest.mark.slow
 def test_load_and_soak_of_real_servers(world, tmp_path):
     ids = load_version(open_store(world.index), open_store(world.index).current()).catalog.ids
@@ -367,7 +390,7 @@ def test_a_ready_made_message_is_the_costly_one_of_another_number(name):
 
 @pytest.mark.parametrize(("ads", "flags"), [(1000, []), (20_000, ["--cache-mib", "781"]), (1_000_000, [])])
 def test_ranking_has_room_for_all_ads_where_a_gibibyte_is_enough(ads, flags):
-    assert _cache_flags(ads) == flags
+    assert cache_flags(ads) == flags
 
 
 def test_an_attack_that_there_is_not_is_refused_before_anything_is_built(tmp_path):

@@ -95,6 +95,9 @@ def retrieve_command(
 def load_command(
     ads: Ads = 1_000_000,
     seconds: Annotated[float, typer.Option(min=1, help="How long calls arrive at each rate.")] = 40.0,
+    against: Annotated[
+        str, typer.Option(help="A commit of this repository, whose servers are asked the same in turns.")
+    ] = "",
     out: Out = OUT,
     compare: Compare = None,
     as_json: Json = False,
@@ -107,7 +110,7 @@ def load_command(
     with explained():
         from benchmarks.speed.load import LoadSettings, bench_load
 
-    settings = LoadSettings(ads, seconds)
+    settings = LoadSettings(ads, seconds, against=against)
     run_bench(
         "load", lambda folder, progress: bench_load(settings, folder, out / "kept", progress), out, compare, as_json
     )

@@ -4,23 +4,29 @@ Asks one call at a time, then raises the rate until calls are shed, notes where 
 doubles the last rate that was carried, and goes back.
 """
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.speed.against import OURS, compare, serving_commit
 from benchmarks.speed.interleaved_timing import Progress
 from benchmarks.speed.machine import describe
 from benchmarks.speed.open_loop import DEGRADED, OK, Answered, arrive, one_by_one
 from benchmarks.speed.results import BenchResult, Line, Plot, TargetResult
-from benchmarks.speed.stages import P99_MS, K, Servers, as_entry, of_times, serving
+from benchmarks.speed.stages import P99_MS, K, Servers, as_entry, cache_flags, made_versions, of_times, serving_at
 
 _CANDIDATES = (1, 10, 100, 500)
 _JUDGED = 100
 _ALONE = 200
 _RATE = 10.0
+_FAST_RATE, _CARRIED_RATE = 30.0, 70.0
 _SHED, _RECOVERED = 0.01, 1.25
 _STEP = 1.5
 _HIGHEST_RATE = 2000.0
+# Rates at which another commit is asked, too: from `_RATE` to 17 times as much.
+_STEPS_IN_TURNS = 8
 
 
 @dataclass(frozen=True)
@@ -30,20 +36,30 @@ class LoadSettings:
     Attributes:
         ads: in the index.
         seconds: at each rate.
+        against: a commit whose servers are asked the same in turns; "" for none.
     """
 
     ads: int = 1_000_000
     seconds: float = 40.0
     seed: int = 0
+    against: str = ""
 
 
 def bench_load(settings: LoadSettings, folder: Path, kept: Path, progress: Progress = lambda *_: None) -> BenchResult:
     """Finds the rate that the servers carry, and the one at which they are still fast, and what they do beyond.
 
-    See `stages.serving` for `folder`, `kept` and what is raised.
+    See `stages.serving` for `folder`, `kept` and what is raised, and `against.serving_commit` for another commit.
     """
-    with serving(settings.ads, settings.seed, folder, kept) as servers:
-        return load_of(servers, settings, progress)
+    made = made_versions(settings.ads, settings.seed, folder, kept)
+    flags = cache_flags(settings.ads)
+    with ExitStack() as stack:
+        servers = stack.enter_context(serving_at(made.index, made.model, made.users, folder / "logs", flags))
+        others = None
+        if settings.against:
+            others = stack.enter_context(serving_commit(settings.against, made, settings.ads, folder))
+            others.wait_until_idle()
+        found = load_of(servers, settings, progress)
+        return found if others is None else _beside(found, servers, others, settings)
 
 
 def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambda *_: None) -> BenchResult:
@@ -79,7 +95,7 @@ def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambd
         entries=entries,
         verdicts=[
             _of_steady_calls(before, alone),
-            _of_rates(fast, carried),
+            *_of_rates(fast, carried),
             _of_overload(beyond),
             _of_recovery(before, after),
         ],
@@ -112,14 +128,49 @@ def _of_steady_calls(found: Answered, alone: Answered) -> TargetResult:
     return of_times(f"Recommend, {K} of {_JUDGED} candidates, {_RATE:g} calls a second", found, why)
 
 
-def _of_rates(fast: float, carried: float) -> TargetResult:
-    return TargetResult(
-        what=f"highest rate with a p99 of at most {P99_MS:g} ms",
-        target=f"at least {_RATE:g} calls a second",
-        reached=f"{fast:.0f} calls a second; without shedding more than {_SHED:.0%}, {carried:.0f}",
-        met=fast >= _RATE,
-        why="see the line above",
+def _of_rates(fast: float, carried: float) -> list[TargetResult]:
+    return [
+        TargetResult(
+            what=what,
+            target=f"at least {target:g} calls a second",
+            reached=f"{rate:.0f} calls a second",
+            met=rate >= target,
+            why="the plot and the file of this run have the rates beyond",
+        )
+        for what, rate, target in (
+            (f"highest rate with a p99 of at most {P99_MS:g} ms", fast, _FAST_RATE),
+            (f"highest rate of which at most {_SHED:.0%} is shed", carried, _CARRIED_RATE),
+        )
+    ]
+
+
+def _beside(found: BenchResult, servers: Servers, others: Servers, settings: LoadSettings) -> BenchResult:
+    """The result with what the servers of another commit did in turns with ours."""
+    theirs = f"commit {settings.against}"
+    rates = [_RATE * _STEP**step for step in range(_STEPS_IN_TURNS)]
+
+    def ask(side: Servers, rate: float) -> tuple[Answered, float]:
+        return _measured(side, _JUDGED, rate, settings)
+
+    compared = compare({OURS: servers, theirs: others}, _JUDGED, rates, ask, _is_carried)
+    said = {
+        side: f"{statistics.median(compared.totals(side)):.1f} ms of processor time a call, a p99 of at most "
+        f"{P99_MS:g} ms up to {_highest(steps, _is_fast):.0f} calls a second, at most {_SHED:.0%} shed up to "
+        f"{_highest(steps, _is_carried):.0f}"
+        for side, steps in compared.ladder.items()
+    }
+    remark = (
+        f"in turns with {theirs}: {compared.ratio:.2f} of its processor time a call "
+        f"(here {said[OURS]}; there {said[theirs]})"
     )
+    return found.model_copy(
+        update={"entries": [*found.entries, *compared.entries()], "remarks": [*found.remarks, remark]}
+    )
+
+
+def _highest(steps: Sequence[tuple[Answered, float]], is_good: Callable[[Answered], bool]) -> float:
+    """The highest rate that was good; 0 if none was."""
+    return max((found.rate for found, _ in steps if is_good(found)), default=0.0)
 
 
 def _of_overload(found: Answered) -> TargetResult:

@@ -113,8 +113,12 @@ class Servers:
 
     def cpu_seconds(self) -> float:
         """Of all servers since they began."""
-        times = [psutil.Process(one.process.pid).cpu_times() for one in self.processes]
-        return float(sum(one.user + one.system for one in times))
+        return sum(self.cpu_seconds_of_each().values())
+
+    def cpu_seconds_of_each(self) -> dict[str, float]:
+        """Of each server since it began, by name."""
+        times = {one.name: psutil.Process(one.process.pid).cpu_times() for one in self.processes}
+        return {name: float(one.user + one.system) for name, one in times.items()}
 
 
 @contextmanager
@@ -129,18 +133,31 @@ def serving(ads: int, seed: int, folder: Path, kept: Path) -> Iterator[Servers]:
         InputError: MovieLens-100k, whose texts are read, is not installed.
         StartupError: A server does not start; later, that the servers never come to rest.
     """
+    made = made_versions(ads, seed, folder, kept)
+    with serving_at(made.index, made.model, made.users, folder / "logs", cache_flags(ads)) as servers:
+        yield servers
+
+
+@dataclass(frozen=True)
+class Made:
+    """Roots of an index of made-up ads and of a ranker, and users who ask."""
+
+    index: Path
+    model: Path
+    users: Sequence[UserProfile]
+
+
+def made_versions(ads: int, seed: int, folder: Path, kept: Path) -> Made:
+    """What `serving` serves, made or kept by an earlier run; see there."""
     files = movielens_files(folder)
     sources, encoder = real_ads(files.ads), load_bulk_encoder()
     vectors = made_vectors(kept, sources, ads, encoder, seed)
     root, loaded = made_index(kept, sources, vectors, encoder, seed)
     model, _ = kept_ranker(kept, files, seed=seed)
-    users = made_users(loaded.catalog.ids, [ad.category for ad in sources], seed)
-    del vectors, loaded
-    with serving_at(root, model, users, folder / "logs", _cache_flags(ads)) as servers:
-        yield servers
+    return Made(root, model, made_users(loaded.catalog.ids, [ad.category for ad in sources], seed))
 
 
-def _cache_flags(ads: int) -> list[str]:
+def cache_flags(ads: int) -> list[str]:
     """Of the ranking server: room for the states of all ads, where a gibibyte is enough."""
     wanted = ads * _AD_STATE_KIB // 1024
     return ["--cache-mib", str(wanted)] if _CACHE_MIB < wanted <= _MOST_CACHE_MIB else []
@@ -170,17 +187,23 @@ def serving_own(index: Path, model: Path, seed: int, folder: Path) -> Iterator[S
 
 @contextmanager
 def serving_at(
-    index: Path, model: Path, users: Sequence[UserProfile], logs: Path, ranking_flags: Sequence[str] = ()
+    index: Path,
+    model: Path,
+    users: Sequence[UserProfile],
+    logs: Path,
+    ranking_flags: Sequence[str] = (),
+    code: Path | None = None,
 ) -> Iterator[Servers]:
-    """Three servers of an index and a model, asked by these users."""
+    """Three servers of an index and a model, asked by these users; `code` is another checkout that they are of."""
+    index, model = index.resolve(), model.resolve()
     requests = [recommend_pb2.RecommendRequest(user=user_to_wire(user)) for user in users]
     of_ranking = ["--model", str(model), "--index", str(index), *ranking_flags]
     stages = [("retrieval", ["--index", str(index)]), ("ranking", of_ranking)]
     with ExitStack() as stack:
-        servers = stack.enter_context(running(stages, logs))
+        servers = stack.enter_context(running(stages, logs, code=code))
         retrieval, ranking = (one.wait_until_serving() for one in servers)
         before = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking])
-        (gateway,) = stack.enter_context(running([before], logs))
+        (gateway,) = stack.enter_context(running([before], logs, code=code))
         channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
         found = Servers([*servers, gateway], dict([*stages, before]), logs, RecommendServiceStub(channel), requests)
         stack.callback(found.stop)  # those that were started again, too
