@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load, save
+from scipy.linalg import eigh
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
 from adcascade.records.clicks import Integers
@@ -52,6 +54,8 @@ _MOST_VALID_ROWS = 20_000
 _HALF = 0.5  # of the time, for the ads to learn from; the other for those to validate on
 # Dimensions of what words say together (latent semantic analysis, Deerwester et al. 1990); few ads read none.
 _TOPICS, _LEAST_ADS = 256, 20
+# Texts whose products with each other are few; and squared singular values that are none (texts that are equal).
+_MOST_EXACT, _NO_TOPIC = 4096, 1e-6
 _FOLDS, _TEXTS_A_SHARE = 5, 512
 _MOST_SCALE = 2.0
 # Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say
@@ -161,7 +165,7 @@ class _Texts:
         count = min(_TOPICS, texts // 2) if texts >= _LEAST_ADS else 0
         topics = np.zeros((0, WORD_BUCKETS), np.float32)
         if count:
-            topics = TruncatedSVD(count, random_state=0).fit(words).components_.astype(np.float32)
+            topics = _topics(words, count)
         return cls(np.hstack([layers.reshape(texts, -1), words @ topics.T]), depth, hidden, idf, topics)
 
     def scales(self) -> list[Floats]:
@@ -179,6 +183,19 @@ class _Texts:
             intercept=torch.tensor([-center], dtype=torch.float32),
             fit=fit,
         )
+
+
+def _topics(words: csr_matrix, count: int) -> Vectors:
+    """The leading right singular vectors of [texts, buckets], [count, buckets].
+
+    Of few texts exact, from the eigenvectors u of the products of texts: words' u / s; of many by random projections.
+    """
+    texts = words.shape[0]
+    if texts > _MOST_EXACT:
+        return np.asarray(TruncatedSVD(count, random_state=0).fit(words).components_, np.float32)
+    squares, vectors = eigh((words @ words.T).toarray().astype(np.float64), subset_by_index=[texts - count, texts - 1])
+    found = np.asarray(words.T @ vectors[:, ::-1]).T / np.sqrt(np.maximum(squares[::-1, None], _NO_TOPIC))
+    return (found * (squares[::-1, None] > _NO_TOPIC)).astype(np.float32)
 
 
 def prior_as_text(trained: TrainedPrior | None) -> str:
