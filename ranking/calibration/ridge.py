@@ -121,11 +121,11 @@ def _normal_equations(
     _, group = np.unique(groups[rows], return_inverse=True)
     used, ads = np.unique(ads[rows], return_inverse=True)
     weight, log_odds = weight[rows], log_odds[rows]
-    total = np.bincount(group, weight)
+    total = np.bincount(group, weight).astype(np.float64)
     pull = weight * (log_odds - (np.bincount(group, weight * log_odds) / total)[group])
     # n of each ad in each group, [groups, ads].
     shared = csr_matrix((weight, (group, ads)), (len(total), len(used)))
-    moment = _summed(np.bincount(ads, pull, minlength=len(used)), vectors, used)
+    moment = _summed(np.bincount(ads, pull, minlength=len(used)).astype(np.float64), vectors, used)
     return _gram(vectors, used, shared, total), moment, float(weight.sum())
 
 

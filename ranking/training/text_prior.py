@@ -195,7 +195,7 @@ def _topics(words: csr_matrix, count: int) -> Vectors:
         return np.asarray(TruncatedSVD(count, random_state=0).fit(words).components_, np.float32)
     squares, vectors = eigh((words @ words.T).toarray().astype(np.float64), subset_by_index=[texts - count, texts - 1])
     found = np.asarray(words.T @ vectors[:, ::-1]).T / np.sqrt(np.maximum(squares[::-1, None], _NO_TOPIC))
-    return (found * (squares[::-1, None] > _NO_TOPIC)).astype(np.float32)
+    return np.asarray(found * (squares[::-1, None] > _NO_TOPIC), np.float32)
 
 
 def prior_as_text(trained: TrainedPrior | None) -> str:
