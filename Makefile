@@ -65,8 +65,8 @@ bench-peers: $(patsubst %,.peers/%/.installed,$(PEERS)) ## Install what the spee
 	$(if $(filter infinity,$*),$(@D)/bin/python -m pip install -q $$(grep ^torch== constraints.txt))
 	$(@D)/bin/python -m pip install -q -r $< && touch $@ || echo "not installed: $*"
 
-bench-quality: $(STAMP) ## Every quality target with the figure reached (hours); UPWORTHY=file, IMPRESSIONS=folder add theirs
-	$(BIN)/python -m benchmarks.quality $(if $(UPWORTHY),--upworthy $(UPWORTHY)) $(if $(IMPRESSIONS),--impressions $(IMPRESSIONS))
+bench-quality: $(STAMP) ## Every quality target with the figure reached (hours); UPWORTHY=file, IMPRESSIONS=folder, POSTS=file add theirs
+	$(BIN)/python -m benchmarks.quality $(if $(UPWORTHY),--upworthy $(UPWORTHY)) $(if $(IMPRESSIONS),--impressions $(IMPRESSIONS)) $(if $(POSTS),--posts $(POSTS))
 
 protos: $(STAMP) ## Regenerate the Python code of the wire contract, and its page
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \

@@ -22,6 +22,7 @@ from benchmarks.findings import Finding, as_markdown, as_table, keep, read
 from benchmarks.headlines import upworthy_folds, upworthy_prior, upworthy_ridge
 from benchmarks.impressions import impressions_last_day
 from benchmarks.movielens import movielens_ads, movielens_random, movielens_time
+from benchmarks.posts import posts_by_page
 from benchmarks.retrieval import retrieval_ads, retrieval_time, retrieval_users
 from benchmarks.retrieval_speed import retrieval_speed
 from benchmarks.runs import Run
@@ -43,6 +44,7 @@ CHECKS: dict[str, Callable[[Run], list[Finding]]] = {
     "upworthy-ridge": upworthy_ridge,
     "upworthy-prior": upworthy_prior,
     "impressions": impressions_last_day,
+    "posts": posts_by_page,
     "shared-and-joint": shared_and_joint,
     "distillation": distillation,
     "join-layers": join_layers,
@@ -62,20 +64,25 @@ def main(
             help="A folder with ads.parquet and impressions.parquet, a log of several days; not part of AdCascade."
         ),
     ] = None,
+    posts: Annotated[
+        Path | None,
+        typer.Option(help="A file of ads with text, targets, page, clicks and impressions; not part of AdCascade."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("docs/quality.json"),
     show: Annotated[
         bool, typer.Option("--show", help="Run nothing; write the tables again from what is kept.")
     ] = False,
 ) -> None:
     """Measure the quality of both stages on real and made-up logs, beside the project's targets."""
-    lacking = {kind for kind, path in (("upworthy", upworthy), ("impressions", impressions)) if path is None}
+    given = {"upworthy": upworthy, "impressions": impressions, "posts": posts}
+    lacking = {kind for kind, path in given.items() if path is None}
     wanted = check or [name for name in CHECKS if name.split("-")[0] not in lacking]
     unknown = set(wanted) - CHECKS.keys()
     if unknown:
         raise InputError(f"there is no check {', '.join(sorted(unknown))}; choose of {', '.join(CHECKS)}")
     with tempfile.TemporaryDirectory() as folder:
         for name in [] if show else wanted:
-            keep(out, CHECKS[name](Run(seeds, Path(folder), upworthy, impressions, Console(stderr=True))))
+            keep(out, CHECKS[name](Run(seeds, Path(folder), upworthy, impressions, Console(stderr=True), posts)))
             _write_table(out)
     _write_table(out)
     console = Console()

@@ -25,6 +25,7 @@ class Run:
     upworthy: Path | None
     impressions: Path | None
     console: Console
+    posts: Path | None = None
 
     def for_each_seed(self, check: str, measure: Callable[[int], T]) -> tuple[list[T], float]:
         """What `measure` finds for each seed, and the minutes that all of them took."""

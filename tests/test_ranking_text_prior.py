@@ -17,6 +17,7 @@ from adcascade.records.users import Context, UserProfile
 from adcascade.training.stage import StageContext
 from adcascade.training.workers import Workers
 from ranking.artifact import TEXT_PRIOR_FILE, load_version, save_derived
+from ranking.calibration.evidence import click_likelihood, order_likelihood, working_response
 from ranking.calibration.ridge import fit_ridge
 from ranking.data.behaviour_rows import behaviour_logits, known_logits
 from ranking.data.dataset import load_dataset
@@ -34,12 +35,9 @@ from ranking.training.beside import fit_beside
 from ranking.training.run import train_and_save
 from ranking.training.text_prior import (
     TrainedPrior,
-    click_likelihood,
-    order_likelihood,
     prior_as_text,
     prior_of_text,
     train_text_prior,
-    working_response,
 )
 from ranking.training.train import train
 

@@ -1,11 +1,12 @@
 """Ridge regression on what texts say, rows being compared within their group alone. Plain functions of arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve
+from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix
 
 from adcascade.records.clicks import Integers
@@ -14,6 +15,8 @@ Floats = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
 _ROWS_PER_PRODUCT = 8192
+# Whose matrix of ads by ads (128 MiB) may be made.
+_MOST_ADS_SQUARED = 4096
 
 
 @dataclass(frozen=True)
@@ -60,22 +63,54 @@ def fit_ridge(
     def of(rows: npt.NDArray[np.bool_]) -> _NormalEquations:
         return _normal_equations(vectors, ads[rows], groups[rows], target[rows], weight[rows])
 
-    # Equations of folds do not add up to those of all rows where a fold cuts through groups.
     folds = [fold == number for number in range(int(fold.max()) + 1)]
-    whole, parts, others = of(np.ones(len(fold), np.bool_)), [of(rows) for rows in folds], [of(~rows) for rows in folds]
-    loss = np.zeros((len(columns), len(penalties)))
-    for (gram, moment, _), without in zip(parts, others, strict=True):
-        for place, scale in enumerate(columns):
-            for number, penalty in enumerate(penalties):
-                weights = _solved(*without, penalty, scale)
-                loss[place, number] += weights @ gram @ weights - 2 * weights @ moment
-    place, number = (int(one) for one in np.unravel_index(int(loss.argmin()), loss.shape))
+    whole, parts = of(np.ones(len(fold), np.bool_)), [of(rows) for rows in folds]
+    if _cuts(fold, groups):  # equations of folds do not add up to those of all rows
+        others = [of(~rows) for rows in folds]
+    else:
+        others = [_without(whole, part) for part in parts]
+
+    def loss(place: int, number: int) -> float:
+        found = 0.0
+        for (gram, moment, _), without in zip(parts, others, strict=True):
+            weights = _solved(*without, penalties[number], columns[place])
+            found += float(weights @ gram @ weights - 2 * weights @ moment)
+        return found
+
+    place, number = _least(loss, len(columns), len(penalties))
     penalty, scale = penalties[number], columns[place]
     of_folds = np.array([_solved(*without, penalty, scale) for without in others])
     return RidgeFit(_solved(*whole, penalty, scale), penalty, place, of_folds)
 
 
+def _least(loss: Callable[[int, int], float], rows: int, columns: int) -> tuple[int, int]:
+    """Where a table is least whose rows each fall to their least and rise from there, which is looked for downhill.
+
+    Each row is entered where the one before was least, so that few of its entries are worked out.
+    """
+    number, found = columns // 2, []
+    for place in range(rows):
+        of = cache(partial(loss, place))
+        while (lower := min(range(max(0, number - 1), min(columns, number + 2)), key=of)) != number:
+            number = lower
+        found.append((of(number), place, number))
+    return min(found)[1:]
+
+
 _NormalEquations = tuple[Floats, Floats, float]
+
+
+def _cuts(fold: Integers, groups: Integers) -> bool:
+    """Whether rows of a group are in several folds."""
+    groups = np.unique(groups, return_inverse=True)[1]
+    of_group = np.zeros(int(groups.max()) + 1, np.int64)
+    of_group[groups] = fold
+    return bool((of_group[groups] != fold).any())
+
+
+def _without(whole: _NormalEquations, part: _NormalEquations) -> _NormalEquations:
+    """The equations of the other rows."""
+    return whole[0] - part[0], whole[1] - part[1], whole[2] - part[2]
 
 
 def _normal_equations(
@@ -84,26 +119,48 @@ def _normal_equations(
     """sum n x x', sum n y x and sum n over some rows, x and y centred within their groups."""
     rows = np.flatnonzero(weight)
     _, group = np.unique(groups[rows], return_inverse=True)
-    ads, weight, log_odds = ads[rows], weight[rows], log_odds[rows]
-    total = np.bincount(group, weight)
+    used, ads = np.unique(ads[rows], return_inverse=True)
+    weight, log_odds = weight[rows], log_odds[rows]
+    total = np.bincount(group, weight).astype(np.float64)
     pull = weight * (log_odds - (np.bincount(group, weight * log_odds) / total)[group])
-    width, whole = vectors.shape[1], float(weight.sum())
-    gram, moment = np.zeros((width, width)), np.zeros(width)
-    used, ads = np.unique(ads, return_inverse=True)
-    of_ad, pull_of_ad = (np.bincount(ads, values, minlength=len(used)) for values in (weight, pull))
+    # n of each ad in each group, [groups, ads].
+    shared = csr_matrix((weight, (group, ads)), (len(total), len(used)))
+    moment = _summed(np.bincount(ads, pull, minlength=len(used)).astype(np.float64), vectors, used)
+    return _gram(vectors, used, shared, total), moment, float(weight.sum())
+
+
+def _summed(factors: Floats, vectors: Vectors, used: Integers) -> Floats:
+    """sum factor v over some texts, float64 [width]."""
+    found = np.zeros(vectors.shape[1])
     for start in range(0, len(used), _ROWS_PER_PRODUCT):
         some = slice(start, start + _ROWS_PER_PRODUCT)
-        read = vectors[used[some]].astype(np.float64)
-        gram += (read * of_ad[some, None]).T @ read
-        moment += pull_of_ad[some] @ read
-    # sum n (v - m)(v - m)' = sum n v v' - sum over groups of (sum n) m m' with the group's mean m = sum n v / sum n.
-    of_group = csr_matrix((weight, (group, used[ads])), (len(total), len(vectors)))
-    for start in range(0, len(total), _ROWS_PER_PRODUCT):
-        part = of_group[start : start + _ROWS_PER_PRODUCT]
+        found += factors[some] @ vectors[used[some]].astype(np.float64)
+    return found
+
+
+def _gram(vectors: Vectors, used: Integers, shared: csr_matrix, total: Floats) -> Floats:
+    """sum n (v - m)(v - m)' = sum n v v' - sum over groups of (sum n) m m' with the group's mean m = sum n v / sum n.
+
+    With S = `shared` and V the vectors of `used`, this is V' (diag(sum over groups of S) - S' diag(1 / total) S) V.
+    Where the matrix in the middle is small, it is made first; else products of as many rows as ads, and as groups.
+    """
+    (groups, ads), width = shared.shape, vectors.shape[1]
+    of_ad = np.asarray(shared.sum(axis=0))[0]
+    shared = csr_matrix(shared.multiply(1 / np.sqrt(total)[:, None]))
+    gram = np.zeros((width, width))
+    if ads <= _MOST_ADS_SQUARED and 2 * ads * (ads + width) < (ads + groups) * width:
+        read = vectors[used].astype(np.float64)
+        return np.asarray(read.T @ ((np.diag(of_ad) - (shared.T @ shared).toarray()) @ read))
+    for start in range(0, ads, _ROWS_PER_PRODUCT):
+        some = slice(start, start + _ROWS_PER_PRODUCT)
+        weighed = vectors[used[some]] * np.sqrt(of_ad[some, None])
+        gram += weighed.T @ weighed  # of one array with itself: half the work
+    for start in range(0, groups, _ROWS_PER_PRODUCT):
+        part = shared[start : start + _ROWS_PER_PRODUCT]
         read_by = np.unique(part.indices)
-        sums = part[:, read_by] @ vectors[read_by].astype(np.float64)
-        gram -= (sums / total[start : start + _ROWS_PER_PRODUCT, None]).T @ sums
-    return gram, moment, whole
+        sums = part[:, read_by] @ vectors[used[read_by]].astype(np.float64)
+        gram -= sums.T @ sums
+    return gram
 
 
 def _solved(gram: Floats, moment: Floats, weight: float, penalty: float, scale: Floats) -> Floats:
@@ -113,5 +170,6 @@ def _solved(gram: Floats, moment: Floats, weight: float, penalty: float, scale: 
     if weight > 0 and len(used):
         system = gram[np.ix_(used, used)]
         system[np.diag_indices(len(used))] += penalty * weight / scale[used] ** 2
-        weights[used] = solve(system, moment[used], assume_a="pos", overwrite_a=True)
+        factor = cho_factor(system, overwrite_a=True)
+        weights[used] = cho_solve(factor, moment[used])
     return weights

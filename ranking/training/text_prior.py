@@ -16,14 +16,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load, save
+from scipy.linalg import eigh
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
-from adcascade.records.clicks import ClickLog, Integers
+from adcascade.records.clicks import Integers
 from adcascade.records.splits import drawn_units
 from adcascade.reports.interval import Interval
 from adcascade.training.stage import StageContext, TrainingProgress
+from ranking.calibration.evidence import (
+    click_likelihood,
+    order_likelihood,
+    random_effects_weight,
+    working_response,
+)
 from ranking.calibration.ridge import Floats, RidgeFit, Vectors, fit_ridge
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts, of_like_length
@@ -47,6 +54,8 @@ _MOST_VALID_ROWS = 20_000
 _HALF = 0.5  # of the time, for the ads to learn from; the other for those to validate on
 # Dimensions of what words say together (latent semantic analysis, Deerwester et al. 1990); few ads read none.
 _TOPICS, _LEAST_ADS = 256, 20
+# Texts whose products with each other are few; and squared singular values that are none (texts that are equal).
+_MOST_EXACT, _NO_TOPIC = 4096, 1e-6
 _FOLDS, _TEXTS_A_SHARE = 5, 512
 _MOST_SCALE = 2.0
 # Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say
@@ -156,7 +165,7 @@ class _Texts:
         count = min(_TOPICS, texts // 2) if texts >= _LEAST_ADS else 0
         topics = np.zeros((0, WORD_BUCKETS), np.float32)
         if count:
-            topics = TruncatedSVD(count, random_state=0).fit(words).components_.astype(np.float32)
+            topics = _topics(words, count)
         return cls(np.hstack([layers.reshape(texts, -1), words @ topics.T]), depth, hidden, idf, topics)
 
     def scales(self) -> list[Floats]:
@@ -174,6 +183,19 @@ class _Texts:
             intercept=torch.tensor([-center], dtype=torch.float32),
             fit=fit,
         )
+
+
+def _topics(words: csr_matrix, count: int) -> Vectors:
+    """The leading right singular vectors of [texts, buckets], [count, buckets].
+
+    Of few texts exact, from the eigenvectors u of the products of texts: words' u / s; of many by random projections.
+    """
+    texts = words.shape[0]
+    if texts > _MOST_EXACT:
+        return np.asarray(TruncatedSVD(count, random_state=0).fit(words).components_, np.float32)
+    squares, vectors = eigh((words @ words.T).toarray().astype(np.float64), subset_by_index=[texts - count, texts - 1])
+    found = np.asarray(words.T @ vectors[:, ::-1]).T / np.sqrt(np.maximum(squares[::-1, None], _NO_TOPIC))
+    return np.asarray(found * (squares[::-1, None] > _NO_TOPIC), np.float32)
 
 
 def prior_as_text(trained: TrainedPrior | None) -> str:
@@ -233,6 +255,7 @@ def _solve(
     clicks, requests = data.log.take(rows), np.unique(data.groups[rows], return_inverse=True)[1]
     groups = _compared(requests)
     target, weight = working_response(known, clicks.clicks, clicks.impressions, groups)
+    weight = random_effects_weight(target, weight, number, groups)
     # What is asked is what texts say of ads that nobody has seen: rows of an ad stay together, unless requests do.
     once = len(np.unique(requests * len(texts.vectors) + number)) < REQUEST_ROWS * len(np.unique(number))
     of_unit = np.random.default_rng(0).permutation(int(requests.max()) + 1 if once else len(texts.vectors)) % _FOLDS
@@ -246,30 +269,6 @@ def _compared(requests: Integers) -> Integers:
     several = len(requests) >= REQUEST_ROWS * (int(requests.max()) + 1)
     alone = np.bincount(requests)[requests] < 2
     return np.where(alone, int(requests.max()) + 1, requests) if several else np.zeros_like(requests)
-
-
-def working_response(known: Floats, clicks: Integers, impressions: Integers, groups: Integers) -> tuple[Floats, Floats]:
-    """What is left to explain, for a least-squares step of a logistic regression (IRLS, Nelder and Wedderburn 1972).
-
-        p = sigmoid(known), times what makes the clicks of a group come true        at most 0.95
-        target = (clicks - n p) / (n p (1 - p))      weight = n p (1 - p)           n = impressions
-
-    A group without a click, or with nothing else, tells nothing: its weights are 0.
-
-    Args:
-        known: logits, float64 [rows].
-        groups: of rows that are compared with each other alone, int64 [rows], from 0.
-
-    Returns:
-        target and weight, float64 [rows].
-    """
-    p = expit(known)
-    clicked, shown = np.bincount(groups, clicks), np.bincount(groups, impressions)
-    expected = np.bincount(groups, impressions * p)
-    p = np.clip(p * (clicked / np.maximum(expected, 1e-12))[groups], 1e-9, 0.95)
-    tells = ((clicked > 0) & (clicked < shown))[groups]
-    weight = np.where(tells, impressions * p * (1 - p), 0.0)
-    return np.where(tells, (clicks - impressions * p) / np.maximum(weight, 1e-12), 0.0), weight
 
 
 def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> tuple[float, Interval, bool]:
@@ -294,18 +293,3 @@ def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> t
     mean, error = float(gains.mean()), float(gains.std() / math.sqrt(len(gains)))
     interval = Interval(mean, mean - _CERTAIN * error, mean + _CERTAIN * error)
     return best(np.ones_like(half)), interval, mean > _LEAST_ERRORS * error
-
-
-def order_likelihood(logits: Floats, clicks: ClickLog, unit: Integers) -> Floats:
-    """Log-likelihood of which rows of each unit were clicked, given how many were (see `listwise_loss`), [units]."""
-    scores = logits + np.log(clicks.impressions)
-    top = np.full(int(unit.max()) + 1, -np.inf)
-    np.maximum.at(top, unit, scores)
-    total = np.bincount(unit, np.exp(scores - top[unit]))
-    return np.bincount(unit, clicks.clicks * (scores - top[unit] - np.log(total)[unit])).astype(np.float64)
-
-
-def click_likelihood(logits: Floats, clicks: ClickLog, unit: Integers) -> Floats:
-    """Log-likelihood of the clicks of each unit, [units]."""
-    of_rows = clicks.clicks * logits - clicks.impressions * np.logaddexp(0, logits)
-    return np.bincount(unit, of_rows).astype(np.float64)
