@@ -1,8 +1,9 @@
 """Real ads of many pages with their targeting: which of any two was clicked more, on pages that were never seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,10 +90,10 @@ def _findings(run: Run, reads: str) -> list[Finding]:
 
     folds, minutes = run.for_each(_FOLDS, f"{check}, fold", measure)
     scores = np.empty((3, len(posts.page)))
-    for number, found in enumerate(folds):
-        scores[:, posts.fold == number] = found
+    for number, of_fold in enumerate(folds):
+        scores[:, posts.fold == number] = of_fold
     bound = _TARGETS[reads]
-    found = []
+    found: list[Finding] = []
     for name, score in zip(("prior of texts", "TF-IDF ridge", "ridge on frozen layers"), scores, strict=True):
         ends = _in_order(score, posts.ctr, posts.page, posts.fold)
         met, target = (bool(ends[0] >= bound), f"at least {bound}") if name == "prior of texts" else (None, "")
@@ -128,7 +129,7 @@ def _load(source: Path, folder: Path, *, has_targeting: bool) -> _Posts:
     return _Posts(data, page, fold)
 
 
-def _checked(source: Path, number: int, row: "dict[str, object] | DamagedRow") -> "dict[str, object]":
+def _checked(source: Path, number: int, row: Mapping[str, Any] | DamagedRow) -> Mapping[str, Any]:
     if isinstance(row, DamagedRow):
         raise InputError(f"{source}, row {number}: {row.detail}")
     if missing := [name for name in _NEEDED if name not in row]:
