@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -129,9 +129,10 @@ _Column = Callable[[Integers], npt.NDArray[np.float32]]
 def _text_columns(data: Dataset) -> dict[str, _Column]:
     """What each baseline that reads text makes of some rows, float32 [rows]."""
     encoder = load_encoder()
+    ads = cache(partial(_ad_vectors, data, encoder))  # both read the same ones
     return {
-        BI_ENCODER: partial(_liked_cosine, data, encoder),
-        ZERO_SHOT: partial(_text_cosine, data, encoder),
+        BI_ENCODER: partial(_liked_cosine, data, ads),
+        ZERO_SHOT: partial(_text_cosine, data, encoder, ads),
         FROZEN_LAYERS: partial(_text_ridge, data),
     }
 
@@ -198,9 +199,12 @@ def _trees(data: Dataset, features: RowFeatures, asked: Features, fitted_on: Int
     return None if model is None else np.asarray(model.predict(asked), np.float64)
 
 
-def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:
+_AdVectors = Callable[[], tuple[npt.NDArray[np.float32], Integers]]
+
+
+def _liked_cosine(data: Dataset, ads: _AdVectors, rows: Integers) -> npt.NDArray[np.float32]:
     """Cosine of the ad with the mean of the ads that the user liked before, 0 without any."""
-    vectors, place = _ad_vectors(data, encoder)
+    vectors, place = ads()
     cosine = np.zeros(len(data.log), np.float32)
     for window in data.past.windows(rows, HISTORY_EVENTS):
         liked = window.visible * (data.events.clicks[window.events] > 0)
@@ -210,9 +214,9 @@ def _liked_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.ND
     return cosine[rows]
 
 
-def _text_cosine(data: Dataset, encoder: TextEncoder, rows: Integers) -> npt.NDArray[np.float32]:
+def _text_cosine(data: Dataset, encoder: TextEncoder, ads: _AdVectors, rows: Integers) -> npt.NDArray[np.float32]:
     """Cosine of the ad with the text that the ranker reads of the user at the first of these rows, without training."""
-    vectors, place = _ad_vectors(data, encoder)
+    vectors, place = ads()
     _, first, user = np.unique(data.log.user_id[rows].codes, return_index=True, return_inverse=True)
     users = encoder.encode(data.user_texts(rows[first]))
     cosine: npt.NDArray[np.float32] = (users[user] * vectors[place[rows]]).sum(axis=1)
