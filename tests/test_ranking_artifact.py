@@ -13,7 +13,7 @@ from adcascade.artifacts.errors import CorruptVersion
 from ranking.artifact import check_lengths, load_base, load_version
 from ranking.calibration.calibration import Calibration
 from ranking.errors import ModelError
-from ranking.inputs.features import FEATURES, features_for
+from ranking.inputs.features import FEATURES, content_features, features_for
 from ranking.model.batch import PairBatch, pad
 from ranking.model.joint import JointCrossEncoder
 from ranking.model.shape import ModelShape
@@ -26,8 +26,8 @@ def test_a_loaded_version_scores_and_describes_itself(world):
     assert loaded.spec.architecture == "shared_user"
     assert (loaded.spec.layers, loaded.spec.join_layer) == (3, 2)
     assert loaded.spec.features == features_for(
-        timed=True, request_rows=4.0, counted=("ad", "category", "user", "user_category"), content=True
-    )
+        timed=True, request_rows=4.0, counted=("ad", "category", "user", "user_category")
+    ) + content_features(request_rows=4.0)
     assert set(loaded.spec.metrics) >= {"test_auc", "test_log_loss", "test_gauc", "test_ece", "test_ndcg_10"}
     assert loaded.model.text.center.abs().sum() > 0
     assert loaded.counters.totals["user"]["u1"][0] == 30

@@ -11,6 +11,7 @@ from conftest import tiny_options
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.ads import read_catalog
 from adcascade.records.counters import CounterSnapshot
+from adcascade.records.history import with_history
 from adcascade.records.users import UserProfile
 from ranking.artifact import TREES_FILE, load_version, save_derived, save_version
 from ranking.data.behaviour_rows import BehaviourRows, behaviour_logits, known_logits
@@ -231,7 +232,11 @@ def test_the_engine_answers_with_what_saved_trees_say_of_the_features_of_trainin
     counters = CounterSnapshot.of(data.log.take(earlier), {key: ids[earlier] for key, ids in data.keys.items()})
     ads = {ad.ad_id: ad for ad in read_catalog(world.ads).ads}
     shown = [ads[ad_id] for ad_id in data.log.ad_id[request].tolist()]
-    user, context = UserProfile(data.log.user_id[row]), data.log.context_at(row)
+    profile = data.users.get(data.log.user_id[row], UserProfile(data.log.user_id[row]))
+    seen = with_history(profile, data.histories, int(data.log.time[row]), 200)
+    # Without a catalog, an event tells what its ad said.
+    user = replace(seen, history=tuple(replace(event, text=data.ad_text(event.ad_id)) for event in seen.history))
+    context = data.log.context_at(row)
     query = prepare(user, context, shown, None, skip_unknown=False, shown=len(request)).query
     store, spec = open_store(tmp_path), loaded.spec.model_copy(update={"trees": trees.blend})
     with store.begin() as draft:

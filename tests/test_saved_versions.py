@@ -98,7 +98,13 @@ def test_the_options_that_an_earlier_release_wrote_down_are_the_flags_of_today(s
     written = dict(load_version(store, store.current()).spec.training)
     written["ema_decay"] = written.pop("average_decay")  # renamed since
     # Flags that came since, as they are unless given.
-    later = {"trees": "auto", "behaviour_line": "auto", "text_prior": "auto", "text_rows": 200_000}
+    later = {
+        "trees": "auto",
+        "behaviour_line": "auto",
+        "text_prior": "auto",
+        "content": "auto",
+        "text_rows": 200_000,
+    }
     assert written.keys() | later.keys() == TrainOptions().flags.keys()
     assert TrainOptions.of(**written).flags == later | written
 

@@ -21,7 +21,7 @@ def peak_mib(arguments: Sequence[str]) -> float:
         [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     peak = [0.0]
-    watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peak))
+    watcher = threading.Thread(target=watch_peak, args=(psutil.Process(process.pid), peak))
     watcher.start()
     try:
         _, complaints = process.communicate()
@@ -39,8 +39,12 @@ def own_mib(process: psutil.Process) -> float:
     return float(found.rss - getattr(found, "shared", 0)) / 2**20  # only Linux tells them apart
 
 
-def _watch(process: psutil.Process, peak: list[float]) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
+def watch_peak(process: psutil.Process, peak: list[float]) -> None:
+    """Raises ``peak[0]`` to the most memory that a process has (resident, MiB), until it ends.
+
+    What the system tells of the peak of a process that has ended counts that of the one which started it.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):  # it has ended
         while now := float(process.memory_info().rss) / 2**20:
             peak[0] = max(peak[0], now)
             threading.Event().wait(_EVERY_SECONDS)

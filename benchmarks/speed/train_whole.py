@@ -3,21 +3,20 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
+
+import psutil
 
 from adcascade.records.datasets.movielens import DatasetFiles
+from benchmarks.speed.memory import watch_peak
 from benchmarks.speed.results import TargetResult
 
-if TYPE_CHECKING:
-    import resource
-
 TARGET_ROWS, MOST_MINUTES, MOST_MEMORY_ROWS, MOST_GIB = 10_000_000, 30.0, 50_000_000, 6.0
-# Unit of the peak that the system tells of a process that has ended.
-_BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,34 @@ def train_whole(files: DatasetFiles, rows: int, out: Path, options: Sequence[str
     log = out.with_suffix(".txt")
     started = time.monotonic()
     with log.open("w") as lines:
-        code, usage = _ended(subprocess.Popen(command, stdout=lines, stderr=lines))
+        ended = _ended(subprocess.Popen(command, stdout=lines, stderr=lines))
     minutes = (time.monotonic() - started) / 60
-    if code:
+    if ended.code:
         raise RuntimeError(f"adcascade train failed: {log.read_text()[-2000:].strip()}")
-    return WholeTraining(
-        rows, minutes, (usage.ru_utime + usage.ru_stime) / 60, usage.ru_maxrss * _BYTES_OF_MAXRSS / 2**30
-    )
+    return WholeTraining(rows, minutes, ended.processor_seconds / 60, ended.peak_mib / 1024)
 
 
-def _ended(process: "subprocess.Popen[bytes]") -> "tuple[int, resource.struct_rusage]":
+class _Ended(NamedTuple):
+    code: int
+    processor_seconds: float
+    peak_mib: float
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> _Ended:
     """The exit code of a process and what it used, once it has ended; it does not outlive who waits for it."""
+    peak = [0.0]
+    watcher = threading.Thread(target=watch_peak, args=(psutil.Process(process.pid), peak))
+    watcher.start()
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
         process.kill()
         process.wait()
         raise
+    finally:
+        watcher.join()
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage
+    return _Ended(process.returncode, usage.ru_utime + usage.ru_stime, peak[0])
 
 
 def verdicts(found: WholeTraining) -> list[TargetResult]:

@@ -202,14 +202,14 @@ class Dataset:
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the features that this log can teach without comparing texts."""
-        return self.feature_names_with(content=False)
-
-    def feature_names_with(self, *, content: bool) -> tuple[str, ...]:
-        """Names of the features that this log can teach, with those that compare texts or without."""
         timed = bool((self.log.time != NO_TIME).any())
         counted = [key for key in self.keys if key == "ad" or self.keys.known_share(key) >= LEAST_KNOWN]
-        request_rows = len(self.log) / max(1, len(self.request_rows))
-        return features_for(timed=timed, request_rows=request_rows, counted=counted, content=content)
+        return features_for(timed=timed, request_rows=self.rows_per_request, counted=counted)
+
+    @property
+    def rows_per_request(self) -> float:
+        """Rows of a request in the mean."""
+        return len(self.log) / max(1, len(self.request_rows))
 
     @cached_property
     def context_kinds(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:

@@ -230,23 +230,18 @@ _CONTENT_IN_REQUEST = {f"{name}_in_request": partial(_in_request, of) for name, 
 REGISTRY |= _CONTENT_IN_REQUEST
 
 
-def features_for(
-    *, timed: bool, request_rows: float, counted: Collection[str] = COUNTED, content: bool = False
-) -> tuple[str, ...]:
-    """Names of the features that a log can teach.
+def features_for(*, timed: bool, request_rows: float, counted: Collection[str] = COUNTED) -> tuple[str, ...]:
+    """Names of the features that a log can teach without comparing texts.
 
     Args:
         timed: whether its rows have times.
         request_rows: how many rows a request has in the mean.
         counted: those of `COUNTED` that enough of its rows have to learn from.
-        content: whether enough of its rows are of users who are known to like something.
     """
     names = FEATURES + (tuple(_DECAYED_FEATURES) if timed else ())
     if request_rows >= REQUEST_ROWS:
         decayed = {f"{name}_in_request" for name in _DECAYED_FEATURES}
         names += tuple(name for name in _REQUEST_FEATURES if timed or name not in decayed)
-    if content:
-        names += tuple(_CONTENT_FEATURES) + (tuple(_CONTENT_IN_REQUEST) if request_rows >= REQUEST_ROWS else ())
     return tuple(name for name in names if counter_of(name) in (None, *counted))
 
 
@@ -264,6 +259,11 @@ def reads_decayed(key: str, names: Sequence[str]) -> bool:
 def _of_whole_log(name: str) -> str:
     """The feature that one within the request is made from."""
     return name.removesuffix("_in_request")
+
+
+def content_features(*, request_rows: float) -> tuple[str, ...]:
+    """Names of those that compare texts, of a log whose requests have so many rows in the mean."""
+    return tuple(_CONTENT_FEATURES) + (tuple(_CONTENT_IN_REQUEST) if request_rows >= REQUEST_ROWS else ())
 
 
 def reads_content(name: str) -> bool:

@@ -14,6 +14,7 @@ from ranking.data.block_features import moments
 from ranking.data.dataset import Dataset
 from ranking.data.text_batches import AdTexts
 from ranking.errors import ModelError
+from ranking.inputs.features import content_features
 from ranking.model.shape import ModelShape
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.spec import CtrSpec
@@ -60,7 +61,9 @@ def _base(data: Dataset, options: TrainOptions) -> _Network:
     """Network, tokenizer, sizes, feature names and content space of a base model that knows no clicks."""
     shape, base = ModelShape(id_buckets=_id_buckets(len(data.ads))), options.base
     content = None if options.behaviour.content == "none" else fit_content(data, shape.history_events)
-    names = data.feature_names_with(content=content is not None)
+    names = data.feature_names
+    if content is not None:
+        names += content_features(request_rows=data.rows_per_request)
     model, tokenizer = load_base(base.name, base.architecture, 0, shape, len(names))
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
