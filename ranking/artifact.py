@@ -231,7 +231,8 @@ def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: Sa
         ranker.text_prior.save(draft.path / TEXT_PRIOR_FILE)
     if ranker.content is not None:
         ranker.content.save(draft.path / CONTENT_FILE)
-    document = ranker.spec.model_dump(mode="json")
+    # What is not there is not named, so that a release which knows nothing of it can read the version, too.
+    document = {name: value for name, value in ranker.spec.model_dump(mode="json").items() if value is not None}
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
     return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
 

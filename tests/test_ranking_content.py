@@ -14,7 +14,7 @@ from adcascade.catalog.words import ANALYZER
 from adcascade.records.ads import read_catalog
 from adcascade.records.history import with_history
 from adcascade.records.users import Context, Event, EventType, UserProfile
-from ranking.artifact import CONTENT_FILE, load_version, save_derived
+from ranking.artifact import CONTENT_FILE, load_version, save_derived, save_version
 from ranking.data.content_rows import ContentRows, liked_texts
 from ranking.data.dataset import load_dataset
 from ranking.errors import ModelError
@@ -279,3 +279,16 @@ def test_an_evaluation_of_a_saved_version_says_the_same(version):
     again = evaluate(data, load_version(store, report.version), device="cpu", which_baselines="none")
     said = report.evaluation.metrics["ranker"]["auc"]
     assert again.metrics["ranker"]["auc"].value == pytest.approx(said.value, abs=1e-6)
+
+
+def test_a_version_that_compares_no_texts_says_nothing_of_them(version):
+    """An earlier release, which refuses what it knows nothing of, can read it."""
+    store, report, _, _ = version
+    loaded = load_version(store, report.version)
+    names = tuple(name for name in loaded.spec.features if not reads_content(name))
+    described = {"features": names, "feature_mean": (0.0,) * len(names), "feature_std": (1.0,) * len(names)}
+    spec = loaded.spec.model_copy(update=described | {"content": None})
+    with store.begin() as draft:
+        save_version(store, draft, replace(loaded, spec=spec, content=None), loaded.counters)
+    assert "content" not in json.loads((store.path(draft.version) / CTR_FILE).read_text())
+    assert not (store.path(draft.version) / CONTENT_FILE).exists()
