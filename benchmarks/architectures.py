@@ -32,7 +32,9 @@ _TEST_ROWS = 3000
 LITTLE_TEXT = TrainOptions.of(
     join_layer=4,
     behaviour_epochs=1,
-    trees="none",  # fitted to the end, they would leave the text little to add
+    # Fitted to the end, trees would leave the text little to add, and so would words that are compared beside it.
+    trees="none",
+    content="none",
     behaviour_batch=8192,
     behaviour_min_steps=10,
     epochs=0.03,
