@@ -96,7 +96,8 @@ def test_it_can_be_left_out(log, tiny_bert):
     trained = train(log[0], tiny_options(tiny_bert, epochs=0, content="none"))
     assert trained.content is None
     assert not any(map(reads_content, trained.spec.features))
-    with pytest.raises(ModelError, match="content must be auto or none"):
+    assert fit_content(log[0], 200, most_clicks=100) is None
+    with pytest.raises(ModelError, match="content must be auto or always or none"):
         train(log[0], tiny_options(tiny_bert, content="some"))
 
 

@@ -1,6 +1,7 @@
 """What a training begins with: a base model or an earlier version, and the log as it reads it. Knows no optimizer."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ _Network = tuple[RankerModel, PreTrainedTokenizerBase, ModelShape, tuple[str, ..
 def _base(data: Dataset, options: TrainOptions) -> _Network:
     """Network, tokenizer, sizes, feature names and content space of a base model that knows no clicks."""
     shape, base = ModelShape(id_buckets=_id_buckets(len(data.ads))), options.base
-    content = None if options.behaviour.content == "none" else fit_content(data, shape.history_events)
+    content = _content(data, options.behaviour.content, shape.history_events)
     names = data.feature_names
     if content is not None:
         names += content_features(request_rows=data.rows_per_request)
@@ -68,6 +69,12 @@ def _base(data: Dataset, options: TrainOptions) -> _Network:
     if isinstance(model, SharedUserCrossEncoder):
         model.join_layer = default_join_layer(len(model.layers))
     return model, tokenizer, shape, names, content
+
+
+def _content(data: Dataset, which: str, events: int) -> FittedContent | None:
+    if which == "none":
+        return None
+    return fit_content(data, events, most_clicks=math.inf) if which == "always" else fit_content(data, events)
 
 
 def _earlier_version(options: TrainOptions, data: Dataset) -> _Network:

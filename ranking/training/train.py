@@ -178,7 +178,7 @@ def _check(options: TrainOptions) -> None:
         "trees": ("auto", "none"),
         "text_prior": ("auto", "none"),
         "behaviour_line": ("auto", "none"),
-        "content": ("auto", "none"),
+        "content": ("auto", "always", "none"),
     }
     given = options.flags
     for name, allowed in choices.items():
