@@ -9,6 +9,7 @@ from adcascade.records.splits import Split
 from benchmarks.findings import Finding, finding
 from benchmarks.runs import Run
 from ranking.data.dataset import Dataset, load_dataset
+from ranking.evaluation.baselines import ALL_FEATURES, CLICK_RATES, COUNTER_TREES, COUNTERS, POPULARITY, TREES
 from ranking.evaluation.evaluate import evaluate
 from ranking.evaluation.results import RANKER, Evaluation
 from ranking.training.options import TrainOptions
@@ -56,21 +57,28 @@ def _last_day(data: Dataset) -> Dataset:
 
 
 def _findings(check: str, name: str, evaluations: list[Evaluation], minutes: float) -> list[Finding]:
-    """A figure of the ranker, and its difference from the peer that is best in it."""
+    """A figure of the ranker, and its difference from the peer that is best in it, of all and of those on counters."""
     label, figures = _FIGURES[name], [one.metrics[RANKER][name] for one in evaluations]
     ends = np.array([(one.value, one.low, one.high) for one in figures]).mean(axis=0)
-    peers = [_best_peer(one, name) for one in evaluations]
-    leads = [one.differences[peer][name] for one, peer in zip(evaluations, peers, strict=True)]
-    lead = np.array([(one.value, one.low, one.high) for one in leads])
-    widest = np.r_[lead[:, 0].mean(), lead[:, 1].min(), lead[:, 2].max()]
-    note = f"best peer: {', '.join(dict.fromkeys(peers))}; interval: the widest of the seeds"
-    met = bool(widest[1] > 0) if name == "auc" else bool(widest[0] > 0)
-    target = "interval above 0" if name == "auc" else "above 0"
-    return [
-        finding(check, label, "", ends, None, evaluations, minutes),
-        finding(check, f"{label} minus best peer's", target, widest, met, evaluations, minutes, note),
-    ]
+    found = [finding(check, label, "", ends, None, evaluations, minutes)]
+    for best, among in (("best peer's", _all_peers), ("best peer's on counters alone", _on_counters)):
+        peers = [max(among(one), key=lambda peer: one.metrics[peer][name].value) for one in evaluations]
+        leads = [one.differences[peer][name] for one, peer in zip(evaluations, peers, strict=True)]
+        lead = np.array([(one.value, one.low, one.high) for one in leads])
+        widest = np.r_[lead[:, 0].mean(), lead[:, 1].min(), lead[:, 2].max()]
+        note = f"best peer: {', '.join(dict.fromkeys(peers))}; interval: the widest of the seeds"
+        met = bool(widest[1] > 0) if name == "auc" else bool(widest[0] > 0)
+        target = "interval above 0" if name == "auc" else "above 0"
+        found.append(finding(check, f"{label} minus {best}", target, widest, met, evaluations, minutes, note))
+    return found
 
 
-def _best_peer(evaluation: Evaluation, name: str) -> str:
-    return max(evaluation.differences, key=lambda peer: evaluation.metrics[peer][name].value)
+def _all_peers(evaluation: Evaluation) -> set[str]:
+    return set(evaluation.differences)
+
+
+def _on_counters(evaluation: Evaluation) -> set[str]:
+    """Peers that read no text, and no feature that compares texts: where none does, all features are counters."""
+    peers = _all_peers(evaluation)
+    of_features = {COUNTERS, COUNTER_TREES} if COUNTERS in peers else {ALL_FEATURES, TREES}
+    return peers & {POPULARITY, CLICK_RATES, *of_features}

@@ -33,12 +33,15 @@ def test_each_figure_stands_beside_that_of_the_best_peer(world, tmp_path):
     pq.write_table(pyarrow.json.read_json(world.ads), tmp_path / "ads.parquet")
     pq.write_table(pyarrow.csv.read_csv(world.clicks), tmp_path / "impressions.parquet")
     found = impressions.impressions_last_day(Run(1, tmp_path, None, tmp_path, Console(file=io.StringIO())))
-    assert [one.figure for one in found[::2]] == ["AUC", "GAUC", "nDCG@5 in a request"]
-    for figure, lead in zip(found[::2], found[1::2], strict=True):
+    assert [one.figure for one in found[::3]] == ["AUC", "GAUC", "nDCG@5 in a request"]
+    for figure, lead, on_counters in zip(found[::3], found[1::3], found[2::3], strict=True):
         assert 0.5 < figure.reached <= 1
         assert figure.low <= figure.reached <= figure.high
-        assert lead.met == (lead.low > 0 if figure.figure == "AUC" else lead.reached > 0)
-        assert "best peer: " in lead.note
+        assert on_counters.reached >= lead.reached
+        for one in (lead, on_counters):
+            assert one.met == (one.low > 0 if figure.figure == "AUC" else one.reached > 0)
+            assert "best peer: " in one.note
+        assert not any(name in on_counters.note for name in ("all features", "bi-encoder", "frozen layers", "text"))
 
 
 def test_without_a_log_it_says_what_to_give(tmp_path):

@@ -17,9 +17,11 @@ from ranking.calibration.recalibrate import recalibrate
 from ranking.data.dataset import load_dataset
 from ranking.data.log_report import report_on
 from ranking.evaluation.baselines import (
-    ALL_COUNTERS,
+    ALL_FEATURES,
     BI_ENCODER,
     CLICK_RATES,
+    COUNTER_TREES,
+    COUNTERS,
     FROZEN_LAYERS,
     IDS,
     POPULARITY,
@@ -53,7 +55,8 @@ def evaluation(data, tiny_bert):
 
 def test_every_peer_is_measured_and_compared(evaluation):
     of_text = {BI_ENCODER, ZERO_SHOT, FROZEN_LAYERS}
-    assert set(evaluation.metrics) == {RANKER, POPULARITY, CLICK_RATES, ALL_COUNTERS, IDS, TREES} | of_text
+    of_features = {ALL_FEATURES, TREES, COUNTERS, COUNTER_TREES}
+    assert set(evaluation.metrics) == {RANKER, POPULARITY, CLICK_RATES, IDS} | of_features | of_text
     assert set(evaluation.differences) == set(evaluation.metrics) - {RANKER}
     for name, difference in evaluation.differences.items():
         for metric, value in difference.items():

@@ -202,7 +202,7 @@ def test_peers_of_a_large_log_are_fitted_on_its_newest_rows_and_it_is_said(world
         found.baselines_note
         == f"The baselines are fitted on the newest 500 of {len(data.split.train):,} training rows."
     )
-    assert set(found.differences) >= {baselines.POPULARITY, baselines.IDS, baselines.ALL_COUNTERS}
+    assert set(found.differences) >= {baselines.POPULARITY, baselines.IDS, baselines.ALL_FEATURES}
 
 
 @pytest.mark.parametrize(("rows", "passes"), [(100_000, 8.0), (1_900_000, 8.0), (4_000_000, 4.0), (40_000_000, 1.0)])

@@ -59,7 +59,7 @@ def test_a_finished_training_leaves_no_checkpoints_and_a_report(data, tiny_bert,
     folder = open_store(tmp_path).path(report.version)
     page = (folder / REPORT_FILE).read_text()
     assert page.count("<svg") >= 6
-    assert "LightGBM on all counters" in page
+    assert "LightGBM on all features" in page
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*', page)  # it needs nothing but itself
     document = json.loads((folder / REPORT_JSON_FILE).read_text())
     assert document["test"]["metrics"][RANKER]["auc"]["value"] > 0.6

@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 
 POPULARITY, CLICK_RATES = "ad popularity", "logistic regression on past click rates"
 WHICH = ("none", "fast", "all")
-IDS, TREES = "logistic regression on ids", "LightGBM on all counters"
-ALL_COUNTERS = "logistic regression on all counters"
+IDS, TREES = "logistic regression on ids", "LightGBM on all features"
+ALL_FEATURES = "logistic regression on all features"
+# Where some of these compare texts: without them.
+COUNTER_TREES, COUNTERS = "LightGBM on counters alone", "logistic regression on counters alone"
 BI_ENCODER, ZERO_SHOT, FROZEN_LAYERS = "bi-encoder", "zero-shot text", "ridge on frozen layers"
 
 # The first two are logistic regressions on these features.
@@ -62,8 +64,8 @@ def baselines(
     """p_click of each peer for the given rows.
 
     Args:
-        features: Normalised dense features of the rows of the log, the same that the ranker reads. Peers read
-            counters, times and sizes of requests alone, not what the ranker makes of texts.
+        features: Normalised dense features of the rows of the log, the same that the ranker reads. Where some of them
+            compare texts, there are peers on all of them and peers on the others alone.
         names: Of these features; a peer that needs another one is left out.
         which: "none"; "fast": popularity, logistic regressions and LightGBM; "all": those that read text, too.
 
@@ -75,19 +77,18 @@ def baselines(
     if which == "none":
         return {}
     train = fitted_rows(data)
-    features, names = _counters(features, names)
     known, asked = features[train], features[rows]
     predictions = {}
     for name, wanted in _ON_FEATURES.items():
         if set(wanted) <= set(names):
             columns = [names.index(feature) for feature in wanted]
             predictions[name] = _logistic(data, known[:, columns], asked[:, columns], train)
-    predictions[ALL_COUNTERS] = _logistic(data, known, asked, train, strength=0.01)
     predictions[IDS] = _logistic(data, *_one_hot(data, train, rows), train, strength=0.1)
-    del known
-    trees = _trees(data, features, asked, train)
-    if trees is not None:
-        predictions[TREES] = trees
+    del known, asked
+    predictions |= _on_all(data, features, rows, ALL_FEATURES, TREES)
+    counters = [place for place, name in enumerate(names) if not reads_content(name)]
+    if len(counters) < len(names):
+        predictions |= _on_all(data, _Columns(features, counters), rows, COUNTERS, COUNTER_TREES)
     if which == "all":
         predictions |= {name: _on_one_column(data, read, rows) for name, read in _text_columns(data).items()}
     return predictions
@@ -106,10 +107,14 @@ class _Columns:
         return self._features[rows][:, self._columns]
 
 
-def _counters(features: RowFeatures, names: Sequence[str]) -> tuple[RowFeatures, list[str]]:
-    """The features that compare no texts, and their names."""
-    columns = [place for place, name in enumerate(names) if not reads_content(name)]
-    return _Columns(features, columns), [names[place] for place in columns]
+def _on_all(
+    data: Dataset, features: RowFeatures, rows: Integers, regression: str, trees: str
+) -> dict[str, Probabilities]:
+    """p_click of two peers that read a whole table of features, by the names that they are given."""
+    train, asked = fitted_rows(data), features[rows]
+    found = {regression: _logistic(data, features[train], asked, train, strength=0.01)}
+    of_trees = _trees(data, features, asked, train)
+    return found if of_trees is None else found | {trees: of_trees}
 
 
 def fitted_rows(data: Dataset) -> Integers:

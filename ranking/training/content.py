@@ -19,8 +19,8 @@ _MOST_ADS, _LEAST_ADS = 20_000, 20
 # A word in one text alone is like no other text; of the others, those in the most texts.
 _LEAST_TEXTS, _MOST_WORDS = 2, 1 << 15
 _ITERATIONS = 3
-# From more clicks, the attention over past ads learns by itself what likeness is worth: on MovieLens, where some 44,000
-# train, these features cost it AUC, 0.7813 against 0.7853 by time.
+# A guess between two logs: of some 1,200 clicks these features help, and of some 44,000 (MovieLens by time), where
+# attention over past ads may learn the same by itself, AUC was 0.7813 with them and 0.7853 without.
 _MOST_CLICKS = 20_000
 # Rows that tell whether users are known to like anything.
 _ASKED = 20_000

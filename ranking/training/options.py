@@ -101,8 +101,8 @@ class BehaviourOptions:
         _BEHAVIOUR,
         "auto",
         "auto compares the words of each ad with those of what its user liked (latent semantic analysis), where at "
-        "least a tenth of the rows is of users who are known to like anything and at most 20,000 clicks train: from "
-        "more, the attention over past ads learns it by itself; always does whatever their number, none does not.",
+        "least a tenth of the rows is of users who are known to like anything and at most 20,000 clicks train; "
+        "always does whatever their number, none does not.",
     )
     share: float = _option(
         _BEHAVIOUR,
