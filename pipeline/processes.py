@@ -51,8 +51,8 @@ class ServerProcess:
     ) -> "ServerProcess":
         """Starts ``python -m module``; what it writes is appended to ``folder/module.log``, or to `log`.
 
-        `security` is what it is asked with. `code` is a checkout to run in place of this program; paths of `flags` must
-        then be absolute.
+        `security` is what it is asked with. `code` is a checkout to run in place of this program; `folder` and
+        paths of `flags` must then be absolute.
         """
         folder.mkdir(parents=True, exist_ok=True)
         address_file, log_file = folder / f"{module}.address.json", folder / f"{module}.log"

@@ -231,8 +231,7 @@ def save_version(store: VersionStore, draft: Draft, ranker: Ranker, counters: Sa
         ranker.text_prior.save(draft.path / TEXT_PRIOR_FILE)
     if ranker.content is not None:
         ranker.content.save(draft.path / CONTENT_FILE)
-    # What is not there is not named, so that a release which knows nothing of it can read the version, too.
-    document = {name: value for name, value in ranker.spec.model_dump(mode="json").items() if value is not None}
+    document = ranker.spec.document()
     (draft.path / CTR_FILE).write_text(json.dumps(document, indent=2))
     return store.commit(draft, {name: document[name] for name in ("architecture", "base", "metrics")})
 

@@ -145,12 +145,21 @@ class CtrSpec(BaseModel):
             raise ValueError("there are not as many means and deviations as features")
         if self.content is None and any(map(reads_content, self.features)):
             raise ValueError("features compare texts, and nothing says in which space")
+        if self.content is not None and self.content.events != self.shape.history_events:
+            raise ValueError("texts are compared with another number of past events than the network reads")
         return self
 
     @property
     def retrieval_weight(self) -> float | None:
         """What retrieval's score counts in the order of recommendations; None if it was not fitted."""
         return None if self.order is None else self.order.retrieval_weight
+
+    def document(self) -> dict[str, Any]:
+        """What ``ctr.json`` holds.
+
+        What is not there is not named, so that a release which knows nothing of it can read the version, too.
+        """
+        return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
 
     def normalise(self, features: Features) -> Features:
         """Features as the head wants them: mean 0, deviation 1 on the training data; float32 [rows, features].

@@ -4,6 +4,7 @@ What is found depends on the index version, on the ads that may be shown, and on
 each version has a cache of its own. Knows no wire. Thread-safe.
 """
 
+import weakref
 from threading import Lock
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ _MOST_QUESTION_BYTES = 65_536
 
 
 class _Answer(NamedTuple):
-    eligible: Eligibility
+    # As large as the catalog, and there are as many as moments are asked about: `Schedule` alone holds them, a few.
+    eligible: "weakref.ref[Eligibility]"
     reply: bytes
 
 
@@ -34,9 +36,9 @@ class AnswerCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def takes(self, question: bytes) -> bool:
-        """Whether the answer to such a question would be kept."""
-        return self._keeps and len(question) <= _MOST_QUESTION_BYTES
+    def takes(self, size: int) -> bool:
+        """Whether the answer to a question of so many bytes would be kept."""
+        return self._keeps and size <= _MOST_QUESTION_BYTES
 
     def get(self, question: bytes, eligible: Eligibility) -> bytes | None:
         """The answer to the same question among the same ads; None if it is not kept.
@@ -44,14 +46,14 @@ class AnswerCache:
         Args:
             question: all that was asked but for the moment, which says no more than which ads are `eligible`.
         """
-        if not self.takes(question):
+        if not self.takes(len(question)):
             return None
         with self._lock:
             answer = self._kept.get(question)
-        return answer.reply if answer is not None and answer.eligible is eligible else None
+        return answer.reply if answer is not None and answer.eligible() is eligible else None
 
     def put(self, question: bytes, eligible: Eligibility, reply: bytes) -> None:
         """Keeps an answer in place of those that were not asked for lately."""
-        if self.takes(question):
+        if self.takes(len(question)):
             with self._lock:
-                self._kept.put(question, _Answer(eligible, reply))
+                self._kept.put(question, _Answer(weakref.ref(eligible), reply))

@@ -82,10 +82,10 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         if not request.HasField("user") or request.HasField("vectors") or request.include_ads:
             return None, None
         self._check_loaded()
-        text = _text_of(request)
         with self._retrievers.lease() as retriever:
-            if not retriever.answers.takes(text):
+            if not retriever.answers.takes(request.ByteSize()):  # before a long one is copied
                 return None, None
+            text = _text_of(request)
             eligible = retriever.eligible_at(context_from_wire(request.context).timestamp)
             return _Question(text, eligible), retriever.answers.get(text, eligible)
 

@@ -22,7 +22,7 @@ from adcascade.records.errors import InputError
 from adcascade.v1 import recommend_pb2, recommend_pb2_grpc
 from adcascade.vectors.encoder import HashingEncoder
 from benchmarks.ad_log import AdLogOptions, make_ad_log
-from benchmarks.speed.against import Compared, checked_out
+from benchmarks.speed.against import Compared, checked_out, compare
 from benchmarks.speed.attack import PARTS, bench_attack
 from benchmarks.speed.attack_base import AttackSettings
 from benchmarks.speed.catalog import KeptVectors, made_index
@@ -332,6 +332,57 @@ def test_a_commit_is_checked_out_or_said_to_be_missing(tmp_path):
     assert (code / "ranking" / "service.py").is_file()
     with pytest.raises(InputError, match=r"^--against no-such-commit: .*no-such-commit"):
         checked_out("no-such-commit", tmp_path / "other")
+    with pytest.raises(InputError, match="no name of a commit"):
+        checked_out("--output=/tmp/x", tmp_path / "other")
+
+
+class _Side:
+    """Servers that spend so many seconds a call, carry so many calls a second, and write down what they are asked."""
+
+    def __init__(self, name, seconds, carries, asked):
+        self.name, self.seconds, self.carries, self.asked, self.spent = name, seconds, carries, asked, 0.0
+        self.processes = [SimpleNamespace(name="ranking")]
+
+    def warm_up(self, candidates):
+        self.asked.append((self.name, "warm up", candidates))
+
+    def cpu_seconds_of_each(self):
+        return {"ranking": self.spent}
+
+    def asking(self, candidates):
+        self.asked.append((self.name, "one by one", candidates))
+
+        def start():
+            self.spent += self.seconds
+            done = SimpleNamespace(code=lambda: SimpleNamespace(name="OK"), result=lambda: None)
+            return SimpleNamespace(add_done_callback=lambda told: told(done))
+
+        return start
+
+    def at(self, rate):
+        self.asked.append((self.name, rate))
+        return Answered(rate, 1.0, [10.0], {"OK": 1} if rate <= self.carries else {"RESOURCE_EXHAUSTED": 1}), 1.0
+
+
+def test_sides_are_asked_in_turns_until_they_carry_no_more():
+    asked = []
+    ours, theirs = _Side("ours", 0.01, 40, asked), _Side("theirs", 0.02, 10, asked)
+    found = compare(
+        {"ours": ours, "theirs": theirs},
+        100,
+        [10, 20, 40, 80],
+        lambda side, rate: side.at(rate),
+        lambda one: not one.shed,
+    )
+    assert found.milliseconds["ours"]["ranking"] == pytest.approx([10.0] * 5)
+    assert found.ratio == pytest.approx(0.5)
+    assert [one.rate for one, _ in found.ladder["ours"]] == [10, 20, 40, 80]
+    assert [one.rate for one, _ in found.ladder["theirs"]] == [10, 20]
+    assert asked[:2] == [("ours", "warm up", 100), ("theirs", "warm up", 100)]
+    assert [name for name, *what in asked if what[0] == "one by one"] == ["ours", "theirs", "theirs", "ours"] * 2 + [
+        "ours",
+        "theirs",
+    ]
 
 
 def test_sides_are_compared_round_by_round():

@@ -118,7 +118,7 @@ def test_serving_compares_as_training(interests, tiny_bert, tmp_path):
     loaded = load_version(open_store(tmp_path / "model"), report.version)
     rows = data.split.test[-3 * SHOWN :]
     want = predict(data, loaded, rows, torch.device("cpu"), "float32")
-    engine = RankingEngine(replace(loaded, counters=loaded.counters), EngineSettings(device="cpu", precision="float32"))
+    engine = RankingEngine(loaded, EngineSettings(device="cpu", precision="float32"))
     space, ads = loaded.content, {ad.ad_id: ad for ad in read_catalog(tmp_path / "ads.jsonl").ads}
     similarity = ContentRows(data, space).similarity(data.past, rows)
     assert len(want.rows) == len(rows)
@@ -188,6 +188,46 @@ def test_a_space_is_made_of_what_trains_alone(log):
     np.testing.assert_array_equal(found.topics, other.topics)
 
 
+def test_texts_that_are_repeated_span_no_more_than_they_say(tmp_path):
+    """Three hundred ads of a few creatives: a new ad is near the one that it is like, not near what rounding left."""
+    random = np.random.default_rng(0)
+    creatives = [[f"word{number}{letter}" for letter in "abcdef"] for number in range(25)]
+    ads = [{"ad_id": f"ad{number}", "title": " ".join(creatives[number % 25])} for number in range(300)]
+    clicks = [
+        {"ad_id": f"ad{random.integers(300)}", "user_id": f"u{row % 30}", "clicks": row % 2, "impressions": 1}
+        | {"request_id": f"r{row}", "timestamp": (BEGIN + timedelta(minutes=row)).isoformat()}
+        for row in range(3000)
+    ]
+    for name, rows in (("ads", ads), ("clicks", clicks)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load_dataset(tmp_path / "ads.jsonl", tmp_path / "clicks.jsonl", None, split="time")
+    space = fit_content(data, 200).space
+    assert space.width <= 25
+    new = space.vectors([" ".join([*words[:5], "unheard"]) for words in creatives])
+    cosines = new @ space.vectors([" ".join(words) for words in creatives]).T
+    assert np.array_equal(cosines.argmax(axis=1), np.arange(25))
+    assert np.diag(cosines).min() > 0.9
+
+
+@pytest.mark.parametrize("character", ["a ", "山", "\ud55c", "\ufdfa", "\u3300", "\U0001f600"])
+def test_no_text_has_many_more_words_than_characters_that_are_read(character):
+    """U+FDFA stands for eighteen characters: what is read of a text is bounded whatever a caller writes."""
+    assert hashed_words([character * 5000]).sum() <= 2 * 640
+
+
+def test_a_text_that_was_passed_over_is_read_before_it_is_compared(version):
+    """Else it would be read outside the slices of a call, since its other vector is there."""
+    store, report, _, folder = version
+    engine = RankingEngine(load_version(store, report.version), EngineSettings(device="cpu"))
+    ads = read_catalog(folder / "ads.jsonl").ads[:SHOWN]
+    user = UserProfile("u", history=(Event(EventType.IMPRESSION, text="passed over", timestamp=BEGIN),))
+    asked = prepare(user, Context(timestamp=BEGIN + timedelta(days=9)), ads, None, skip_unknown=False)
+    engine.rank([engine.readable(asked.query)])
+    assert engine._missing(["passed over"]) == ["passed over"]
+    engine._look_up(["passed over"])
+    assert engine._missing(["passed over"]) == []
+
+
 def test_no_space_where_hardly_anybody_is_known_to_like_anything(log, tmp_path):
     data, folder = log
     lines = [json.loads(line) for line in (folder / "clicks.jsonl").read_text().splitlines()]
@@ -250,6 +290,7 @@ def test_a_version_with_a_damaged_space_is_refused(version, copy):
         ({"ads": 9, "analyzer": ANALYZER + 1, "events": 200}, ModelError, "upgrade adcascade"),
         (None, CorruptVersion, "in which space"),
         ({"ads": 9}, CorruptVersion, "another shape"),
+        ({"ads": 9, "analyzer": ANALYZER, "events": 3}, CorruptVersion, "another number of past events"),
     ],
 )
 def test_a_version_that_does_not_say_how_its_words_were_cut_is_refused(content, error, message, version, copy):
@@ -266,6 +307,9 @@ def test_a_warm_start_keeps_the_space(version, tiny_bert):
     again = train(data, tiny_options(tiny_bert, epochs=0, warm_start=f"{store.root}@{report.version}"))
     np.testing.assert_array_equal(again.content.topics, first.content.topics)
     assert again.spec.content == first.spec.content
+    start = f"{store.root}@{report.version}"
+    with pytest.raises(ModelError, match="leave --content out"):
+        train(data, tiny_options(tiny_bert, epochs=0, warm_start=start, content="none"))
 
 
 def test_texts_change_the_answer_that_is_served(version):

@@ -84,7 +84,8 @@ def test_a_disk_that_is_full_ends_a_training_and_says_what_to_do(found, tmp_path
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 1
     last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("adcascade.records.errors.InputError: the features of the log need 524,288 bytes of disk")
+    assert last.startswith("adcascade.records.errors.InputError: a table of features of the log, one of several, ")
+    assert "needs 524,288 bytes of disk" in last
     assert f"({tmp_path}): File too large. Set TMPDIR to a folder" in last
     assert not list(tmp_path.iterdir())
 

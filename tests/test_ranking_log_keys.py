@@ -5,6 +5,8 @@ import pytest
 from conftest import tiny_options
 
 from adcascade.records import history
+from adcascade.records.ads import Ad
+from adcascade.records.coded import CodedColumn
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.history import PointInTimeHistory
 from adcascade.training.checkpoint import unfinished_folder
@@ -13,6 +15,7 @@ from ranking.data.behaviour_rows import BehaviourRows
 from ranking.data.dataset import load_dataset
 from ranking.data.known_logits import KnownLogits
 from ranking.data.log_counters import LogCounters
+from ranking.data.log_keys import LogKeys
 from ranking.data.log_report import report_on
 from ranking.data.text_batches import AdTexts
 from ranking.data.user_units import units_together
@@ -51,6 +54,18 @@ def test_parts_hold_all_rows_of_an_id(data, key):
     for name, number in zip(data.keys[key], part.tolist(), strict=True):
         assert not name or of_id.setdefault(name, number) == number  # a row without an id counts nothing
     assert data.keys.parts(key, len(data.log))[1] == 1
+
+
+def test_rows_of_nobody_are_in_all_parts():
+    """In one part they could be most of the log."""
+    names = [f"u{row}" if row % 3 == 0 else "" for row in range(900)]
+    ids = [f"a{row % 9}" for row in range(900)]
+    keys = LogKeys(
+        CodedColumn.of(ids, ""), CodedColumn.of(names, ""), {f"a{number}": Ad(f"a{number}") for number in range(9)}
+    )
+    for key in ("user", "user_category", "advertiser"):
+        part, parts = keys.parts(key, 100)
+        assert np.bincount(part, minlength=parts).max() < 150
 
 
 def test_spans_and_units_made_in_parts_are_those_made_at_once(data, world, tiny_bert, monkeypatch):

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import weakref
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import grpc
+import numpy as np
 import pytest
 from conftest import serving_server
 
@@ -174,3 +176,14 @@ def test_what_is_kept_is_bounded(serve):
     assert cache.get(b"0", everything) is None
     cache.put(b"x" * 100_000, everything, b"x")
     assert cache.get(b"x" * 100_000, everything) is None
+
+
+def test_answers_do_not_keep_what_may_be_shown_alive():
+    """It is as large as the catalog, and there is one for each moment that a caller asks about."""
+    cache, eligible = AnswerCache(10_000), Eligibility(np.ones(1000, bool), 1000)
+    held = weakref.ref(eligible)
+    cache.put(b"question", eligible, b"answer")
+    assert cache.get(b"question", eligible) == b"answer"
+    del eligible
+    assert held() is None
+    assert cache.get(b"question", Eligibility(np.ones(1000, bool), 1000)) is None

@@ -30,6 +30,8 @@ Ask = Callable[[Servers, float], tuple[Answered, float]]
 
 def checked_out(ref: str, folder: Path) -> Path:
     """The files of a commit in `folder`, which is made. Raises InputError where git has no such commit."""
+    if ref.startswith("-"):
+        raise InputError(f"--against {ref}: that is no name of a commit")
     command = ["git", "-C", str(_REPOSITORY), "archive", "--format=tar", f"{ref}^{{commit}}"]
     try:
         files = subprocess.run(command, check=True, capture_output=True).stdout
@@ -99,21 +101,26 @@ def compare(
     ask: Ask,
     is_carried: Callable[[Answered], bool],
 ) -> Compared:
-    """Asks each side in turns: calls one by one, then at rising `rates` until it carries no more. Ours is first."""
+    """Asks each side in turns: calls one by one, then at rising `rates` until it carries no more.
+
+    Both have answered as many calls before, from the same users in the same order. Who is asked first changes from
+    round to round.
+    """
     milliseconds: dict[str, dict[str, list[float]]] = {
         name: {one.name: [] for one in servers.processes} for name, servers in sides.items()
     }
     for servers in sides.values():
         servers.warm_up(candidates)
-    for _ in range(_ROUNDS):
-        for name, servers in sides.items():
+    in_turns = list(sides.items())
+    for number in range(_ROUNDS):
+        for name, servers in in_turns[:: 1 if number % 2 == 0 else -1]:
             before = servers.cpu_seconds_of_each()
             one_by_one(servers.asking(candidates), _CALLS)
             for server, seconds in servers.cpu_seconds_of_each().items():
                 milliseconds[name][server].append(1000 * (seconds - before[server]) / _CALLS)
     ladder: dict[str, list[tuple[Answered, float]]] = {name: [] for name in sides}
-    for rate in rates:
-        for name, servers in sides.items():
+    for number, rate in enumerate(rates):
+        for name, servers in in_turns[:: 1 if number % 2 == 0 else -1]:
             if all(is_carried(found) for found, _ in ladder[name]):
                 ladder[name].append(ask(servers, rate))
     return Compared(milliseconds, ladder)

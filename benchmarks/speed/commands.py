@@ -96,7 +96,10 @@ def load_command(
     ads: Ads = 1_000_000,
     seconds: Annotated[float, typer.Option(min=1, help="How long calls arrive at each rate.")] = 40.0,
     against: Annotated[
-        str, typer.Option(help="A commit of this repository, whose servers are asked the same in turns.")
+        str,
+        typer.Option(
+            help="A commit of this repository, whose servers are asked the same in turns (and need as much memory)."
+        ),
     ] = "",
     out: Out = OUT,
     compare: Compare = None,

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.speed.against import OURS, compare, serving_commit
+from benchmarks.speed.against import OURS, Compared, compare, serving_commit
 from benchmarks.speed.interleaved_timing import Progress
 from benchmarks.speed.machine import describe
 from benchmarks.speed.open_loop import DEGRADED, OK, Answered, arrive, one_by_one
@@ -54,12 +54,13 @@ def bench_load(settings: LoadSettings, folder: Path, kept: Path, progress: Progr
     flags = cache_flags(settings.ads)
     with ExitStack() as stack:
         servers = stack.enter_context(serving_at(made.index, made.model, made.users, folder / "logs", flags))
-        others = None
-        if settings.against:
+        compared = None
+        if settings.against:  # first, while neither side has been asked anything
             others = stack.enter_context(serving_commit(settings.against, made, settings.ads, folder))
-            others.wait_until_idle()
+            compared = _in_turns(servers, others, settings)
+            others.stop()
         found = load_of(servers, settings, progress)
-        return found if others is None else _beside(found, servers, others, settings)
+        return found if compared is None else _with(found, compared, settings)
 
 
 def load_of(servers: Servers, settings: LoadSettings, progress: Progress = lambda *_: None) -> BenchResult:
@@ -144,15 +145,25 @@ def _of_rates(fast: float, carried: float) -> list[TargetResult]:
     ]
 
 
-def _beside(found: BenchResult, servers: Servers, others: Servers, settings: LoadSettings) -> BenchResult:
-    """The result with what the servers of another commit did in turns with ours."""
-    theirs = f"commit {settings.against}"
+def _in_turns(servers: Servers, others: Servers, settings: LoadSettings) -> Compared:
+    """What our servers and those of another commit did in turns."""
     rates = [_RATE * _STEP**step for step in range(_STEPS_IN_TURNS)]
 
     def ask(side: Servers, rate: float) -> tuple[Answered, float]:
         return _measured(side, _JUDGED, rate, settings)
 
-    compared = compare({OURS: servers, theirs: others}, _JUDGED, rates, ask, _is_carried)
+    for side in (servers, others):
+        side.wait_until_idle()
+    return compare({OURS: servers, _theirs(settings): others}, _JUDGED, rates, ask, _is_carried)
+
+
+def _theirs(settings: LoadSettings) -> str:
+    return f"commit {settings.against}"
+
+
+def _with(found: BenchResult, compared: Compared, settings: LoadSettings) -> BenchResult:
+    """The result with what was found of both sides in turns."""
+    theirs = _theirs(settings)
     said = {
         side: f"{statistics.median(compared.totals(side)):.1f} ms of processor time a call, a p99 of at most "
         f"{P99_MS:g} ms up to {_highest(steps, _is_fast):.0f} calls a second, at most {_SHED:.0%} shed up to "

@@ -51,6 +51,7 @@ class Servers:
         logs: folder of their logs.
         requests: one of each user.
         calls: counts on from one measurement to the next, so that none meets the users of the one before.
+        code: a checkout that they are of, in place of this program.
     """
 
     processes: list[ServerProcess]
@@ -59,6 +60,7 @@ class Servers:
     recommend: RecommendServiceStub
     requests: Sequence[recommend_pb2.RecommendRequest]
     calls: "count[int]" = field(default_factory=count)
+    code: Path | None = None
 
     def process(self, name: str) -> ServerProcess:
         """The server of that name."""
@@ -68,7 +70,7 @@ class Servers:
         """Starts a server that has ended, on the port that it had; it is not healthy yet."""
         ended = self.process(name)
         port = ended.address.rpartition(":")[2]
-        started = ServerProcess.start(name, [*self.flags[name], "--port", port], self.logs)
+        started = ServerProcess.start(name, [*self.flags[name], "--port", port], self.logs, code=self.code)
         self.processes[self.processes.index(ended)] = started
         return started
 
@@ -205,7 +207,8 @@ def serving_at(
         before = ("pipeline", ["--retrieval", retrieval, "--ranking", ranking])
         (gateway,) = stack.enter_context(running([before], logs, code=code))
         channel = stack.enter_context(open_channel(gateway.wait_until_serving()))
-        found = Servers([*servers, gateway], dict([*stages, before]), logs, RecommendServiceStub(channel), requests)
+        stub, flags = RecommendServiceStub(channel), dict([*stages, before])
+        found = Servers([*servers, gateway], flags, logs, stub, requests, code=code)
         stack.callback(found.stop)  # those that were started again, too
         yield found
 

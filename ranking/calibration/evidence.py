@@ -37,10 +37,14 @@ def random_effects_weight(target: Floats, weight: Floats, ads: Integers, groups:
     Log-odds of an ad are off by an effect of its own, of mean 0 and variance tau^2, that all of its rows share. The
     variance is estimated by moments (DerSimonian and Laird 1986):
 
+        w = summed weight of the ad's rows in a group, n = that of all rows in it
         S = sum over the ad's rows of weight x target
-        W = sum over groups of w - w^2 / (sum of w in the group)     w = summed weight of the ad's rows in the group
-        tau^2 = max(0, (sum over ads of S^2 / W - ads) / sum over ads of W)
+        W = sum over groups of w - w^2 / n
+        E = sum over groups of w^2 (sum of squared w in the group - w^2) / n^2      what the others' effects add to S^2
+        tau^2 = max(0, (sum over ads of S^2 / W - ads) / sum over ads of (W + E / W))
         weight of a row = weight / (1 + tau^2 sum of weight over its ad's rows)
+
+    E is exact where two ads share one group at most.
 
     Args:
         target, weight: what `working_response` returned, float64 [rows].
@@ -54,11 +58,15 @@ def random_effects_weight(target: Floats, weight: Floats, ads: Integers, groups:
     cell, inverse = np.unique(ads * (int(groups.max()) + 1) + groups, return_inverse=True)
     ad, group = np.divmod(cell, int(groups.max()) + 1)
     of_cell = np.bincount(inverse, weight)
-    compared = np.bincount(ad, of_cell - of_cell**2 / np.maximum(total[group], 1e-12))
+    of_group = np.maximum(total[group], 1e-12)
+    compared = np.bincount(ad, of_cell - of_cell**2 / of_group)
+    squares = np.bincount(group, of_cell**2)[group]
+    of_others = np.bincount(ad, of_cell**2 * (squares - of_cell**2) / of_group**2)
     pull = np.bincount(ads, weight * target)
     tells = compared > 1e-9 * max(1.0, float(total.max()))
     spread = float((pull[tells] ** 2 / compared[tells]).sum()) - int(tells.sum())
-    tau_squared = max(0.0, spread) / max(float(compared[tells].sum()), 1e-12)
+    expected = float((compared[tells] + of_others[tells] / compared[tells]).sum())
+    tau_squared = max(0.0, spread) / max(expected, 1e-12)
     shrunk: Floats = weight / (1 + tau_squared * np.bincount(ads, weight)[ads])
     return shrunk
 

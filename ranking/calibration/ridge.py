@@ -48,6 +48,9 @@ def fit_ridge(
 ) -> RidgeFit:
     """Weights of a ridge regression whose penalty and scales lose least on folds that they were fitted without.
 
+    The least is looked for downhill along the penalties, so that it may be a local one. Of equal losses the strongest
+    penalty wins.
+
         argmin  sum n (y - x weights)^2 + penalty (sum n) |weights / scale|^2,  x and y centred within their groups
 
     Args:
@@ -57,6 +60,9 @@ def fit_ridge(
         target, weight: y and n of each row, float64 [rows].
         fold: of each row, int64 [rows], from 0; rows are held out with others of their group and fold.
         scales: ways to scale the columns of `vectors`, float64 [width] each; none: as they are.
+
+    Raises:
+        LinAlgError: A penalty is too small beside rounding for the equations to be solved.
     """
     columns = list(scales) or [np.ones(vectors.shape[1])]
 
@@ -86,15 +92,17 @@ def fit_ridge(
 def _least(loss: Callable[[int, int], float], rows: int, columns: int) -> tuple[int, int]:
     """Where a table is least whose rows each fall to their least and rise from there, which is looked for downhill.
 
-    Each row is entered where the one before was least, so that few of its entries are worked out.
+    Each row is entered where the one before was least, so that few of its entries are worked out. Of equal entries the
+    one of the highest column counts as less.
     """
     number, found = columns // 2, []
     for place in range(rows):
         of = cache(partial(loss, place))
-        while (lower := min(range(max(0, number - 1), min(columns, number + 2)), key=of)) != number:
+        while (lower := min(range(min(columns, number + 2) - 1, max(0, number - 1) - 1, -1), key=of)) != number:
             number = lower
-        found.append((of(number), place, number))
-    return min(found)[1:]
+        found.append((of(number), -number, place))
+    _, negative, place = min(found)
+    return place, -negative
 
 
 _NormalEquations = tuple[Floats, Floats, float]

@@ -166,8 +166,9 @@ def _reserve(file: IO[bytes], size: int) -> None:
 def _no_room(size: int, error: OSError) -> InputError:
     folder = tempfile.gettempdir() if tempfile.tempdir is not None else os.environ.get("TMPDIR", "none was found")
     return InputError(
-        f"the features of the log need {size:,} bytes of disk in the folder for temporary files ({folder}): "
-        f"{error.strerror}. Set TMPDIR to a folder on a disk with so much room, or read fewer rows (--newest)"
+        f"a table of features of the log, one of several, needs {size:,} bytes of disk in the folder for temporary "
+        f"files ({folder}): {error.strerror}. Set TMPDIR to a folder on a disk with several times as much room, or "
+        "read fewer rows (--newest)"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.ads import Ad
-from adcascade.records.coded import CodedColumn, Codes, Mask
+from adcascade.records.coded import NO_VALUE, CodedColumn, Codes, Mask
 from ranking.inputs.features import COUNTED, key_column
 
 Rows = npt.NDArray[np.integer[Any]] | Mask | slice
@@ -57,4 +57,7 @@ class LogKeys(Mapping[str, CodedColumn]):
     def parts(self, key: str, most_rows: int) -> tuple[npt.NDArray[np.uint16], int]:
         """The part of each row, [rows], and how many there are: of about so many rows, all rows of an id in one."""
         count = -(-max(1, len(self._ad_ids)) // most_rows)
-        return (self.grouping(key) % count).astype(np.uint16), count
+        of_row = self.grouping(key)
+        # Rows without an id belong together with no others: were they in one part, it could be most of the log.
+        of_row = np.where(of_row == NO_VALUE, np.arange(len(of_row), dtype=np.int32), of_row)
+        return (of_row % count).astype(np.uint16), count

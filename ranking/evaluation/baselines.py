@@ -84,11 +84,17 @@ def baselines(
             columns = [names.index(feature) for feature in wanted]
             predictions[name] = _logistic(data, known[:, columns], asked[:, columns], train)
     predictions[IDS] = _logistic(data, *_one_hot(data, train, rows), train, strength=0.1)
-    del known, asked
-    predictions |= _on_all(data, features, rows, ALL_FEATURES, TREES)
+    predictions[ALL_FEATURES] = _logistic(data, known, asked, train, strength=0.01)
     counters = [place for place, name in enumerate(names) if not reads_content(name)]
+    of_trees: dict[str, RowFeatures] = {TREES: features}
     if len(counters) < len(names):
-        predictions |= _on_all(data, _Columns(features, counters), rows, COUNTERS, COUNTER_TREES)
+        predictions[COUNTERS] = _logistic(data, known[:, counters], asked[:, counters], train, strength=0.01)
+        of_trees[COUNTER_TREES] = _Columns(features, counters)
+    del known
+    for name, table in of_trees.items():
+        trees = _trees(data, table, table[rows], train)
+        if trees is not None:
+            predictions[name] = trees
     if which == "all":
         predictions |= {name: _on_one_column(data, read, rows) for name, read in _text_columns(data).items()}
     return predictions
@@ -105,16 +111,6 @@ class _Columns:
 
     def __getitem__(self, rows: Integers, /) -> Features:
         return self._features[rows][:, self._columns]
-
-
-def _on_all(
-    data: Dataset, features: RowFeatures, rows: Integers, regression: str, trees: str
-) -> dict[str, Probabilities]:
-    """p_click of two peers that read a whole table of features, by the names that they are given."""
-    train, asked = fitted_rows(data), features[rows]
-    found = {regression: _logistic(data, features[train], asked, train, strength=0.01)}
-    of_trees = _trees(data, features, asked, train)
-    return found if of_trees is None else found | {trees: of_trees}
 
 
 def fitted_rows(data: Dataset) -> Integers:

@@ -96,7 +96,7 @@ def export_version(
         )
         exports = export_checked(loaded, draft.path / EXPORT_FOLDER, data, int8=int8, tolerance=tolerance)
         spec = loaded.spec.model_copy(update={"exports": exports})
-        (draft.path / CTR_FILE).write_text(json.dumps(spec.model_dump(mode="json"), indent=2))
+        (draft.path / CTR_FILE).write_text(json.dumps(spec.document(), indent=2))
         store.commit(draft, store.manifest(loaded.version).content)
     if publish:
         store.publish(draft.version)

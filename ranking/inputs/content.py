@@ -4,6 +4,7 @@ Words are those of the catalog's search, in any script. Texts lie in a latent se
 1990) that the ads of a log span. Knows no tensors, no logs and no models.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ MOST_CHARS = 640
 _HASHES = 1 << 18
 # Of the texts that a user liked, the mean of so many that are nearest.
 _NEAREST = 3
+# Texts whose words are looked up at once.
+_TEXTS = 1 << 14
 _TENSORS = ("words", "idf", "topics")
 
 
@@ -87,9 +90,13 @@ class ContentSpace:
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
         """Of each text, float32 [texts, topics]; zeros where it has no word that is read."""
-        vectors = tf_idf(hashed_words(texts), self.words, self.idf) @ self.topics
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.where(lengths > 1e-9, vectors / np.maximum(lengths, 1e-9), 0.0).astype(np.float32)
+        found = np.zeros((len(texts), self.width), np.float32)
+        for start in range(0, len(texts), _TEXTS):
+            some = slice(start, start + _TEXTS)
+            vectors = tf_idf(hashed_words(texts[some]), self.words, self.idf) @ self.topics
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            np.divide(vectors, lengths, out=found[some], where=lengths > 1e-9)
+        return found
 
     def save(self, path: Path) -> None:
         """Writes the space."""
@@ -116,14 +123,26 @@ class ContentSpace:
         return cls(words, idf, topics, events)
 
 
-_HASHER = HashingVectorizer(analyzer=words_of, n_features=_HASHES, norm=None, alternate_sign=False)
+def _words(text: str) -> list[str]:
+    """Words of the beginning of a text. One character may stand for eighteen (U+FDFA), so it is cut twice."""
+    beginning = text[:MOST_CHARS]
+    if not beginning.isascii():
+        beginning = unicodedata.normalize("NFKC", beginning)[:MOST_CHARS]
+    return words_of(beginning)
+
+
+_HASHER = HashingVectorizer(analyzer=_words, n_features=_HASHES, norm=None, alternate_sign=False)
 
 
 def hashed_words(texts: Sequence[str]) -> csr_matrix:
-    """How often each word is in the first `MOST_CHARS` characters of each text, by the word's hash."""
+    """How often each word is in the first `MOST_CHARS` characters of each text, by the word's hash.
+
+    Returns:
+        float64 [texts, 2^18].
+    """
     if not texts:
         return csr_matrix((0, _HASHES))
-    counts: csr_matrix = _HASHER.transform([text[:MOST_CHARS] for text in texts])
+    counts: csr_matrix = _HASHER.transform(texts)
     return counts
 
 

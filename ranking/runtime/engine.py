@@ -47,6 +47,8 @@ _READ_TOKENS, _LOOKED_UP_TOKENS = 2, 8
 LIGHT_COST = 512
 # How long a slice may take that splits texts into tokens, and how many characters the first ones have.
 _SLICE_SECONDS, _FIRST_CHARS, _LEAST_CHARS, _MOST_CHARS = 0.04, 8192, 1024, 131_072
+# Words of other scripts than Latin letters, digits and marks without accents take up to so many times as long to find.
+_OTHER_SCRIPTS = 16
 # The same in tokens, of a slice that reads ads for what their texts alone add.
 _FIRST_TOKENS, _LEAST_TOKENS, _MOST_TOKENS = 512, 64, 16_384
 
@@ -169,7 +171,7 @@ class RankingEngine:
 
         May be called in any thread: what is kept by now is looked up, and nothing is changed.
         """
-        looked_up = self._vectors.missing([*query.ad_texts, *(event.text for event in query.past)])
+        looked_up = self._missing([*query.ad_texts, *(event.text for event in query.past)])
         user_tokens = estimated_tokens(query.user_text, self._reader.max_user_tokens)
         read = user_tokens + self._text.cost_of(query.ad_texts, user_tokens)
         if self._priors is not None:
@@ -195,7 +197,7 @@ class RankingEngine:
         yield
         dense, behaviour = [], []
         for query in queries:
-            yield from read_ahead(self._vectors.missing(_texts_of(query)), len, self._slice, self._look_up)
+            yield from read_ahead(self._missing(_texts_of(query)), self._looking_up, self._slice, self._look_up)
             dense.append(self._dense(query))
             known = self._behaviour(query, dense[-1])
             yield
@@ -230,6 +232,17 @@ class RankingEngine:
         context = self._integers(context_buckets(query.context[: shape.context_words], shape.context_buckets))
         shown = Impressions(dense, context.expand(count, -1), candidates)
         return self.loaded.with_trees(self._model.behaviour(shown, history), dense)
+
+    def _missing(self, texts: Sequence[str]) -> list[str]:
+        """Those of some texts that have no vector yet, or none that is compared."""
+        missing = self._vectors.missing(texts)
+        if self._contents is not None:
+            missing = [*missing, *self._contents.missing(texts)]
+        return list(dict.fromkeys(missing))
+
+    def _looking_up(self, text: str) -> int:
+        """What looking a text up costs, in characters of plain English."""
+        return len(text) if self._contents is None or text.isascii() else _OTHER_SCRIPTS * len(text)
 
     def _look_up(self, texts: Sequence[str]) -> None:
         """Reads texts that are not kept yet."""

@@ -96,6 +96,11 @@ def _earlier_version(options: TrainOptions, data: Dataset) -> _Network:
     content = None
     if loaded.content is not None and loaded.spec.content is not None:
         content = FittedContent(loaded.content, loaded.spec.content)
+    if options.behaviour.content == ("none" if content else "always"):
+        raise ModelError(
+            f"version {loaded.version} compares {'' if content else 'no '}texts, and what starts from it does as it "
+            "does: leave --content out, or train without --warm-start"
+        )
     return loaded.model, loaded.tokenizer, loaded.spec.shape, loaded.spec.features, content
 
 

@@ -14,6 +14,9 @@ from ranking.spec import ContentFit
 
 # Topics; and which singular value is added to each, so that topics of a few texts alone count less.
 _TOPICS, _SHRINKAGE = 128, 60
+# Topics whose singular value is less than this share of the greatest are none: texts that are repeated span no more
+# than there are different ones, and what is left is rounding.
+_NO_TOPIC = 1e-3
 # Ads that span the space, those of the newest rows and events; fewer than the least span none.
 _MOST_ADS, _LEAST_ADS = 20_000, 20
 # A word in one text alone is like no other text; of the others, those in the most texts.
@@ -37,10 +40,11 @@ class FittedContent:
 def fit_content(data: Dataset, events: int, *, most_clicks: float = _MOST_CLICKS) -> FittedContent | None:
     """The space of the ads that the training part shows or looks back on.
 
-    Latent semantic analysis of tf-idf weights T = U S V', of which a text's coordinates are its words' in V over what
-    they vary by:
+    Latent semantic analysis (Deerwester et al. 1990) of tf-idf weights T = U S V'. A text's coordinates T V are divided
+    by their size over all texts, softly, so that a few topics that every text has do not make all of them alike
+    (whitening with shrinkage):
 
-        topics = V / (S + S[60])
+        topics = V / (S + S[60])        where S > 0.001 S[0]
 
     Args:
         events: how many of a user's newest events are looked at.
@@ -66,8 +70,8 @@ def fit_content(data: Dataset, events: int, *, most_clicks: float = _MOST_CLICKS
         return None
     idf = (np.log((1 + len(texts)) / (1 + having[words])) + 1).astype(np.float32)
     svd = TruncatedSVD(topics, n_iter=_ITERATIONS, random_state=0).fit(tf_idf(counts, words, idf))
-    spread = svd.singular_values_ + svd.singular_values_[min(_SHRINKAGE, topics - 1)]
-    of_words = (svd.components_ / np.maximum(spread, 1e-9)[:, None]).T
+    spread = svd.singular_values_[svd.singular_values_ > _NO_TOPIC * svd.singular_values_.max()]
+    of_words = (svd.components_[: len(spread)] / (spread + spread[min(_SHRINKAGE, len(spread) - 1)])[:, None]).T
     space = ContentSpace(words, idf, np.ascontiguousarray(of_words, np.float32), events)
     return FittedContent(space, ContentFit(ads=len(texts), analyzer=ANALYZER, events=events))
 
