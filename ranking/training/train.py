@@ -98,17 +98,23 @@ def train(
     predicted, logits = predict_logits(scorer, maker, _calibration_blocks(model, data, options))
     spec = _calibrated(ranker.spec, data, predicted, logits, known.conversion(predicted).astype(np.float64))
     model.cpu()
-    stages = {"behaviour": learned, "text": fit}
-    spec = spec.model_copy(
+    text_fit = _text_fit(ranker, fit, data, options)
+    return _trained(replace(ranker, spec=spec), text_fit, {"behaviour": learned, "text": fit}, teacher)
+
+
+def _trained(
+    ranker: Ranker, text_fit: TextFit, stages: dict[str, StageResult], teacher: ModelVersion | None
+) -> Trained:
+    """`ranker` with a spec that says what stands beside its network, and how far each stage came."""
+    spec = ranker.spec.model_copy(
         update={
             "trees": None if ranker.trees is None else ranker.trees.blend,
             "text_prior": None if ranker.text_prior is None else ranker.text_prior.fit,
             "stages": {stage: str(one) for stage, one in stages.items() if one.planned},
         }
     )
-    text_fit = _text_fit(ranker, fit, data, options)
     return Trained(
-        model,
+        ranker.model,
         ranker.tokenizer,
         spec,
         text_fit,
