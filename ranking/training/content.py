@@ -22,7 +22,7 @@ _MOST_ADS, _LEAST_ADS = 20_000, 20
 # A word in one text alone is like no other text; of the others, those in the most texts.
 _LEAST_TEXTS, _MOST_WORDS = 2, 1 << 15
 _ITERATIONS = 3
-# A guess between two logs: of some 1,200 clicks these features help, and of some 44,000 (MovieLens by time), where
+# A guess between two logs: of some 1,100 clicks these features help, and of some 44,000 (MovieLens by time), where
 # attention over past ads may learn the same by itself, AUC was 0.7813 with them and 0.7853 without.
 _MOST_CLICKS = 20_000
 # Rows that tell whether users are known to like anything.
