@@ -1,10 +1,9 @@
 """A whole training in a process of its own: what it took, and that it does not outlive who waits for it."""
 
-import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 
 import psutil
 import pytest
@@ -36,12 +35,26 @@ def test_a_training_that_fails_says_why(files, tmp_path):
         train_whole(files, 2000, tmp_path / "model", ["--no-such-option"])
 
 
+# Waits for a process of its own, whose number it says.
+WAITING = """
+import subprocess, sys
+from benchmarks.speed.train_whole import _ended
+
+process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(process.pid, flush=True)
+_ended(process)
+"""
+
+
 def test_who_stops_waiting_stops_the_training():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        _ended(process)
-    assert not psutil.pid_exists(process.pid)
+    waiting = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert waiting.stdout is not None
+    training = psutil.Process(int(waiting.stdout.readline()))
+    time.sleep(0.5)
+    waiting.send_signal(signal.SIGINT)
+    _, complaints = waiting.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in complaints
+    assert not training.is_running()
 
 
 def test_the_peak_is_what_the_process_had():
