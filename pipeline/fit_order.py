@@ -1,7 +1,8 @@
 """What retrieval's score counts in the order of both stages, fitted on the validation part of a log. Knows no wire.
 
 Towers of an index version have mostly learned the rows that validate the ranker, and would seem surer there than they
-are. So towers of the same options and weights are trained on the training part alone, and stand in for them.
+are. So towers of the same options and weights that have learned the training part alone stand in for them: those that
+the weights were chosen with if they have learned just these rows, else others that are trained.
 
 Where requests show several ads, it is known what was shown together and what was clicked: a conditional logit over
 log-odds of p_click and retrieval's score says what each counts. Where they show one, both stages are asked for users of
@@ -23,6 +24,7 @@ from adcascade.records.splits import Split
 from adcascade.records.users import UserProfile
 from adcascade.reports.interval import bootstrap
 from adcascade.terminal.progress import tracked
+from adcascade.towers.artifact import TrainedTowers, load_choosing_towers
 from adcascade.towers.evaluation.metrics import ndcg_at, with_interval
 from adcascade.towers.training.commands import training_progress
 from adcascade.towers.training.data import RetrievalData
@@ -65,6 +67,7 @@ def fit_order(
     model: ModelVersion,
     vectors: Path,
     by: FittedBy = "auto",
+    towers: Path | None = None,
 ) -> OrderBlend:
     """Fits the order on the validation part of a log that is split by time or user by user.
 
@@ -73,9 +76,10 @@ def fit_order(
         retriever: Its towers say how those that stand in are trained.
         vectors: Folder of the text vectors that commands share.
         by: What is fitted on; "auto" takes requests if they show several ads in the mean.
+        towers: Root of the version that the index was built with, which has towers that may stand in; None trains some.
 
     Raises:
-        InputError: The index version has no towers, or the validation part has nothing to fit on.
+        InputError: The index version has no towers or other ones, or the validation part has nothing to fit on.
         BuildError, TrainingError, ArtifactError: as training the towers and building their index raise them.
     """
     if retriever.index.loaded.towers is None:
@@ -83,7 +87,7 @@ def fit_order(
             "the index version has no towers, and without them p_click alone makes the order: there is nothing to fit"
         )
     part = data.with_split(Split(data.split.train, np.empty(0, np.int64), data.split.valid))
-    with _standing_in(part, ads, retriever, vectors) as (known, stand_in):
+    with _standing_in(part, ads, retriever, vectors, towers) as (known, stand_in):
         rows_a_request = len(data.log) / max(1, len(data.request_rows))
         if by == "requests" or (by == "auto" and rows_a_request >= REQUEST_ROWS):
             return fit_on_requests(part, stand_in, model)
@@ -97,7 +101,7 @@ def save_with_order(store: VersionStore, model: ModelVersion, order: OrderBlend,
 
 @contextmanager
 def _standing_in(
-    part: Dataset, ads: Path, retriever: Retriever, vectors: Path
+    part: Dataset, ads: Path, retriever: Retriever, vectors: Path, root: Path | None = None
 ) -> Iterator[tuple[RetrievalData, Retriever]]:
     """The data as retrieval is judged on it, and a retriever that has learned nothing of the test rows of `part`."""
     loaded = retriever.index.loaded
@@ -105,8 +109,7 @@ def _standing_in(
     with TemporaryDirectory(prefix="adcascade-order-") as folder:
         with remembering(in_bulk(retriever.encoder), vectors) as encoder:
             known = retrieval_data_of(part, encoder)
-            with training_progress() as watch:
-                towers = train_as_chosen(known, loaded.towers.spec, watch)
+            towers = _of_training_part(known, loaded.towers, root)
             options = BuildOptions(index="flat", max_rejected=1.0, width=loaded.manifest.dimension - 1)
             build(ads, Path(folder), encoder, options, towers=towers)
         stand_in, _ = load_published(Path(folder))
@@ -114,6 +117,15 @@ def _standing_in(
             yield known, stand_in
         finally:
             stand_in.close()
+
+
+def _of_training_part(known: RetrievalData, towers: TrainedTowers, root: Path | None) -> TrainedTowers:
+    """Towers as `towers` that have learned the training rows of `known` alone."""
+    kept = None if root is None else load_choosing_towers(root, towers)
+    if kept is not None and kept.spec.training_sha256 == known.training_sha256:
+        return kept
+    with training_progress() as watch:
+        return train_as_chosen(known, towers.spec, watch)
 
 
 def fit_on_requests(data: Dataset, retriever: Retriever, model: ModelVersion) -> OrderBlend:

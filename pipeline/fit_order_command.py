@@ -33,6 +33,14 @@ def fit_order_command(
             "they show several ads. Choose users if what the log has as a request was not shown together."
         ),
     ] = "auto",
+    towers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Root of the tower versions that the index was built with: those that all was chosen with take part, "
+            "if they have learned the ranker's training rows alone, and none are trained.",
+            show_default="train some",
+        ),
+    ] = None,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
     rejected: Rejected = None,
@@ -43,8 +51,9 @@ def fit_order_command(
     """Fit what retrieval's score counts in the order of both stages, and publish the result as a new model version.
 
     It is fitted on the rows that validated the ranker: what was clicked of several ads shown together, or what users
-    clicked next. Towers that have not learned these rows are trained for that, as those of the index were, and thrown
-    away. The pipeline takes the weight of the version that answers, unless it is given one.
+    clicked next. Towers that have not learned these rows take part in that: with --towers those of the training of the
+    index's, or else others that are trained for it and thrown away. The pipeline takes the weight of the version that
+    answers, unless it is given one.
     """
     from pipeline.evaluate import load_stages
     from pipeline.fit_order import fit_order, save_with_order
@@ -60,7 +69,7 @@ def fit_order_command(
     show_log(data, users, rejected_file)
     warn_of_rows_it_knows(ranker, data)
     with closing(retriever):
-        order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index), by)
+        order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index), by, towers)
     made = save_with_order(open_store(model), ranker, order, publish=publish)
     if as_json:
         print(json.dumps({"version": made, "source": ranker.version, "order": order.model_dump(mode="json")}, indent=2))  # noqa: T201

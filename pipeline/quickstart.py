@@ -183,7 +183,7 @@ def _fit_order(console: Console, folder: QuickstartFolder, files: DatasetFiles, 
     console.print("What retrieval's score counts beside p_click, by towers that have not learned these users' clicks:")
     retriever, model = load_stages(folder.index, folder.model)
     # Ratings of one moment are what a user chose to rate, not what was shown together: they say nothing of the others.
-    order = fit_order(data, files.ads, retriever, model, folder.vectors, "users")
+    order = fit_order(data, files.ads, retriever, model, folder.vectors, "users", folder.towers)
     retriever.close()
     save_with_order(open_store(folder.model), model, order)
     console.print(order_line(order), markup=False, highlight=False)
@@ -245,7 +245,7 @@ def _next_steps(console: Console, folder: QuickstartFolder) -> None:
         f"adcascade train-retrieval {files} --out {folder.towers}",
         f"adcascade build --ads your-ads.jsonl --towers {folder.towers} --out {index}",
         f"adcascade train {files} --out {model}",
-        f"adcascade fit-order {files} --index {index} --model {model}",
+        f"adcascade fit-order {files} --towers {folder.towers} --index {index} --model {model}",
         f"adcascade evaluate-pipeline {files} --index {index} --model {model}",
         f"adcascade serve --index {index} --model {model}",
         'adcascade recommend --interests "trail running shoes" --k 10',

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import tiny_towers
 from test_pipeline_cli import adcascade
 from test_pipeline_client import gateway, ranking_on, retrieval_on
 
@@ -15,8 +16,12 @@ from adcascade.records.splits import Split
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from adcascade.reports.interval import Interval
 from adcascade.serving.channel import open_channel
+from adcascade.towers.artifact import load_choosing_towers, load_published_towers, save_towers
+from adcascade.towers.store import open_store as open_tower_store
+from adcascade.towers.training.train import train_and_save
 from adcascade.v1 import ranking_pb2, recommend_pb2, types_pb2
 from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
+from adcascade.vectors.encoder import load_encoder
 from pipeline.client import AdPipeline
 from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.fit_order import LARGEST_WEIGHT, _standing_in, fit_on_requests, fit_on_users, fit_order, save_with_order
@@ -58,6 +63,14 @@ def standing_in(validating, world, stages, tmp_path_factory):
         yield found
 
 
+@pytest.fixture(scope="module")
+def other_towers(tower_data, tmp_path_factory):
+    """Root of towers that no index was built with."""
+    root = tmp_path_factory.mktemp("other") / "towers"
+    train_and_save(tower_data, load_encoder("hashing:64"), root, tiny_towers(seed=1, epochs=1), publish_anyway=True)
+    return root
+
+
 def clicked(data, clicks):
     """The same rows, clicked otherwise."""
     return replace(data, log=replace(data.log, clicks=clicks.astype(data.log.clicks.dtype)))
@@ -89,6 +102,47 @@ def test_clicks_that_are_judged_do_not_change_who_stands_in(validating, standing
     with _standing_in(clicked(validating, clicks), world.ads, stages[0], tmp_path) as (_, other):
         want, found = (one.index.loaded.searched_vectors for one in (standing_in[1], other))
         assert np.asarray(found).tolist() == np.asarray(want).tolist()
+
+
+def test_towers_that_chose_stand_in_as_those_that_are_trained_for_it(
+    validating, world, standing_in, stages, towers_root, tmp_path
+):
+    kept = load_choosing_towers(towers_root, stages[0].index.loaded.towers)
+    with _standing_in(validating, world.ads, stages[0], tmp_path, towers_root) as (known, other):
+        assert other.index.loaded.towers.spec.training_sha256 == known.training_sha256
+        assert other.index.loaded.towers.spec.passes == kept.spec.passes  # their seconds, too: none were trained
+        want, found = (one.index.loaded.searched_vectors for one in (standing_in[1], other))
+        np.testing.assert_allclose(found, want, atol=1e-6)
+        asked = [Query(USER, None, 20, context=Context(device="phone"))]
+        want, found = ([one.ad_id for one in by.answer(asked)[0].candidates] for by in (standing_in[1], other))
+        assert found == want
+
+
+def test_towers_that_chose_by_other_rows_do_not_stand_in(validating, world, stages, towers_root, tmp_path):
+    split = validating.split
+    fewer = validating.with_split(split._replace(train=split.train[:-50], test=split.test))
+    with _standing_in(fewer, world.ads, stages[0], tmp_path, towers_root) as (known, other):
+        assert other.index.loaded.towers.spec.training_sha256 == known.training_sha256
+
+
+def test_towers_of_another_index_are_refused(validating, world, stages, other_towers, tmp_path):
+    with (
+        pytest.raises(InputError, match=r"built with other towers than version .*leave out --towers"),
+        _standing_in(validating, world.ads, stages[0], tmp_path, other_towers),
+    ):
+        pass
+
+
+def test_versions_of_earlier_releases_kept_none_that_chose(towers_root, tmp_path):
+    shutil.copytree(towers_root, tmp_path / "towers")
+    store = open_tower_store(tmp_path / "towers")
+    with store.begin() as draft:
+        towers = load_published_towers(towers_root)
+        save_towers(draft.path, towers)
+        store.commit(draft, towers.spec.model_dump(mode="json"))
+    store.publish(draft.version)
+    assert load_choosing_towers(tmp_path / "towers", towers) is None
+    assert load_choosing_towers(towers_root, towers) is not None
 
 
 def test_an_ad_has_the_score_that_it_has_as_a_candidate(stages):

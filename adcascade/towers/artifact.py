@@ -3,7 +3,8 @@
 ``towers.safetensors`` (weights of both), ``towers.json`` (`TowerSpec`), ``popularity.parquet`` (see
 `PopularitySnapshot`), ``known_ads.parquet`` (ads that have a residual), ``queries.npy`` (float32 [queries, dimension]:
 interest vectors of users of the log, by which the recall of an index is measured), ``neighbours/`` (see `ItemToItem`;
-absent if the training kept none).
+absent if the training kept none). In a version of its own also ``choosing/``: the same of towers that have not learned
+the rows by which was chosen; absent in those of earlier releases.
 """
 
 import json
@@ -21,6 +22,7 @@ from safetensors.torch import load, save_file
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.artifacts.fallback import load_newest
+from adcascade.records.errors import InputError
 from adcascade.records.hashing import crc32_bucket
 from adcascade.records.popularity import FEATURES, Floats, PopularitySnapshot
 from adcascade.towers.findings import Passes, Spread, TowerComparison
@@ -32,7 +34,7 @@ from adcascade.vectors.errors import BuildError
 
 SPEC_FILE = "towers.json"
 _WEIGHTS_FILE, _POPULARITY_FILE, _KNOWN_FILE = "towers.safetensors", "popularity.parquet", "known_ads.parquet"
-_QUERIES_FILE, _NEIGHBOURS_FOLDER = "queries.npy", "neighbours"
+_QUERIES_FILE, _NEIGHBOURS_FOLDER, CHOOSING_FOLDER = "queries.npy", "neighbours", "choosing"
 # What the libraries raise of files that are not what they should be.
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError),
@@ -206,3 +208,23 @@ def load_published_towers(root: Path) -> TrainedTowers:
     """
     store = open_store(root)
     return load_newest(store, lambda version: load_towers(store.path(version)))[1]
+
+
+def load_choosing_towers(root: Path, towers: TrainedTowers) -> TrainedTowers | None:
+    """Those that all was chosen with for `towers`, which have not learned the rows that it was chosen by.
+
+    None if they were not kept.
+
+    Raises:
+        InputError: `towers` are not the published ones under `root`.
+        ArtifactError: These cannot be read.
+    """
+    store = open_store(root)
+    version, published = load_newest(store, lambda version: load_towers(store.path(version)))
+    if published.spec.space_sha256 != towers.spec.space_sha256:
+        raise InputError(
+            f"the index version was built with other towers than version {version} under {root}; build it with those, "
+            "or leave out --towers, so that some are trained"
+        )
+    folder = store.path(version) / CHOOSING_FOLDER
+    return load_towers(folder) if folder.is_dir() else None

@@ -12,9 +12,10 @@ from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.records.popularity import FEATURES, PopularitySnapshot
 from adcascade.records.users import Context
-from adcascade.towers.artifact import TowerSpec, TrainedTowers, novelty, save_towers
+from adcascade.towers.artifact import CHOOSING_FOLDER, TowerSpec, TrainedTowers, novelty, save_towers
 from adcascade.towers.evaluation.holdout import HeldOut, held_out
 from adcascade.towers.findings import FIRST, Passes, Spread
+from adcascade.towers.item_to_item import ItemToItem
 from adcascade.towers.model import Towers, TowerShape
 from adcascade.towers.store import FORMAT_VERSION, open_store
 from adcascade.towers.training.batches import Catalog, attributes_of, catalog_of
@@ -57,11 +58,13 @@ def train_towers(
     watch: OnProgress = lambda _: None,
     *,
     checkpoints: Path | None = None,
+    keep: Path | None = None,
 ) -> TrainedTowers:
     """Trains towers on `data.split`: the stage "choose", then the stage "train".
 
     Args:
         checkpoints: Folder that a killed training of the same data and options goes on from; None for no checkpoints.
+        keep: New folder for the towers of the stage "choose"; None keeps them not.
 
     Raises:
         InputError: Too few users clicked anything to learn from, or to choose by.
@@ -75,7 +78,7 @@ def train_towers(
         StageContext(watch, checkpoint=checkpoint_file(checkpoints, stage), seconds=seconds, identity=identity)
         for stage in ("choose", "train")
     )
-    choice, chosen_in = _chosen(data, options, first)
+    choice, chosen = _chosen(data, options, first)
     fitted = _fitted(data, data.split.train, options, second, "train")
     spec = TowerSpec(
         shape=fitted.towers.shape,
@@ -90,16 +93,19 @@ def train_towers(
         training=asdict(options),
         training_sha256=data.training_sha256,
         compared=choice.compared,
-        passes={"choose": chosen_in, "train": fitted.passes},
+        passes={"choose": chosen.passes, "train": fitted.passes},
     )
-    trained = _trained(spec, fitted, data, options)
-    return replace(trained, spec=spec.model_copy(update={"spread": _spread(trained, fitted, data, options.seed)}))
+    trained = _trained(spec, fitted, data, options.seed)
+    spec = spec.model_copy(update={"spread": _spread(trained, fitted, data, options.seed)})
+    if keep is not None:
+        keep.mkdir()
+        of_fit = replace(data, split=replace(data.split, train=data.split.fit))
+        save_towers(keep, _of_other_rows(spec, chosen, of_fit, options.seed))
+    return replace(trained, spec=spec)
 
 
 def train_as_chosen(data: RetrievalData, spec: TowerSpec, watch: OnProgress = lambda _: None) -> TrainedTowers:
     """Towers of the options and weights of `spec`, trained on `data.split.train`: the stage "train" alone.
-
-    They stand in for those of `spec` where rows are judged that these have learned.
 
     Raises what `train_towers` does.
     """
@@ -107,6 +113,11 @@ def train_as_chosen(data: RetrievalData, spec: TowerSpec, watch: OnProgress = la
     options = TowerOptions(**{name: value for name, value in spec.training.items() if name in known})  # type: ignore[arg-type]
     seconds = None if options.max_minutes is None else 60 * options.max_minutes / 2
     fitted = _fitted(data, data.split.train, options, StageContext(watch, seconds=seconds), "train")
+    return _of_other_rows(spec, fitted, data, options.seed)
+
+
+def _of_other_rows(spec: TowerSpec, fitted: "_Fitted", data: RetrievalData, seed: int) -> TrainedTowers:
+    """Towers that were fitted on `data.split.train`, with what was chosen for those of `spec`."""
     learned = {
         "shape": fitted.towers.shape,
         "space_sha256": fitted.towers.sha256,
@@ -114,16 +125,15 @@ def train_as_chosen(data: RetrievalData, spec: TowerSpec, watch: OnProgress = la
         "passes": {"train": fitted.passes},
         "spread": None,
     }
-    return _trained(spec.model_copy(update=learned), fitted, data, options)
+    return _trained(spec.model_copy(update=learned), fitted, data, seed)
 
 
-def _trained(spec: TowerSpec, fitted: "_Fitted", data: RetrievalData, options: TowerOptions) -> TrainedTowers:
+def _trained(spec: TowerSpec, fitted: "_Fitted", data: RetrievalData, seed: int) -> TrainedTowers:
     """Towers with what else the training part says of ads."""
-    neighbours = fit_ease(fitted.sequences, data.ad_ids, options)
-    queries = _queries(fitted, _drawn(fitted.sequences, options.seed), data)
+    queries = _queries(fitted, _drawn(fitted.sequences, seed), data)
     rows = data.log.take(data.split.train)
     known = frozenset(rows.ad_id.tolist())
-    return TrainedTowers(spec, fitted.towers, known, PopularitySnapshot.of(rows), queries, neighbours)
+    return TrainedTowers(spec, fitted.towers, known, PopularitySnapshot.of(rows), queries, fitted.neighbours)
 
 
 def train_and_save(
@@ -148,7 +158,8 @@ def train_and_save(
     started = time.perf_counter()
     store, unfinished = open_store(root), _unfinished(data, encoder, root, options)
     with store.begin() as draft:
-        trained = train_towers(data, encoder, options, watch, checkpoints=unfinished)
+        keep = draft.path / CHOOSING_FOLDER
+        trained = train_towers(data, encoder, options, watch, checkpoints=unfinished, keep=keep)
         save_towers(draft.path, trained)
         store.commit(draft, trained.spec.model_dump(mode="json"))
     published = publish and (publish_anyway or not trained.spec.better_than())
@@ -183,15 +194,17 @@ def _check(options: TowerOptions) -> None:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """Towers with what they learned from, and how far they came."""
+    """Towers with what they learned from, which ads go together there, and how far they came."""
 
     towers: Towers
     catalog: Catalog
     sequences: Sequences
+    neighbours: ItemToItem | None
     passes: Passes
 
 
-def _chosen(data: RetrievalData, options: TowerOptions, context: StageContext) -> tuple[Choice, Passes]:
+def _chosen(data: RetrievalData, options: TowerOptions, context: StageContext) -> tuple[Choice, _Fitted]:
+    """What is chosen, and the towers that it is chosen with."""
     split = data.split
     judged = held_out(data.log, split.fit, split.tune, data.number_of)
     if not len(judged):
@@ -201,14 +214,13 @@ def _chosen(data: RetrievalData, options: TowerOptions, context: StageContext) -
             "the log is too small to choose by: nobody clicked an ad that was new to them in its last part"
         )
     fitted = _fitted(data, split.fit, options, context, "choose")
-    sequences = fitted.sequences
+    sequences, neighbours = fitted.sequences, fitted.neighbours
     popularity = PopularitySnapshot.of(data.log.take(split.fit))
     novel = options.exploration * novelty(popularity.impressions(data.ad_ids))
-    neighbours = fit_ease(sequences, data.ad_ids, options)
     shape = (len(sequences.users) + 1, len(data.ads))
     item_scores = csr_matrix(shape) if neighbours is None else neighbour_scores(neighbours, sequences, data.ad_ids)
     beside = SideScores(popularity.features(data.ad_ids), novel, item_scores)
-    return tune(fitted.towers, fitted.catalog, judged, data.users, beside, options.seed), fitted.passes
+    return tune(fitted.towers, fitted.catalog, judged, data.users, beside, options.seed), fitted
 
 
 def _fitted(data: RetrievalData, rows: Integers, options: TowerOptions, context: StageContext, stage: str) -> _Fitted:
@@ -226,7 +238,7 @@ def _fitted(data: RetrievalData, rows: Integers, options: TowerOptions, context:
     catalog = catalog_of(data.ad_ids, frozenset(data.log.ad_id[rows].compact().names.to_pylist()), data.texts, shape)
     attributes = attributes_of(data.users, list(sequences.users))
     fitted = fit_towers(sequences, catalog, attributes, shape, options, context, stage)
-    return _Fitted(fitted.towers, catalog, sequences, fitted.passes)
+    return _Fitted(fitted.towers, catalog, sequences, fit_ease(sequences, data.ad_ids, options), fitted.passes)
 
 
 def _id_buckets(ads: int) -> int:
