@@ -1,8 +1,10 @@
 """``python -m index_builder --ads FILE --out ROOT``, training, refreshing, and the commands of the version store."""
 
 from adcascade.terminal.extras import require_serve
+from adcascade.terminal.threads import share_cores
 
 require_serve()
+share_cores()
 
 from pathlib import Path
 from typing import Annotated

@@ -1,8 +1,10 @@
 """``python -m pipeline --retrieval HOST:PORT --ranking HOST:PORT --port N``: the gateway."""
 
 from adcascade.terminal.extras import require_serve
+from adcascade.terminal.threads import share_cores
 
 require_serve()
+share_cores()
 
 import time
 from functools import partial

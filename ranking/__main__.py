@@ -1,8 +1,10 @@
 """``python -m ranking --model ROOT --port N``: the ranking server."""
 
 from adcascade.terminal.extras import require_serve
+from adcascade.terminal.threads import share_cores
 
 require_serve()
+share_cores()
 
 import os
 from functools import partial

@@ -1,8 +1,10 @@
 """``python -m retrieval --index ROOT --port N``: the retrieval server."""
 
 from adcascade.terminal.extras import require_serve
+from adcascade.terminal.threads import share_cores
 
 require_serve()
+share_cores()
 
 from collections.abc import Callable
 from functools import partial
