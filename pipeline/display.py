@@ -10,7 +10,7 @@ from adcascade.records.printable import printable
 from adcascade.records.users import Event, UserProfile
 from adcascade.v1 import types_pb2
 from pipeline.answers import Recommendations
-from pipeline.results import PipelineEvaluation
+from pipeline.results import RETRIEVAL_SCORE, PipelineEvaluation, ShownEvaluation
 from retrieval.evaluation.report import COLUMNS, methods_table, summary
 from retrieval.evaluation.results import RETRIEVAL, Comparison
 
@@ -93,7 +93,20 @@ def pipeline_notes(found: PipelineEvaluation) -> list[str]:
     lines = [*summary(found.comparison, "recall@10"), *_gains(found.comparison), COLUMNS]
     if found.without_candidates:
         lines.append(f"For {found.without_candidates} users nothing is known that retrieval could search by.")
-    return lines
+    return lines if found.shown is None else [*lines, *shown_notes(found.shown)]
+
+
+def shown_notes(found: ShownEvaluation) -> list[str]:
+    """In which order stands what was shown together, in sentences."""
+    order = ", ".join(f"{value.value:.3f} by {name}" for name, value in found.ndcg.items())
+    gains = ", ".join(
+        f"{name} {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" for name, gain in found.gain.items()
+    )
+    return [
+        f"Of ads that a user was shown in one {found.together} ({found.lists:,} with and without clicks, of "
+        f"{found.ads:.0f} ads in the mean), the clicked ones on top: nDCG@10 {order}.",
+        f"Minus that by {RETRIEVAL_SCORE}: {gains}.",
+    ]
 
 
 def _gains(found: Comparison) -> list[str]:

@@ -36,7 +36,7 @@ from retrieval.loading import load_published
 from retrieval.retriever import Retriever
 
 # Ads that a page shows, as the gateway says by default: nDCG is judged on as many.
-_SHOWN = 10
+SHOWN = 10
 
 
 def load_stages(index: Path, model: Path) -> tuple[Retriever, ModelVersion]:
@@ -145,7 +145,7 @@ def scored_candidates(
     ads = [data.ads[number] for number in found.ads.tolist()]
     if context.timestamp is None:  # of a log without times, which is not of now
         ads = [replace(ad, start_time=None, end_time=None) for ad in ads]
-    query = prepare(user, context, ads, catalog, skip_unknown=True, shown=_SHOWN).query if ads else None
+    query = prepare(user, context, ads, catalog, skip_unknown=True, shown=SHOWN).query if ads else None
     if query is None or not query.ad_ids:
         return ScoredCandidates(found.ads[:0], np.empty(0), np.empty(0))
     (answer,) = engine.rank([query])

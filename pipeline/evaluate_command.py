@@ -1,6 +1,7 @@
 """The command ``adcascade evaluate-pipeline``. What loads a model library is imported where it is used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +25,7 @@ from adcascade.terminal.progress import working
 from adcascade.vectors.vector_store import default_folder
 from pipeline.client import MAX_K
 from pipeline.display import pipeline_notes, pipeline_table
+from pipeline.results import Together
 from ranking.training.commands import show_log
 
 if TYPE_CHECKING:
@@ -46,6 +48,13 @@ def evaluate_pipeline_command(
         typer.Option(min=1, max=MAX_K, help="How many ads to retrieve and rank; give it again for another number."),
     ] = [100, 500],  # noqa: B006 (typer copies it)
     retrieval_weight: RetrievalWeight = None,
+    together: Annotated[
+        Together,
+        typer.Option(
+            help="What was shown together, for the order of what was shown. requests: the ads of one; days: all that a "
+            "user saw on one; auto: requests, if they show several ads."
+        ),
+    ] = "auto",
     baselines: RetrievalBaselines = True,
     max_rejected: MaxRejected = 0.01,
     newest: Newest = None,
@@ -56,10 +65,12 @@ def evaluate_pipeline_command(
 ) -> None:
     """Measure both stages together: how many of the clicks that followed they put on top.
 
-    Each user of the test part who clicked an ad that was new to them is asked for once, as of its beginning. `adcascade
-    evaluate` measures the ranker alone, on what was really shown, and `adcascade evaluate-retrieval` retrieval alone.
+    Each user of the test part who clicked an ad that was new to them is asked for once, as of its beginning. Where ads
+    were shown together, it also says in which order both would have put these. `adcascade evaluate` measures the ranker
+    alone, on what was really shown, and `adcascade evaluate-retrieval` retrieval alone.
     """
     from pipeline.evaluate import evaluate_pipeline, load_stages
+    from pipeline.evaluate_shown import evaluate_shown
     from ranking.data.dataset import load_dataset
     from ranking.training.versions import warn_of_rows_it_knows
 
@@ -84,6 +95,8 @@ def evaluate_pipeline_command(
         with_baselines=baselines,
         vectors=vectors or default_folder(index),
     )
+    shown = evaluate_shown(data, retriever, ranker, found.retrieval_weight, together)
+    found = replace(found, shown=shown)
     if report is not None:
         title = f"Both stages, index version {retriever.index.loaded.version}, model version {ranker.version}"
         write_comparison_page(

@@ -21,7 +21,6 @@ from adcascade.artifacts.store import VersionStore
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.records.splits import Split
-from adcascade.records.users import UserProfile
 from adcascade.reports.interval import bootstrap
 from adcascade.terminal.progress import tracked
 from adcascade.towers.artifact import TrainedTowers, load_choosing_towers
@@ -35,6 +34,7 @@ from index_builder.build import BuildOptions, build
 from pipeline.client import DEFAULT_CANDIDATES
 from pipeline.conditional_logit import Choices
 from pipeline.evaluate import counters_before, retrieval_data_of, scored_candidates
+from pipeline.evaluate_shown import profile_before
 from pipeline.order import FittedBy, log_odds
 from ranking.artifact import ModelVersion, save_derived
 from ranking.data.dataset import Dataset
@@ -48,7 +48,6 @@ from retrieval.evaluation.evaluate import judge_of, profiles_of, retrieved
 from retrieval.evaluation.evaluator import ranks_in
 from retrieval.evaluation.shown_scores import Floats, scores_of_shown
 from retrieval.loading import load_published
-from retrieval.query import MAX_K
 from retrieval.retriever import Retriever
 
 # Where nobody can tell a weight from a larger one, as where p_click says nothing.
@@ -184,20 +183,12 @@ def _with_scores(data: Dataset, retriever: Retriever, rows: Integers) -> tuple[I
     """The rows whose ads the index version has, request by request, and retrieval's scores of them."""
     parts = np.split(rows, np.flatnonzero(np.diff(data.groups[rows])) + 1)
     asked = [
-        (_profile(data, int(part[0])), data.log.context_at(int(part[0])), data.log.ad_id[part].tolist())
+        (profile_before(data, int(part[0])), data.log.context_at(int(part[0])), data.log.ad_id[part].tolist())
         for part in parts
     ]
     scores = np.concatenate(scores_of_shown(retriever, asked))
     known = np.isfinite(scores)
     return rows[known], scores[known]
-
-
-def _profile(data: Dataset, row: int) -> UserProfile:
-    """The user of a row just before it."""
-    user_id = data.log.user_id[row]
-    user = data.users.get(user_id, UserProfile(user_id))
-    history = data.histories.before(user_id, int(data.log.time[row]), MAX_K) if user_id else ()
-    return replace(user, history=history)
 
 
 def fit_on_users(data: Dataset, known: RetrievalData, retriever: Retriever, model: ModelVersion) -> OrderBlend:

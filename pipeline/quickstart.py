@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from pipeline.answers import Recommendations
 from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
 from pipeline.display import as_dict, order_line, pipeline_table, recommendations_table, user_panel
 from pipeline.evaluate import evaluate_pipeline, load_stages
+from pipeline.evaluate_shown import evaluate_shown
 from pipeline.fit_order import fit_order, save_with_order
 from pipeline.processes import own_folder, running
 from pipeline.results import PipelineEvaluation
@@ -195,6 +196,8 @@ def _evaluate(console: Console, folder: QuickstartFolder, data: Dataset) -> Pipe
     console.print("What users of the newest tenth of the log clicked next, and who would have put it on top:")
     retriever, model = load_stages(folder.index, folder.model)
     found = evaluate_pipeline(data, retriever, model, [DEFAULT_CANDIDATES], vectors=folder.vectors)
+    # Ratings of a day stand in for ads that a user had before them together.
+    found = replace(found, shown=evaluate_shown(data, retriever, model, found.retrieval_weight, "days"))
     retriever.close()
     console.print(pipeline_table(found), highlight=False)
     return found
