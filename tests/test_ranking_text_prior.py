@@ -140,7 +140,7 @@ def test_ads_of_the_catalog_are_read_before_anybody_asks(version):
     engine = RankingEngine(load_version(store, name), EngineSettings("cpu"))
     texts = [data.ad_text(ad_id) for ad_id in data.log.ad_id[:20].tolist()]
     assert engine.prefetch(texts)
-    assert not engine._priors.missing(texts)
+    assert not engine._priors.missing(texts, ())
 
 
 def test_a_version_made_of_another_keeps_its_prior(version):
