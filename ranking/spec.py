@@ -79,7 +79,8 @@ class TextPriorFit(BaseModel):
         penalty: of the ridge regression, times the summed weight of its rows.
         words: how much a word counts beside a layer; 0 for not at all.
         gain: log-likelihood that it adds in the mean to a request (an ad, where requests show one) of the validation
-            part, in nats.
+            part, in nats; where few validate, of that and the training part. Where requests show one ad, ads count as
+            often as their own effects leave them weight, see `ranking.calibration.evidence`.
         keywords: of keywords that stand beside the text; None where they are a part of it.
     """
 

@@ -2,7 +2,7 @@
 
 A ridge regression on frozen layers, words and keywords, of what the behaviour part leaves unexplained: its weights are
 solved for, not trained; what takes time is reading the ads. Its strength, and whether it is kept at all, is chosen on
-the validation part.
+the validation part, and where few validate on what training rows are said without their fold, too.
 """
 
 import base64
@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load, save
 from scipy.optimize import minimize_scalar
 
-from adcascade.records.clicks import Integers
+from adcascade.records.clicks import ClickLog, Integers
 from adcascade.records.splits import drawn_units
 from adcascade.reports.interval import Interval
 from adcascade.training.stage import StageContext, TrainingProgress
 from ranking.calibration.evidence import (
     click_likelihood,
+    common_offset,
     order_likelihood,
     random_effects_weight,
     working_response,
@@ -54,6 +55,8 @@ _MOST_SCALE = 2.0
 # Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say
 # nothing one or so gets a prior.
 _CERTAIN, _LEAST_ERRORS = 1.96, 2.58
+# Units of validation rows that are so few that what training rows are said without their fold is asked, too.
+_FEW_UNITS = 1000
 
 
 # float64 [rows] of some rows.
@@ -115,12 +118,16 @@ def train_text_prior(
         read = number[place[rows]]
         return np.asarray(of_folds[read, fold[read] if is_by_ad else fold])
 
-    scale, gain, is_certain = _validated(data, known(valid), of_ads[place[valid]], valid)
-    if not is_certain:
+    verdict = _validated(data, known(valid), of_ads[place[valid]], valid)
+    if not verdict.is_certain and verdict.units < _FEW_UNITS and verdict.gain.value > 0:
+        together = np.r_[valid, learned]
+        verdict = _validated(data, known(together), np.r_[of_ads[place[valid]], without_fold(learned)], together)
+    if not verdict.is_certain:
         return None
+    scale = verdict.scale
     if is_by_ad:  # older rows of these ads, too
         learned = data.split.train[number[place[data.split.train]] >= 0]
-    prior = texts.prior(scale * ridge.weights, scale * center, texts.fit(ridge, gain))
+    prior = texts.prior(scale * ridge.weights, scale * center, texts.fit(ridge, verdict.gain))
     order = np.argsort(learned)
     cross_fitted = (scale * without_fold(learned))[order].astype(np.float32)
     return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned[order], cross_fitted)
@@ -209,25 +216,61 @@ def _compared(requests: Integers) -> Integers:
     return np.where(alone, int(requests.max()) + 1, requests) if several else np.zeros_like(requests)
 
 
-def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> tuple[float, Interval, bool]:
-    """How strongly to add the prior's logits, what that gains in the mean for a unit of rows, and if that is certain.
+@dataclass(frozen=True)
+class _Verdict:
+    """What some rows say of a prior.
 
-    Each half of the units is measured at the strength that was chosen on the other half.
+    Attributes:
+        scale: how strongly to add its logits.
+        gain: in the mean for a unit of rows.
+        is_certain: that it gains.
+        units: how many.
+    """
+
+    scale: float
+    gain: Interval
+    is_certain: bool
+    units: int
+
+
+def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> _Verdict:
+    """What some rows, which it has not learned from, say of a prior.
+
+    Each half of the units is measured at the strength that was chosen on the other half. Where requests show one ad,
+    ads are compared with each other, so that what all of them have in common is nobody's gain; and they are counted as
+    `random_effects_weight` says, or the few that were shown most would decide alone.
     """
     clicks, requests = data.log.take(rows), np.unique(data.groups[rows], return_inverse=True)[1]
     several = len(rows) >= REQUEST_ROWS * (int(requests.max()) + 1)
     unit = requests if several else np.unique(data.log.ad_id.codes[rows], return_inverse=True)[1]
+    counted = np.ones(len(rows)) if several else _counted(known, clicks, unit)
 
-    def likelihood(scale: float) -> Floats:
+    def likelihood(scale: float, units: npt.NDArray[np.bool_]) -> Floats:
+        """Of all units, with an offset that suits some of them."""
         logits = known + scale * added
-        return order_likelihood(logits, clicks, unit) if several else click_likelihood(logits, clicks, unit)
+        if several:
+            return order_likelihood(logits, clicks, unit)
+        offset = common_offset(logits, clicks, counted * units[unit])
+        return click_likelihood(logits + offset, clicks, unit, counted)
 
     def best(units: npt.NDArray[np.bool_]) -> float:
-        loss = minimize_scalar(lambda scale: -likelihood(scale)[units].sum(), bounds=(0, _MOST_SCALE), method="bounded")
-        return float(loss.x)
+        def loss(scale: float) -> float:
+            return -float(likelihood(scale, units)[units].sum())
+
+        return float(minimize_scalar(loss, bounds=(0, _MOST_SCALE), method="bounded").x)
+
+    def gain(units: npt.NDArray[np.bool_]) -> Floats:
+        return likelihood(best(units), units) - likelihood(0.0, units)
 
     half = np.random.default_rng(0).permutation(int(unit.max()) + 1) % 2 == 0
-    gains = np.where(half, likelihood(best(~half)), likelihood(best(half))) - likelihood(0.0)
+    gains = np.where(half, gain(~half), gain(half))
     mean, error = float(gains.mean()), float(gains.std() / math.sqrt(len(gains)))
     interval = Interval(mean, mean - _CERTAIN * error, mean + _CERTAIN * error)
-    return best(np.ones_like(half)), interval, mean > _LEAST_ERRORS * error
+    return _Verdict(best(np.ones_like(half)), interval, mean > _LEAST_ERRORS * error, len(half))
+
+
+def _counted(known: Floats, clicks: ClickLog, unit: Integers) -> Floats:
+    """How many times each row is counted: what its ad's own effect leaves of its weight, float64 [rows]."""
+    together = np.zeros_like(unit)
+    target, weight = working_response(known, clicks.clicks, clicks.impressions, together)
+    return random_effects_weight(target, weight, unit, together) / np.maximum(weight, 1e-12)
