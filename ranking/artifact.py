@@ -7,6 +7,7 @@ trees, and what texts alone say, where they help) and ``counters.parquet`` (past
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -97,11 +98,11 @@ class Ranker:
         click = self.trees.blended(behaviour.click.double().cpu().numpy(), dense.cpu().numpy())
         return BehaviourLogits(torch.from_numpy(click).to(behaviour.click), behaviour.conversion)
 
-    def of_texts(self, ads: TokenRows) -> Tensor:
-        """What the prior adds for each of some ad texts, float32 [ads]; zeros without one."""
+    def of_texts(self, ads: TokenRows, keywords: Sequence[str] = ()) -> Tensor:
+        """What the prior adds for each of some ads, float32 [ads]; zeros without one. See `TextPrior.logits`."""
         if self.text_prior is None or not isinstance(self.model, SharedUserCrossEncoder):
             return torch.zeros(len(ads.ids), device=ads.ids.device)
-        return self.text_prior.logits(self.model, ads)
+        return self.text_prior.logits(self.model, ads, keywords)
 
     @property
     def pad_id(self) -> int:
@@ -297,6 +298,8 @@ def _load_trees(path: Path, spec: CtrSpec) -> BoostedTrees | None:
 def _load_text_prior(path: Path, spec: CtrSpec, model: RankerModel) -> TextPrior | None:
     if spec.text_prior is None:
         return None
+    if spec.text_prior.keywords is not None:
+        _check_analyzer("keywords", spec.text_prior.keywords.analyzer, path)
     try:
         if not isinstance(model, SharedUserCrossEncoder):
             raise ValueError(f"a {spec.architecture} model has none")
@@ -308,15 +311,19 @@ def _load_text_prior(path: Path, spec: CtrSpec, model: RankerModel) -> TextPrior
 def _load_content(path: Path, spec: CtrSpec) -> ContentSpace | None:
     if spec.content is None:
         return None
-    if spec.content.analyzer != ANALYZER:
-        raise ModelError(
-            f"the words of model version {path.parent.name} were cut in a way (analyzer {spec.content.analyzer}) that "
-            "this release does not know; upgrade adcascade, or train it again"
-        )
+    _check_analyzer("words", spec.content.analyzer, path)
     try:
         return ContentSpace.load(path, spec.content.events)
     except (OSError, ValueError, MemoryError, SafetensorError) as error:
         raise CorruptVersion(f"{path} holds no content space that this program can use: {error}") from error
+
+
+def _check_analyzer(what: str, analyzer: int, path: Path) -> None:
+    if analyzer != ANALYZER:
+        raise ModelError(
+            f"the {what} of model version {path.parent.name} were cut in a way (analyzer {analyzer}) that this release "
+            "does not know; upgrade adcascade, or train it again"
+        )
 
 
 def default_join_layer(layers: int) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.reports.interval import Interval
@@ -57,6 +57,20 @@ class OrderBlend(BaseModel):
     gain: Interval
 
 
+class KeywordsFit(BaseModel):
+    """How the keywords of ads are read.
+
+    Attributes:
+        scale: how much they count beside a layer; 0 for not at all.
+        analyzer: what cut them into words, see `adcascade.catalog.words.ANALYZER`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    scale: float
+    analyzer: int
+
+
 class TextPriorFit(BaseModel):
     """How the weights were chosen, and what they brought.
 
@@ -65,7 +79,9 @@ class TextPriorFit(BaseModel):
         penalty: of the ridge regression, times the summed weight of its rows.
         words: how much a word counts beside a layer; 0 for not at all.
         gain: log-likelihood that it adds in the mean to a request (an ad, where requests show one) of the validation
-            part, in nats.
+            part, in nats; where few validate, of that and the training part. Where requests show one ad, ads count as
+            often as their own effects leave them weight, see `ranking.calibration.evidence`.
+        keywords: of keywords that stand beside the text; None where they are a part of it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +90,12 @@ class TextPriorFit(BaseModel):
     penalty: float
     words: float
     gain: Interval
+    keywords: KeywordsFit | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """See `CtrSpec.document`."""
+        return {name: value for name, value in plain(self).items() if value is not None}
 
 
 class ContentFit(BaseModel):

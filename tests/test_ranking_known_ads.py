@@ -9,6 +9,7 @@ from adcascade.catalog.ads_file import AdCatalog, write_ads
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, Event, EventType, UserProfile
 from ranking.inputs.feature_inputs import FeatureInputs, once
+from ranking.inputs.keywords import AdParts
 from ranking.inputs.known_ads import KnownAd, KnownAds
 from ranking.inputs.prepare import CatalogVersion, prepare
 from ranking.inputs.text import render_ad
@@ -30,7 +31,8 @@ def catalog_of(path, word):
 def test_what_is_found_is_what_the_catalog_has_and_each_is_made_once(catalog):
     known = KnownAds(catalog)
     first = known.find(["a1", "gone", "a2", "a1"])
-    assert first == {ad_id: KnownAd(ad, render_ad(ad)) for ad_id, ad in catalog.find(["a1", "a2"]).items()}
+    texts = {ad_id: (ad, render_ad(ad)) for ad_id, ad in catalog.find(["a1", "a2"]).items()}
+    assert first == {ad_id: KnownAd(ad, text, AdParts(text, "")) for ad_id, (ad, text) in texts.items()}
     again = known.find(["a3", "a2", "gone"])
     assert again["a2"] is first["a2"]
     assert again.keys() == {"a2", "a3"}

@@ -7,8 +7,8 @@ from sklearn.linear_model import Ridge
 
 from ranking.calibration import ridge
 from ranking.calibration.ridge import fit_ridge
-from ranking.training import text_prior
-from ranking.training.text_prior import _topics
+from ranking.training import prior_texts
+from ranking.training.prior_texts import topics_of
 
 
 def rows_of(ads, rows, groups, width=9, seed=0):
@@ -60,15 +60,29 @@ def test_the_least_loss_is_found_downhill_without_working_out_all_of_them():
     assert len(near) == 9
 
 
+def test_scales_are_a_table_of_which_the_last_column_is_looked_at_first():
+    random = np.random.default_rng(0)
+    vectors, ad, group, _, weight = rows_of(60, 900, 30, width=6)
+    truth = np.array([3.0, 3.0, 1.0, 1.0, 0.0, 0.0])
+    target = vectors[ad] @ truth + random.normal(size=len(ad))
+    table = [[np.repeat([1.0, word, other], 2) for other in (0.0, 0.7, 1.4)] for word in (0.0, 0.5)]
+    fit = fit_ridge(vectors, ad, group, target, weight, group % 5, (0.001, 0.1, 10.0), table)
+    assert fit.scale == (1, 0)  # the second pair of columns tells something, and the third nothing
+    assert not fit.weights[4:].any()
+    alone = fit_ridge(vectors, ad, group, target, weight, group % 5, (fit.penalty,), [[table[1][0]]])
+    np.testing.assert_allclose(fit.weights, alone.weights)
+    np.testing.assert_allclose(fit.of_folds, alone.of_folds)
+
+
 def test_topics_of_few_texts_are_the_leading_singular_vectors(monkeypatch):
     random = np.random.default_rng(0)
     words = csr_matrix(random.normal(size=(40, 90)) * (random.random((40, 90)) > 0.8))
     want = np.linalg.svd(words.toarray(), full_matrices=False)[2][:10]
-    found = _topics(words, 10)
+    found = topics_of(words, 10)
     np.testing.assert_allclose(np.abs((found * want).sum(axis=1)), 1, rtol=1e-4)
-    equal = _topics(csr_matrix(np.tile(words[:1].toarray(), (30, 1))), 15)  # of one text thirty times there is one
+    equal = topics_of(csr_matrix(np.tile(words[:1].toarray(), (30, 1))), 15)  # of one text thirty times there is one
     np.testing.assert_allclose(np.linalg.norm(equal, axis=1), [1] + [0] * 14, atol=1e-5)
-    monkeypatch.setattr(text_prior, "_MOST_EXACT", 10)
-    many = _topics(words, 10)
+    monkeypatch.setattr(prior_texts, "_MOST_EXACT", 10)
+    many = topics_of(words, 10)
     assert many.shape == found.shape
     np.testing.assert_allclose(np.abs((many * want).sum(axis=1))[:3], 1, rtol=0.05)

@@ -17,7 +17,7 @@ from adcascade.records.users import Context, UserProfile
 from adcascade.training.stage import StageContext
 from adcascade.training.workers import Workers
 from ranking.artifact import TEXT_PRIOR_FILE, load_version, save_derived
-from ranking.calibration.evidence import click_likelihood, order_likelihood, working_response
+from ranking.calibration.evidence import click_likelihood, common_offset, order_likelihood, working_response
 from ranking.calibration.ridge import fit_ridge
 from ranking.data.behaviour_rows import behaviour_logits, known_logits
 from ranking.data.dataset import load_dataset
@@ -140,7 +140,7 @@ def test_ads_of_the_catalog_are_read_before_anybody_asks(version):
     engine = RankingEngine(load_version(store, name), EngineSettings("cpu"))
     texts = [data.ad_text(ad_id) for ad_id in data.log.ad_id[:20].tolist()]
     assert engine.prefetch(texts)
-    assert not engine._priors.missing(texts)
+    assert not engine._priors.missing(texts, ())
 
 
 def test_a_version_made_of_another_keeps_its_prior(version):
@@ -249,6 +249,39 @@ def test_likelihoods_of_units_are_those_of_their_rows():
     np.testing.assert_allclose(
         order_likelihood(logits, Clicks, unit), [np.log(odds[0] / odds[:2].sum()), 0], atol=1e-12
     )
+
+
+def test_an_offset_makes_as_many_clicks_likely_as_there_are_and_rows_count_as_often_as_is_said():
+    class Clicks:
+        clicks, impressions = np.array([1, 0, 40]), np.array([30, 20, 90])
+
+    logits, counted = np.array([-9.0, 0.5, 4.0]), np.array([1.0, 2.0, 0.25])
+    p = expit(logits + common_offset(logits, Clicks, counted))
+    assert counted @ (Clicks.impressions * p) == pytest.approx(counted @ Clicks.clicks)
+    unit = np.array([0, 1, 1])
+    once, told = (click_likelihood(logits, Clicks, np.arange(3), *more) for more in ((), (counted,)))
+    np.testing.assert_allclose(told, counted * once)
+    np.testing.assert_allclose(click_likelihood(logits, Clicks, unit, counted), np.bincount(unit, told))
+
+
+def test_where_few_validate_the_training_part_is_asked_without_its_folds(tmp_path, tiny_bert, monkeypatch):
+    data = write_log(tmp_path, strength=0.2, alone=True)
+    trained = train(data, only_texts(tiny_bert))
+    assert trained.text_prior is not None
+    assert trained.text_prior.fit.gain.low > 0
+    monkeypatch.setattr(text_prior, "_FEW_UNITS", 0)
+    assert train(data, only_texts(tiny_bert)).text_prior is None
+
+
+def test_an_ad_that_was_shown_far_more_than_others_does_not_decide_alone_whether_texts_help(tmp_path, tiny_bert):
+    data = write_log(tmp_path, strength=0.4, alone=True)
+    row, log = int(data.split.valid[0]), data.log
+    clicks, impressions = log.clicks.copy(), log.impressions.copy()
+    impressions[row] *= 10_000
+    clicks[row] = impressions[row] // 2 if "x" in data.ad_text(log.ad_id[row]) else impressions[row] // 1000
+    assert train(
+        replace(data, log=replace(log, clicks=clicks, impressions=impressions)), only_texts(tiny_bert)
+    ).text_prior
 
 
 def test_folds_that_tell_nothing_are_passed_over():

@@ -6,6 +6,8 @@ from scipy.special import expit
 from adcascade.records.clicks import ClickLog, Integers
 from ranking.calibration.ridge import Floats
 
+_NEWTON_STEPS, _NEWTON_ENDS = 50, 1e-9
+
 
 def working_response(known: Floats, clicks: Integers, impressions: Integers, groups: Integers) -> tuple[Floats, Floats]:
     """What is left to explain, for a least-squares step of a logistic regression (IRLS, Nelder and Wedderburn 1972).
@@ -80,7 +82,24 @@ def order_likelihood(logits: Floats, clicks: ClickLog, unit: Integers) -> Floats
     return np.bincount(unit, clicks.clicks * (scores - top[unit] - np.log(total)[unit])).astype(np.float64)
 
 
-def click_likelihood(logits: Floats, clicks: ClickLog, unit: Integers) -> Floats:
-    """Log-likelihood of the clicks of each unit, [units]."""
+def click_likelihood(logits: Floats, clicks: ClickLog, unit: Integers, counted: Floats | float = 1.0) -> Floats:
+    """Log-likelihood of the clicks of each unit, [units]; each row is counted so many times."""
     of_rows = clicks.clicks * logits - clicks.impressions * np.logaddexp(0, logits)
-    return np.bincount(unit, of_rows).astype(np.float64)
+    return np.bincount(unit, counted * of_rows).astype(np.float64)
+
+
+def common_offset(logits: Floats, clicks: ClickLog, counted: Floats) -> float:
+    """What added to the logits of all rows makes as many clicks likely as there are (Newton's method, damped).
+
+    Args:
+        counted: how many times each row is, float64 [rows]; some of a row with and of one without a click.
+    """
+    found, wanted = 0.0, float(counted @ clicks.clicks)
+    for _ in range(_NEWTON_STEPS):
+        p = expit(logits + found)
+        expected, slope = float(counted @ (clicks.impressions * p)), float(counted @ (clicks.impressions * p * (1 - p)))
+        step = (wanted - expected) / max(slope, 1e-12)
+        found += min(max(step, -1.0), 1.0)
+        if abs(step) < _NEWTON_ENDS:
+            break
+    return found

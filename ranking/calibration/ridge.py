@@ -26,13 +26,13 @@ class RidgeFit:
     Attributes:
         weights: of the columns as they are, float64 [width].
         penalty: which was chosen.
-        scale: place of the scales that were chosen.
+        scale: row and column of the scales that were chosen.
         of_folds: weights that were fitted without each fold, float64 [folds, width].
     """
 
     weights: Floats
     penalty: float
-    scale: int
+    scale: tuple[int, int]
     of_folds: Floats
 
 
@@ -44,11 +44,12 @@ def fit_ridge(
     weight: Floats,
     fold: Integers,
     penalties: Sequence[float],
-    scales: Sequence[Floats] = (),
+    scales: Sequence[Sequence[Floats]] = (),
 ) -> RidgeFit:
     """Weights of a ridge regression whose penalty and scales lose least on folds that they were fitted without.
 
-    The least is looked for downhill along the penalties, so that it may be a local one. Of equal losses the strongest
+    The least is looked for downhill along the penalties, so that it may be a local one: first with the scales of the
+    last column of each row, then with those of each column of the row that was best. Of equal losses the strongest
     penalty wins.
 
         argmin  sum n (y - x weights)^2 + penalty (sum n) |weights / scale|^2,  x and y centred within their groups
@@ -59,12 +60,12 @@ def fit_ridge(
         groups: with which others each row is compared, int64 [rows].
         target, weight: y and n of each row, float64 [rows].
         fold: of each row, int64 [rows], from 0; rows are held out with others of their group and fold.
-        scales: ways to scale the columns of `vectors`, float64 [width] each; none: as they are.
+        scales: a table of ways to scale the columns of `vectors`, float64 [width] each; none: as they are.
 
     Raises:
         LinAlgError: A penalty is too small beside rounding for the equations to be solved.
     """
-    columns = list(scales) or [np.ones(vectors.shape[1])]
+    table = list(scales) or [[np.ones(vectors.shape[1])]]
 
     def of(rows: npt.NDArray[np.bool_]) -> _NormalEquations:
         return _normal_equations(vectors, ads[rows], groups[rows], target[rows], weight[rows])
@@ -76,17 +77,20 @@ def fit_ridge(
     else:
         others = [_without(whole, part) for part in parts]
 
-    def loss(place: int, number: int) -> float:
+    @cache
+    def loss(row: int, column: int, number: int) -> float:
         found = 0.0
         for (gram, moment, _), without in zip(parts, others, strict=True):
-            weights = _solved(*without, penalties[number], columns[place])
+            weights = _solved(*without, penalties[number], table[row][column])
             found += float(weights @ gram @ weights - 2 * weights @ moment)
         return found
 
-    place, number = _least(loss, len(columns), len(penalties))
-    penalty, scale = penalties[number], columns[place]
+    columns = len(table[0])
+    row, number = _least(lambda row, number: loss(row, columns - 1, number), len(table), len(penalties))
+    column, number = _least(partial(loss, row), columns, len(penalties))
+    penalty, scale = penalties[number], table[row][column]
     of_folds = np.array([_solved(*without, penalty, scale) for without in others])
-    return RidgeFit(_solved(*whole, penalty, scale), penalty, place, of_folds)
+    return RidgeFit(_solved(*whole, penalty, scale), penalty, (row, column), of_folds)
 
 
 def _least(loss: Callable[[int, int], float], rows: int, columns: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from ranking.inputs.features import INTERESTS_CLASS, UNKNOWN_TIME_GAP, Features,
 from ranking.model.batch import pad, tokenize
 from ranking.model.behaviour import BehaviourLogits, BehaviourModel
 from ranking.model.behaviour_inputs import AdInputs, History, Impressions, Tile, UserBatch, with_interests
+from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.model.text_prior import TextPrior
 
 # Rows scored at once where nothing is learned.
@@ -126,12 +127,14 @@ class BehaviourRows:
 
         A text is read when it is first asked for.
         """
+        if ranker.text_prior is None or not isinstance(ranker.model, SharedUserCrossEncoder):
+            return torch.zeros(len(rows))
         if self._of_texts is None or self._of_texts[0] is not ranker.text_prior:
             self.keep_of_texts(ranker.text_prior, np.full(len(self._ads.texts), np.nan, np.float32))
         assert self._of_texts is not None
         (_, of_texts), wanted = self._of_texts, self._ad[rows]
         new = np.unique(wanted[np.isnan(of_texts[wanted])])
-        of_texts[new] = self._ads.of_some(new, ranker.of_texts, ranker.pad_id, self._device)
+        of_texts[new] = self._ads.of_prior(new, ranker.text_prior, ranker.model, ranker.pad_id)
         return torch.from_numpy(of_texts[wanted])
 
     def keep_of_texts(self, prior: TextPrior | None, of_ads: Features) -> None:

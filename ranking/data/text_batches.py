@@ -6,6 +6,7 @@ first row may look back on; the counters of each row from what that row may (see
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from ranking.data.dataset import Dataset
 from ranking.data.feature_table import RowFeatures
 from ranking.data.known_logits import RowLogits
 from ranking.inputs.features import Features
+from ranking.inputs.keywords import AdParts, parts_of
 from ranking.model.batch import PairBatch, TokenIds, TokenRows, pad, tokenize
-from ranking.model.shared_user import TextVectors
+from ranking.model.shared_user import SharedUserCrossEncoder, TextVectors
+from ranking.model.text_prior import TextPrior
 
 _TEXTS_PER_PASS = 64
 _MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
@@ -80,6 +83,25 @@ class AdTexts:
         self.texts = {ad_id: data.ad_text(ad_id) for ad_id in data.events.ad_id.sorted.names.to_pylist()}
         rows = tokenize(tokenizer, list(self.texts.values()), max_tokens)
         self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
+        self._ads, self._tokenizer, self._max_tokens = data.ads, tokenizer, max_tokens
+
+    @cached_property
+    def parts(self) -> list[AdParts]:
+        """The ads in the order of `texts`, their keywords apart."""
+        return [parts_of(self._ads[ad_id], text) for ad_id, text in self.texts.items()]
+
+    def prior_tokens(self, *, reads_keywords: bool) -> list[TokenIds]:
+        """The tokens that a prior of texts reads of each ad in the order of `texts`."""
+        return self._tokens_without_keywords if reads_keywords else list(self.tokens.values())
+
+    @cached_property
+    def _tokens_without_keywords(self) -> list[TokenIds]:
+        tokens = list(self.tokens.values())
+        other = [place for place, text in enumerate(self.texts.values()) if self.parts[place].text != text]
+        texts = [self.parts[place].text for place in other]
+        for place, ids in zip(other, tokenize(self._tokenizer, texts, self._max_tokens), strict=True):
+            tokens[place] = ids
+        return tokens
 
     def places(self, ad_ids: CodedColumn) -> OfCodes[np.int32]:
         """Where the ad of each row stands in `texts`, int32, looked up by row; -1 for an ad of no row."""
@@ -88,17 +110,16 @@ class AdTexts:
             ad_ids.codes, np.array([*(place.get(name, -1) for name in ad_ids.names.to_pylist()), -1], np.int32)
         )
 
-    @torch.no_grad()
-    def of_some(
-        self,
-        places: npt.NDArray[np.integer[Any]],
-        read: Callable[[TokenRows], Tensor],
-        pad_id: int,
-        device: torch.device,
+    def of_prior(
+        self, places: npt.NDArray[np.integer[Any]], prior: TextPrior, model: SharedUserCrossEncoder, pad_id: int
     ) -> Features:
-        """What `read` makes of the ads at some places of `texts`, float32 [places, ...]."""
-        tokens = list(self.tokens.values())
-        return of_like_length([tokens[place] for place in places.tolist()], pad_id, device, read)
+        """What a prior adds for the ads at some places of `texts`, float32 [places]."""
+        tokens, device = self.prior_tokens(reads_keywords=prior.reads_keywords), next(model.parameters()).device
+        some = [tokens[place] for place in places.tolist()]
+        found = of_like_length(some, pad_id, device, partial(prior.logits, model))
+        if prior.reads_keywords and len(places):
+            found += prior.of_keywords([self.parts[place].keywords for place in places.tolist()])
+        return found
 
     @torch.no_grad()
     def vectors(self, text: TextVectors, pad_id: int, *, chunk: int = 1024) -> Tensor:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.ads import Ad
+from ranking.inputs.keywords import AdParts, parts_of
 from ranking.inputs.text import render_ad
 
 _KEPT_BYTES = 64 * 2**20
@@ -18,15 +19,17 @@ _AD_BYTES, _CHAR_BYTES = 2048, 4
 
 
 class KnownAd(NamedTuple):
-    """An ad, and its text as the model reads it."""
+    """An ad, its text as the model reads it, and the same with its keywords apart."""
 
     ad: Ad
     text: str
+    parts: AdParts
 
     @classmethod
     def of(cls, ad: Ad) -> "KnownAd":
         """The ad with its text."""
-        return cls(ad, render_ad(ad))
+        text = render_ad(ad)
+        return cls(ad, text, parts_of(ad, text))
 
 
 class KnownAds:
@@ -72,4 +75,6 @@ def _bytes_of(known: KnownAd) -> int:
     ad = known.ad
     fields = (ad.ad_id, ad.title, ad.body, ad.advertiser, ad.category, ad.language, ad.landing_url, ad.image_uri)
     words = [*fields, *ad.keywords, *ad.attributes.keys(), *ad.attributes.values(), known.text]
+    if ad.keywords:  # else they are the text
+        words += known.parts
     return _AD_BYTES + _CHAR_BYTES * sum(map(len, words))

@@ -130,6 +130,7 @@ def _query(
         context=context_hashes(user, context, at, MAX_CONTEXT_WORDS),
         timestamp_s=at.timestamp(),
         counter_overrides=counter_overrides,
+        parts=[one.parts for one in ads] if any(one.ad.keywords for one in ads) else (),
     )
 
 

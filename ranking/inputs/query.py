@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.counter_table import Total
+from ranking.inputs.keywords import AdParts
 
 MAX_CANDIDATES = 1000
 
@@ -34,6 +35,7 @@ class RankQuery:
         counter_overrides: totals of some keys that go before those of the model version, by what is counted.
         shown: how many of the candidates will be shown together; 0 if nobody knows.
         cost: see `engine.RankingEngine.cost_of`.
+        parts: each candidate with its keywords apart from its text; () if no candidate has any.
     """
 
     user_text: str
@@ -47,6 +49,7 @@ class RankQuery:
     counter_overrides: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
     shown: int = 0
     cost: int = 1
+    parts: Sequence[AdParts] = ()
 
 
 @dataclass(frozen=True)

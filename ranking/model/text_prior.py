@@ -1,4 +1,4 @@
-"""What an ad's text alone adds to the logit of a click: linear in frozen layers and in words, solved in closed form.
+"""What an ad's text alone adds to the logit of a click: linear in layers, words and keywords, solved in closed form.
 
 A log of few clicks for many texts teaches a ridge regression about as much as fine-tuning, sooner. The layers below the
 join layer do not depend on the user and are not trained beside it, so that an ad's number is computed once. Knows no
@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from adcascade.reports.interval import Interval
+from ranking.inputs.keywords import KEYWORD_BUCKETS, keyword_counts
 from ranking.model.batch import TokenIds, TokenRows
 from ranking.model.shared_user import SharedUserCrossEncoder
 from ranking.spec import TextPriorFit
@@ -35,10 +36,13 @@ NOT_FITTED = TextPriorFit(ads=0, penalty=0.0, words=1.0, gain=Interval(0.0, 0.0,
 
 @dataclass(frozen=True)
 class TextPrior:
-    """Weights of a text's layers and words.
+    """Weights of a text's layers and words, and of an ad's keywords.
 
-        logit(text) = intercept + sum over layers of layers[l] . unit mean state above l
-                                + sum over words of words[w] x tf-idf(w)
+        logit(ad) = intercept + sum over layers of layers[l] . unit mean state above l
+                              + sum over words of words[w] x tf-idf(w)
+                              + sum over terms of keywords of keywords[k] x tf-idf(k)
+
+    Words and terms of keywords are of unit length each. Where keywords are read, the text is that without them.
 
     Attributes:
         layers: float32 [layers, hidden]; the last is that below the join layer.
@@ -46,6 +50,8 @@ class TextPrior:
         idf: inverse document frequency of each bucket, float32 [`WORD_BUCKETS`].
         intercept: float32 [1].
         fit: how they were found.
+        keywords: float32 [`KEYWORD_BUCKETS`]; None where keywords are a part of the text.
+        keyword_idf: of each of these, float32 [`KEYWORD_BUCKETS`]; None as well.
     """
 
     layers: Tensor
@@ -53,16 +59,37 @@ class TextPrior:
     idf: Tensor
     intercept: Tensor
     fit: TextPriorFit
+    keywords: Tensor | None = None
+    keyword_idf: Tensor | None = None
+
+    @property
+    def reads_keywords(self) -> bool:
+        """Whether it reads an ad in two parts, see `ranking.inputs.keywords.AdParts`."""
+        return self.keywords is not None
 
     @torch.inference_mode()
-    def logits(self, model: SharedUserCrossEncoder, ads: TokenRows) -> Tensor:
-        """What each text adds, float32 [ads], on the device of `ads`."""
+    def logits(self, model: SharedUserCrossEncoder, ads: TokenRows, keywords: Sequence[str] = ()) -> Tensor:
+        """What each ad adds, float32 [ads], on the device of `ads`.
+
+        Args:
+            ads: their texts, without keywords where these are read.
+            keywords: see `of_keywords`; () if no ad has any.
+        """
         means = model.layer_means(ads, len(self.layers))
         found = self.intercept.to(means.device) + (means * self.layers.to(means.device)).sum(dim=(1, 2))
         if self.fit.words:
             of_words = word_vectors(unpadded(ads), self.idf.numpy()) @ self.words.numpy()
             found = found + torch.from_numpy(of_words).to(found)
+        if keywords:
+            found = found + torch.from_numpy(self.of_keywords(keywords)).to(found)
         return found
+
+    def of_keywords(self, keywords: Sequence[str]) -> Vectors:
+        """What the keywords of each ad add, float32 [ads]; see `ranking.inputs.keywords.keyword_lines`."""
+        if self.keywords is None or self.keyword_idf is None:
+            return np.zeros(len(keywords), np.float32)
+        added: Vectors = keyword_vectors(keywords, self.keyword_idf.numpy()) @ self.keywords.numpy()
+        return added
 
     def save(self, path: Path) -> None:
         """Writes the weights; `fit` is for ``ctr.json``."""
@@ -72,6 +99,8 @@ class TextPrior:
     def tensors(self) -> dict[str, Tensor]:
         """All weights by name."""
         found = {"layers": self.layers, "words": self.words, "idf": self.idf, "intercept": self.intercept}
+        if self.keywords is not None and self.keyword_idf is not None:
+            found |= {"keywords": self.keywords, "keyword_idf": self.keyword_idf}
         return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
@@ -88,6 +117,8 @@ def load_text_prior(path: Path, fit: TextPriorFit, model: SharedUserCrossEncoder
         raise ValueError(f"{path.name} holds no table of layers")
     hidden = int(model.encoder.config.hidden_size)
     shapes = {"layers": (len(layers), hidden), "words": (WORD_BUCKETS,), "idf": (WORD_BUCKETS,), "intercept": (1,)}
+    if fit.keywords is not None:
+        shapes |= {"keywords": (KEYWORD_BUCKETS,), "keyword_idf": (KEYWORD_BUCKETS,)}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         raise ValueError(f"{path.name} does not hold {', '.join(shapes)} of this model's size")
     if not 1 <= len(layers) <= model.join_layer + 1:
@@ -128,7 +159,16 @@ def word_counts(texts: Sequence[TokenIds]) -> csr_matrix:
 
 def word_vectors(texts: Sequence[TokenIds], idf: Vectors) -> csr_matrix:
     """tf-idf of the words of each text, of unit length, float32 [texts, `WORD_BUCKETS`]."""
-    counts = word_counts(texts)
+    return _tf_idf(word_counts(texts), idf)
+
+
+def keyword_vectors(keywords: Sequence[str], idf: Vectors) -> csr_matrix:
+    """tf-idf of the terms of each ad's keywords, of unit length, float32 [ads, `KEYWORD_BUCKETS`]."""
+    return _tf_idf(keyword_counts(keywords), idf)
+
+
+def _tf_idf(counts: csr_matrix, idf: Vectors) -> csr_matrix:
+    """Counts, which are changed, times idf, each row of unit length."""
     counts.data *= idf[counts.indices]
     lengths = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1))[:, 0])
     counts.data /= np.repeat(np.maximum(lengths, 1e-12), np.diff(counts.indptr)).astype(np.float32)

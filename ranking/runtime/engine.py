@@ -21,8 +21,8 @@ from ranking.errors import ModelError
 from ranking.inputs.content import MOST_CHARS, Similarity
 from ranking.inputs.context import CONTEXT_WORDS, context_buckets
 from ranking.inputs.features import COUNTED, FeatureInputs, snapshot_features, time_gap_buckets
+from ranking.inputs.keywords import AdParts
 from ranking.inputs.query import MAX_CANDIDATES, PastEvent, RankAnswer, RankQuery
-from ranking.model.batch import by_length
 from ranking.model.behaviour import BehaviourLogits
 from ranking.model.behaviour_inputs import AdInputs, History, Impressions, with_interests
 from ranking.model.passes import AdPass
@@ -31,14 +31,13 @@ from ranking.runtime.ad_state_cache import AdStateCache
 from ranking.runtime.backends import TextBackend, choose_backend
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.runtime.hardware import choose_device, choose_precision
+from ranking.runtime.prior_numbers import PriorNumbers
 from ranking.runtime.text_scorer import JointText, NoText, Reader, SharedText, TextLayers, read_ahead
 
 log = logging.getLogger(__name__)
 
 # Of candidates and past ads; to read one again costs little.
 _CACHED_VECTORS = 20_000
-# Numbers that texts alone add; to read an ad again costs as much as in the text layers.
-_CACHED_PRIORS = 200_000
 _GPU_BUDGETS = 8
 # What a call costs at most is told in candidates that have been read before; reading a token in the text layers takes
 # as long as half of one, splitting a text into tokens and looking up its words an eighth a token.
@@ -49,8 +48,6 @@ LIGHT_COST = 512
 _SLICE_SECONDS, _FIRST_CHARS, _LEAST_CHARS, _MOST_CHARS = 0.04, 8192, 1024, 131_072
 # Words of other scripts than Latin letters, digits and marks without accents take up to so many times as long to find.
 _OTHER_SCRIPTS = 16
-# The same in tokens, of a slice that reads ads for what their texts alone add.
-_FIRST_TOKENS, _LEAST_TOKENS, _MOST_TOKENS = 512, 64, 16_384
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -98,14 +95,13 @@ class RankingEngine:
         self.backend: TextBackend | None = None
         self._text = self._text_layers(settings)
         self._slice = SliceBudget(_SLICE_SECONDS, _FIRST_CHARS, least=_LEAST_CHARS, most=_MOST_CHARS)
-        self._prior_slice = SliceBudget(_SLICE_SECONDS, _FIRST_TOKENS, least=_LEAST_TOKENS, most=_MOST_TOKENS)
         self._vectors = AdStateCache(_CACHED_VECTORS, 1, self._model.text.width, self.device, page_rows=1)
         self._contents: AdStateCache | None = None
         if loaded.content is not None:
             self._contents = AdStateCache(_CACHED_VECTORS, 1, loaded.content.width, torch.device("cpu"), page_rows=1)
-        self._priors: AdStateCache | None = None
+        self._priors: PriorNumbers | None = None
         if loaded.text_prior is not None:
-            self._priors = AdStateCache(_CACHED_PRIORS, 1, 1, self.device, page_rows=1, request_ads=MAX_CANDIDATES)
+            self._priors = PriorNumbers(loaded, loaded.text_prior, self._reader, self.device)
 
     def _text_layers(self, settings: EngineSettings) -> TextLayers:
         model, bfloat16 = self._model, choose_precision(settings.precision, self.device)
@@ -139,12 +135,13 @@ class RankingEngine:
         self.rank([RankQuery("warm up", "ads", past, ["a", "b"], texts, keys, [0] * CONTEXT_WORDS, 0.0)])
 
     @torch.inference_mode()
-    def prefetch(self, ad_texts: Sequence[str]) -> bool:
-        """Reads ads before anybody asks for them; False if there is no room left, or nothing that could be kept."""
-        has_prior = self._priors is not None and self._priors.has_room(len(ad_texts))
-        if self._priors is not None and has_prior and (missing := self._priors.missing(ad_texts)):
-            self._read_prior(self._priors, missing)
-            self._priors.protect(missing)
+    def prefetch(self, ad_texts: Sequence[str], parts: Sequence[AdParts] = ()) -> bool:
+        """Reads ads before anybody asks for them; False if there is no room left, or nothing that could be kept.
+
+        Args:
+            ad_texts, parts: as those of a `RankQuery`.
+        """
+        has_prior = self._priors is not None and self._priors.prefetch(ad_texts, parts)
         has_states = isinstance(self._text, SharedText) and self._text.prefetch(ad_texts)
         return has_prior or has_states
 
@@ -159,7 +156,13 @@ class RankingEngine:
             interests=query.interests[:most],
             past=[replace(event, text=event.text[:most]) for event in self._newest(query).past],
             ad_texts=[text[:most] for text in query.ad_texts],
+            parts=self._readable_parts(query.parts),
         )
+
+    def _readable_parts(self, parts: Sequence[AdParts]) -> Sequence[AdParts]:
+        if self._priors is None or not self._priors.reads_keywords:
+            return ()
+        return [AdParts(one.text[: self._reader.max_ad_chars], one.keywords) for one in parts]
 
     def _newest(self, query: RankQuery) -> RankQuery:
         """The query with as many past events as the model reads."""
@@ -175,7 +178,7 @@ class RankingEngine:
         user_tokens = estimated_tokens(query.user_text, self._reader.max_user_tokens)
         read = user_tokens + self._text.cost_of(query.ad_texts, user_tokens)
         if self._priors is not None:
-            read += sum(map(self._reader.tokens_of_ad, self._priors.missing(query.ad_texts)))
+            read += self._priors.cost_of(query.ad_texts, query.parts)
         tokens = sum(map(self._reader.tokens_of_ad, looked_up))
         return len(query.ad_texts) + read // _READ_TOKENS + tokens // _LOOKED_UP_TOKENS
 
@@ -201,8 +204,10 @@ class RankingEngine:
             dense.append(self._dense(query))
             known = self._behaviour(query, dense[-1])
             yield
-            of_texts = yield from self._of_texts(query.ad_texts)
-            behaviour.append(replace(known, click=known.click + of_texts))
+            if self._priors is not None:
+                added = yield from self._priors.of(query.ad_texts, query.parts)
+                known = replace(known, click=known.click + added)
+            behaviour.append(known)
         text = yield from self._text.text_logits(users, [query.ad_texts for query in queries], dense)
         scored = [
             ((known.click + text_logits).cpu().numpy(), known.conversion.cpu().numpy(), cached)
@@ -273,28 +278,6 @@ class RankingEngine:
         )
         ads = len(query.ad_texts)
         return Similarity.of((vectors[:ads] @ vectors[ads:].T).astype(np.float64))
-
-    def _of_texts(self, texts: Sequence[str]) -> Slices[Tensor]:
-        """What the text of each candidate adds, whoever the user is, float32 [candidates]."""
-        cache = self._priors
-        if cache is None:
-            return torch.zeros(len(texts), device=self.device)
-
-        def read(some: Sequence[str]) -> Tensor:
-            return self._read_prior(cache, some)
-
-        yield from read_ahead(cache.missing(texts), self._reader.tokens_of_ad, self._prior_slice, read)
-        return read(texts)
-
-    def _read_prior(self, cache: AdStateCache, texts: Sequence[str]) -> Tensor:
-        def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:
-            rows = self._reader.ads([texts[place] for place in places])
-            added = torch.empty(len(places), device=self.device)
-            for some, part in by_length(rows):
-                added[some] = self.loaded.of_texts(part)
-            return torch.ones_like(rows.lengths), added[:, None, None]
-
-        return cache.gather(texts, compute)[0][:, 0, 0]
 
     def _dense(self, query: RankQuery) -> Tensor:
         counters = self.loaded.counters

@@ -4,8 +4,8 @@ import logging
 import time
 
 from adcascade.artifacts.hotswap import HotSwap
+from ranking.inputs.known_ads import KnownAd
 from ranking.inputs.prepare import CatalogVersion
-from ranking.inputs.text import render_ad
 from ranking.runtime.engine import RankingEngine
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class AdCachePrewarmer:
         """Whether there is more to keep, and room for it."""
         ads = len(loaded.catalog)
         rows = range(self._kept, min(self._kept + _ADS_AT_ONCE, ads))
-        if not engine.prefetch([render_ad(ad) for ad in loaded.catalog.ads(rows)]):
+        known = [KnownAd.of(ad) for ad in loaded.catalog.ads(rows)]
+        if not engine.prefetch([one.text for one in known], [one.parts for one in known]):
             if self._kept:
                 log.info("the states of %d of %d ads fill the memory for them (cache_mib)", self._kept, ads)
             return False

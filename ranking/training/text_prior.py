@@ -1,8 +1,8 @@
 """What texts alone say of clicks, learned in closed form beside the behaviour part. Knows no serving.
 
-A ridge regression on frozen layers and on words, of what the behaviour part leaves unexplained: its weights are solved
-for, not trained; what takes time is reading the ads. Its strength, and whether it is kept at all, is chosen on the
-validation part.
+A ridge regression on frozen layers, words and keywords, of what the behaviour part leaves unexplained: its weights are
+solved for, not trained; what takes time is reading the ads. Its strength, and whether it is kept at all, is chosen on
+the validation part, and where few validate on what training rows are said without their fold, too.
 """
 
 import base64
@@ -16,17 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load, save
-from scipy.linalg import eigh
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix
-from sklearn.decomposition import TruncatedSVD
 
-from adcascade.records.clicks import Integers
+from adcascade.records.clicks import ClickLog, Integers
 from adcascade.records.splits import drawn_units
 from adcascade.reports.interval import Interval
 from adcascade.training.stage import StageContext, TrainingProgress
 from ranking.calibration.evidence import (
     click_likelihood,
+    common_offset,
     order_likelihood,
     random_effects_weight,
     working_response,
@@ -37,14 +35,14 @@ from ranking.data.text_batches import AdTexts, of_like_length
 from ranking.inputs.features import REQUEST_ROWS
 from ranking.model.batch import TokenIds
 from ranking.model.shared_user import SharedUserCrossEncoder
-from ranking.model.text_prior import NOT_FITTED, WORD_BUCKETS, TextPrior, word_counts, word_vectors
+from ranking.model.text_prior import NOT_FITTED, TextPrior
 from ranking.spec import TextPriorFit
+from ranking.training.prior_texts import PriorTexts, reads_keywords
 
 log = logging.getLogger(__name__)
 
-# Each times the summed weight of the rows; and what a word may count beside a layer.
+# Each times the summed weight of the rows.
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-WORD_SCALES = (0.0, 0.5, 1.0)
 # Layers below the join layer that are read, from the top; the lowest know words, not what they say together.
 _LAYERS = 4
 # The ads that were shown most, of the newest rows.
@@ -52,15 +50,13 @@ _MOST_ADS, _MOST_ROWS = 30_000, 1_000_000
 # Rows of the validation part, of users drawn at random.
 _MOST_VALID_ROWS = 20_000
 _HALF = 0.5  # of the time, for the ads to learn from; the other for those to validate on
-# Dimensions of what words say together (latent semantic analysis, Deerwester et al. 1990); few ads read none.
-_TOPICS, _LEAST_ADS = 256, 20
-# Texts whose products with each other are few; and squared singular values that are none (texts that are equal).
-_MOST_EXACT, _NO_TOPIC = 4096, 1e-6
 _FOLDS, _TEXTS_A_SHARE = 5, 512
 _MOST_SCALE = 2.0
 # Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say
 # nothing one or so gets a prior.
 _CERTAIN, _LEAST_ERRORS = 1.96, 2.58
+# Units of validation rows that are so few that what training rows are said without their fold is asked, too.
+_FEW_UNITS = 1000
 
 
 # float64 [rows] of some rows.
@@ -96,34 +92,44 @@ def train_text_prior(
     train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)[:].astype(np.int64)
     shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
     chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
-    tokens = list(ads.tokens.values())
+    keywords = [ads.parts[number].keywords for number in chosen.tolist()]
+    has_keywords = reads_keywords(keywords)
+    tokens = ads.prior_tokens(reads_keywords=has_keywords)
     layers, each = _read(model, [tokens[number] for number in chosen.tolist()], pad_id, context)
     chosen = chosen[: len(layers)]
     valid = _valid_rows(data, place, chosen, math.inf if context.seconds is None else _HALF * context.seconds / each)
     if len(chosen) < 2 or not len(valid):
         return None
-    texts = _Texts.of(layers, [tokens[number] for number in chosen.tolist()])
+    beside = keywords[: len(layers)] if has_keywords else None
+    texts = PriorTexts.of(layers, [tokens[number] for number in chosen.tolist()], beside)
     number = np.full(len(ads.texts), -1)
     number[chosen] = np.arange(len(chosen))
     learned = train[number[place[train]] >= 0]
     ridge, fold, is_by_ad = _solve(data, texts, number[place[learned]], learned, known(learned))
     said = texts.vectors @ ridge.weights
     center = float(np.average(said, weights=shown[chosen]))
-    found, new = texts.prior(ridge.weights, center), np.setdiff1d(place[valid], chosen)
+    found, new = texts.prior(ridge.weights, center, NOT_FITTED), np.setdiff1d(place[valid], chosen)
     of_ads = np.full(len(ads.texts), np.nan)
     of_ads[chosen] = said - center
-    of_ads[new] = ads.of_some(new, lambda rows: found.logits(model, rows), pad_id, _device(model))
-    scale, gain, is_certain = _validated(data, known(valid), of_ads[place[valid]], valid)
-    if not is_certain:
+    of_ads[new] = ads.of_prior(new, found, model, pad_id)
+    of_folds = texts.vectors @ ridge.of_folds.T - center
+
+    def without_fold(rows: Integers) -> Floats:
+        read = number[place[rows]]
+        return np.asarray(of_folds[read, fold[read] if is_by_ad else fold])
+
+    verdict = _validated(data, known(valid), of_ads[place[valid]], valid)
+    if not verdict.is_certain and verdict.units < _FEW_UNITS and verdict.gain.value > 0:
+        together = np.r_[valid, learned]
+        verdict = _validated(data, known(together), np.r_[of_ads[place[valid]], without_fold(learned)], together)
+    if not verdict.is_certain:
         return None
+    scale = verdict.scale
     if is_by_ad:  # older rows of these ads, too
         learned = data.split.train[number[place[data.split.train]] >= 0]
-        fold = fold[number[place[learned]]]
-    without = (texts.vectors @ ridge.of_folds.T)[number[place[learned]], fold]
-    fit = TextPriorFit(ads=len(chosen), penalty=ridge.penalty, words=WORD_SCALES[ridge.scale], gain=gain)
-    prior = texts.prior(scale * ridge.weights, scale * center, fit)
+    prior = texts.prior(scale * ridge.weights, scale * center, texts.fit(ridge, verdict.gain))
     order = np.argsort(learned)
-    cross_fitted = (scale * (without - center))[order].astype(np.float32)
+    cross_fitted = (scale * without_fold(learned))[order].astype(np.float32)
     return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned[order], cross_fitted)
 
 
@@ -135,67 +141,6 @@ def _valid_rows(data: Dataset, place: Integers, read: Integers, most_ads: float)
         return rows
     log.warning("there is no time to read the ads of %d validation rows: fewer judge the prior of texts", len(rows))
     return drawn_units(data.log, rows, int(len(rows) * most_ads / new))
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """What a ridge regression reads of texts.
-
-    Attributes:
-        vectors: unit means of layers, then topics of words, float32 [texts, width].
-        layers, hidden: how many layers, and numbers in each.
-        idf: of each bucket of words, float32 [buckets].
-        topics: what each topic makes of a word, float32 [topics, buckets].
-    """
-
-    vectors: Vectors
-    layers: int
-    hidden: int
-    idf: Vectors
-    topics: Vectors
-
-    @classmethod
-    def of(cls, layers: Vectors, tokens: list[TokenIds]) -> "_Texts":
-        """Of layers [texts, layers, hidden] and the tokens of the same texts."""
-        texts, depth, hidden = layers.shape
-        # idf = ln((1 + texts) / (1 + texts that have the word)) + 1
-        having = np.bincount(word_counts(tokens).indices, minlength=WORD_BUCKETS)
-        idf = (np.log((1 + texts) / (1 + having)) + 1).astype(np.float32)
-        words = word_vectors(tokens, idf)
-        count = min(_TOPICS, texts // 2) if texts >= _LEAST_ADS else 0
-        topics = np.zeros((0, WORD_BUCKETS), np.float32)
-        if count:
-            topics = _topics(words, count)
-        return cls(np.hstack([layers.reshape(texts, -1), words @ topics.T]), depth, hidden, idf, topics)
-
-    def scales(self) -> list[Floats]:
-        """What each column counts, for each of `WORD_SCALES`."""
-        width = self.layers * self.hidden
-        return [np.r_[np.ones(width), np.full(len(self.topics), scale)] for scale in WORD_SCALES]
-
-    def prior(self, weights: Floats, center: float, fit: TextPriorFit = NOT_FITTED) -> TextPrior:
-        """With weights of `vectors`; a text whose logit would be `center` adds nothing."""
-        of_layers, of_topics = np.split(weights.astype(np.float32), [self.layers * self.hidden])
-        return TextPrior(
-            layers=torch.from_numpy(of_layers).view(self.layers, self.hidden),
-            words=torch.from_numpy(of_topics @ self.topics),
-            idf=torch.from_numpy(self.idf),
-            intercept=torch.tensor([-center], dtype=torch.float32),
-            fit=fit,
-        )
-
-
-def _topics(words: csr_matrix, count: int) -> Vectors:
-    """The leading right singular vectors of [texts, buckets], [count, buckets].
-
-    Of few texts exact, from the eigenvectors u of the products of texts: words' u / s; of many by random projections.
-    """
-    texts = words.shape[0]
-    if texts > _MOST_EXACT:
-        return np.asarray(TruncatedSVD(count, random_state=0).fit(words).components_, np.float32)
-    squares, vectors = eigh((words @ words.T).toarray().astype(np.float64), subset_by_index=[texts - count, texts - 1])
-    found = np.asarray(words.T @ vectors[:, ::-1]).T / np.sqrt(np.maximum(squares[::-1, None], _NO_TOPIC))
-    return np.asarray(found * (squares[::-1, None] > _NO_TOPIC), np.float32)
 
 
 def prior_as_text(trained: TrainedPrior | None) -> str:
@@ -245,7 +190,7 @@ def _read(
 
 
 def _solve(
-    data: Dataset, texts: _Texts, number: Integers, rows: Integers, known: Floats
+    data: Dataset, texts: PriorTexts, number: Integers, rows: Integers, known: Floats
 ) -> tuple[RidgeFit, Integers, bool]:
     """The ridge regression on some rows; the fold of each ad, or of each row where requests stay together; and which.
 
@@ -271,25 +216,61 @@ def _compared(requests: Integers) -> Integers:
     return np.where(alone, int(requests.max()) + 1, requests) if several else np.zeros_like(requests)
 
 
-def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> tuple[float, Interval, bool]:
-    """How strongly to add the prior's logits, what that gains in the mean for a unit of rows, and if that is certain.
+@dataclass(frozen=True)
+class _Verdict:
+    """What some rows say of a prior.
 
-    Each half of the units is measured at the strength that was chosen on the other half.
+    Attributes:
+        scale: how strongly to add its logits.
+        gain: in the mean for a unit of rows.
+        is_certain: that it gains.
+        units: how many.
+    """
+
+    scale: float
+    gain: Interval
+    is_certain: bool
+    units: int
+
+
+def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> _Verdict:
+    """What some rows, which it has not learned from, say of a prior.
+
+    Each half of the units is measured at the strength that was chosen on the other half. Where requests show one ad,
+    ads are compared with each other, so that what all of them have in common is nobody's gain; and they are counted as
+    `random_effects_weight` says, or the few that were shown most would decide alone.
     """
     clicks, requests = data.log.take(rows), np.unique(data.groups[rows], return_inverse=True)[1]
     several = len(rows) >= REQUEST_ROWS * (int(requests.max()) + 1)
     unit = requests if several else np.unique(data.log.ad_id.codes[rows], return_inverse=True)[1]
+    counted = np.ones(len(rows)) if several else _counted(known, clicks, unit)
 
-    def likelihood(scale: float) -> Floats:
+    def likelihood(scale: float, units: npt.NDArray[np.bool_]) -> Floats:
+        """Of all units, with an offset that suits some of them."""
         logits = known + scale * added
-        return order_likelihood(logits, clicks, unit) if several else click_likelihood(logits, clicks, unit)
+        if several:
+            return order_likelihood(logits, clicks, unit)
+        offset = common_offset(logits, clicks, counted * units[unit])
+        return click_likelihood(logits + offset, clicks, unit, counted)
 
     def best(units: npt.NDArray[np.bool_]) -> float:
-        loss = minimize_scalar(lambda scale: -likelihood(scale)[units].sum(), bounds=(0, _MOST_SCALE), method="bounded")
-        return float(loss.x)
+        def loss(scale: float) -> float:
+            return -float(likelihood(scale, units)[units].sum())
+
+        return float(minimize_scalar(loss, bounds=(0, _MOST_SCALE), method="bounded").x)
+
+    def gain(units: npt.NDArray[np.bool_]) -> Floats:
+        return likelihood(best(units), units) - likelihood(0.0, units)
 
     half = np.random.default_rng(0).permutation(int(unit.max()) + 1) % 2 == 0
-    gains = np.where(half, likelihood(best(~half)), likelihood(best(half))) - likelihood(0.0)
+    gains = np.where(half, gain(~half), gain(half))
     mean, error = float(gains.mean()), float(gains.std() / math.sqrt(len(gains)))
     interval = Interval(mean, mean - _CERTAIN * error, mean + _CERTAIN * error)
-    return best(np.ones_like(half)), interval, mean > _LEAST_ERRORS * error
+    return _Verdict(best(np.ones_like(half)), interval, mean > _LEAST_ERRORS * error, len(half))
+
+
+def _counted(known: Floats, clicks: ClickLog, unit: Integers) -> Floats:
+    """How many times each row is counted: what its ad's own effect leaves of its weight, float64 [rows]."""
+    together = np.zeros_like(unit)
+    target, weight = working_response(known, clicks.clicks, clicks.impressions, together)
+    return random_effects_weight(target, weight, unit, together) / np.maximum(weight, 1e-12)
