@@ -89,12 +89,13 @@ class QuickstartFolder:
         return self.root / "logs"
 
 
-def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> None:
+def quickstart(root: Path, *, minutes: float, text: bool, smoke: bool, as_json: bool) -> None:
     """Runs all steps and shows them.
 
     Args:
         root: Folder for everything that is made.
         minutes: Limit of each training: of the towers and of the ranker.
+        text: Fine-tune the ranker's text layers.
         smoke: A small part of the log and of the time, to see that everything works.
         as_json: Print one JSON document on standard output; progress goes to standard error.
 
@@ -110,7 +111,7 @@ def quickstart(root: Path, *, minutes: float, smoke: bool, as_json: bool) -> Non
     towers = _train_towers(console, folder, files, limit)
     built = _build(console, folder, files)
     data = load_dataset(files.ads, files.clicks, files.users)
-    trained = _train_ranker(console, folder, data, limit)
+    trained = _train_ranker(console, folder, data, limit, text=text)
     order = _fit_order(console, folder, files, data)
     evaluated = _evaluate(console, folder, data)
     answers = _serve(console, folder, data)
@@ -163,14 +164,22 @@ def _build(console: Console, folder: QuickstartFolder, files: DatasetFiles) -> B
     return report
 
 
-def _train_ranker(console: Console, folder: QuickstartFolder, data: Dataset, minutes: float) -> TrainReport:
+def _train_ranker(
+    console: Console, folder: QuickstartFolder, data: Dataset, minutes: float, *, text: bool
+) -> TrainReport:
     console.rule("4. Train the ranker")
     training, validation, test = map(len, data.split)
     console.print(
         f"{len(data.log):,} impressions, CTR {data.log.ctr:.3f}; by time: {training:,} to train on, "
         f"{validation:,} to choose and calibrate, {test:,} to test. At most {minutes:g} minutes of training."
     )
-    report = train_and_save(data, folder.model, TrainOptions.of(max_minutes=minutes))
+    options = TrainOptions.of(max_minutes=minutes)
+    if not text:
+        console.print(
+            "The text layers are not fine-tuned: titles of films bring next to nothing here (--text does it)."
+        )
+        options = TrainOptions.of(max_minutes=minutes, epochs=0)
+    report = train_and_save(data, folder.model, options)
     console.print(evaluation_table(report.evaluation, f"Model version {report.version}"))
     for line in filter(None, (stages_line(report.stages), text_fit_line(report.text_fit), cut_short_line(report))):
         console.print(line, highlight=False)

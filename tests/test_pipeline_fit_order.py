@@ -24,7 +24,15 @@ from adcascade.v1.ranking_pb2_grpc import RankingServiceStub
 from adcascade.vectors.encoder import load_encoder
 from pipeline.client import AdPipeline
 from pipeline.evaluate import evaluate_pipeline, load_stages
-from pipeline.fit_order import LARGEST_WEIGHT, _standing_in, fit_on_requests, fit_on_users, fit_order, save_with_order
+from pipeline.fit_order import (
+    LARGEST_WEIGHT,
+    _standing_in,
+    fit_on_requests,
+    fit_on_users,
+    fit_order,
+    least_as_good,
+    save_with_order,
+)
 from pipeline.order import DEFAULT_RETRIEVAL_WEIGHT
 from pipeline.results import ranking_of
 from ranking.calibration.calibration import Calibration
@@ -143,6 +151,22 @@ def test_versions_of_earlier_releases_kept_none_that_chose(towers_root, tmp_path
     store.publish(draft.version)
     assert load_choosing_towers(tmp_path / "towers", towers) is None
     assert load_choosing_towers(towers_root, towers) is not None
+
+
+@pytest.mark.parametrize(
+    ("means", "spread", "chosen"),
+    [
+        ([0.30, 0.38, 0.40, 0.41], 0.0, 3),  # certain
+        ([0.30, 0.38, 0.40, 0.41], 0.12, 2),  # standard errors of the differences: 0.036, 0.024, 0.012
+        ([0.30, 0.38, 0.40, 0.41], 0.3, 1),  # 0.09, 0.06, 0.03
+        ([0.41, 0.41, 0.41, 0.41], 0.0, 0),
+        ([0.41, 0.40, 0.40, 0.30], 0.1, 0),
+    ],
+)
+def test_of_weights_as_good_as_the_best_the_least_is_taken(means, spread, chosen):
+    half = spread * np.r_[np.ones(50), -np.ones(50)]
+    values = np.array([mean + place * half for place, mean in enumerate(means)])
+    assert least_as_good(values) == chosen
 
 
 def test_an_ad_has_the_score_that_it_has_as_a_candidate(stages):
