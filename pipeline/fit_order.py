@@ -192,10 +192,10 @@ def _with_scores(data: Dataset, retriever: Retriever, rows: Integers) -> tuple[I
 
 
 def fit_on_users(data: Dataset, known: RetrievalData, retriever: Retriever, model: ModelVersion) -> OrderBlend:
-    """The least weight of a small grid that puts what users of the test part clicked then on top as well as the best does.
+    """The least weight of a small grid that puts what users of the test part clicked then on top as well as the best.
 
-    As well: its nDCG@10 is lower by at most a standard error of the difference (the rule of Breiman et al. 1984). The less
-    of retrieval's score the order needs, the more the ranker decides, which knows what is clicked once it is shown.
+    As well: its nDCG@10 is lower by at most a standard error of the difference (the rule of Breiman et al. 1984). The
+    less of retrieval's score the order needs, the more the ranker decides, which knows what is clicked once it is shown.
 
     Raises InputError if nobody clicked an ad that was new to them there.
     """
