@@ -195,7 +195,7 @@ def fit_on_users(data: Dataset, known: RetrievalData, retriever: Retriever, mode
     """The least weight of a small grid that puts what users of the test part clicked then on top as well as the best.
 
     As well: its nDCG@10 is lower by at most a standard error of the difference (the rule of Breiman et al. 1984). The
-    less of retrieval's score the order needs, the more the ranker decides, which knows what is clicked once it is shown.
+    less of retrieval's score the order needs, the more the ranker decides, which knows what is clicked once shown.
 
     Raises InputError if nobody clicked an ad that was new to them there.
     """
