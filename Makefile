@@ -51,7 +51,7 @@ pytest: $(STAMP) ## Tests alone
 
 smoke: $(STAMP) ## The quickstart, end to end, on a reduced log
 	rm -rf .smoke-data
-	$(BIN)/adcascade quickstart --smoke --data .smoke-data
+	$(BIN)/adcascade quickstart --smoke --text --data .smoke-data
 	rm -rf .smoke-data
 
 bench: $(STAMP) ## Every speed target with the figure reached (hours on two cores; make bench-peers first)

@@ -18,6 +18,7 @@ from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.console import show_whatever_the_encoding
 from adcascade.terminal.exits import clean_exit
 from adcascade.terminal.options import Json
+from adcascade.terminal.threads import share_cores
 from adcascade.towers.store import open_store as open_tower_store
 from adcascade.towers.training.commands import train_retrieval_command
 from adcascade.training.errors import TrainingError
@@ -78,14 +79,14 @@ def quickstart_command(
         ),
     ] = False,
     smoke: Annotated[
-        bool, typer.Option(help="A small part of the log: shows in a minute or two that all works, text and all.")
+        bool, typer.Option(help="A small part of the log: shows in a minute or two that all works.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the main job on MovieLens-100k: towers, index, ranker, two servers, recommendations for three users."""
     from pipeline.quickstart import quickstart  # loads the model libraries, which other commands do without
 
-    quickstart(data, minutes=max_minutes, text=text or smoke, smoke=smoke, as_json=as_json)
+    quickstart(data, minutes=max_minutes, text=text, smoke=smoke, as_json=as_json)
 
 
 app.command("serve")(serve_command)
@@ -117,6 +118,7 @@ def _add_absent(name: str) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    share_cores()
     switch_off_telemetry()
     add_commands_of_others()
     show_whatever_the_encoding()

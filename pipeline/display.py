@@ -102,9 +102,10 @@ def shown_notes(found: ShownEvaluation) -> list[str]:
     gains = ", ".join(
         f"{name} {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" for name, gain in found.gain.items()
     )
+    where = "on one day" if found.together == "day" else "in one request"
     return [
-        f"Of ads that a user was shown in one {found.together} ({found.lists:,} with and without clicks, of "
-        f"{found.ads:.0f} ads in the mean), the clicked ones on top: nDCG@10 {order}.",
+        f"Of ads that a user had before them {where} ({found.lists:,} with and without clicks, of {found.ads:.0f} ads "
+        f"in the mean), the clicked ones on top: nDCG@10 {order}.",
         f"Minus that by {RETRIEVAL_SCORE}: {gains}.",
     ]
 

@@ -2,7 +2,7 @@
 
 Retrieval's list says what a user may want next among all ads; this says in which order ads stand that somebody had
 before them, where it is known of each whether it was clicked. Both stages know a user as of the moment before the first
-of these ads, and counters as of the beginning of the test part.
+of these ads; counters are those of all rows that are not of the test part.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adcascade.records.clicks import Integers
-from adcascade.records.coded import NO_VALUE, combinations
+from adcascade.records.coded import NO_VALUE, Mask, combinations
 from adcascade.records.users import UserProfile
 from adcascade.reports.interval import bootstrap
 from adcascade.reports.ranking_metrics import ndcg, tied_places
@@ -30,7 +30,8 @@ from retrieval.evaluation.shown_scores import Floats, scores_of_shown
 from retrieval.query import MAX_K
 from retrieval.retriever import Retriever
 
-_DAY_MICROSECONDS = 24 * 3600 * 1_000_000
+_MINUTE_MICROSECONDS = 60 * 1_000_000
+_DAY_MICROSECONDS = 24 * 60 * _MINUTE_MICROSECONDS
 # More would only take time.
 _MAX_LISTS, _RESAMPLES = 1000, 1000
 
@@ -42,7 +43,7 @@ def evaluate_shown(
 
     Args:
         retrieval_weight: See `order.order_of`.
-        together: What was: the ads of a request, or all that a user saw on one day, where a log keeps them apart.
+        together: What was: the ads of a request, or all that a user saw on one day by the clock on their wall.
             "auto" takes requests if they show several ads in the mean.
 
     Returns:
@@ -64,49 +65,68 @@ def evaluate_shown(
 
 
 @dataclass(frozen=True)
+class _Shown:
+    """Ads that were shown together.
+
+    Attributes:
+        rows: the first of each ad, int64 [ads], in the order of time.
+        clicked: whether it was clicked at any of the times that it was shown, bool [ads].
+    """
+
+    rows: Integers
+    clicked: Mask
+
+    @property
+    def has_both(self) -> bool:
+        """Whether some were clicked and some were not."""
+        return 0 < int(self.clicked.sum()) < len(self.clicked)
+
+
+@dataclass(frozen=True)
 class _Scored:
-    """Ads of one list: what each of `ORDERS` says of them, float64 [orders, ads], and who clicked which."""
+    """Ads of one list: what each of `ORDERS` says of them, float64 [orders, ads], and 1 for what the user clicked."""
 
     user: int
     scores: Floats
     clicked: Floats
 
 
-def _lists(data: Dataset, *, by_day: bool) -> list[Integers]:
-    """Rows of the test part that were shown together, of which some were clicked and some not; each ad once."""
+def _lists(data: Dataset, *, by_day: bool) -> list[_Shown]:
+    """What was shown together in the test part, of which some was clicked and some not."""
     log, rows = data.log, np.sort(data.split.test)
     group = data.groups[rows]
     if by_day:
         users = log.user_id.codes[rows]
         rows, users = rows[users != NO_VALUE], users[users != NO_VALUE]
-        _, group = combinations([users, log.time[rows] // _DAY_MICROSECONDS])
-    once, _ = combinations([group, log.ad_id.codes[rows]])
-    once.sort()
-    rows, group = rows[once], group[once]
-    order = np.argsort(group, kind="stable")
-    cuts = np.flatnonzero(np.diff(group[order])) + 1
-    found = [part[:MAX_CANDIDATES] for part in np.split(rows[order], cuts)]
-    found = [part for part in found if 0 < (log.clicks[part] > 0).sum() < len(part)]
+        at_home = log.time[rows] + _MINUTE_MICROSECONDS * log.utc_offset[rows].astype(np.int64)
+        _, group = combinations([users, at_home // _DAY_MICROSECONDS])
+    first, same = combinations([group, log.ad_id.codes[rows]])
+    clicked = np.bincount(same, log.clicks[rows], minlength=len(first)) > 0
+    order = np.lexsort((first, group[first]))
+    cuts = np.flatnonzero(np.diff(group[first[order]])) + 1
+    parts = [part[:MAX_CANDIDATES] for part in np.split(order, cuts)]
+    found = [_Shown(rows[first[part]], clicked[part]) for part in parts]
+    found = [one for one in found if one.has_both]
     drawn = np.random.default_rng(0).permutation(len(found))[:_MAX_LISTS]
     return [found[place] for place in np.sort(drawn).tolist()]
 
 
 def _scored(
-    data: Dataset, retriever: Retriever, model: ModelVersion, lists: Sequence[Integers], weight: float
+    data: Dataset, retriever: Retriever, model: ModelVersion, lists: Sequence[_Shown], weight: float
 ) -> list[_Scored]:
     engine = RankingEngine(replace(model, counters=counters_before(data)), EngineSettings())
     log, catalog = data.log, retriever.index.loaded.catalog
     found = []
-    for rows in tracked(list(lists), "Ranking what was shown"):
-        first = int(rows[0])
+    for one in tracked(list(lists), "Ranking what was shown"):
+        first = int(one.rows[0])
         user, context = profile_before(data, first), log.context_at(first)
-        ids: list[str] = log.ad_id[rows].tolist()
+        ids: list[str] = log.ad_id[one.rows].tolist()
         query = prepare(user, context, ids, catalog, skip_unknown=True, shown=min(SHOWN, len(ids))).query
         if not query.ad_ids:
             continue
         (answer,), (scores,) = engine.rank([query]), scores_of_shown(retriever, [(user, context, query.ad_ids)])
         place_of = {ad_id: place for place, ad_id in enumerate(ids)}
-        clicked = (log.clicks[rows[[place_of[ad_id] for ad_id in query.ad_ids]]] > 0).astype(np.float64)
+        clicked = one.clicked[[place_of[ad_id] for ad_id in query.ad_ids]].astype(np.float64)
         odds = log_odds(answer.p_click)
         if 0 < clicked.sum() < len(clicked):
             orders = np.array([scores, odds, odds + weight * scores])

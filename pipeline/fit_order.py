@@ -6,9 +6,11 @@ the weights were chosen with if they have learned just these rows, else others t
 
 Where requests show several ads, it is known what was shown together and what was clicked: a conditional logit over
 log-odds of p_click and retrieval's score says what each counts. Where they show one, both stages are asked for users of
-the validation part as of its beginning, and the weight is taken that puts most of what they clicked then on top.
+the validation part as of its beginning, and the least weight is taken that puts what they clicked then on top as well
+as the best does, but for chance.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,6 +51,8 @@ from retrieval.evaluation.evaluator import ranks_in
 from retrieval.evaluation.shown_scores import Floats, scores_of_shown
 from retrieval.loading import load_published
 from retrieval.retriever import Retriever
+
+log = logging.getLogger(__name__)
 
 # Where nobody can tell a weight from a larger one, as where p_click says nothing.
 LARGEST_WEIGHT = 64.0
@@ -105,10 +109,11 @@ def _standing_in(
     """The data as retrieval is judged on it, and a retriever that has learned nothing of the test rows of `part`."""
     loaded = retriever.index.loaded
     assert loaded.towers is not None
+    kept = None if root is None else load_choosing_towers(root, loaded.towers)
     with TemporaryDirectory(prefix="adcascade-order-") as folder:
         with remembering(in_bulk(retriever.encoder), vectors) as encoder:
             known = retrieval_data_of(part, encoder)
-            towers = _of_training_part(known, loaded.towers, root)
+            towers = _of_training_part(known, loaded.towers, kept)
             options = BuildOptions(index="flat", max_rejected=1.0, width=loaded.manifest.dimension - 1)
             build(ads, Path(folder), encoder, options, towers=towers)
         stand_in, _ = load_published(Path(folder))
@@ -118,11 +123,12 @@ def _standing_in(
             stand_in.close()
 
 
-def _of_training_part(known: RetrievalData, towers: TrainedTowers, root: Path | None) -> TrainedTowers:
-    """Towers as `towers` that have learned the training rows of `known` alone."""
-    kept = None if root is None else load_choosing_towers(root, towers)
+def _of_training_part(known: RetrievalData, towers: TrainedTowers, kept: TrainedTowers | None) -> TrainedTowers:
+    """Towers as `towers` that have learned the training rows of `known` alone: those that are kept, or new ones."""
     if kept is not None and kept.spec.training_sha256 == known.training_sha256:
         return kept
+    if kept is not None:
+        log.warning("the towers that all was chosen with have learned other rows than the ranker: some are trained")
     with training_progress() as watch:
         return train_as_chosen(known, towers.spec, watch)
 
@@ -143,8 +149,8 @@ def fit_on_requests(data: Dataset, retriever: Retriever, model: ModelVersion) ->
     found[scored] = of_scored
     scores = found[rows]
     _, start = np.unique(data.groups[rows], return_index=True)
-    log = data.log
-    choices = Choices(np.column_stack([said[rows], scores]), log.clicks[rows], log.impressions[rows], start)
+    clicks, impressions = data.log.clicks[rows], data.log.impressions[rows]
+    choices = Choices(np.column_stack([said[rows], scores]), clicks, impressions, start)
     both, alone = choices.fit(np.array([0, 1])), choices.fit(np.array([0]))
     gains = choices.log_likelihood(both) - choices.log_likelihood(alone)
     (gain,) = bootstrap(lambda drawn: [float(drawn @ gains / drawn.sum())], len(gains), resamples=_RESAMPLES)

@@ -331,7 +331,19 @@ def test_both_stages_are_measured_together(world):
     assert "may be tested" not in ran.stderr
     found = json.loads(ran.stdout)
     assert {"retrieval", "ranking of 100", "ranking of 500", "EASE"} <= found["comparison"]["metrics"].keys()
+    assert found["shown"] is None  # retrieval of this index has no scores of its own
     shown = adcascade("evaluate-pipeline", "--index", world.index, "--model", world.model, *files, "--newest", 1000)
     assert "nDCG@10 of ranking of 100 minus retrieval's" in " ".join(shown.stdout.split())
     assert "200 older rows were left out" in shown.stderr
     assert "rows that it knows may be tested" in " ".join(shown.stderr.split())
+
+
+def test_what_was_shown_together_is_put_in_order(world, tower_index):
+    files = ("--ads", world.ads, "--clicks", world.clicks, "--users", world.users)
+    where = ("--index", tower_index, "--model", world.model, "--no-baselines", "--candidates", 50)
+    ran = adcascade("evaluate-pipeline", *where, *files, "--together", "days", "--json")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)["shown"]
+    assert (found["together"], set(found["ndcg"])) == ("day", {"retrieval's score", "p_click", "both as served"})
+    ran = adcascade("evaluate-pipeline", *where, *files, "--together", "days")
+    assert "Of ads that a user had before them on one day" in " ".join(ran.stdout.split())

@@ -216,15 +216,16 @@ def load_choosing_towers(root: Path, towers: TrainedTowers) -> TrainedTowers | N
     None if they were not kept.
 
     Raises:
-        InputError: `towers` are not the published ones under `root`.
-        ArtifactError: These cannot be read.
+        InputError: No version under `root` is of these towers.
+        ArtifactError: The one that is cannot be read.
     """
     store = open_store(root)
-    version, published = load_newest(store, lambda version: load_towers(store.path(version)))
-    if published.spec.space_sha256 != towers.spec.space_sha256:
-        raise InputError(
-            f"the index version was built with other towers than version {version} under {root}; build it with those, "
-            "or leave out --towers, so that some are trained"
-        )
-    folder = store.path(version) / CHOOSING_FOLDER
-    return load_towers(folder) if folder.is_dir() else None
+    for name in sorted((one.version for one in store.versions() if not one.problem), reverse=True):
+        if store.manifest(name).content.get("space_sha256") == towers.spec.space_sha256:
+            store.verify(name)
+            folder = store.path(name) / CHOOSING_FOLDER
+            return load_towers(folder) if folder.is_dir() else None
+    raise InputError(
+        f"no version under {root} is of the towers that the index version was built with; name the root that they are "
+        "under, or leave out --towers, so that some are trained"
+    )
