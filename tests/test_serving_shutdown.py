@@ -50,13 +50,29 @@ server.run(load, lambda: print("closed", flush=True))
 """
 
 
+# The same, and SIGTERM comes whenever the thread that waits for it holds a lock of what it waits on, or else after 2 s.
+INTERRUPTED = """
+import os, signal, threading
+
+def interrupting(frame, event, argument):
+    waits_for = frame.f_locals.get("self") if frame.f_code.co_name == "wait" else None
+    waits_in_run = isinstance(waits_for, threading.Event) and frame.f_back.f_code.co_name == "run"
+    if waits_in_run and waits_for._cond._lock.locked():
+        os.kill(os.getpid(), signal.SIGTERM)
+    return interrupting
+
+threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+sys.settrace(interrupting)
+"""
+
+
 class Process:
     """A server of SCRIPT in a process of its own."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, before: str = "", **settings: Any) -> None:
         script, address_file = folder / "server.py", folder / "address.json"
         self._loaded = folder / "loaded"
-        script.write_text(SCRIPT)
+        script.write_text(SCRIPT.replace("server.run(", f"{before}\nserver.run("))
         settings["address_file"] = str(address_file)
         self.popen = subprocess.Popen(
             [sys.executable, str(script), json.dumps(settings), str(self._loaded)],
@@ -113,6 +129,12 @@ def test_sigterm_answers_the_call_in_flight_then_closes_and_exits_with_0(start_p
         process.popen.send_signal(signal.SIGTERM)
         assert call.result().request_id == "slow"
         assert process.ended() == (0, "answered\nclosed\n", "")
+
+
+def test_sigterm_ends_a_server_whatever_its_waiting_thread_holds(start_process):
+    process = start_process(before=INTERRUPTED)
+    process.finish_loading()
+    assert process.ended()[0] == 0
 
 
 def test_sigint_while_loading_exits_with_0_without_waiting_for_the_load(start_process):

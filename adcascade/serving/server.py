@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any
 
@@ -99,7 +100,8 @@ class Server:
         self._grpc: Any = None
         self._watching: Any = None
         self._page: MetricsPage | None = None
-        self._stop = threading.Event()
+        # Not an Event: its lock may be held by the very thread that a signal interrupts, which then waits for itself.
+        self._stop: SimpleQueue[None] = SimpleQueue()
         self.address = ""
         self.metrics_address = ""
 
@@ -246,14 +248,14 @@ class Server:
             StartupError: A port is taken. Whatever `load` raises is raised as it is.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
+            signal.signal(number, lambda *_: self._stop.put(None))
         if self._settings.exit_with_parent:
             threading.Thread(target=self._stop_at_end_of_input, daemon=True).start()
         self.start()
         failures: list[Exception] = []
         loader = threading.Thread(target=self._load, args=(load, failures), name="load", daemon=True)
         loader.start()
-        self._stop.wait()
+        self._stop.get()
         log.info("draining for up to %.0f s", self._settings.grace_seconds)
         self.stop()
         if failures:
@@ -279,7 +281,7 @@ class Server:
             load()
         except Exception as error:  # noqa: BLE001 - raised again in the main thread
             failures.append(error)
-            self._stop.set()
+            self._stop.put(None)
         else:
             # What was loaded stays: no collection of garbage has to look at it again while a call waits.
             gc.collect()
@@ -290,7 +292,7 @@ class Server:
     def _stop_at_end_of_input(self) -> None:
         while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when the interpreter ends
             pass
-        self._stop.set()
+        self._stop.put(None)
 
 
 def _options(settings: ServerSettings, connections: int) -> list[tuple[str, int]]:
