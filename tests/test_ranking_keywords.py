@@ -219,11 +219,24 @@ def test_a_version_that_reads_no_keywords_says_of_an_ad_with_some_what_it_said_b
     prior = replace(loaded.text_prior, keywords=None, keyword_idf=None, fit=old)
     engine = RankingEngine(replace(loaded, text_prior=prior), EngineSettings("cpu"))
     query = query_of([Ad("a", "lamp", keywords=(WANTED,)), Ad("b", "cup", keywords=(UNWANTED,))])
-    assert engine.readable(query).parts == ()
     want = engine.rank([replace(query, parts=())])[0].p_click
     again = RankingEngine(replace(loaded, text_prior=prior), EngineSettings("cpu"))
     np.testing.assert_array_equal(again.rank([query])[0].p_click, want)
     assert not engine._priors.missing(query.ad_texts, query.parts)
+
+
+@pytest.mark.parametrize("before", ["reads no keywords", "has no prior"])
+def test_a_version_that_takes_over_while_a_call_waits_reads_its_keywords(version, before):
+    loaded = load_version(*version[:2])
+    old = loaded.text_prior.fit.model_copy(update={"keywords": None})
+    prior = replace(loaded.text_prior, keywords=None, keyword_idf=None, fit=old) if before != "has no prior" else None
+    engine = RankingEngine(replace(loaded, text_prior=prior), EngineSettings("cpu"))
+    query = query_of(
+        [Ad("a", "lamp", keywords=(WANTED,)), Ad("b", "lamp", keywords=(UNWANTED,)), Ad("c", "cup " * 999)]
+    )
+    want = engine_of(version).rank([query])[0].p_click
+    np.testing.assert_array_equal(engine_of(version).rank([engine.readable(query)])[0].p_click, want)
+    assert want[0] > want[1]
 
 
 @pytest.mark.parametrize(

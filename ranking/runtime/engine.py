@@ -146,7 +146,11 @@ class RankingEngine:
         return has_prior or has_states
 
     def readable(self, query: RankQuery) -> RankQuery:
-        """The query with texts that are cut to what the model reads of them."""
+        """The query with texts that are cut to what the model reads of them.
+
+        Another version may answer it, so that `parts` stay whether or not this one reads them; where it does not, as
+        they are, for to cut them is to make them.
+        """
         most = self._reader.max_ad_chars
         if self._contents is not None:
             most = max(most, MOST_CHARS)
@@ -161,7 +165,7 @@ class RankingEngine:
 
     def _readable_parts(self, parts: Sequence[AdParts]) -> Sequence[AdParts]:
         if self._priors is None or not self._priors.reads_keywords:
-            return ()
+            return parts
         return [AdParts(one.text[: self._reader.max_ad_chars], one.keywords) for one in parts]
 
     def _newest(self, query: RankQuery) -> RankQuery:
