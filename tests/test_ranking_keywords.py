@@ -239,6 +239,17 @@ def test_a_version_that_takes_over_while_a_call_waits_reads_its_keywords(version
     assert want[0] > want[1]
 
 
+def test_keywords_of_other_scripts_cost_what_finding_their_words_takes(version):
+    def cost(letter):
+        words = (letter * 255,) * 8
+        query = query_of([Ad("a", "lamp", keywords=words)])
+        return engine_of(version)._priors.cost_of(query.ad_texts, query.parts)
+
+    text = engine_of(version)._priors.cost_of(["lamp"], ())
+    for letter in ("\ufdfa", "字"):
+        assert cost(letter) - text == pytest.approx(16 * (cost("x") - text), rel=0.05)
+
+
 @pytest.mark.parametrize(
     "change",
     [
