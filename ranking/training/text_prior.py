@@ -92,16 +92,16 @@ def train_text_prior(
     train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)[:].astype(np.int64)
     shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
     chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
-    keywords = [ads.parts[number].keywords for number in chosen.tolist()]
+    keywords = [one.keywords for one in ads.parts(chosen)]
     has_keywords = reads_keywords(keywords)
-    tokens = ads.prior_tokens(reads_keywords=has_keywords)
-    layers, each = _read(model, [tokens[number] for number in chosen.tolist()], pad_id, context)
+    tokens = ads.prior_tokens(chosen, reads_keywords=has_keywords)
+    layers, each = _read(model, tokens, pad_id, context)
     chosen = chosen[: len(layers)]
     valid = _valid_rows(data, place, chosen, math.inf if context.seconds is None else _HALF * context.seconds / each)
     if len(chosen) < 2 or not len(valid):
         return None
     beside = keywords[: len(layers)] if has_keywords else None
-    texts = PriorTexts.of(layers, [tokens[number] for number in chosen.tolist()], beside)
+    texts = PriorTexts.of(layers, tokens[: len(layers)], beside)
     number = np.full(len(ads.texts), -1)
     number[chosen] = np.arange(len(chosen))
     learned = train[number[place[train]] >= 0]
