@@ -124,7 +124,7 @@ def test_where_no_ad_has_keywords_the_prior_reads_none_and_says_so_nowhere(tmp_p
     assert trained.text_prior is not None
     assert not trained.text_prior.reads_keywords
     assert trained.text_prior.tensors.keys() == {"layers", "words", "idf", "intercept"}
-    assert trained.spec.document()["text_prior"].keys() == {"ads", "penalty", "words", "gain"}
+    assert trained.spec.document()["text_prior"].keys() == {"ads", "penalty", "words", "gain", "with_training"}
 
 
 def test_a_training_sets_apart_the_keywords_of_the_ads_alone_that_its_prior_reads(version, tiny_bert, monkeypatch):
