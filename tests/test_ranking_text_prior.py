@@ -300,6 +300,7 @@ def test_where_few_validate_the_training_part_is_asked_without_its_folds(tmp_pat
     assert trained.text_prior.fit.gain.low > 0
     assert trained.spec.document()["text_prior"]["with_training"] is True
     assert prior_of_text(prior_as_text(TrainedPrior(trained.text_prior, *[np.zeros(0)] * 3))).prior.fit.with_training
+    assert trained.text_fit.prior_with_training
     monkeypatch.setattr(text_prior, "_FEW_UNITS", 0)
     assert train(data, only_texts(tiny_bert)).text_prior is None
 
