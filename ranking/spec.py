@@ -78,10 +78,12 @@ class TextPriorFit(BaseModel):
         ads: how many texts were learned from.
         penalty: of the ridge regression, times the summed weight of its rows.
         words: how much a word counts beside a layer; 0 for not at all.
-        gain: log-likelihood that it adds in the mean to a request (an ad, where requests show one) of the validation
-            part, in nats; where few validate, of that and the training part. Where requests show one ad, ads count as
-            often as their own effects leave them weight, see `ranking.calibration.evidence`.
+        gain: log-likelihood that it adds in the mean to a request (an ad, where requests show one) of the rows that
+            decided, in nats. Where requests show one ad, ads count as often as their own effects leave them weight, see
+            `ranking.calibration.evidence`.
         keywords: of keywords that stand beside the text; None where they are a part of it.
+        with_training: whether training rows, each without its fold, decided with those of the validation part; else
+            these alone.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -91,11 +93,12 @@ class TextPriorFit(BaseModel):
     words: float
     gain: Interval
     keywords: KeywordsFit | None = None
+    with_training: bool = False
 
     @model_serializer(mode="wrap")
-    def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """See `CtrSpec.document`."""
-        return {name: value for name, value in plain(self).items() if value is not None}
+        return {name: value for name, value in plain(self).items() if value is not None and value is not False}
 
 
 class ContentFit(BaseModel):

@@ -59,6 +59,10 @@ def test_what_texts_alone_say_is_told_beside_what_fine_tuning_brought():
     fit = TextFit(False, 0, 0, 2000, 0.59, 0.59, 0, False, prior_ads=1234, prior_gain=Interval(0.93, 0.41, 1.45))
     said = text_fit_line(fit)
     assert "learned from 1,234 ads in closed form, adds 0.930 [0.410, 1.450] to the log-likelihood" in said
+    assert "of the validation part. The text" in said
+    assert "of the validation part and of the training part, where each row is judged without its fold. The text" in (
+        text_fit_line(replace(fit, prior_with_training=True))
+    )
     assert said.endswith("not fine-tuned: the model predicts from counters, past events, interests and that.")
 
 

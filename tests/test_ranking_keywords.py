@@ -18,6 +18,7 @@ from adcascade.records.users import Context, UserProfile
 from adcascade.serving.slices import run_through
 from adcascade.training.stage import StageContext
 from ranking.artifact import TEXT_PRIOR_FILE, load_version, save_derived
+from ranking.data import text_batches
 from ranking.data.behaviour_rows import known_logits
 from ranking.data.dataset import load_dataset
 from ranking.errors import ModelError
@@ -35,16 +36,18 @@ from ranking.inputs.keywords import (
 from ranking.inputs.known_ads import KnownAd
 from ranking.inputs.prepare import CatalogVersion, prepare
 from ranking.inputs.text import render_ad
+from ranking.model.batch import tokenize
 from ranking.model.text_prior import load_text_prior
 from ranking.runtime.engine import RankingEngine
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.runtime.prewarm import AdCachePrewarmer
 from ranking.spec import CTR_FILE, read_spec
 from ranking.store import open_store
+from ranking.training import text_prior
 from ranking.training.begin import begin
 from ranking.training.beside import fit_beside
 from ranking.training.run import train_and_save
-from ranking.training.text_prior import TrainedPrior, prior_as_text, prior_of_text
+from ranking.training.text_prior import TrainedPrior, prior_as_text, prior_of_text, train_text_prior
 from ranking.training.train import train
 
 REQUESTS, SHOWN = 160, 4
@@ -113,14 +116,37 @@ def test_clicks_that_keywords_alone_tell_are_learned(version, tmp_path, tiny_ber
 
 def test_where_no_ad_has_keywords_the_prior_reads_none_and_says_so_nowhere(tmp_path, tiny_bert):
     start = begin(write_log(tmp_path, has_keywords=False), only_texts(tiny_bert), torch.device("cpu"))
-    assert start.ads.prior_tokens(reads_keywords=True) == start.ads.prior_tokens(reads_keywords=False)
+    places = np.arange(len(start.ads.texts))
+    assert start.ads.prior_tokens(places, reads_keywords=True) == start.ads.prior_tokens(places, reads_keywords=False)
     from test_ranking_text_prior import write_log as of_letters  # a log whose texts tell something
 
     trained = train(of_letters(tmp_path, strength=0.3), only_texts(tiny_bert))
     assert trained.text_prior is not None
     assert not trained.text_prior.reads_keywords
     assert trained.text_prior.tensors.keys() == {"layers", "words", "idf", "intercept"}
-    assert trained.spec.document()["text_prior"].keys() == {"ads", "penalty", "words", "gain"}
+    assert trained.spec.document()["text_prior"].keys() == {"ads", "penalty", "words", "gain", "with_training"}
+
+
+def test_a_training_sets_apart_the_keywords_of_the_ads_alone_that_its_prior_reads(version, tiny_bert, monkeypatch):
+    data, made, split = version[2], [], []
+    monkeypatch.setattr(text_batches, "parts_of", lambda ad, text: made.append(ad.ad_id) or parts_of(ad, text))
+    start = begin(data, only_texts(tiny_bert), torch.device("cpu"))
+    monkeypatch.setattr(
+        text_batches, "tokenize", lambda tokenizer, texts, most: split.extend(texts) or tokenize(tokenizer, texts, most)
+    )
+    monkeypatch.setattr(text_prior, "_MOST_ADS", 100)
+    nothing = np.full(len(data.log), -3.0)
+    train_text_prior(data, start.ranker.model.eval(), start.ads, 0, nothing.__getitem__, StageContext(lambda _: None))
+    train_ids, valid = (set(data.log.ad_id[rows].tolist()) for rows in (data.split.train, data.split.valid))
+    assert len(set(made) & train_ids) == 100
+    assert set(made) <= train_ids | valid
+    assert len(made) == len(set(made)) == len(split) < len(data.log)
+    # What is kept is what would be made.
+    ads, places = text_batches.AdTexts(data, start.ranker.tokenizer, 80), np.array([5, 2, 5])
+    texts = [parts_of(data.ads[ad_id], data.ad_text(ad_id)).text for ad_id in np.array(list(ads.texts))[places]]
+    for _ in range(2):
+        assert ads.prior_tokens(places, reads_keywords=True) == tokenize(start.ranker.tokenizer, texts, 80)
+    assert ads.prior_tokens(places, reads_keywords=True) != ads.prior_tokens(places, reads_keywords=False)
 
 
 def test_the_engine_answers_with_what_training_said(version):
@@ -219,11 +245,35 @@ def test_a_version_that_reads_no_keywords_says_of_an_ad_with_some_what_it_said_b
     prior = replace(loaded.text_prior, keywords=None, keyword_idf=None, fit=old)
     engine = RankingEngine(replace(loaded, text_prior=prior), EngineSettings("cpu"))
     query = query_of([Ad("a", "lamp", keywords=(WANTED,)), Ad("b", "cup", keywords=(UNWANTED,))])
-    assert engine.readable(query).parts == ()
     want = engine.rank([replace(query, parts=())])[0].p_click
     again = RankingEngine(replace(loaded, text_prior=prior), EngineSettings("cpu"))
     np.testing.assert_array_equal(again.rank([query])[0].p_click, want)
     assert not engine._priors.missing(query.ad_texts, query.parts)
+
+
+@pytest.mark.parametrize("before", ["reads no keywords", "has no prior"])
+def test_a_version_that_takes_over_while_a_call_waits_reads_its_keywords(version, before):
+    loaded = load_version(*version[:2])
+    old = loaded.text_prior.fit.model_copy(update={"keywords": None})
+    prior = replace(loaded.text_prior, keywords=None, keyword_idf=None, fit=old) if before != "has no prior" else None
+    engine = RankingEngine(replace(loaded, text_prior=prior), EngineSettings("cpu"))
+    query = query_of(
+        [Ad("a", "lamp", keywords=(WANTED,)), Ad("b", "lamp", keywords=(UNWANTED,)), Ad("c", "cup " * 999)]
+    )
+    want = engine_of(version).rank([query])[0].p_click
+    np.testing.assert_array_equal(engine_of(version).rank([engine.readable(query)])[0].p_click, want)
+    assert want[0] > want[1]
+
+
+def test_keywords_of_other_scripts_cost_what_finding_their_words_takes(version):
+    def cost(letter):
+        words = (letter * 255,) * 8
+        query = query_of([Ad("a", "lamp", keywords=words)])
+        return engine_of(version)._priors.cost_of(query.ad_texts, query.parts)
+
+    text = engine_of(version)._priors.cost_of(["lamp"], ())
+    for letter in ("\ufdfa", "字"):
+        assert cost(letter) - text == pytest.approx(16 * (cost("x") - text), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from ranking.model.text_prior import WORD_BUCKETS, load_text_prior, word_counts,
 from ranking.runtime.engine import RankingEngine
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.store import open_store
-from ranking.training import text_prior
+from ranking.training import beside, text_prior
 from ranking.training.begin import begin
 from ranking.training.beside import fit_beside
 from ranking.training.run import train_and_save
@@ -91,6 +92,34 @@ def test_texts_of_requests_that_nobody_saw_are_ordered_by_what_is_liked_in_them(
     assert loaded.spec.text_prior.ads == len(data.split.train)
     assert order_of(data, loaded) > 0.75
     assert order_of(data, replace(loaded, text_prior=None)) == pytest.approx(0.5)
+
+
+class MadeUpLog:
+    """Clicks of ads of whom each is shown once."""
+
+    def __init__(self, clicks, impressions, ads):
+        self.clicks, self.impressions, self.ad_id = clicks, impressions, SimpleNamespace(codes=ads)
+
+    def take(self, rows):
+        return MadeUpLog(self.clicks[rows], self.impressions[rows], self.ad_id.codes[rows])
+
+
+@pytest.mark.parametrize("units", [2, 3, 20, 40])
+@pytest.mark.parametrize("shown", [1, 4])
+def test_of_few_requests_whose_texts_say_nothing_hardly_any_keep_a_prior(units, shown):
+    kept, certain = 0, 0
+    for seed in range(200):
+        random, rows = np.random.default_rng(seed), np.arange(units * shown)
+        base, of_texts = np.repeat(random.normal(-3, 0.7, units), shown), random.normal(0, 0.3, len(rows))
+        impressions, groups = random.integers(500, 1500, len(rows)), np.repeat(np.arange(units), shown)
+        for strength in (0, 1):
+            clicks = random.binomial(impressions, expit(base + strength * of_texts))
+            data = SimpleNamespace(log=MadeUpLog(clicks, impressions, rows), groups=groups)
+            verdict = text_prior._validated(data, np.full(len(rows), -3.0), of_texts, rows)
+            kept, certain = kept + (verdict.is_certain and not strength), certain + (verdict.is_certain and strength)
+    assert kept <= 4
+    if shown > 1 and units > 3:  # what texts do say is found
+        assert certain > 180
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -269,8 +298,40 @@ def test_where_few_validate_the_training_part_is_asked_without_its_folds(tmp_pat
     trained = train(data, only_texts(tiny_bert))
     assert trained.text_prior is not None
     assert trained.text_prior.fit.gain.low > 0
+    assert trained.spec.document()["text_prior"]["with_training"] is True
+    assert prior_of_text(prior_as_text(TrainedPrior(trained.text_prior, *[np.zeros(0)] * 3))).prior.fit.with_training
+    assert trained.text_fit.prior_with_training
     monkeypatch.setattr(text_prior, "_FEW_UNITS", 0)
     assert train(data, only_texts(tiny_bert)).text_prior is None
+
+
+def test_training_rows_of_which_less_is_known_than_serving_knows_do_not_decide(tmp_path, tiny_bert):
+    data = write_log(tmp_path, strength=0.8)
+    start = begin(data, only_texts(tiny_bert), torch.device("cpu"))
+    asked = []
+
+    def known(rows):
+        asked.append(rows)
+        return np.full(len(rows), -3.0)
+
+    model, context = start.ranker.model.eval(), StageContext(lambda _: None)
+    for decides in (True, False):
+        asked.clear()
+        found = train_text_prior(data, model, start.ads, 0, known, context, training_decides=decides)
+        assert found.prior.fit.with_training is decides
+        assert ("with_training" in found.prior.fit.model_dump()) is decides
+        assert np.isin(asked[-1], data.split.valid).all() is not decides
+
+
+@pytest.mark.parametrize("has_trees", [False, True])
+def test_where_trees_were_kept_training_rows_do_not_decide(version, tiny_bert, monkeypatch, has_trees):
+    said = []
+    monkeypatch.setattr(beside, "wants_trees", lambda *_: True)
+    monkeypatch.setattr(beside, "_trees", lambda *_: object() if has_trees else None)
+    monkeypatch.setattr(beside, "train_text_prior", lambda *_, training_decides: said.append(training_decides))
+    start = begin(version[2], only_texts(tiny_bert), torch.device("cpu"))
+    fit_beside(version[2], start, only_texts(tiny_bert), StageContext(lambda _: None))
+    assert said == [not has_trees]
 
 
 def test_an_ad_that_was_shown_far_more_than_others_does_not_decide_alone_whether_texts_help(tmp_path, tiny_bert):

@@ -6,7 +6,7 @@ first row may look back on; the counters of each row from what that row may (see
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,24 +84,34 @@ class AdTexts:
         rows = tokenize(tokenizer, list(self.texts.values()), max_tokens)
         self.tokens: dict[str, TokenIds] = dict(zip(self.texts, rows, strict=True))
         self._ads, self._tokenizer, self._max_tokens = data.ads, tokenizer, max_tokens
+        self._ids = list(self.texts)
+        # By the ad's id, of those that were asked for.
+        self._parts: dict[str, AdParts] = {}
+        self._without_keywords: dict[str, TokenIds] = {}
 
-    @cached_property
-    def parts(self) -> list[AdParts]:
-        """The ads in the order of `texts`, their keywords apart."""
-        return [parts_of(self._ads[ad_id], text) for ad_id, text in self.texts.items()]
+    def parts(self, places: npt.NDArray[np.integer[Any]]) -> list[AdParts]:
+        """The ads at some places of `texts`, their keywords apart; made when first asked for."""
+        ids = [self._ids[place] for place in places.tolist()]
+        for ad_id in ids:
+            if ad_id not in self._parts:
+                self._parts[ad_id] = parts_of(self._ads[ad_id], self.texts[ad_id])
+        return [self._parts[ad_id] for ad_id in ids]
 
-    def prior_tokens(self, *, reads_keywords: bool) -> list[TokenIds]:
-        """The tokens that a prior of texts reads of each ad in the order of `texts`."""
-        return self._tokens_without_keywords if reads_keywords else list(self.tokens.values())
+    def prior_tokens(self, places: npt.NDArray[np.integer[Any]], *, reads_keywords: bool) -> list[TokenIds]:
+        """The tokens that a prior of texts reads of the ads at some places of `texts`.
 
-    @cached_property
-    def _tokens_without_keywords(self) -> list[TokenIds]:
-        tokens = list(self.tokens.values())
-        other = [place for place, text in enumerate(self.texts.values()) if self.parts[place].text != text]
-        texts = [self.parts[place].text for place in other]
-        for place, ids in zip(other, tokenize(self._tokenizer, texts, self._max_tokens), strict=True):
-            tokens[place] = ids
-        return tokens
+        Texts without keywords are split when they are first asked for.
+        """
+        ids = [self._ids[place] for place in places.tolist()]
+        if not reads_keywords:
+            return [self.tokens[ad_id] for ad_id in ids]
+        texts = {ad_id: one.text for ad_id, one in zip(ids, self.parts(places), strict=True)}
+        other = [
+            ad_id for ad_id, text in texts.items() if ad_id not in self._without_keywords and text != self.texts[ad_id]
+        ]
+        split = tokenize(self._tokenizer, [texts[ad_id] for ad_id in other], self._max_tokens)
+        self._without_keywords |= zip(other, split, strict=True)
+        return [self._without_keywords.get(ad_id, self.tokens[ad_id]) for ad_id in ids]
 
     def places(self, ad_ids: CodedColumn) -> OfCodes[np.int32]:
         """Where the ad of each row stands in `texts`, int32, looked up by row; -1 for an ad of no row."""
@@ -114,11 +124,11 @@ class AdTexts:
         self, places: npt.NDArray[np.integer[Any]], prior: TextPrior, model: SharedUserCrossEncoder, pad_id: int
     ) -> Features:
         """What a prior adds for the ads at some places of `texts`, float32 [places]."""
-        tokens, device = self.prior_tokens(reads_keywords=prior.reads_keywords), next(model.parameters()).device
-        some = [tokens[place] for place in places.tolist()]
+        device = next(model.parameters()).device
+        some = self.prior_tokens(places, reads_keywords=prior.reads_keywords)
         found = of_like_length(some, pad_id, device, partial(prior.logits, model))
         if prior.reads_keywords and len(places):
-            found += prior.of_keywords([self.parts[place].keywords for place in places.tolist()])
+            found += prior.of_keywords([one.keywords for one in self.parts(places)])
         return found
 
     @torch.no_grad()

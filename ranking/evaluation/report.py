@@ -84,10 +84,13 @@ def text_fit_line(fit: TextFit) -> str:
     gain = fit.prior_gain
     if gain is None:
         return _fine_tuning(fit, "counters, past events and interests")
+    rows = "the validation part"
+    if fit.prior_with_training:
+        rows += " and of the training part, where each row is judged without its fold"
     prior = (
         f"What texts alone say, learned from {fit.prior_ads:,} ads in closed form, adds {gain.value:.3f} "
-        f"[{gain.low:.3f}, {gain.high:.3f}] to the log-likelihood of a request (or of an ad, where requests show one) "
-        "of the validation part."
+        f"[{gain.low:.3f}, {gain.high:.3f}] to the log-likelihood of a request (or of an ad, where requests show one: "
+        f"shown often, it counts for less, as far as ads differ by more than their texts) of {rows}."
     )
     return f"{prior} {_fine_tuning(fit, 'counters, past events, interests and that')}"
 

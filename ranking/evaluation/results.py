@@ -102,8 +102,9 @@ class TextFit:
         planned: steps that were to be made at most.
         by_clock: whether --max-minutes ended it before.
         prior_ads: how many texts the prior of texts was learned from; 0 without one.
-        prior_gain: what it adds to the log-likelihood of a request (an ad, where requests show one) of the validation
-            part; None without one.
+        prior_gain: what it adds to the log-likelihood of a request (an ad, where requests show one) of the rows that
+            decided, see `ranking.spec.TextPriorFit`; None without one.
+        prior_with_training: whether training rows decided with those of the validation part.
     """
 
     reads_text: bool
@@ -116,6 +117,7 @@ class TextFit:
     by_clock: bool
     prior_ads: int = 0
     prior_gain: "Interval | None" = None
+    prior_with_training: bool = False
 
 
 @dataclass(frozen=True)

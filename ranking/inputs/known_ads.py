@@ -4,13 +4,15 @@ Making an ad from its row and rendering it takes far longer than looking it up, 
 the ones before. Knows no wire.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
-from typing import NamedTuple
+from typing import overload
 
 from adcascade.catalog.ads_file import AdCatalog
 from adcascade.records.ads import Ad
-from ranking.inputs.keywords import AdParts, parts_of
+from ranking.inputs.keywords import MOST_KEYWORD_CHARS, AdParts, parts_of
 from ranking.inputs.text import render_ad
 
 _KEPT_BYTES = 64 * 2**20
@@ -18,18 +20,51 @@ _KEPT_BYTES = 64 * 2**20
 _AD_BYTES, _CHAR_BYTES = 2048, 4
 
 
-class KnownAd(NamedTuple):
-    """An ad, its text as the model reads it, and the same with its keywords apart."""
+@dataclass(frozen=True)
+class KnownAd:
+    """An ad, and its text as the model reads it."""
 
     ad: Ad
     text: str
-    parts: AdParts
 
     @classmethod
     def of(cls, ad: Ad) -> "KnownAd":
         """The ad with its text."""
-        text = render_ad(ad)
-        return cls(ad, text, parts_of(ad, text))
+        return cls(ad, render_ad(ad))
+
+    @property
+    def parts(self) -> AdParts:
+        """The same with its keywords apart; made when first asked for, since few versions read it."""
+        chars, keywords = self._apart
+        return AdParts(self.text[:chars], keywords)
+
+    @cached_property
+    def _apart(self) -> tuple[int, str]:
+        """Characters of the text before its keywords, which come last in it, and these in lines."""
+        parts = parts_of(self.ad, self.text)
+        return len(parts.text), parts.keywords
+
+
+@dataclass(frozen=True)
+class PartsOf(Sequence[AdParts]):
+    """The parts of some ads, each made when it is asked for."""
+
+    ads: Sequence[KnownAd]
+
+    def __len__(self) -> int:
+        return len(self.ads)
+
+    def __iter__(self) -> Iterator[AdParts]:
+        return (one.parts for one in self.ads)
+
+    @overload
+    def __getitem__(self, place: int) -> AdParts: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "PartsOf": ...
+
+    def __getitem__(self, place: int | slice) -> "AdParts | PartsOf":
+        return PartsOf(self.ads[place]) if isinstance(place, slice) else self.ads[place].parts
 
 
 class KnownAds:
@@ -75,6 +110,5 @@ def _bytes_of(known: KnownAd) -> int:
     ad = known.ad
     fields = (ad.ad_id, ad.title, ad.body, ad.advertiser, ad.category, ad.language, ad.landing_url, ad.image_uri)
     words = [*fields, *ad.keywords, *ad.attributes.keys(), *ad.attributes.values(), known.text]
-    if ad.keywords:  # else they are the text
-        words += known.parts
-    return _AD_BYTES + _CHAR_BYTES * sum(map(len, words))
+    lines = min(sum(map(len, ad.keywords)), MOST_KEYWORD_CHARS) + len(ad.keywords)  # at most, once they are asked for
+    return _AD_BYTES + _CHAR_BYTES * (sum(map(len, words)) + lines)

@@ -16,7 +16,7 @@ from adcascade.records.users import Context, UserProfile
 from adcascade.serving.errors import FailedPrecondition, NotFound
 from ranking.inputs.context import MAX_CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import COUNTED, event_class, keys_of
-from ranking.inputs.known_ads import KnownAd, KnownAds
+from ranking.inputs.known_ads import KnownAd, KnownAds, PartsOf
 from ranking.inputs.query import PastEvent, RankQuery
 from ranking.inputs.text import HISTORY_EVENTS, render_user
 
@@ -130,7 +130,7 @@ def _query(
         context=context_hashes(user, context, at, MAX_CONTEXT_WORDS),
         timestamp_s=at.timestamp(),
         counter_overrides=counter_overrides,
-        parts=[one.parts for one in ads] if any(one.ad.keywords for one in ads) else (),
+        parts=PartsOf(ads) if any(one.ad.keywords for one in ads) else (),
     )
 
 

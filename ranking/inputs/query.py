@@ -35,7 +35,7 @@ class RankQuery:
         counter_overrides: totals of some keys that go before those of the model version, by what is counted.
         shown: how many of the candidates will be shown together; 0 if nobody knows.
         cost: see `engine.RankingEngine.cost_of`.
-        parts: each candidate with its keywords apart from its text; () if no candidate has any.
+        parts: each candidate with its keywords apart from its text, best made as they are read; () if none has any.
     """
 
     user_text: str

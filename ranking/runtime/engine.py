@@ -32,7 +32,7 @@ from ranking.runtime.backends import TextBackend, choose_backend
 from ranking.runtime.engine_settings import EngineSettings
 from ranking.runtime.hardware import choose_device, choose_precision
 from ranking.runtime.prior_numbers import PriorNumbers
-from ranking.runtime.text_scorer import JointText, NoText, Reader, SharedText, TextLayers, read_ahead
+from ranking.runtime.text_scorer import JointText, NoText, Reader, SharedText, TextLayers, chars_to_find, read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ _READ_TOKENS, _LOOKED_UP_TOKENS = 2, 8
 LIGHT_COST = 512
 # How long a slice may take that splits texts into tokens, and how many characters the first ones have.
 _SLICE_SECONDS, _FIRST_CHARS, _LEAST_CHARS, _MOST_CHARS = 0.04, 8192, 1024, 131_072
-# Words of other scripts than Latin letters, digits and marks without accents take up to so many times as long to find.
-_OTHER_SCRIPTS = 16
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -146,7 +144,11 @@ class RankingEngine:
         return has_prior or has_states
 
     def readable(self, query: RankQuery) -> RankQuery:
-        """The query with texts that are cut to what the model reads of them."""
+        """The query with texts that are cut to what the model reads of them.
+
+        Another version may answer it, so that `parts` stay whether or not this one reads them; where it does not, as
+        they are, for to cut them is to make them.
+        """
         most = self._reader.max_ad_chars
         if self._contents is not None:
             most = max(most, MOST_CHARS)
@@ -161,7 +163,7 @@ class RankingEngine:
 
     def _readable_parts(self, parts: Sequence[AdParts]) -> Sequence[AdParts]:
         if self._priors is None or not self._priors.reads_keywords:
-            return ()
+            return parts
         return [AdParts(one.text[: self._reader.max_ad_chars], one.keywords) for one in parts]
 
     def _newest(self, query: RankQuery) -> RankQuery:
@@ -247,7 +249,7 @@ class RankingEngine:
 
     def _looking_up(self, text: str) -> int:
         """What looking a text up costs, in characters of plain English."""
-        return len(text) if self._contents is None or text.isascii() else _OTHER_SCRIPTS * len(text)
+        return len(text) if self._contents is None else chars_to_find(text)
 
     def _look_up(self, texts: Sequence[str]) -> None:
         """Reads texts that are not kept yet."""

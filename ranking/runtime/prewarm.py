@@ -4,7 +4,7 @@ import logging
 import time
 
 from adcascade.artifacts.hotswap import HotSwap
-from ranking.inputs.known_ads import KnownAd
+from ranking.inputs.known_ads import KnownAd, PartsOf
 from ranking.inputs.prepare import CatalogVersion
 from ranking.runtime.engine import RankingEngine
 
@@ -45,7 +45,7 @@ class AdCachePrewarmer:
         ads = len(loaded.catalog)
         rows = range(self._kept, min(self._kept + _ADS_AT_ONCE, ads))
         known = [KnownAd.of(ad) for ad in loaded.catalog.ads(rows)]
-        if not engine.prefetch([one.text for one in known], [one.parts for one in known]):
+        if not engine.prefetch([one.text for one in known], PartsOf(known)):
             if self._kept:
                 log.info("the states of %d of %d ads fill the memory for them (cache_mib)", self._kept, ads)
             return False

@@ -15,13 +15,13 @@ from ranking.inputs.query import MAX_CANDIDATES
 from ranking.model.batch import by_length
 from ranking.model.text_prior import TextPrior
 from ranking.runtime.ad_state_cache import AdStateCache
-from ranking.runtime.text_scorer import Reader, read_ahead
+from ranking.runtime.text_scorer import Reader, chars_to_find, read_ahead
 
 # To read an ad again costs as much as in the text layers.
 _CACHED = 200_000
 # How long a slice may take that reads ads, and how many tokens the first ones have.
 _SLICE_SECONDS, _FIRST_TOKENS, _LEAST_TOKENS, _MOST_TOKENS = 0.04, 512, 64, 16_384
-# Characters of keywords whose terms are found in the time that the layers take for a token.
+# Characters of English keywords whose terms are found in the time that the layers take for a token.
 _KEYWORD_CHARS = 64
 
 
@@ -88,7 +88,8 @@ class PriorNumbers:
         return {self._key(one): one for one in ads}
 
     def _cost(self, one: AdParts) -> int:
-        return self._reader.tokens_of_ad(one.text) + len(one.keywords) // _KEYWORD_CHARS
+        keywords = sum(map(chars_to_find, one.keywords.splitlines()))
+        return self._reader.tokens_of_ad(one.text) + keywords // _KEYWORD_CHARS
 
     def _read(self, keys: Sequence[str], by_key: dict[str, AdParts]) -> Tensor:
         def compute(places: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ _TOKENS_BYTES, _BYTES_A_TOKEN = 16 * 2**20, 40
 # How long a slice may take, and how many tokens, or pairs of user and ad in tokens, the first ones read.
 _SLICE_SECONDS, _FIRST_TOKENS, _FIRST_PAIR_TOKENS = 0.04, 512, 1024
 _LEAST_TOKENS, _MOST_TOKENS = 64, 16_384
+# Words of other scripts than Latin letters, digits and marks without accents take up to so many times as long to find.
+_OTHER_SCRIPTS = 16
 
 
 class Reader:
@@ -239,6 +241,11 @@ class JointText:
             self._slice.took(len(ads.ids) * tokens_each, time.perf_counter() - started)
             yield
         return torch.cat(logits)
+
+
+def chars_to_find(text: str) -> int:
+    """How many characters of plain English have words that are found in the time that those of a text take."""
+    return len(text) if text.isascii() else _OTHER_SCRIPTS * len(text)
 
 
 def read_ahead(

@@ -62,7 +62,14 @@ def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageC
     known = KnownLogits(partial(_known, _mask(data), start, ranker))
     if not wants_prior(options, ranker.model):
         return Beside(ranker, known, of_position)
-    prior = _prior(data, start, lambda rows: (known[rows] + of_position[rows]).astype(np.float64), whole)
+    # Of training rows trees say nothing here, so that a prior would gain more on them than on others.
+    prior = _prior(
+        data,
+        start,
+        lambda rows: (known[rows] + of_position[rows]).astype(np.float64),
+        whole,
+        training_decides=ranker.trees is None,
+    )
     if prior is None:
         return Beside(ranker, known, of_position)
 
@@ -116,17 +123,24 @@ def _known(is_train: Mask, start: Start, ranker: Ranker, rows: Integers) -> Beha
     return BehaviourLogits(click, conversion)
 
 
-def _prior(data: Dataset, start: Start, known: LogitsOf, whole: StageContext) -> TrainedPrior | None:
-    """What texts alone say of clicks, where that helps on the validation part."""
+def _prior(
+    data: Dataset, start: Start, known: LogitsOf, whole: StageContext, *, training_decides: bool
+) -> TrainedPrior | None:
+    """What texts alone say of clicks, where that helps; see `train_text_prior` for the arguments."""
     if whole.workers.count > 1:
         alone = replace(whole, workers=Workers())
-        shared = whole.workers.share(lambda: prior_as_text(_prior(data, start, known, alone)), _device(start))
-        return prior_of_text(shared)
+
+        def make() -> str:
+            return prior_as_text(_prior(data, start, known, alone, training_decides=training_decides))
+
+        return prior_of_text(whole.workers.share(make, _device(start)))
     model = start.ranker.model
     assert isinstance(model, SharedUserCrossEncoder)
     seconds = None if whole.seconds is None else _PRIOR_SHARE * whole.seconds
     context = replace(whole, seconds=seconds)
-    return train_text_prior(data, model.eval(), start.ads, start.ranker.pad_id, known, context)
+    return train_text_prior(
+        data, model.eval(), start.ads, start.ranker.pad_id, known, context, training_decides=training_decides
+    )
 
 
 def _device(start: Start) -> torch.device:

@@ -102,14 +102,16 @@ class PriorTexts:
         of_keywords = (1.0,) if self.keywords is None else KEYWORD_SCALES
         return [[np.repeat([1.0, word, keyword], self._widths) for keyword in of_keywords] for word in WORD_SCALES]
 
-    def fit(self, ridge: RidgeFit, gain: Interval) -> TextPriorFit:
-        """How the weights of a ridge regression were chosen."""
+    def fit(self, ridge: RidgeFit, gain: Interval, *, with_training: bool) -> TextPriorFit:
+        """How the weights of a ridge regression were chosen; see `TextPriorFit`."""
         row, column = ridge.scale
         keywords = None
         if self.keywords is not None:
             keywords = KeywordsFit(scale=KEYWORD_SCALES[column], analyzer=ANALYZER)
         ads, words = len(self.vectors), WORD_SCALES[row]
-        return TextPriorFit(ads=ads, penalty=ridge.penalty, words=words, gain=gain, keywords=keywords)
+        return TextPriorFit(
+            ads=ads, penalty=ridge.penalty, words=words, gain=gain, keywords=keywords, with_training=with_training
+        )
 
     def prior(self, weights: Floats, center: float, fit: TextPriorFit) -> TextPrior:
         """With weights of `vectors`; an ad whose logit would be `center` adds nothing."""

@@ -2,7 +2,7 @@
 
 A ridge regression on frozen layers, words and keywords, of what the behaviour part leaves unexplained: its weights are
 solved for, not trained; what takes time is reading the ads. Its strength, and whether it is kept at all, is chosen on
-the validation part, and where few validate on what training rows are said without their fold, too.
+the validation part, and where few validate on that and what training rows are said without their fold.
 """
 
 import base64
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load, save
 from scipy.optimize import minimize_scalar
+from scipy.stats import t as student
 
 from adcascade.records.clicks import ClickLog, Integers
 from adcascade.records.splits import drawn_units
@@ -52,10 +53,12 @@ _MOST_VALID_ROWS = 20_000
 _HALF = 0.5  # of the time, for the ads to learn from; the other for those to validate on
 _FOLDS, _TEXTS_A_SHARE = 5, 512
 _MOST_SCALE = 2.0
-# Standard errors in half of an interval of 95 %, and that a gain must have at least: of 200 logs whose texts say
-# nothing one or so gets a prior.
-_CERTAIN, _LEAST_ERRORS = 1.96, 2.58
-# Units of validation rows that are so few that what training rows are said without their fold is asked, too.
+# How often an interval, and one that a gain must lie above to be certain, may miss what it is for; by Student's t, for
+# of few units the standard error is hardly known.
+_MISSED, _MISSED_AT_MOST = 0.05, 0.01
+# Of fewer units no half tells anything of the other.
+_LEAST_UNITS = 5
+# Units of validation rows that are so few that what training rows are said without their fold decides with them.
 _FEW_UNITS = 1000
 
 
@@ -80,28 +83,37 @@ class TrainedPrior:
 
 
 def train_text_prior(
-    data: Dataset, model: SharedUserCrossEncoder, ads: AdTexts, pad_id: int, known: LogitsOf, context: StageContext
+    data: Dataset,
+    model: SharedUserCrossEncoder,
+    ads: AdTexts,
+    pad_id: int,
+    known: LogitsOf,
+    context: StageContext,
+    *,
+    training_decides: bool = True,
 ) -> TrainedPrior | None:
-    """A prior of the training part; None where it does not help on the validation part, or the time is too short.
+    """A prior of the training part; None where it is not certain to help, or the time is too short.
 
     Args:
         ads: of the log.
         known: what is known of rows without their texts, at the place where their ads stood.
         context: who watches, and how long ads may be read.
+        training_decides: whether training rows may decide with those of the validation part where these are few;
+            not where less is known of them than serving will know.
     """
     train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)[:].astype(np.int64)
     shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
     chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
-    keywords = [ads.parts[number].keywords for number in chosen.tolist()]
+    keywords = [one.keywords for one in ads.parts(chosen)]
     has_keywords = reads_keywords(keywords)
-    tokens = ads.prior_tokens(reads_keywords=has_keywords)
-    layers, each = _read(model, [tokens[number] for number in chosen.tolist()], pad_id, context)
+    tokens = ads.prior_tokens(chosen, reads_keywords=has_keywords)
+    layers, each = _read(model, tokens, pad_id, context)
     chosen = chosen[: len(layers)]
     valid = _valid_rows(data, place, chosen, math.inf if context.seconds is None else _HALF * context.seconds / each)
     if len(chosen) < 2 or not len(valid):
         return None
     beside = keywords[: len(layers)] if has_keywords else None
-    texts = PriorTexts.of(layers, [tokens[number] for number in chosen.tolist()], beside)
+    texts = PriorTexts.of(layers, tokens[: len(layers)], beside)
     number = np.full(len(ads.texts), -1)
     number[chosen] = np.arange(len(chosen))
     learned = train[number[place[train]] >= 0]
@@ -118,16 +130,19 @@ def train_text_prior(
         read = number[place[rows]]
         return np.asarray(of_folds[read, fold[read] if is_by_ad else fold])
 
-    verdict = _validated(data, known(valid), of_ads[place[valid]], valid)
-    if not verdict.is_certain and verdict.units < _FEW_UNITS and verdict.gain.value > 0:
-        together = np.r_[valid, learned]
-        verdict = _validated(data, known(together), np.r_[of_ads[place[valid]], without_fold(learned)], together)
+    rows, added = valid, of_ads[place[valid]]
+    with_training = training_decides and _units(data, valid).count < _FEW_UNITS
+    if with_training:
+        rows, added = np.r_[valid, learned], np.r_[added, without_fold(learned)]
+    verdict = _validated(data, known(rows), added, rows)
     if not verdict.is_certain:
         return None
     scale = verdict.scale
     if is_by_ad:  # older rows of these ads, too
         learned = data.split.train[number[place[data.split.train]] >= 0]
-    prior = texts.prior(scale * ridge.weights, scale * center, texts.fit(ridge, verdict.gain))
+    prior = texts.prior(
+        scale * ridge.weights, scale * center, texts.fit(ridge, verdict.gain, with_training=with_training)
+    )
     order = np.argsort(learned)
     cross_fitted = (scale * without_fold(learned))[order].astype(np.float32)
     return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned[order], cross_fitted)
@@ -224,13 +239,36 @@ class _Verdict:
         scale: how strongly to add its logits.
         gain: in the mean for a unit of rows.
         is_certain: that it gains.
-        units: how many.
     """
 
     scale: float
     gain: Interval
     is_certain: bool
-    units: int
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What of some rows is judged as one.
+
+    Attributes:
+        of_rows: the request of each row, from 0, or its ad where requests show one; int64 [rows].
+        are_requests: which of these.
+    """
+
+    of_rows: Integers
+    are_requests: bool
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return int(self.of_rows.max()) + 1
+
+
+def _units(data: Dataset, rows: Integers) -> _Units:
+    requests = np.unique(data.groups[rows], return_inverse=True)[1]
+    if len(rows) >= REQUEST_ROWS * (int(requests.max()) + 1):
+        return _Units(requests, are_requests=True)
+    return _Units(np.unique(data.log.ad_id.codes[rows], return_inverse=True)[1], are_requests=False)
 
 
 def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> _Verdict:
@@ -240,9 +278,8 @@ def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> _
     ads are compared with each other, so that what all of them have in common is nobody's gain; and they are counted as
     `random_effects_weight` says, or the few that were shown most would decide alone.
     """
-    clicks, requests = data.log.take(rows), np.unique(data.groups[rows], return_inverse=True)[1]
-    several = len(rows) >= REQUEST_ROWS * (int(requests.max()) + 1)
-    unit = requests if several else np.unique(data.log.ad_id.codes[rows], return_inverse=True)[1]
+    clicks, judged = data.log.take(rows), _units(data, rows)
+    unit, several = judged.of_rows, judged.are_requests
     counted = np.ones(len(rows)) if several else _counted(known, clicks, unit)
 
     def likelihood(scale: float, units: npt.NDArray[np.bool_]) -> Floats:
@@ -262,11 +299,14 @@ def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> _
     def gain(units: npt.NDArray[np.bool_]) -> Floats:
         return likelihood(best(units), units) - likelihood(0.0, units)
 
-    half = np.random.default_rng(0).permutation(int(unit.max()) + 1) % 2 == 0
+    half = np.random.default_rng(0).permutation(judged.count) % 2 == 0
+    if len(half) < _LEAST_UNITS:
+        return _Verdict(0.0, Interval(0.0, -math.inf, math.inf), is_certain=False)
     gains = np.where(half, gain(~half), gain(half))
-    mean, error = float(gains.mean()), float(gains.std() / math.sqrt(len(gains)))
-    interval = Interval(mean, mean - _CERTAIN * error, mean + _CERTAIN * error)
-    return _Verdict(best(np.ones_like(half)), interval, mean > _LEAST_ERRORS * error, len(half))
+    mean, error = float(gains.mean()), float(gains.std(ddof=1) / math.sqrt(len(gains)))
+    misses = student.ppf([1 - _MISSED / 2, 1 - _MISSED_AT_MOST / 2], len(gains) - 1) * error
+    interval = Interval(mean, mean - float(misses[0]), mean + float(misses[0]))
+    return _Verdict(best(np.ones_like(half)), interval, mean > float(misses[1]))
 
 
 def _counted(known: Floats, clicks: ClickLog, unit: Integers) -> Floats:

@@ -172,6 +172,7 @@ def _text_fit(ranker: Ranker, fit: StageResult, data: Dataset, options: TrainOpt
         by_clock=fit.by_clock,
         prior_ads=0 if prior is None else prior.fit.ads,
         prior_gain=None if prior is None else prior.fit.gain,
+        prior_with_training=prior is not None and prior.fit.with_training,
     )
 
 
