@@ -75,10 +75,7 @@ def evaluate_pipeline_command(
     from ranking.training.versions import warn_of_rows_it_knows
 
     if report is not None:
-        from adcascade.reports.page import make_room
-        from retrieval.evaluation.page import write_comparison_page  # before the work: it says what is missing to draw
-
-        make_room(report)
+        _make_room(report)
     with working("Loading"):
         retriever, ranker = load_stages(index, model)
     data = load_dataset(
@@ -98,12 +95,24 @@ def evaluate_pipeline_command(
     shown = evaluate_shown(data, retriever, ranker, found.retrieval_weight, together)
     found = replace(found, shown=shown)
     if report is not None:
-        title = f"Both stages, index version {retriever.index.loaded.version}, model version {ranker.version}"
-        write_comparison_page(
-            report, found.comparison, title, "Both stages, retrieval alone, and its peers", pipeline_notes(found)
-        )
-        Console(stderr=True).print(f"Report with plots: {report}", highlight=False, soft_wrap=True, markup=False)
+        _write_report(report, found, f"index version {retriever.index.loaded.version}, model version {ranker.version}")
     _show(found, as_json)
+
+
+def _make_room(report: Path) -> None:
+    """Before the work: says what is missing to draw, too."""
+    from adcascade.reports.page import make_room
+    from retrieval.evaluation import page  # noqa: F401 (imported to see that it can be)
+
+    make_room(report)
+
+
+def _write_report(report: Path, found: "PipelineEvaluation", versions: str) -> None:
+    from retrieval.evaluation.page import write_comparison_page
+
+    heading, notes = "Both stages, retrieval alone, and its peers", pipeline_notes(found)
+    write_comparison_page(report, found.comparison, f"Both stages, {versions}", heading, notes)
+    Console(stderr=True).print(f"Report with plots: {report}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _show(found: "PipelineEvaluation", as_json: bool) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_options
 from scipy.special import expit
+from test_ranking_text_prior import only_texts
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.catalog.ads_file import AdCatalog, write_ads
@@ -71,10 +71,6 @@ def write_log(folder, *, has_keywords=True):
                 ads.write(json.dumps(ad) + "\n")
                 clicks.write(json.dumps(click) + "\n")
     return load_dataset(folder / "ads.jsonl", folder / "clicks.jsonl", None, split="request")
-
-
-def only_texts(base, **changes):
-    return tiny_options(base, **{"behaviour_epochs": 0, "epochs": 0, "text_prior": "auto", **changes})
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ class PriorTexts:
         words = Terms.without_topics(word_counts(tokens))
         of_words = word_vectors(tokens, words.idf)
         words = words.spanned_by(of_words)
-        columns, of_keywords = [layers.reshape(ads, -1), of_words @ words.topics.T], None
+        columns, of_keywords = [layers.reshape(ads, depth * hidden), of_words @ words.topics.T], None
         if keywords is not None:
             of_keywords = Terms.without_topics(keyword_counts(keywords))
             terms = keyword_vectors(keywords, of_keywords.idf)

@@ -104,16 +104,11 @@ def train_text_prior(
     train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)[:].astype(np.int64)
     shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
     chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
-    keywords = [one.keywords for one in ads.parts(chosen)]
-    has_keywords = reads_keywords(keywords)
-    tokens = ads.prior_tokens(chosen, reads_keywords=has_keywords)
-    layers, each = _read(model, tokens, pad_id, context)
-    chosen = chosen[: len(layers)]
+    texts, each = _texts_of(ads, chosen, model, pad_id, context)
+    chosen = chosen[: len(texts.vectors)]
     valid = _valid_rows(data, place, chosen, math.inf if context.seconds is None else _HALF * context.seconds / each)
     if len(chosen) < 2 or not len(valid):
         return None
-    beside = keywords[: len(layers)] if has_keywords else None
-    texts = PriorTexts.of(layers, tokens[: len(layers)], beside)
     number = np.full(len(ads.texts), -1)
     number[chosen] = np.arange(len(chosen))
     learned = train[number[place[train]] >= 0]
@@ -137,15 +132,24 @@ def train_text_prior(
     verdict = _validated(data, known(rows), added, rows)
     if not verdict.is_certain:
         return None
-    scale = verdict.scale
+    scale, fit = verdict.scale, texts.fit(ridge, verdict.gain, with_training=with_training)
     if is_by_ad:  # older rows of these ads, too
         learned = data.split.train[number[place[data.split.train]] >= 0]
-    prior = texts.prior(
-        scale * ridge.weights, scale * center, texts.fit(ridge, verdict.gain, with_training=with_training)
-    )
+    prior = texts.prior(scale * ridge.weights, scale * center, fit)
     order = np.argsort(learned)
     cross_fitted = (scale * without_fold(learned))[order].astype(np.float32)
     return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned[order], cross_fitted)
+
+
+def _texts_of(
+    ads: AdTexts, chosen: Integers, model: SharedUserCrossEncoder, pad_id: int, context: StageContext
+) -> tuple[PriorTexts, float]:
+    """What is read of the first of some ads, as far as the time goes, and the seconds that one took."""
+    keywords = [one.keywords for one in ads.parts(chosen)]
+    apart = reads_keywords(keywords)
+    tokens = ads.prior_tokens(chosen, reads_keywords=apart)
+    layers, each = _read(model, tokens, pad_id, context)
+    return PriorTexts.of(layers, tokens[: len(layers)], keywords[: len(layers)] if apart else None), each
 
 
 def _valid_rows(data: Dataset, place: Integers, read: Integers, most_ads: float) -> Integers:
