@@ -106,7 +106,8 @@ def shown_notes(found: ShownEvaluation) -> list[str]:
     return [
         f"Of ads that a user had before them {where} ({found.lists:,} with and without clicks, of {found.ads:.0f} ads "
         f"in the mean), the clicked ones on top: nDCG@10 {order}.",
-        f"Minus that by {RETRIEVAL_SCORE}: {gains}.",
+        f"Minus that by {RETRIEVAL_SCORE}: {gains}. As served: log-odds of the click + {found.retrieval_weight:g} x "
+        "it.",
     ]
 
 

@@ -25,7 +25,7 @@ from adcascade.records.errors import InputError
 from adcascade.records.splits import Split
 from adcascade.reports.interval import bootstrap
 from adcascade.terminal.progress import tracked
-from adcascade.towers.artifact import TrainedTowers, load_choosing_towers
+from adcascade.towers.artifact import TrainedTowers
 from adcascade.towers.evaluation.metrics import ndcg_at, with_interval
 from adcascade.towers.training.commands import training_progress
 from adcascade.towers.training.data import RetrievalData
@@ -70,7 +70,7 @@ def fit_order(
     model: ModelVersion,
     vectors: Path,
     by: FittedBy = "auto",
-    towers: Path | None = None,
+    kept: TrainedTowers | None = None,
 ) -> OrderBlend:
     """Fits the order on the validation part of a log that is split by time or user by user.
 
@@ -79,22 +79,29 @@ def fit_order(
         retriever: Its towers say how those that stand in are trained.
         vectors: Folder of the text vectors that commands share.
         by: What is fitted on; "auto" takes requests if they show several ads in the mean.
-        towers: Root of the version that the index was built with, which has towers that may stand in; None trains some.
+        kept: Towers that all was chosen with for those of the index, see `load_choosing_towers`; None trains some.
 
     Raises:
-        InputError: The index version has no towers or other ones, or the validation part has nothing to fit on.
+        InputError: The index version has no towers, or the validation part has nothing to fit on.
         BuildError, TrainingError, ArtifactError: as training the towers and building their index raise them.
     """
-    if retriever.index.loaded.towers is None:
-        raise InputError(
-            "the index version has no towers, and without them p_click alone makes the order: there is nothing to fit"
-        )
+    towers_of(retriever)
     part = data.with_split(Split(data.split.train, np.empty(0, np.int64), data.split.valid))
-    with _standing_in(part, ads, retriever, vectors, towers) as (known, stand_in):
+    with _standing_in(part, ads, retriever, vectors, kept) as (known, stand_in):
         rows_a_request = len(data.log) / max(1, len(data.request_rows))
         if by == "requests" or (by == "auto" and rows_a_request >= REQUEST_ROWS):
             return fit_on_requests(part, stand_in, model)
         return fit_on_users(part, known, stand_in, model)
+
+
+def towers_of(retriever: Retriever) -> TrainedTowers:
+    """The towers of its index version; raises InputError if it has none."""
+    found = retriever.index.loaded.towers
+    if found is None:
+        raise InputError(
+            "the index version has no towers, and without them p_click alone makes the order: there is nothing to fit"
+        )
+    return found
 
 
 def save_with_order(store: VersionStore, model: ModelVersion, order: OrderBlend, *, publish: bool = True) -> str:
@@ -104,12 +111,11 @@ def save_with_order(store: VersionStore, model: ModelVersion, order: OrderBlend,
 
 @contextmanager
 def _standing_in(
-    part: Dataset, ads: Path, retriever: Retriever, vectors: Path, root: Path | None = None
+    part: Dataset, ads: Path, retriever: Retriever, vectors: Path, kept: TrainedTowers | None = None
 ) -> Iterator[tuple[RetrievalData, Retriever]]:
     """The data as retrieval is judged on it, and a retriever that has learned nothing of the test rows of `part`."""
     loaded = retriever.index.loaded
     assert loaded.towers is not None
-    kept = None if root is None else load_choosing_towers(root, loaded.towers)
     with TemporaryDirectory(prefix="adcascade-order-") as folder:
         with remembering(in_bulk(retriever.encoder), vectors) as encoder:
             known = retrieval_data_of(part, encoder)

@@ -55,13 +55,15 @@ def fit_order_command(
     index's, or else others that are trained for it and thrown away. The pipeline takes the weight of the version that
     answers, unless it is given one.
     """
+    from adcascade.towers.artifact import load_choosing_towers
     from pipeline.evaluate import load_stages
-    from pipeline.fit_order import fit_order, save_with_order
+    from pipeline.fit_order import fit_order, save_with_order, towers_of
     from ranking.data.dataset import load_dataset
     from ranking.training.versions import warn_of_rows_it_knows
 
     with working("Loading"):
         retriever, ranker = load_stages(index, model)
+        kept = None if towers is None else load_choosing_towers(towers, towers_of(retriever))
     rejected_file = rejected or model / REJECTED_FILE
     data = load_dataset(
         ads, clicks, users, split=split, max_rejected=max_rejected, newest=newest, rejected_file=rejected_file
@@ -69,7 +71,7 @@ def fit_order_command(
     show_log(data, users, rejected_file)
     warn_of_rows_it_knows(ranker, data)
     with closing(retriever):
-        order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index), by, towers)
+        order = fit_order(data, ads, retriever, ranker, vectors or default_folder(index), by, kept)
     made = save_with_order(open_store(model), ranker, order, publish=publish)
     if as_json:
         print(json.dumps({"version": made, "source": ranker.version, "order": order.model_dump(mode="json")}, indent=2))  # noqa: T201

@@ -13,7 +13,7 @@ from adcascade.records.history import with_history
 from adcascade.records.users import UserProfile
 from adcascade.terminal.console import Console
 from adcascade.terminal.progress import build_progress, working
-from adcascade.towers.artifact import load_published_towers
+from adcascade.towers.artifact import load_choosing_towers, load_published_towers
 from adcascade.towers.training.commands import report_as_dict as towers_as_dict
 from adcascade.towers.training.commands import report_table as towers_table
 from adcascade.towers.training.commands import training_progress, warnings_of
@@ -30,7 +30,7 @@ from pipeline.client import DEFAULT_CANDIDATES, AdPipeline
 from pipeline.display import as_dict, order_line, pipeline_table, recommendations_table, user_panel
 from pipeline.evaluate import evaluate_pipeline, load_stages
 from pipeline.evaluate_shown import evaluate_shown
-from pipeline.fit_order import fit_order, save_with_order
+from pipeline.fit_order import fit_order, save_with_order, towers_of
 from pipeline.processes import own_folder, running
 from pipeline.results import PipelineEvaluation
 from ranking.data.dataset import Dataset, load_dataset
@@ -192,8 +192,9 @@ def _train_ranker(
 def _fit_order(console: Console, folder: QuickstartFolder, files: DatasetFiles, data: Dataset) -> OrderBlend:
     console.print("What retrieval's score counts beside p_click, by towers that have not learned these users' clicks:")
     retriever, model = load_stages(folder.index, folder.model)
+    kept = load_choosing_towers(folder.towers, towers_of(retriever))
     # Ratings of one moment are what a user chose to rate, not what was shown together: they say nothing of the others.
-    order = fit_order(data, files.ads, retriever, model, folder.vectors, "users", folder.towers)
+    order = fit_order(data, files.ads, retriever, model, folder.vectors, "users", kept)
     retriever.close()
     save_with_order(open_store(folder.model), model, order)
     console.print(order_line(order), markup=False, highlight=False)

@@ -146,4 +146,6 @@ def test_it_is_told_in_sentences():
         "Of ads that a user had before them on one day (12 with and without clicks, of 20 ads in the mean), the "
         "clicked ones on top: nDCG@10 0.500 by retrieval's score, 0.500 by p_click, 0.500 by both as served."
     )
-    assert gain == "Minus that by retrieval's score: p_click +0.500 [+0.400, +0.600]."
+    assert gain == (
+        "Minus that by retrieval's score: p_click +0.500 [+0.400, +0.600]. As served: log-odds of the click + 2 x it."
+    )

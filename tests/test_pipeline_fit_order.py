@@ -10,6 +10,7 @@ from conftest import tiny_towers
 from test_pipeline_cli import adcascade
 from test_pipeline_client import gateway, ranking_on, retrieval_on
 
+from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.coded import CodedColumn
 from adcascade.records.errors import InputError
 from adcascade.records.splits import Split
@@ -116,7 +117,7 @@ def test_towers_that_chose_stand_in_as_those_that_are_trained_for_it(
     validating, world, standing_in, stages, towers_root, tmp_path
 ):
     kept = load_choosing_towers(towers_root, stages[0].index.loaded.towers)
-    with _standing_in(validating, world.ads, stages[0], tmp_path, towers_root) as (known, other):
+    with _standing_in(validating, world.ads, stages[0], tmp_path, kept) as (known, other):
         assert other.index.loaded.towers.spec.training_sha256 == known.training_sha256
         assert other.index.loaded.towers.spec.passes == kept.spec.passes  # their seconds, too: none were trained
         want, found = (one.index.loaded.searched_vectors for one in (standing_in[1], other))
@@ -129,16 +130,33 @@ def test_towers_that_chose_stand_in_as_those_that_are_trained_for_it(
 def test_towers_that_chose_by_other_rows_do_not_stand_in(validating, world, stages, towers_root, tmp_path):
     split = validating.split
     fewer = validating.with_split(split._replace(train=split.train[:-50], test=split.test))
-    with _standing_in(fewer, world.ads, stages[0], tmp_path, towers_root) as (known, other):
+    kept = load_choosing_towers(towers_root, stages[0].index.loaded.towers)
+    with _standing_in(fewer, world.ads, stages[0], tmp_path, kept) as (known, other):
         assert other.index.loaded.towers.spec.training_sha256 == known.training_sha256
 
 
-def test_towers_of_another_index_are_refused(validating, world, stages, other_towers, tmp_path):
-    with (
-        pytest.raises(InputError, match=r"no version under .*leave out --towers"),
-        _standing_in(validating, world.ads, stages[0], tmp_path, other_towers),
-    ):
-        pass
+def test_a_root_without_these_towers_is_refused(stages, other_towers, tmp_path):
+    towers = stages[0].index.loaded.towers
+    with pytest.raises(InputError, match=r"no version under .*leave out --towers"):
+        load_choosing_towers(other_towers, towers)
+    with pytest.raises(InputError, match="there is no folder"):
+        load_choosing_towers(tmp_path / "nowhere", towers)
+
+
+def test_a_damaged_version_is_passed_over_and_named_if_there_is_no_other(towers_root, tmp_path):
+    towers = load_published_towers(towers_root)
+    shutil.copytree(towers_root, tmp_path / "towers")
+    (old,) = (tmp_path / "towers" / "versions").iterdir()
+    store = open_tower_store(tmp_path / "towers")
+    with store.begin() as draft:
+        save_towers(draft.path, towers)
+        store.commit(draft, towers.spec.model_dump(mode="json"))
+    weights = store.path(draft.version) / "towers.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert load_choosing_towers(tmp_path / "towers", towers) is not None  # the older one
+    shutil.rmtree(old)
+    with pytest.raises(CorruptVersion, match=r"towers\.safetensors"):
+        load_choosing_towers(tmp_path / "towers", towers)
 
 
 def test_versions_of_earlier_releases_kept_none_that_chose(towers_root, tmp_path):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from adcascade.artifacts.errors import CorruptVersion
 from adcascade.records.ads import read_catalog
+from adcascade.records.coded import CodedColumn
 from adcascade.records.users import Context, UserProfile
 from adcascade.training.stage import StageContext
 from adcascade.training.workers import Workers
@@ -115,7 +116,9 @@ def test_of_few_requests_whose_texts_say_nothing_hardly_any_keep_a_prior(units, 
         for strength in (0, 1):
             clicks = random.binomial(impressions, expit(base + strength * of_texts))
             data = SimpleNamespace(log=MadeUpLog(clicks, impressions, rows), groups=groups)
-            verdict = text_prior._validated(data, np.full(len(rows), -3.0), of_texts, rows)
+            verdict = text_prior._validated(
+                data, np.full(len(rows), -3.0), of_texts, rows, text_prior._units(data, rows)
+            )
             kept, certain = kept + (verdict.is_certain and not strength), certain + (verdict.is_certain and strength)
     assert kept <= 4
     if shown > 1 and units > 3:  # what texts do say is found
@@ -465,3 +468,11 @@ def test_a_warm_start_without_a_prior_says_that_that_of_the_version_is_left_out(
     options = only_texts(tiny_bert, warm_start=f"{store.root}@{name}", text_prior="none")
     assert train(data, options).text_prior is None
     assert f"version {name} has a prior of texts" in caplog.text
+
+
+def test_requests_of_which_one_ad_is_known_are_requests_where_it_is_said():
+    """Rows whose ads were not read in time are missing: what is left of a request may be one row."""
+    rows = np.arange(4)
+    data = SimpleNamespace(log=SimpleNamespace(ad_id=CodedColumn.of(["a", "b", "a", "b"], "")), groups=np.arange(4))
+    assert not text_prior._units(data, rows).are_requests
+    assert text_prior._units(data, rows, are_requests=True).of_rows.tolist() == [0, 1, 2, 3]

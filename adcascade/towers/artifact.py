@@ -213,18 +213,33 @@ def load_published_towers(root: Path) -> TrainedTowers:
 def load_choosing_towers(root: Path, towers: TrainedTowers) -> TrainedTowers | None:
     """Those that all was chosen with for `towers`, which have not learned the rows that it was chosen by.
 
-    None if they were not kept.
+    Of several versions of these towers the newest that is whole and kept them counts. None if none did.
 
     Raises:
         InputError: No version under `root` is of these towers.
-        ArtifactError: The one that is cannot be read.
+        ArtifactError: All versions of these towers, or of which it cannot be told, are damaged.
     """
-    store = open_store(root)
-    for name in sorted((one.version for one in store.versions() if not one.problem), reverse=True):
-        if store.manifest(name).content.get("space_sha256") == towers.spec.space_sha256:
-            store.verify(name)
-            folder = store.path(name) / CHOOSING_FOLDER
-            return load_towers(folder) if folder.is_dir() else None
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}")
+    store, has_match, problem = open_store(root), False, ""
+    for one in reversed(store.versions()):
+        if one.problem:
+            problem = problem or one.problem
+            continue
+        if store.manifest(one.version).content.get("space_sha256") != towers.spec.space_sha256:
+            continue
+        try:
+            store.verify(one.version)
+        except CorruptVersion as error:
+            problem = problem or str(error)
+            continue
+        has_match, folder = True, store.path(one.version) / CHOOSING_FOLDER
+        if folder.is_dir():
+            return load_towers(folder)
+    if has_match:
+        return None
+    if problem:
+        raise CorruptVersion(problem)
     raise InputError(
         f"no version under {root} is of the towers that the index version was built with; name the root that they are "
         "under, or leave out --towers, so that some are trained"

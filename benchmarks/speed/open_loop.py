@@ -48,12 +48,12 @@ class Answered:
 
 
 def arrive(start: Start, rate: float, seconds: float, seed: int = 0) -> Answered:
-    """Starts calls at random moments, `rate` a second on average (a Poisson process), and waits for all of them.
+    """Starts calls at random moments, `rate` a second (a Poisson process, given how many), and waits for all of them.
 
     A call's time runs from the moment at which it was due, so that a slow caller hides nothing (Tene's "coordinated
     omission").
     """
-    due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds))))
+    due = np.sort(np.random.default_rng(seed).uniform(0, seconds, max(1, round(rate * seconds))))
     tally, began = _Tally(), time.perf_counter()
     for due_s in due.tolist():
         time.sleep(max(0.0, due_s - (time.perf_counter() - began)))

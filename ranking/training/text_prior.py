@@ -126,10 +126,12 @@ def train_text_prior(
         return np.asarray(of_folds[read, fold[read] if is_by_ad else fold])
 
     rows, added = valid, of_ads[place[valid]]
-    with_training = training_decides and _units(data, valid).count < _FEW_UNITS
+    judged = _units(data, valid)
+    with_training = training_decides and judged.count < _FEW_UNITS
     if with_training:
         rows, added = np.r_[valid, learned], np.r_[added, without_fold(learned)]
-    verdict = _validated(data, known(rows), added, rows)
+        judged = _units(data, rows, are_requests=judged.are_requests)
+    verdict = _validated(data, known(rows), added, rows, judged)
     if not verdict.is_certain:
         return None
     scale, fit = verdict.scale, texts.fit(ridge, verdict.gain, with_training=with_training)
@@ -268,21 +270,24 @@ class _Units:
         return int(self.of_rows.max()) + 1
 
 
-def _units(data: Dataset, rows: Integers) -> _Units:
+def _units(data: Dataset, rows: Integers, *, are_requests: bool | None = None) -> _Units:
+    """Those of some rows; requests, if these show several ads in the mean, where that is not said."""
     requests = np.unique(data.groups[rows], return_inverse=True)[1]
-    if len(rows) >= REQUEST_ROWS * (int(requests.max()) + 1):
+    if are_requests is None:
+        are_requests = len(rows) >= REQUEST_ROWS * (int(requests.max()) + 1)
+    if are_requests:
         return _Units(requests, are_requests=True)
     return _Units(np.unique(data.log.ad_id.codes[rows], return_inverse=True)[1], are_requests=False)
 
 
-def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers) -> _Verdict:
+def _validated(data: Dataset, known: Floats, added: Floats, rows: Integers, judged: _Units) -> _Verdict:
     """What some rows, which it has not learned from, say of a prior.
 
     Each half of the units is measured at the strength that was chosen on the other half. Where requests show one ad,
     ads are compared with each other, so that what all of them have in common is nobody's gain; and they are counted as
     `random_effects_weight` says, or the few that were shown most would decide alone.
     """
-    clicks, judged = data.log.take(rows), _units(data, rows)
+    clicks = data.log.take(rows)
     unit, several = judged.of_rows, judged.are_requests
     counted = np.ones(len(rows)) if several else _counted(known, clicks, unit)
 
