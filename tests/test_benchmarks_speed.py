@@ -44,6 +44,8 @@ from benchmarks.speed.stages import cache_flags, published, serving_at
 from benchmarks.speed.synthetic_users import made_users, user_of_call
 from benchmarks.speed.texts import recombined_ads
 from benchmarks.speed.train_behaviour import BehaviourSpeed, behaviour_speed
+from benchmarks.speed.train_text import OURS as TEXT_OURS
+from benchmarks.speed.train_text import TextSpeed, text_speed
 from benchmarks.speed.train_whole import WholeTraining, verdicts
 from benchmarks.speed.vectors import made_vectors
 from index_builder.artifact import load_version, open_store
@@ -550,6 +552,19 @@ def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
     of_few = verdicts(WholeTraining(2500, 1.0, 1.0, 1.5))
     assert [(one.met, one.why) for one in of_few] == [(False, "measured on fewer rows")] * 2
     assert [one.met for one in verdicts(WholeTraining(50_000_000, 29.0, 50.0, 7.0))] == [True, False]
+
+
+def test_steps_of_the_text_layers_are_timed_in_a_process_of_their_own(tmp_path):
+    files = make_ad_log(tmp_path / "log", AdLogOptions(rows=2000, users=400, ads=50))
+    found = text_speed(files, tmp_path, "", steps=2, rounds=1)
+    (rate,) = found.pairs_a_second[TEXT_OURS]
+    assert 1 < rate < 1e6
+    assert (found.times_faster, found.verdicts("")) == (None, [])
+    known = TextSpeed({TEXT_OURS: [400.0, 900.0, 300.0], "commit abc": [100.0, 100.0, 100.0]})
+    assert known.times_faster == pytest.approx(4.0)
+    assert [(one.met, one.reached) for one in known.verdicts("abc")] == [(True, "4.0 times (400 and 100)")]
+    with pytest.raises(InputError, match="no-such-commit"):
+        text_speed(files, tmp_path, "no-such-commit", steps=1, rounds=1)
 
 
 def test_a_made_up_log_is_shaped_like_a_real_one(tmp_path):

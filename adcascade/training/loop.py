@@ -54,7 +54,7 @@ class Loop(Generic[Batch]):
     ) -> None:
         self._plan, self._weights, self._validate, self._watch, self._workers = plan, weights, validate, watch, workers
         by_group = [{**group, "initial_lr": group["lr"]} for group in groups]  # what a schedule that goes on reads
-        self._optimizer = torch.optim.AdamW(by_group, weight_decay=plan.weight_decay)
+        self._optimizer = torch.optim.AdamW(by_group, weight_decay=plan.weight_decay, fused=True)
         self._device = next(iter(weights.values())).device
         self._ema = None if plan.ema_decay is None else running_average(weights.values(), plan.ema_decay)
         self._best = None if validate is None else _clones(weights)

@@ -270,26 +270,32 @@ def fuzz_command(
 def train_command(
     part: Annotated[
         list[str] | None,
-        typer.Option(help="read, history, behaviour or whole; give it again for another; default: all."),
+        typer.Option(help="read, history, behaviour, text or whole; give it again for another; default: all."),
     ] = None,
     read_rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is read.")] = 10_000_000,
     rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is learned from.")] = 1_000_000,
     whole_rows: Annotated[
         int, typer.Option(min=1000, help="Rows of the log that a whole training reads; ten million are half an hour.")
     ] = 10_000_000,
+    against: Annotated[
+        str, typer.Option(help="A commit of this repository, whose fine-tuning of text is timed in turns.")
+    ] = "",
     rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed; a whole training once.")] = 3,
     out: Out = OUT,
     compare: Compare = None,
     as_json: Json = False,
 ) -> None:
-    """Reading a log, histories and counters of each row, an epoch of the behaviour part, and a whole training.
+    """Reading a log, histories and counters of each row, an epoch of the behaviour part, steps of the text layers,
+    and a whole training.
 
     On a made-up log shaped like a real one: many users with few rows each, 20,000 ads of which few are shown often.
     """
     with explained():
         from benchmarks.speed.train import PARTS, TrainSettings, bench_train
 
-    settings = TrainSettings(tuple(part or PARTS), read_rows=read_rows, rows=rows, whole_rows=whole_rows, rounds=rounds)
+    settings = TrainSettings(
+        tuple(part or PARTS), read_rows=read_rows, rows=rows, whole_rows=whole_rows, against=against, rounds=rounds
+    )
     run_bench("train", lambda folder, progress: bench_train(settings, folder, progress), out, compare, as_json)
 
 

@@ -25,10 +25,11 @@ from benchmarks.speed.machine import describe
 from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.train_behaviour import behaviour_speed
+from benchmarks.speed.train_text import text_speed
 from benchmarks.speed.train_whole import TARGET_ROWS, train_whole, verdicts
 from ranking.data.log_keys import LogKeys
 
-PARTS = ("read", "history", "behaviour", "whole")
+PARTS = ("read", "history", "behaviour", "text", "whole")
 BY_COLUMN, BY_ROW = "by column", "row by row"
 IN_BATCHES, ONE_BY_ONE = "in batches of many users", "users one by one"
 _LEAST_READ, _MOST_MIB, _LEAST_HISTORY, _LEAST_LEARNED = 1_000_000, 1536, 500_000, 50_000
@@ -44,6 +45,9 @@ class TrainSettings:
         read_rows: of the Parquet log that is read and checked.
         row_path_rows: of the log whose rows are checked one by one, for comparison.
         rows: of the log whose histories and counters are made, and which the behaviour part learns from.
+        text_rows: of the log that the text layers learn from, of users with five rows each.
+        text_steps: of each round.
+        against: a commit whose fine-tuning is timed in turns; empty for none.
         whole_rows: of the log that a whole training makes a published version of.
         users_per_row: users of each log over its rows.
     """
@@ -52,6 +56,9 @@ class TrainSettings:
     read_rows: int = _READ_ROWS
     row_path_rows: int = 200_000
     rows: int = 1_000_000
+    text_rows: int = 50_000
+    text_steps: int = 220
+    against: str = ""
     whole_rows: int = TARGET_ROWS
     users_per_row: float = 0.2
     ads: int = 20_000
@@ -65,7 +72,7 @@ def bench_train(settings: TrainSettings, folder: Path, progress: Progress = lamb
     if unknown:
         raise InputError(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
     machine = describe()
-    measure = {"read": _read, "history": _history, "behaviour": _behaviour, "whole": _whole}
+    measure = {"read": _read, "history": _history, "behaviour": _behaviour, "text": _text, "whole": _whole}
     found = [measure[part](settings, folder, progress) for part in settings.parts]
     return BenchResult(
         bench="train",
@@ -213,6 +220,17 @@ def _behaviour(settings: TrainSettings, folder: Path, progress: Progress) -> tup
             met=speed >= _LEAST_LEARNED,
         )
     ]
+
+
+def _text(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
+    """Steps of the text layers, in turns with those of another commit."""
+    rows = settings.text_rows
+    options = AdLogOptions(rows, users=rows // 5, ads=max(100, rows // 25), seed=settings.seed)
+    files = make_ad_log(folder / f"text-{rows}", options)
+    found = text_speed(
+        files, folder, settings.against, steps=settings.text_steps, rounds=settings.rounds, progress=progress
+    )
+    return found.entries(), found.verdicts(settings.against)
 
 
 def _whole(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:

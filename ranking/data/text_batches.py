@@ -67,6 +67,8 @@ class LabelledBatch:
         behaviour: its logits at an average place on the page, float32 [pairs].
         of_position: what the place where the ad stood adds, float32 [pairs].
         ad_texts: in the order of the pairs.
+        users_below: computes the users' states below the joined layers, if batches are read ahead, see
+            `ranking.data.scorer`.
     """
 
     pairs: PairBatch
@@ -74,6 +76,7 @@ class LabelledBatch:
     of_position: Tensor
     rows: Integers
     ad_texts: tuple[str, ...]
+    users_below: Callable[[], Tensor] | None = None
 
 
 class AdTexts:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-from ranking.model.batch import TokenRows
 
 
 @dataclass(frozen=True)
@@ -22,38 +20,56 @@ class UserStates:
 
 @dataclass(frozen=True)
 class ManyUsers:
-    """What the pairs of a batch read of their users.
+    """What the pairs of a batch read of their users, padded at the end.
 
     Attributes:
-        keys_values: per joined layer, both [texts, heads, tokens, size], padded at the end.
+        keys_values: of each joined layer but the last, both [texts, heads, tokens, size].
+        below_last: states below the last layer, [texts, tokens, hidden].
         mask: True where a user's text has a token, bool [texts, tokens].
         of_pair: which of the texts each pair's user has, int64 [pairs].
     """
 
     keys_values: list[tuple[Tensor, Tensor]]
+    below_last: Tensor
     mask: Tensor
     of_pair: Tensor
 
-    @classmethod
-    def of(
-        cls,
-        states: Sequence[tuple[Sequence[int], Sequence[tuple[Tensor, Tensor]]]],
-        texts: TokenRows,
-        of_pair: Tensor,
-    ) -> "ManyUsers":
-        """Puts together what was read in several parts.
 
-        Args:
-            states: of each part, the places of its texts, and keys and values per joined layer.
-        """
-        order = torch.tensor([place for places, _ in states for place in places], device=of_pair.device).argsort()
-        tokens = texts.ids.shape[1]
+def attend_one(layer: Any, query: Tensor, states: Tensor, mask: Tensor, heads: int, dropout: float) -> Tensor:
+    """Attention of one query a row over that row's states, without their keys and values.
 
-        def whole(depth: int, which: int) -> Tensor:
-            parts = [of_layers[depth][which] for _, of_layers in states]
-            return torch.cat([F.pad(part, (0, 0, 0, tokens - part.shape[2])) for part in parts])[order]
+    With K_h, k_h and V_h, v_h the weights and biases of a head's keys and values, and a_t its weights after softmax:
+    q_h . (K_h x_t + k_h) = (K_h^T q_h) . x_t + q_h . k_h, and the sum of a_t (V_h x_t + v_h) is V_h (sum of a_t x_t) +
+    (sum of a_t) v_h. One query a row makes this several times cheaper than keys and values of all tokens.
 
-        return cls([(whole(depth, 0), whole(depth, 1)) for depth in range(len(states[0][1]))], texts.mask, of_pair)
+    Args:
+        query: [rows, hidden].
+        states: [rows, tokens, hidden]; `mask` is True where a token is, bool [rows, tokens].
+
+    Returns:
+        [rows, 1, hidden].
+    """
+    attention, size = layer.attention.self, query.shape[1] // heads
+    by_head = (attention.query(query) / math.sqrt(size)).view(len(query), heads, size).transpose(0, 1)
+    key, value = (_weight(one).view(heads, size, -1) for one in (attention.key, attention.value))
+    folded = (by_head @ key).transpose(0, 1)  # [rows, heads, hidden]
+    same = (by_head * attention.key.bias.view(heads, 1, size)).sum(dim=2).T  # [rows, heads]
+    scores = folded @ states.transpose(1, 2) + same[..., None]
+    weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(dim=2)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    seen = (weights @ states).transpose(0, 1) @ value.transpose(1, 2)  # [heads, rows, size]
+    of_bias = weights.sum(dim=2)[..., None] * attention.value.bias.view(heads, size)
+    context: Tensor = (seen.transpose(0, 1) + of_bias).flatten(1)
+    return context[:, None]
+
+
+def _weight(linear: Any) -> Tensor:
+    """The weight of a linear layer, with what its adapters (LoRA) add."""
+    is_plain = isinstance(linear, nn.Linear)
+    weight: Tensor = linear.weight if is_plain else linear.get_base_layer().weight
+    for name in () if is_plain else linear.active_adapters:
+        weight = weight + linear.get_delta_weight(name)
+    return weight
 
 
 def attend_both(

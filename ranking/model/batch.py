@@ -1,10 +1,11 @@
 """Token ids as padded tensors: the input of the models, for training and serving alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from adcascade.vectors.encoder import CHARS_PER_TOKEN
@@ -61,6 +62,13 @@ def pad(rows: Sequence[TokenIds], pad_id: int, least: int = 1) -> TokenRows:
     return TokenRows(ids.reshape(len(rows), width), lengths)
 
 
+def stacked(batches: Sequence[TokenRows]) -> TokenRows:
+    """The rows of several batches as those of one."""
+    width = max(rows.ids.shape[1] for rows in batches)
+    ids = [F.pad(rows.ids, (0, width - rows.ids.shape[1])) for rows in batches]
+    return TokenRows(torch.cat(ids), torch.cat([rows.lengths for rows in batches]))
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[TokenIds]:
     """Each text as [CLS] ... [SEP], cut at `max_tokens`; what is never reached is cut off before it is split."""
     if not texts:
@@ -95,3 +103,15 @@ def by_length(rows: TokenRows) -> list[tuple[list[int], TokenRows]]:
         (places, TokenRows(rows.ids[places, : max(lengths[place] for place in places)], rows.lengths[places]))
         for _, places in sorted(parts.items())
     ]
+
+
+def read_by_length(rows: TokenRows, read: Callable[[TokenRows], Tensor]) -> Tensor:
+    """What `read` makes of the rows, [rows, tokens, hidden], zeros behind each part; see `by_length`."""
+    states: Tensor | None = None
+    for places, part in by_length(rows):
+        found = read(part)
+        if states is None:
+            states = found.new_zeros(*rows.ids.shape, found.shape[2])
+        states[places, : found.shape[1]] = found
+    assert states is not None
+    return states

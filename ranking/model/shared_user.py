@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ranking.model.attention import ManyUsers, UserStates, attend_both, finish_layer, merge_heads, ranges
-from ranking.model.batch import PairBatch, TokenRows, by_length, distinct
+from ranking.model.attention import ManyUsers, UserStates, attend_both, attend_one, finish_layer, merge_heads, ranges
+from ranking.model.batch import PairBatch, TokenRows, distinct, read_by_length
 from ranking.model.behaviour import BehaviourModel
 from ranking.model.shape import ModelShape
 
@@ -131,28 +131,37 @@ class SharedUserCrossEncoder(nn.Module):
         users, hidden = self.many_users(batch.users, batch.ads_per_user), self.ad_states(batch.ads)
         return self.add_many(users, hidden, batch.ads.mask, batch.dense)
 
-    def many_users(self, users: TokenRows, ads_per_user: Sequence[int]) -> ManyUsers:
-        """The user pass for a batch of many: equal texts are read once, and those of about one length together."""
-        texts, which = distinct(users)
-        states: list[tuple[list[int], list[tuple[Tensor, Tensor]]]] = [
-            (places, list(self.keys_values(rows))) for places, rows in by_length(texts)
-        ]
-        counts = torch.tensor(ads_per_user, device=users.ids.device)
-        return ManyUsers.of(states, texts, which.repeat_interleave(counts))
+    def many_users(self, users: TokenRows, ads_per_user: Sequence[int], below: Tensor | None = None) -> ManyUsers:
+        """The user pass for a batch of many: equal texts are read once, and those of about one length together.
+
+        Args:
+            below: What `user_states_below` made of these users, where that is known.
+        """
+        texts, which = users, torch.arange(len(ads_per_user), device=users.ids.device)
+        if below is None:
+            texts, which = distinct(users)
+            below = read_by_length(texts, self.user_states_below)
+        counts = torch.tensor(ads_per_user, device=below.device)
+        keys_values, hidden = [], below
+        for layer in self.layers[self.join_layer : -1]:
+            keys_values.append(self._keys_values(layer, hidden))
+            hidden = self._attend(layer, hidden, *keys_values[-1], texts.mask)
+        return ManyUsers(keys_values, hidden, texts.mask, which.repeat_interleave(counts))
 
     def add_many(self, users: ManyUsers, hidden: Tensor, mask: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """What `read` returns, from states that may have been kept; `hidden` and `mask` are those of `join`."""
-        cls, seen = hidden, torch.cat([users.mask[users.of_pair], mask], dim=1)[:, None, None]
-        for depth, layer in enumerate(self.layers[self.join_layer :]):
+        *joined, last = self.layers[self.join_layer :]
+        states, seen = hidden, torch.cat([users.mask[users.of_pair], mask], dim=1)
+        for layer, of_users in zip(joined, users.keys_values, strict=True):
             keys, values = (
                 torch.cat([of_user[users.of_pair], of_ad], dim=2)
-                for of_user, of_ad in zip(users.keys_values[depth], self._keys_values(layer, cls), strict=True)
+                for of_user, of_ad in zip(of_users, self._keys_values(layer, states), strict=True)
             )
-            cls = cls[:, :1] if self.join_layer + depth + 1 == len(self.layers) else cls
-            dropout = self._attention_dropout(layer)
-            context = F.scaled_dot_product_attention(self._queries(layer, cls), keys, values, seen, dropout_p=dropout)
-            cls = finish_layer(layer, merge_heads(context), cls)
-        return self.head(cls[:, 0], self.mean_state(hidden, mask), dense), cls[:, 0]
+            states = self._attend(layer, states, keys, values, seen)
+        both = torch.cat([users.below_last[users.of_pair], states], dim=1)
+        context = attend_one(last, states[:, 0], both, seen, self._heads, self._attention_dropout(last))
+        cls = finish_layer(last, context, states[:, :1])[:, 0]
+        return self.head(cls, self.mean_state(hidden, mask), dense), cls
 
     def user_states(self, users: TokenRows) -> list[UserStates]:
         """The user pass: keys and values of each joined layer for each user, padding cut off."""
@@ -166,21 +175,22 @@ class SharedUserCrossEncoder(nn.Module):
 
     def keys_values(self, users: TokenRows) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of each joined layer, both [users, heads, tokens, size], padding and all."""
-        hidden = self._embed(users, segment=0)
-        mask = users.mask[:, None, None, :]
-        for number, layer in enumerate(self.layers):
+        hidden = self.user_states_below(users)
+        *joined, last = self.layers[self.join_layer :]
+        for layer in joined:
             keys, values = self._keys_values(layer, hidden)
-            if number >= self.join_layer:
-                yield keys, values
-            if number + 1 < len(self.layers):  # above the last keys and values nobody reads the user
-                context = F.scaled_dot_product_attention(
-                    self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
-                )
-                hidden = finish_layer(layer, merge_heads(context), hidden)
+            yield keys, values
+            hidden = self._attend(layer, hidden, keys, values, users.mask)
+        yield self._keys_values(last, hidden)  # above them nobody reads the user
+
+    def user_states_below(self, users: TokenRows) -> Tensor:
+        """The users' hidden states below the join layer, [users, tokens, hidden]; they do not depend on the ads."""
+        *_, hidden = self._below_join(users, segment=0)
+        return hidden
 
     def ad_states(self, ads: TokenRows) -> Tensor:
         """The ads' hidden states below the join layer, [ads, tokens, hidden]; they do not depend on the user."""
-        *_, hidden = self._below_join(ads)
+        *_, hidden = self._below_join(ads, self._ad_segment)
         return hidden
 
     def layer_means(self, ads: TokenRows, layers: int) -> Tensor:
@@ -188,21 +198,24 @@ class SharedUserCrossEncoder(nn.Module):
 
         They do not depend on the user. The state below the first layer counts as one, too.
         """
-        states = list(self._below_join(ads))[-layers:]
+        states = list(self._below_join(ads, self._ad_segment))[-layers:]
         return torch.stack([F.normalize(self.mean_state(one, ads.mask).float(), dim=1) for one in states], dim=1)
 
-    def _below_join(self, ads: TokenRows) -> Iterator[Tensor]:
-        """The ads' states below the first layer and above each layer below the join layer."""
-        hidden = self._embed(ads, segment=self._ad_segment)
+    def _below_join(self, rows: TokenRows, segment: int) -> Iterator[Tensor]:
+        """The states of texts below the first layer and above each layer below the join layer."""
+        hidden = self._embed(rows, segment)
         yield hidden
-        mask = ads.mask[:, None, None, :]
         for layer in self.layers[: self.join_layer]:
-            keys, values = self._keys_values(layer, hidden)
-            context = F.scaled_dot_product_attention(
-                self._queries(layer, hidden), keys, values, mask, dropout_p=self._attention_dropout(layer)
-            )
-            hidden = finish_layer(layer, merge_heads(context), hidden)
+            hidden = self._attend(layer, hidden, *self._keys_values(layer, hidden), rows.mask)
             yield hidden
+
+    def _attend(self, layer: Any, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """The states above a layer in which `hidden` attends to keys where `mask`, bool [rows, keys], is True."""
+        dropout = self._attention_dropout(layer)
+        context = F.scaled_dot_product_attention(
+            self._queries(layer, hidden), keys, values, mask[:, None, None, :], dropout_p=dropout
+        )
+        return finish_layer(layer, merge_heads(context), hidden)
 
     def add(
         self, users: list[UserStates], ads_per_user: Sequence[int], hidden: Tensor, mask: Tensor, dense: Tensor
@@ -295,5 +308,7 @@ class SharedUserCrossEncoder(nn.Module):
         """[rows, tokens, hidden] to [rows, heads, tokens, head size]."""
         return x.view(*x.shape[:2], self._heads, -1).transpose(1, 2)
 
-    def _attention_dropout(self, layer: Any) -> float:
-        return float(layer.attention.self.dropout.p) if self.training else 0.0
+    @staticmethod
+    def _attention_dropout(layer: Any) -> float:
+        # The layer's mode, not the model's: layers that are not trained stay in evaluation, and their states are kept.
+        return float(layer.attention.self.dropout.p) if layer.training else 0.0

@@ -1,7 +1,8 @@
 """Fine-tuning of the text layers on top of a trained behaviour part. Knows no serving."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -45,12 +46,13 @@ def train_text(
     """
     weights = _trained(model, options) | _bridge(lessons)
     untrained = {name: weight.detach().clone() for name, weight in weights.items()}
-    steps = _Steps(model, scorer, maker, data, options, common, lessons)
+    steps = _Steps(model, scorer, maker, data, options, common, lessons, reads_ahead=context.workers.count == 1)
     plan = _plan(options, common, steps.rows, context)
     loop: Loop[LabelledBatch] = Loop(
         plan, weights, _groups(model, lessons, options), steps.validate, context.watch, context.workers
     )
-    fit = loop.run(steps.batches, steps.loss)
+    with _ready_made(_frozen(model, options) if scorer.bfloat16 else []):
+        fit = loop.run(steps.batches, steps.loss)
     is_kept = fit.loss_before - fit.loss_kept >= options.min_gain
     if not is_kept:
         with torch.no_grad():
@@ -77,7 +79,10 @@ class _Steps:
         options: TextOptions,
         common: CommonOptions,
         lessons: DistillationLoss | None,
+        *,
+        reads_ahead: bool,
     ) -> None:
+        self._reads_ahead = reads_ahead
         self._model, self._scorer, self._maker, self._data = model, scorer, maker, data
         self._options, self._common, self._lessons = options, common, lessons
         self._labels, self._everything = data.labels(common), all_labels(data.log, data.groups)
@@ -90,11 +95,14 @@ class _Steps:
         drawn = drawn_units(self._data.log, self._labels.rows, self.rows, seed=[seed, epoch])
         blocks = make_blocks(self._data, drawn, max_ads=options.max_ads_per_user, merge_requests=True)
         order = np.random.default_rng([seed, epoch]).permutation(len(blocks))
-        return self._maker.batches([blocks[place] for place in order], options.pairs_per_step)
+        batches = self._maker.batches([blocks[place] for place in order], options.pairs_per_step)
+        # Of several processes each would read the batches of all.
+        return self._scorer.read_ahead(batches) if self._reads_ahead else batches
 
     def loss(self, batch: LabelledBatch) -> tuple[Tensor, float]:
         """Summed loss of a batch, and its impressions."""
-        _train_mode(self._model, self._options)
+        if not self._model.training:  # at the start, and after a validation
+            _train_mode(self._model, self._options)
         scored = self._scorer.score(batch)
         value = self._labels.loss(scored.logits + batch.of_position, batch.rows, self._common)
         (impressions,) = self._labels.tensors(batch.rows, value.device, "impressions")
@@ -108,7 +116,7 @@ class _Steps:
         """Mean loss of an impression of the validation part."""
         self._model.eval()
         total = 0.0
-        for batch in self._maker.batches(self._validation, pairs_per_batch=256):
+        for batch in self._scorer.read_ahead(self._maker.batches(self._validation, pairs_per_batch=256)):
             logits = self._scorer.logits(batch) + batch.of_position
             total += float(self._everything.loss(logits, batch.rows, self._common))
         return total / int(self._data.log.impressions[np.concatenate(self._validation)].sum())
@@ -158,6 +166,23 @@ def _frozen(model: RankerModel, options: TextOptions) -> list[nn.Module]:
     below = list(model.layers[: model.join_layer])
     projection = getattr(model.encoder, "embeddings_project", None)
     return [model.encoder.embeddings, *below, *([projection] if projection is not None else [])]
+
+
+@contextmanager
+def _ready_made(frozen: Iterable[nn.Module]) -> Iterator[None]:
+    """Holds the weights of linear layers that are not trained in bfloat16 while the block runs.
+
+    Autocast would convert them for every call; what is computed stays the same.
+    """
+    linear = [one for module in frozen for one in module.modules() if isinstance(one, nn.Linear)]
+    kept = [(weight, weight.data) for layer in linear for weight in layer.parameters()]
+    for weight, data in kept:
+        weight.data = data.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
 
 
 def _train_mode(model: RankerModel, options: TextOptions) -> None:
