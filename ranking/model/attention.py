@@ -51,6 +51,7 @@ def attend_one(layer: Any, query: Tensor, states: Tensor, mask: Tensor, heads: i
     """
     attention, size = layer.attention.self, query.shape[1] // heads
     by_head = (attention.query(query) / math.sqrt(size)).view(len(query), heads, size).transpose(0, 1)
+    states = states.to(by_head.dtype)  # once, where autocast would for each product
     key, value = (_weight(one).view(heads, size, -1) for one in (attention.key, attention.value))
     folded = (by_head @ key).transpose(0, 1)  # [rows, heads, hidden]
     same = (by_head * attention.key.bias.view(heads, 1, size)).sum(dim=2).T  # [rows, heads]
