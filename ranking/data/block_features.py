@@ -144,14 +144,17 @@ def moments(table: RowTable, rows: Integers, limits: TableLimits) -> tuple[Momen
     def blocks() -> Iterator[tuple[Moments, npt.NDArray[np.bool_]]]:
         for start in range(0, len(rows), limits.block_rows):
             features = table[rows[start : start + limits.block_rows]].astype(np.float64)
-            yield features, ~np.isnan(features)
+            yield features, np.isnan(features)
 
     count, total, squares = np.zeros((3, table.shape[1]))
-    for features, known in blocks():
-        count += known.sum(axis=0)
-        total += np.where(known, features, 0).sum(axis=0)
+    for features, unknown in blocks():
+        count += len(features) - unknown.sum(axis=0)
+        features[unknown] = 0
+        total += features.sum(axis=0)
     count = np.maximum(count, 1)
     mean = total / count
-    for features, known in blocks():
-        squares += (np.where(known, features - mean, 0) ** 2).sum(axis=0)
+    for features, unknown in blocks():
+        features -= mean
+        features[unknown] = 0
+        squares += np.square(features, out=features).sum(axis=0)
     return mean, np.sqrt(squares / count)
