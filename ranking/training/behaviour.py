@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
+from adcascade.records.memory import release_unused
 from adcascade.training.loop import Loop
 from adcascade.training.stage import Plan, StageContext, StageResult
 from adcascade.training.workers import Workers
@@ -68,17 +69,31 @@ def train_behaviour(
     plan = _plan(options, common, len(data.labels(common).rows), context)
     if not plan.steps and is_new:
         _say_nothing(model)
-    with ids_of(model, rows) as known:
-        steps = _Steps(model, known, data, options, common)
-        weights = dict(model.named_parameters())
-        groups = _groups(model, weights, options.learning_rate)
-        loop: Loop[Integers] = Loop(plan, weights, groups, steps.validate, context.watch, context.workers)
-        fit = loop.run(steps.batches, steps.loss)
+    fit = _fitted(model, rows, data, options, common, plan, context)
+    release_unused()  # the units of a large log are much of the memory
     if is_new and plan.steps and options.line == "auto" and common.group_loss == "none":
         fit = _line_unless_beaten(model, rows, data, fit, context.workers)
     _refit_positions(model, rows, data)
     rows.center_positions(model, data.split.train)
     return fit
+
+
+def _fitted(
+    model: BehaviourModel,
+    rows: BehaviourRows,
+    data: Dataset,
+    options: BehaviourOptions,
+    common: CommonOptions,
+    plan: Plan,
+    context: StageContext,
+) -> StageResult:
+    """The steps of a plan; nothing of what they read is left."""
+    with ids_of(model, rows) as known:
+        steps = _Steps(model, known, data, options, common)
+        weights = dict(model.named_parameters())
+        groups = _groups(model, weights, options.learning_rate)
+        loop: Loop[Integers] = Loop(plan, weights, groups, steps.validate, context.watch, context.workers)
+        return loop.run(steps.batches, steps.loss)
 
 
 class _Steps:
@@ -93,7 +108,7 @@ class _Steps:
         common: CommonOptions,
     ) -> None:
         self._model, self._rows, self._data, self._options, self._common = model, rows, data, options, common
-        self._labels, self._everything = data.labels(common), all_labels(data.log, data.groups)
+        self._labels, self._all = data.labels(common), all_labels(data.log, data.groups, data.split.valid)
         has_conversions = data.log.conversions[data.split.train].any()
         self._conversion_weight = common.conversion_weight if has_conversions else 0.0
         self._seen, self._units = rows, rows.units(self._labels.rows)
@@ -118,7 +133,7 @@ class _Steps:
         """Mean loss of an impression of the validation part."""
         self._model.eval()
         losses = [
-            self._of(self._rows, self._validation, chosen, self._everything, 0.0)[1]
+            self._of(self._rows, self._validation, chosen, self._all, 0.0)[1]
             for chosen in self._validation.by_size(ROWS_PER_PASS)
         ]
         return float(torch.stack(losses).sum()) / int(self._data.log.impressions[self._data.split.valid].sum())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
+from adcascade.records.memory import release_unused
 from adcascade.records.users_by_id import who_tell
 from adcascade.reports.page import never_at_the_cost_of
 from adcascade.terminal.progress import working
@@ -50,8 +51,10 @@ def train_and_save(
         with train_progress() as show, LossCurves(show, options.common.tensorboard) as curves:
             trained = train(data, options, curves.watch, checkpoints=unfinished)
         minutes = (time.monotonic() - started) / 60
+        release_unused()
         with working("Evaluating on the test part"):
             report = _report(data, trained, options, curves, draft.version, minutes, which_baselines)
+        release_unused()
         (draft.path / REPORT_JSON_FILE).write_text(json.dumps(train_report_as_dict(report), indent=2))
         _draw(draft, report)
         measured = report.evaluation.metrics[RANKER].items()

@@ -12,6 +12,7 @@ import torch
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
+from adcascade.records.memory import release_unused
 from adcascade.training.checkpoint import checkpoint_file
 from adcascade.training.stage import OnProgress, StageContext, StageResult
 from adcascade.training.workers import join_workers, worker_device
@@ -73,6 +74,7 @@ def train(
     device = worker_device(choose_device(common.device))
     workers = join_workers(device)
     start = begin(data, options, device)
+    release_unused()
     model, rows = start.ranker.model.to(device), start.rows
     seconds = None if common.max_minutes is None else 60 * common.max_minutes
     identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(model)}"
@@ -81,9 +83,11 @@ def train(
     is_new = not options.base.warm_start
     started = time.monotonic()
     learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
+    release_unused()
     before = max(0.0, learned.seconds - (time.monotonic() - started))  # of a run that this one goes on from
     beside = fit_beside(data, start, options, whole)
     ranker, known = beside.ranker, beside.known
+    release_unused()
     maker = BatchMaker(data, start.ads, rows.dense, known, beside.of_position, ranker, device)
     # That of the first process for all: else they would end the text stage apart, and wait for each other.
     spent = workers.agree(before + time.monotonic() - started, device)
