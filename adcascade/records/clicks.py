@@ -34,7 +34,7 @@ from adcascade.records.errors import InputError
 from adcascade.records.files import read_tables
 from adcascade.records.limits import MAX_ATTRIBUTES
 from adcascade.records.log_forms import CLICK_LOG, REQUIRED, LogForm
-from adcascade.records.packed import packed_counts
+from adcascade.records.packed import packed_counts, sum_of
 from adcascade.records.users import Context
 
 __all__ = ["NO_TIME", "REJECTED_FILE", "REQUIRED", "ClickLog", "Integers", "LogReport", "read_clicks"]
@@ -144,7 +144,9 @@ class ClickLog:
 
     def ctr_of(self, rows: npt.NDArray[np.integer[Any]] | slice) -> float:
         """Clicks per impression of some rows."""
-        return float(self.clicks[rows].sum() / max(1, self.impressions[rows].sum()))
+        if isinstance(rows, slice):
+            return float(self.clicks[rows].sum() / max(1, self.impressions[rows].sum()))
+        return sum_of(self.clicks, rows) / max(1, sum_of(self.impressions, rows))
 
     def context_at(self, row: int) -> Context:
         """Where and when the impression of a row happened, from the further columns and the time."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import coo_array
 
-from adcascade.records.packed import blocks, index_type, type_for
+from adcascade.records.packed import blocks, index_type, looked_up, type_for
 
 Codes = npt.NDArray[np.signedinteger[Any]]
 Integers = npt.NDArray[np.int64]
@@ -131,7 +131,7 @@ class CodedColumn:
         if used.all():
             return self
         place = np.append(np.cumsum(used) - 1, NO_VALUE).astype(np.int32)  # the last one is that of `NO_VALUE`
-        return replace(self, codes=place[self.codes], names=self.names.filter(pa.array(used)))
+        return replace(self, codes=looked_up(place, self.codes), names=self.names.filter(pa.array(used)))
 
     def packed(self) -> "CodedColumn":
         """The same column, whose codes have as few bits as hold how many names there are."""
@@ -144,7 +144,7 @@ class CodedColumn:
         if column.in_order:
             return column
         place = np.append(column.ranks, np.int32(NO_VALUE))
-        return replace(column, codes=place[column.codes], names=column.sorted_names, in_order=True)
+        return replace(column, codes=looked_up(place, column.codes), names=column.sorted_names, in_order=True)
 
     @property
     def sorted_names(self) -> pa.LargeStringArray:
@@ -168,13 +168,14 @@ class CodedColumn:
         parts = (column.names[start : start + _NAMES] for start in range(0, len(column.names), _NAMES))
         numbers = [np.array([*map(value, part.to_pylist())], dtype) for part in parts]
         values: npt.NDArray[Any] = np.concatenate([*numbers, np.array([otherwise], dtype)])
-        return values[column.codes]
+        return looked_up(values, column.codes)
 
     def renamed(self, name_of: Callable[[str], str | None]) -> "CodedColumn":
         """The column of what `name_of` makes of each text, asked once a text; None and `nothing` are no value."""
         column = self.compact()
         of_names = CodedColumn.of(map(name_of, column.names.to_pylist()), self.nothing)
-        return replace(of_names, codes=np.append(of_names.codes, np.int32(NO_VALUE))[column.codes])
+        own = np.append(of_names.codes, np.int32(NO_VALUE)).astype(_code_type(len(of_names.names)))
+        return replace(of_names, codes=looked_up(own, column.codes))
 
     def among(self, names: Collection[str]) -> Mask:
         """Which rows have one of these texts; bool [rows]."""
@@ -189,7 +190,8 @@ class CodedColumn:
     @cached_property
     def _is_used(self) -> Mask:
         used = np.zeros(len(self.names) + 1, bool)
-        used[self.codes] = True
+        for some in blocks(len(self.codes)):
+            used[self.codes[some]] = True
         return used[:-1]
 
     @cached_property

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Numbers = TypeVar("Numbers", bound=npt.NDArray[np.integer[Any]])
+Number = TypeVar("Number", bound=np.generic)
 
 _TYPES = (np.int8, np.int16, np.int32, np.int64)
 # Rows of a column that are worked on at once, where temporary copies of all of them would be most of the memory.
@@ -41,6 +42,19 @@ def blocks(rows: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:
     """All of so many rows, block after block."""
     for start in range(0, rows, at_once):
         yield slice(start, min(start + at_once, rows))
+
+
+def looked_up(values: npt.NDArray[Number], places: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Number]:
+    """``values[places]``, [places], a block at a time: numpy copies places of fewer bits to 64."""
+    found = np.empty(len(places), values.dtype)
+    for some in blocks(len(places)):
+        found[some] = values[places[some]]
+    return found
+
+
+def sum_of(column: npt.NDArray[np.integer[Any]], rows: npt.NDArray[np.integer[Any]]) -> int:
+    """The sum of a column over some rows, of which no copy is made as a whole."""
+    return sum(int(column[rows[some]].sum()) for some in blocks(len(rows)))
 
 
 def totals(codes: npt.NDArray[np.integer[Any]], count: int) -> npt.NDArray[np.int64]:

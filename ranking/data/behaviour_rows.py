@@ -252,9 +252,13 @@ class BehaviourRows:
         return model.of_position(self._positions[torch.from_numpy(rows).to(self._device)].long())
 
     def center_positions(self, model: BehaviourModel, rows: Integers) -> None:
-        """See `BehaviourModel.center_positions`."""
-        impressions = torch.from_numpy(self._data.log.impressions[rows]).to(self._device)
-        model.center_positions(self._positions[torch.from_numpy(rows).to(self._device)].long(), impressions)
+        """See `BehaviourModel.center_positions`, which gets the impressions at each place."""
+        log = self._data.log
+        shown = np.zeros(int(log.position.max(initial=0)) + 1, np.int64)
+        for some in blocks(len(rows)):
+            np.add.at(shown, log.position[rows[some]], log.impressions[rows[some]])
+        places = np.flatnonzero(shown)
+        model.center_positions(self._tensor(places), self._tensor(shown[places]))
 
     def _shown(self, rows: Integers) -> Impressions:
         place = torch.from_numpy(rows).to(self._device)

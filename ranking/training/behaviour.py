@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
 from adcascade.records.memory import release_unused
+from adcascade.records.packed import blocks, sum_of
 from adcascade.training.loop import Loop
 from adcascade.training.stage import Plan, StageContext, StageResult
 from adcascade.training.workers import Workers
@@ -109,7 +110,7 @@ class _Steps:
     ) -> None:
         self._model, self._rows, self._data, self._options, self._common = model, rows, data, options, common
         self._labels, self._all = data.labels(common), all_labels(data.log, data.groups, data.split.valid)
-        has_conversions = data.log.conversions[data.split.train].any()
+        has_conversions = sum_of(data.log.conversions, data.split.train) > 0
         self._conversion_weight = common.conversion_weight if has_conversions else 0.0
         self._seen, self._units = rows, rows.units(self._labels.rows)
         self._validation = rows.units(data.split.valid)
@@ -252,12 +253,24 @@ def _say(model: BehaviourModel, line: Line) -> None:
     model.wide.bias.fill_(line.intercept)
 
 
+def _newest_with_a_place(data: Dataset) -> Integers:
+    """The newest training rows whose place on the page is known, as many as are read, [rows]."""
+    train, found, count = data.split.train, [data.split.train[:0]], 0
+    for some in reversed([*blocks(len(train))]):
+        rows = train[some]
+        found.insert(0, rows[data.log.position[rows] > 0])
+        count += len(found[0])
+        if count >= _MOST_REFITTED:
+            break
+    return np.concatenate(found)[-_MOST_REFITTED:]
+
+
 def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) -> None:
     """Learns the effects of places again, everything else being given and without its dropout.
 
     The noise that dropout adds to a logit makes every effect look smaller (log-odds do not collapse, Gail et al. 1984).
     """
-    part = data.split.train[data.log.position[data.split.train] > 0][-_MOST_REFITTED:]
+    part = _newest_with_a_place(data)
     if not len(part):
         return
     known = behaviour_logits(model, rows, part).click.to(torch.float64)

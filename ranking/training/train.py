@@ -13,6 +13,7 @@ import torch
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
 from adcascade.records.memory import release_unused
+from adcascade.records.packed import sum_of
 from adcascade.training.checkpoint import checkpoint_file
 from adcascade.training.stage import OnProgress, StageContext, StageResult
 from adcascade.training.workers import join_workers, worker_device
@@ -156,7 +157,7 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
     log = data.log.take(rows)
     calibration = fit_calibration(click, log.clicks, log.impressions)
     update: dict[str, object] = {"calibration": calibration}
-    if data.log.conversions[data.split.train].any():
+    if sum_of(data.log.conversions, data.split.train):
         p_click = calibration.probability(click)
         update["conversion"] = fit_conversions(p_click, conversion, log.conversions, log.impressions)
     return spec.model_copy(update=update)
@@ -200,7 +201,7 @@ def _check(options: TrainOptions) -> None:
 
 
 def _check_clicks(data: Dataset) -> None:
-    clicks, impressions = (int(column[data.split.train].sum()) for column in (data.log.clicks, data.log.impressions))
+    clicks, impressions = (sum_of(column, data.split.train) for column in (data.log.clicks, data.log.impressions))
     if clicks in (0, impressions):
         raise InputError(
             f"the training part of the log has {'no clicks' if not clicks else 'only clicks'} to learn from: {clicks} "
