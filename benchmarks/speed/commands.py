@@ -277,6 +277,14 @@ def train_command(
     whole_rows: Annotated[
         int, typer.Option(min=1000, help="Rows of the log that a whole training reads; ten million are half an hour.")
     ] = 10_000_000,
+    whole_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="--max-minutes of that training: it has as large arrays if the clock cuts it short, so that its "
+            "memory alone is judged.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed; a whole training once.")] = 3,
     out: Out = OUT,
     compare: Compare = None,
@@ -289,7 +297,14 @@ def train_command(
     with explained():
         from benchmarks.speed.train import PARTS, TrainSettings, bench_train
 
-    settings = TrainSettings(tuple(part or PARTS), read_rows=read_rows, rows=rows, whole_rows=whole_rows, rounds=rounds)
+    settings = TrainSettings(
+        tuple(part or PARTS),
+        read_rows=read_rows,
+        rows=rows,
+        whole_rows=whole_rows,
+        whole_minutes=whole_minutes,
+        rounds=rounds,
+    )
     run_bench("train", lambda folder, progress: bench_train(settings, folder, progress), out, compare, as_json)
 
 
