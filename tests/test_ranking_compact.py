@@ -106,3 +106,15 @@ def test_labels_of_some_rows_are_those_of_all(data):
     assert every.rows.tolist() == list(range(len(data.log)))
     assert some.rows is data.split.valid
     assert some.clicks is every.clicks
+
+
+def test_what_was_made_of_a_log_is_forgotten_and_made_anew(data):
+    some, rows = replace(data), np.arange(0, len(data.log), 7)
+    table = some.feature_table(some.past, 0.3, some.feature_names)
+    past, features, (_, kind) = some.past, table[rows], some.context_kinds
+    some.forget()
+    assert some.past is not past
+    np.testing.assert_array_equal(some.feature_table(some.past, 0.3, some.feature_names)[rows], features)
+    np.testing.assert_array_equal(some.context_kinds[1], kind)
+    some.forget()
+    some.forget()  # nothing is there to forget

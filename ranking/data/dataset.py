@@ -67,6 +67,11 @@ class Dataset:
     history: ClickLog | None = None
     limits: TableLimits = field(default_factory=TableLimits)
 
+    def forget(self) -> None:
+        """Lets go of what was made of the rows, on disk, too; whatever is asked for again is made anew."""
+        for name in ("past", "context_kinds", "_tables", "_content_rows"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def events(self) -> ClickLog:
         """What rows look back on: the rows of the log, and after them those of `history`, which are no rows of it."""

@@ -61,6 +61,8 @@ def train_and_save(
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
         exports = _exported(data, trained, draft) if options.common.export else {}
         spec = trained.spec.model_copy(update={"metrics": metrics, "exports": exports})
+        data.forget()  # to count a log needs room of its own
+        release_unused()
         counters = LogCounters(data.log, data.keys, data.limits.counted_rows)
         save_version(store, draft, replace(trained, spec=spec), counters)
     if publish:
