@@ -278,13 +278,13 @@ def train_command(
         int, typer.Option(min=1000, help="Rows of the log that a whole training reads; ten million are half an hour.")
     ] = 10_000_000,
     whole_minutes: Annotated[
-        float | None,
+        float,
         typer.Option(
             min=0,
-            help="--max-minutes of that training: it has as large arrays if the clock cuts it short, so that its "
-            "memory alone is judged.",
+            help="--max-minutes of that training, 0 for none: it has as large arrays if the clock cuts it short, so "
+            "that its memory alone is judged.",
         ),
-    ] = None,
+    ] = 0.0,
     rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed; a whole training once.")] = 3,
     out: Out = OUT,
     compare: Compare = None,

@@ -45,7 +45,7 @@ class TrainSettings:
         row_path_rows: of the log whose rows are checked one by one, for comparison.
         rows: of the log whose histories and counters are made, and which the behaviour part learns from.
         whole_rows: of the log that a whole training makes a published version of.
-        whole_minutes: after which the clock cuts that training short; None for its default options.
+        whole_minutes: after which the clock cuts that training short; 0 for its default options.
         users_per_row: users of each log over its rows.
     """
 
@@ -54,7 +54,7 @@ class TrainSettings:
     row_path_rows: int = 200_000
     rows: int = 1_000_000
     whole_rows: int = TARGET_ROWS
-    whole_minutes: float | None = None
+    whole_minutes: float = 0.0
     users_per_row: float = 0.2
     ads: int = 20_000
     rounds: int = 3
@@ -220,13 +220,13 @@ def _behaviour(settings: TrainSettings, folder: Path, progress: Progress) -> tup
 def _whole(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
     """A log to a published version, once."""
     rows, minutes = settings.whole_rows, settings.whole_minutes
-    options = [] if minutes is None else ["--max-minutes", str(minutes)]
+    options = ["--max-minutes", str(minutes)] if minutes else []
     found = train_whole(_log_of(rows, settings, folder), rows, folder / f"model-{rows}", options)
     progress(1, 1)
     seconds = [(60 * found.minutes, 60 * found.processor_minutes)]
     contender = " ".join(["adcascade train", *options])
     entry = _entry(f"a log of {rows:,} rows to a version", contender, seconds, rows, GiB=found.peak_gib)
-    return [entry], verdicts(found, was_cut_short=minutes is not None)
+    return [entry], verdicts(found, was_cut_short=minutes > 0)
 
 
 def _unsorted(log: ClickLog) -> ClickLog:
