@@ -192,8 +192,9 @@ class CtrSpec(BaseModel):
         What is not known (NaN) becomes the mean.
         """
         mean, std = np.array(self.feature_mean, np.float32), np.array(self.feature_std, np.float32)
-        normal: Features = np.nan_to_num((features - mean) / std, nan=0.0)
-        return normal
+        normal: Features = features - mean
+        normal /= std
+        return np.nan_to_num(normal, copy=False, nan=0.0)
 
 
 def read_spec(path: Path) -> CtrSpec:

@@ -552,6 +552,8 @@ def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
     of_few = verdicts(WholeTraining(2500, 1.0, 1.0, 1.5))
     assert [(one.met, one.why) for one in of_few] == [(False, "measured on fewer rows")] * 2
     assert [one.met for one in verdicts(WholeTraining(50_000_000, 29.0, 50.0, 7.0))] == [True, False]
+    short = verdicts(WholeTraining(50_000_000, 20.0, 20.0, 5.0), was_cut_short=True)
+    assert [(one.met, one.why) for one in short] == [(False, "the clock cut it short"), (True, "")]
 
 
 def test_steps_of_the_text_layers_are_timed_in_a_process_of_their_own(tmp_path):

@@ -1,6 +1,6 @@
 """The click log: who was shown what, when, and whether they clicked; read and checked. Knows no models."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from adcascade.records.errors import InputError
 from adcascade.records.files import read_tables
 from adcascade.records.limits import MAX_ATTRIBUTES
 from adcascade.records.log_forms import CLICK_LOG, REQUIRED, LogForm
+from adcascade.records.packed import packed_counts, sum_of
 from adcascade.records.users import Context
 
 __all__ = ["NO_TIME", "REJECTED_FILE", "REQUIRED", "ClickLog", "Integers", "LogReport", "read_clicks"]
@@ -49,7 +50,8 @@ class ClickLog:
         request_id, ad_id, user_id: texts; a user_id reads as "" where it is unknown.
         time: int64, microseconds since 1970 UTC, or `NO_TIME`.
         utc_offset: int16, minutes that the clock on the wall was ahead of UTC; 0 where unknown.
-        clicks, impressions, conversions: int64; conversions <= clicks <= impressions, impressions >= 1.
+        clicks, impressions, conversions: int32, or int64 where a count needs it; conversions <= clicks <= impressions,
+            impressions >= 1.
         position: int32, place on the page from 1; 0 where unknown.
         context: further columns, by name; None where a row has no value.
 
@@ -142,7 +144,9 @@ class ClickLog:
 
     def ctr_of(self, rows: npt.NDArray[np.integer[Any]] | slice) -> float:
         """Clicks per impression of some rows."""
-        return float(self.clicks[rows].sum() / max(1, self.impressions[rows].sum()))
+        if isinstance(rows, slice):
+            return float(self.clicks[rows].sum() / max(1, self.impressions[rows].sum()))
+        return sum_of(self.clicks, rows) / max(1, sum_of(self.impressions, rows))
 
     def context_at(self, row: int) -> Context:
         """Where and when the impression of a row happened, from the further columns and the time."""
@@ -271,13 +275,14 @@ class _Columns:
         return replace(log, position=position, context=context)
 
 
-def _numbers(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike, order: Any) -> npt.NDArray[Any]:
-    """Some rows of a column; where all have one number, as 1 impression, a view of it that takes no memory."""
+def _numbers(parts: list[npt.NDArray[Any]], dtype: npt.DTypeLike, order: Any) -> npt.NDArray[Any]:
+    """Some rows of a column, whose parts are handed over; a view of one number where all rows have it."""
     found = np.concatenate(parts)
+    parts.clear()
     if len(found) and (found == found[0]).all():
         return np.broadcast_to(found[:1].astype(dtype), len(found[order]))
-    values: npt.NDArray[Any] = found[order].astype(dtype, copy=False)
-    return values
+    values: npt.NDArray[Any] = found[order]
+    return packed_counts(values) if dtype is np.int64 else values.astype(dtype, copy=False)
 
 
 def read_clicks(

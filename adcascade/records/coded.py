@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import coo_array
 
-Codes = npt.NDArray[np.int32]
+from adcascade.records.packed import blocks, index_type, looked_up, type_for
+
+Codes = npt.NDArray[np.signedinteger[Any]]
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.integer[Any]] | Mask | slice
@@ -37,14 +39,17 @@ class CodedColumn:
     of each row whether it has this text.
 
     Attributes:
-        codes: for each row the place of its text in `names`, `NO_VALUE` where there is none; int32 [rows].
-        names: texts, each once, in any order; some may be of no row.
+        codes: for each row the place of its text in `names`, `NO_VALUE` where there is none; int32 [rows], or of fewer
+            bits that also hold how many names there are.
+        names: texts, each once; some may be of no row.
         nothing: what is read where there is no value.
+        in_order: whether `names` are in the order of texts, so that codes compare as texts do.
     """
 
     codes: Codes
     names: pa.LargeStringArray
     nothing: str | None = None
+    in_order: bool = False
 
     @classmethod
     def of(cls, values: Iterable[str | None], nothing: str | None = None) -> "CodedColumn":
@@ -126,16 +131,34 @@ class CodedColumn:
         if used.all():
             return self
         place = np.append(np.cumsum(used) - 1, NO_VALUE).astype(np.int32)  # the last one is that of `NO_VALUE`
-        return replace(self, codes=place[self.codes], names=self.names.filter(pa.array(used)))
+        return replace(self, codes=looked_up(place, self.codes), names=self.names.filter(pa.array(used)))
+
+    def packed(self) -> "CodedColumn":
+        """The same column, whose codes have as few bits as hold how many names there are."""
+        return replace(self, codes=self.codes.astype(_code_type(len(self.names)), copy=False))
 
     @cached_property
     def sorted(self) -> "CodedColumn":
         """The same rows with the names that they have in order, so that codes compare as texts do."""
         column = self.compact()
-        order = pc.sort_indices(column.names).to_numpy().astype(np.int64)  # by bytes of UTF-8: by code points
-        place = np.full(len(order) + 1, NO_VALUE, np.int32)
-        place[order] = np.arange(len(order), dtype=np.int32)
-        return replace(column, codes=place[column.codes], names=column.names.take(pa.array(order)))
+        if column.in_order:
+            return column
+        place = np.append(column.ranks, np.int32(NO_VALUE))
+        return replace(column, codes=looked_up(place, column.codes), names=column.sorted_names, in_order=True)
+
+    @property
+    def sorted_names(self) -> pa.LargeStringArray:
+        """The names that the rows have, in order."""
+        names = self.names if self._is_used.all() else self.names.filter(pa.array(self._is_used))
+        return names if self.in_order else names.take(pc.sort_indices(names))  # by bytes of UTF-8: by code points
+
+    @cached_property
+    def ranks(self) -> npt.NDArray[np.int32]:
+        """The place of each of `names` in their order, int32 [names]."""
+        ranks = np.arange(len(self.names), dtype=np.int32)
+        if not self.in_order:
+            ranks[pc.sort_indices(self.names).to_numpy()] = np.arange(len(self.names), dtype=np.int32)
+        return ranks
 
     def of_names(
         self, value: Callable[[str], Any], otherwise: Any, dtype: npt.DTypeLike | None = None
@@ -145,13 +168,14 @@ class CodedColumn:
         parts = (column.names[start : start + _NAMES] for start in range(0, len(column.names), _NAMES))
         numbers = [np.array([*map(value, part.to_pylist())], dtype) for part in parts]
         values: npt.NDArray[Any] = np.concatenate([*numbers, np.array([otherwise], dtype)])
-        return values[column.codes]
+        return looked_up(values, column.codes)
 
     def renamed(self, name_of: Callable[[str], str | None]) -> "CodedColumn":
         """The column of what `name_of` makes of each text, asked once a text; None and `nothing` are no value."""
         column = self.compact()
         of_names = CodedColumn.of(map(name_of, column.names.to_pylist()), self.nothing)
-        return replace(of_names, codes=np.append(of_names.codes, np.int32(NO_VALUE))[column.codes])
+        own = np.append(of_names.codes, np.int32(NO_VALUE)).astype(_code_type(len(of_names.names)))
+        return replace(of_names, codes=looked_up(own, column.codes))
 
     def among(self, names: Collection[str]) -> Mask:
         """Which rows have one of these texts; bool [rows]."""
@@ -166,7 +190,8 @@ class CodedColumn:
     @cached_property
     def _is_used(self) -> Mask:
         used = np.zeros(len(self.names) + 1, bool)
-        used[self.codes] = True
+        for some in blocks(len(self.codes)):
+            used[self.codes[some]] = True
         return used[:-1]
 
     @cached_property
@@ -193,7 +218,12 @@ class OfCodes(Generic[Number]):
         return self._numbers[self._codes[rows]]
 
 
-def codes_of(indices: pa.Array) -> Codes:
+def _code_type(names: int) -> type[np.signedinteger[Any]]:
+    """Of codes of so many names: the number after the last one is one that no row has."""
+    return type_for(NO_VALUE, names)
+
+
+def codes_of(indices: pa.Array) -> npt.NDArray[np.int32]:
     """Indices of an Arrow dictionary as codes: nulls are `NO_VALUE`."""
     return pc.fill_null(indices.cast(pa.int32()), NO_VALUE).to_numpy()  # type: ignore[no-any-return]
 
@@ -203,10 +233,11 @@ def joined(columns: Sequence[CodedColumn]) -> CodedColumn:
     every = [pa.array(np.arange(len(part.names), dtype=np.int32)) for part in columns]
     coded = [pa.DictionaryArray.from_arrays(own, part.names) for own, part in zip(every, columns, strict=True)]
     same = pa.chunked_array(coded).unify_dictionaries()
-    codes = np.empty(sum(map(len, columns)), np.int32)
+    codes = np.empty(sum(map(len, columns)), _code_type(len(same.chunk(0).dictionary)))
     start = 0
     for part, place in zip(columns, same.chunks, strict=True):
-        of_part = np.append(place.indices.to_numpy(), np.int32(NO_VALUE))  # the last one is that of `NO_VALUE`
+        # The last one is that of `NO_VALUE`.
+        of_part = np.append(place.indices.to_numpy(), np.int32(NO_VALUE)).astype(codes.dtype)
         np.take(of_part, part.codes, out=codes[start : start + len(part)], mode="wrap")
         start += len(part)
     return CodedColumn(codes, same.chunk(0).dictionary, columns[0].nothing)
@@ -217,12 +248,12 @@ class GrowingColumn:
 
     def __init__(self, rows: int, nothing: str | None = None) -> None:
         """Begins with so many rows without a value."""
-        self._parts = [CodedColumn(np.full(rows, NO_VALUE, np.int32), pa.array([], _TEXT), nothing)]
+        self._parts = [CodedColumn(np.full(rows, NO_VALUE, _code_type(0)), pa.array([], _TEXT), nothing)]
         self._waiting = 0
 
     def append(self, part: CodedColumn) -> None:
         """Adds rows."""
-        self._parts.append(part)
+        self._parts.append(part.packed())
         self._waiting += part.names.nbytes
         if self._waiting > max(_WAITING_BYTES, self._parts[0].names.nbytes) or len(self._parts) > _WAITING_PARTS:
             self.column()
@@ -250,7 +281,7 @@ def grouped(codes: npt.NDArray[np.integer[Any]], groups: int) -> tuple[Integers,
         Row indices, int64 [rows], and where those of each code begin, int64 [groups + 2]: of code c they are
         ``order[start[c + 1] : start[c + 2]]``.
     """
-    rows = np.arange(len(codes), dtype=np.int32 if len(codes) < 2**31 else np.int64)
+    rows = np.arange(len(codes), dtype=index_type(len(codes)))
     shape = (groups + 1, max(1, len(codes)))
     table = coo_array((np.ones(len(codes), bool), (codes + 1, rows)), shape).tocsr()
     return table.indices.astype(np.int64), table.indptr.astype(np.int64)
@@ -281,8 +312,28 @@ def combinations(columns: Sequence[npt.NDArray[np.integer[Any]]]) -> tuple[Integ
     """Which rows have the same numbers in all columns.
 
     Returns:
-        The first row of each combination, int64 [combinations], and the combination of each row, int64 [rows].
+        The first row of each combination, int64 [combinations], and the combination of each row, [rows]: int32, or
+        int64 if so many rows need it.
     """
+    # Of each block those of its own first: they are few, in most columns, and all rows at once would be much memory.
+    kind = np.empty(len(columns[0]), index_type(len(columns[0])))
+    candidates, before = [np.empty(0, np.int64)], 0
+    for some in blocks(len(kind)):
+        first, own = _combinations([column[some] for column in columns])
+        kind[some] = own + before
+        candidates.append(first + some.start)
+        before += len(first)
+    if len(candidates) <= 2:
+        return candidates[-1], kind
+    rows = np.concatenate(candidates)
+    first, number = _combinations([column[rows] for column in columns])
+    for some in blocks(len(kind)):
+        kind[some] = number[kind[some]]
+    return rows[first], kind
+
+
+def _combinations(columns: Sequence[npt.NDArray[np.integer[Any]]]) -> tuple[Integers, Integers]:
+    """The same of rows that are looked at all at once, int64 both."""
     found, count = np.zeros(len(columns[0]), np.int64), 1
     for column in columns:
         values = column

@@ -134,7 +134,7 @@ def point_in_time_decayed(keys: CodedColumn, log: ClickLog) -> Floats:
     Returns:
         Impressions and clicks, float64 [rows, half-lives, 2]; zero for a row without a key.
     """
-    events = _events(keys, log, np.arange(len(log)))
+    events = _events(keys, log)
     return _decayed_at(events, events.before_rows)
 
 
@@ -152,7 +152,7 @@ def out_of_fold_decayed(keys: CodedColumn, log: ClickLog, fold: Integers, folds:
     return result
 
 
-def _events(keys: CodedColumn, log: ClickLog, rows: Integers) -> KeyedEvents:
+def _events(keys: CodedColumn, log: ClickLog, rows: Integers | slice = slice(None)) -> KeyedEvents:
     codes = keys.codes[rows].astype(np.int64)
     return KeyedEvents(codes, log.time[rows], np.stack([log.impressions[rows], log.clicks[rows]], axis=1))
 
@@ -282,6 +282,6 @@ def _totals(key: str, keys: CodedColumn, log: ClickLog) -> CounterTable:
     values = np.zeros((count, WIDTH if key in DECAYED else 4))
     values[:, :4] = np.stack([*counted, *(np.where(np.isfinite(end), end, np.nan) for end in (first, last))], axis=1)
     if key in DECAYED:
-        events = _events(keys, log, np.arange(len(log)))
+        events = _events(keys, log)
         values[events.key[events.ends], 4:] = _decayed_at(events, events.ends).reshape(-1, len(DECAYED_NUMBERS))
     return CounterTable(keys.names, values)

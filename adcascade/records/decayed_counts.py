@@ -60,12 +60,15 @@ class KeyedEvents:
         new_event[1:] |= event_time[1:] != event_time[:-1]
         first = np.flatnonzero(new_event)
         self.key, self.last = code[first], event_time[first]
+        del code, event_time  # one ad may have millions of rows
         self._begins = new_key[first]  # [events]
-        event = np.cumsum(new_event) - 1  # [rows]
+        event = np.cumsum(new_event)  # [rows]
+        event -= 1
         self.before_rows = np.full(len(codes), -1)
         self.before_rows[rows] = np.where(self._begins[event], -1, event - 1)
-        columns = [np.bincount(event, column[rows], len(first)) for column in values.T]
-        self._values: Floats = np.stack(columns, axis=1).astype(np.float64)  # [events, columns]
+        self._values: Floats = np.empty((len(first), values.shape[1]))  # [events, columns]
+        for place, column in enumerate(values.T):
+            self._values[:, place] = np.bincount(event, column[rows], len(first))
 
     def __len__(self) -> int:
         return len(self.key)

@@ -24,6 +24,7 @@ from adcascade.records.counters import (
     point_in_time_counts,
     point_in_time_decayed,
 )
+from adcascade.records.packed import index_type
 from adcascade.records.users import Event, EventType, UserProfile
 
 _WINDOW_ROWS = 128
@@ -53,7 +54,7 @@ class Spans:
 
     Attributes:
         events: row indices, one user after the other, each user's oldest first, [events]; int32 where that is enough.
-        first, last: row i may see ``events[first[i]:last[i]]`` and nothing else, [rows].
+        first, last: row i may see ``events[first[i]:last[i]]`` and nothing else, [rows]; of few bits, too.
         event_fold, row_fold: of each event and of each row, which see only events of other folds; None if there are no
             folds.
     """
@@ -129,12 +130,17 @@ class PointInTimeHistory:
         return Histories(self._events)
 
     @cached_property
-    def _spans(self) -> Spans:
-        """Everything that each row of the log may see."""
-        log = self._events
-        index: npt.DTypeLike = np.int32 if len(log) < 2**31 else np.int64
-        first, last = np.zeros(len(log), index), np.zeros(len(log), index)
-        events, done = [np.empty(0, index)], 0
+    def _user_events(self) -> tuple[Integers, Integers, Integers]:
+        """The events of all users, and which of them each row sees.
+
+        Returns:
+            Row indices, one user after the other, each user's oldest first, [events]; where those of each user begin,
+            [users + 1], with a 0 at the end for nobody; and where those end that each row of the log may see, [rows].
+            All are int32 where that is enough.
+        """
+        log, index = self._events, index_type(len(self._events))
+        begin, last = np.zeros(len(log.user_id.names) + 1, index), np.zeros(len(log), index)
+        events, done = np.empty(len(log), index), 0
         for users in code_ranges(log.user_id, _USERS_ROWS):
             rows = _by_time(log, np.flatnonzero(users & (log.time != NO_TIME)))
             mine = rows[np.argsort(log.user_id.codes[rows], kind="stable")]
@@ -142,12 +148,11 @@ class PointInTimeHistory:
             new_user = np.r_[True, code[1:] != code[:-1]][: len(mine)]
             new_moment = new_user | np.r_[True, time[1:] != time[:-1]][: len(mine)]
             place = done + np.arange(len(mine))
-            # Where the user, and where the moment, of each event begins.
-            first[mine] = np.maximum.accumulate(np.where(new_user, place, 0))
-            last[mine] = np.maximum.accumulate(np.where(new_moment, place, 0))
-            events.append(mine.astype(index))
+            begin[code[new_user]] = place[new_user]
+            last[mine] = np.maximum.accumulate(np.where(new_moment, place, 0))  # where its moment begins
+            events[done : done + len(mine)] = mine
             done += len(mine)
-        return Spans(np.concatenate(events), first, last)
+        return events[:done], begin, last
 
     def windows(self, rows: Integers, limit: int) -> Iterator[Window]:
         """See `HistoryView`."""
@@ -163,8 +168,11 @@ class PointInTimeHistory:
 
     def spans(self, rows: Integers, limit: int) -> Spans:
         """See `HistoryView`."""
-        mine = self._spans.take(rows)
-        return replace(mine, first=np.maximum(mine.first, mine.last - limit))
+        events, begin, last = self._user_events
+        ends = last[rows]
+        # A row without a time sees nothing, and ends before its user begins.
+        first = np.minimum(begin[self._events.user_id.codes[rows]], ends)
+        return Spans(events, np.maximum(first, ends - limit), ends)
 
     def counts(self, keys: CodedColumn, rows: Integers | None = None) -> Counts:
         """See `HistoryView`."""

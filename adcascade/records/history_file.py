@@ -79,7 +79,7 @@ def _is_first(events: ClickLog) -> Mask:
 def _is_near(log: ClickLog, events: ClickLog) -> Mask:
     """Which events are of a user and an ad that a row of the log has less than a day before or after."""
     both = followed_by(log, events)
-    _, pair = combinations([both.user_id.codes, both.ad_id.codes])
+    pair = combinations([both.user_id.codes, both.ad_id.codes])[1].astype(np.int64)
     rows = np.flatnonzero(log.time != NO_TIME)
     order = rows[np.lexsort((log.time[rows], pair[rows]))]
     moments, rank = np.unique(log.time[order], return_inverse=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from adcascade.records.clicks import NO_TIME, ClickLog, LogReport
 from adcascade.records.coded import Mask
+from adcascade.records.packed import totals
 from adcascade.records.users_by_id import Users
 
 # Nobody sees a tenth of all impressions: a user who does stands for many.
@@ -46,10 +47,11 @@ def rejected_lines(report: LogReport) -> list[str]:
 
 def span_line(log: ClickLog) -> str:
     """The first and the last day (UTC) of a log, and how many rows are without a timestamp."""
-    times = log.time[log.time != NO_TIME]
-    if not len(times):
+    timed = log.time != NO_TIME
+    if not timed.any():
         return f"The log has {len(log):,} rows; {log.untimed_rows}."
-    first, last = (datetime.fromtimestamp(int(time) / 1e6, UTC) for time in (times[0], times[-1]))
+    ends = log.time[timed.argmax()], log.time[len(log) - 1 - timed[::-1].argmax()]
+    first, last = (datetime.fromtimestamp(int(time) / 1e6, UTC) for time in ends)
     days = (last.date() - first.date()).days + 1
     span = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC ({days:,} day{'s' if days > 1 else ''})"
     untimed = f"; {log.untimed_rows}" if log.untimed else ""
@@ -70,7 +72,11 @@ def warning_lines(log: ClickLog, users: Collection[str] | None) -> list[str]:
         )
     if users is not None and not _are_among(names, users).any():
         given = next(iter(users), None)
-        example = f"there {given[:80]!r}, in the log {str(names[0])[:80]!r}" if given is not None else "it is empty"
+        example = (
+            f"there {given[:80]!r}, in the log {str(log.user_id.sorted_names[0])[:80]!r}"
+            if given is not None
+            else "it is empty"
+        )
         warnings.append(f"Warning: none of the log's users is in the users file ({example}): are they the same ids?")
     return warnings
 
@@ -99,8 +105,8 @@ def _known_users(log: ClickLog, users: Collection[str]) -> str:
 
 def _users_of(log: ClickLog) -> tuple[pa.LargeStringArray, np.ndarray]:
     """Users of a log, and how many rows each has, int64 [users]."""
-    users = log.user_id.sorted
-    return users.names, np.bincount(users.codes[users.known], minlength=len(users.names))
+    rows = totals(log.user_id.codes, len(log.user_id.names))
+    return log.user_id.names.filter(pa.array(rows > 0)), rows[rows > 0]
 
 
 def _are_among(names: pa.LargeStringArray, users: Collection[str]) -> Mask:

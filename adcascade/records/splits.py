@@ -1,18 +1,20 @@
 """A click log cut into training, validation and test: by time, by request, by ad, at random. Knows no models."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, ClickLog, Integers
-from adcascade.records.coded import CodedColumn, grouped
+from adcascade.records.coded import NO_VALUE, CodedColumn, grouped
 from adcascade.records.errors import InputError
+from adcascade.records.packed import blocks, index_type, totals
 
 
 class Split(NamedTuple):
-    """Row indices of the three parts of a log; a part may be empty."""
+    """Row indices of the three parts of a log, int32 where that is enough; a part may be empty."""
 
     train: Integers
     valid: Integers
@@ -28,8 +30,8 @@ def split_by_time(log: ClickLog, shares: tuple[float, float, float] = (0.8, 0.1,
         raise InputError(f"a split by time needs a timestamp in every row: {log.untimed_rows}")
     if log.one_moment:
         raise InputError(f"a split by time needs rows of several times: {log.one_moment_rows}")
-    cuts = [_cut(log.time, sum(shares[:parts])) for parts in (1, 2)]
-    return _non_empty(np.split(np.arange(len(log)), cuts))
+    cuts = [0, *(_cut(log.time, sum(shares[:parts])) for parts in (1, 2)), len(log)]
+    return _non_empty([np.arange(start, end, dtype=index_type(len(log))) for start, end in pairwise(cuts)])
 
 
 def split_each_user(log: ClickLog, shares: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> Split:
@@ -95,9 +97,17 @@ def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int | Sequence[i
     """
     if len(rows) <= most:
         return rows
-    users, requests = log.user_id.sorted, log.request_id.sorted
-    unit = np.where(users.known[rows], users.codes[rows], len(users.names) + requests.codes[rows].astype(np.int64))
-    _, unit, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    users, requests = log.user_id, log.request_id
+    # Of each row the place of its user among all, in the order of their names, or after them that of its request.
+    unit = np.empty(len(rows), index_type(len(users.names) + len(requests.names)))
+    for some in blocks(len(rows)):
+        code = users.codes[rows[some]]
+        unit[some] = users.ranks[code] if len(users.names) else 0
+        nobody = np.flatnonzero(code == NO_VALUE)
+        unit[some.start + nobody] = len(users.names) + requests.ranks[requests.codes[rows[some][nobody]]]
+    of_all = totals(unit, len(users.names) + len(requests.names))
+    there = np.flatnonzero(of_all)
+    counts = of_all[there]
     order = np.random.default_rng(seed).permutation(len(counts))
     kept, left = np.zeros(len(counts), bool), most
     while left > 0 and len(order := order[counts[order] <= left]):
@@ -109,7 +119,9 @@ def drawn_units(log: ClickLog, rows: Integers, most: int, seed: int | Sequence[i
         order = order[len(taken) + 1 :]
     if not kept.any():
         return rows[:most]
-    return rows[kept[unit]]
+    is_kept = np.zeros(len(of_all), bool)
+    is_kept[there[kept]] = True
+    return rows[is_kept[unit]]
 
 
 def _cut(time: Integers, share: float) -> int:

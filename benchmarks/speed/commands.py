@@ -280,6 +280,14 @@ def train_command(
     against: Annotated[
         str, typer.Option(help="A commit of this repository, whose fine-tuning of text is timed in turns.")
     ] = "",
+    whole_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="--max-minutes of that training, 0 for none: it has as large arrays if the clock cuts it short, so "
+            "that its memory alone is judged.",
+        ),
+    ] = 0.0,
     rounds: Annotated[int, typer.Option(min=1, help="How often each part is timed; a whole training once.")] = 3,
     out: Out = OUT,
     compare: Compare = None,
@@ -294,7 +302,13 @@ def train_command(
         from benchmarks.speed.train import PARTS, TrainSettings, bench_train
 
     settings = TrainSettings(
-        tuple(part or PARTS), read_rows=read_rows, rows=rows, whole_rows=whole_rows, against=against, rounds=rounds
+        tuple(part or PARTS),
+        read_rows=read_rows,
+        rows=rows,
+        whole_rows=whole_rows,
+        whole_minutes=whole_minutes,
+        against=against,
+        rounds=rounds,
     )
     run_bench("train", lambda folder, progress: bench_train(settings, folder, progress), out, compare, as_json)
 

@@ -49,6 +49,7 @@ class TrainSettings:
         text_steps: of each round.
         against: a commit whose fine-tuning is timed in turns; empty for none.
         whole_rows: of the log that a whole training makes a published version of.
+        whole_minutes: after which the clock cuts that training short; 0 for its default options.
         users_per_row: users of each log over its rows.
     """
 
@@ -60,6 +61,7 @@ class TrainSettings:
     text_steps: int = 220
     against: str = ""
     whole_rows: int = TARGET_ROWS
+    whole_minutes: float = 0.0
     users_per_row: float = 0.2
     ads: int = 20_000
     rounds: int = 3
@@ -235,12 +237,14 @@ def _text(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[li
 
 def _whole(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
     """A log to a published version, once."""
-    rows = settings.whole_rows
-    found = train_whole(_log_of(rows, settings, folder), rows, folder / f"model-{rows}")
+    rows, minutes = settings.whole_rows, settings.whole_minutes
+    options = ["--max-minutes", str(minutes)] if minutes else []
+    found = train_whole(_log_of(rows, settings, folder), rows, folder / f"model-{rows}", options)
     progress(1, 1)
     seconds = [(60 * found.minutes, 60 * found.processor_minutes)]
-    entry = _entry(f"a log of {rows:,} rows to a version", "adcascade train", seconds, rows, GiB=found.peak_gib)
-    return [entry], verdicts(found)
+    contender = " ".join(["adcascade train", *options])
+    entry = _entry(f"a log of {rows:,} rows to a version", contender, seconds, rows, GiB=found.peak_gib)
+    return [entry], verdicts(found, was_cut_short=minutes > 0)
 
 
 def _unsorted(log: ClickLog) -> ClickLog:

@@ -79,11 +79,17 @@ def _ended(process: "subprocess.Popen[bytes]") -> _Ended:
     return _Ended(process.returncode, usage.ru_utime + usage.ru_stime, peak[0])
 
 
-def verdicts(found: WholeTraining) -> list[TargetResult]:
-    """Whether a training was fast and small enough; one of fewer rows than a target names tells nothing of it."""
+def verdicts(found: WholeTraining, *, was_cut_short: bool = False) -> list[TargetResult]:
+    """Whether a training was fast and small enough; one of fewer rows than a target names tells nothing of it.
+
+    Args:
+        was_cut_short: by the clock: then its minutes tell nothing either.
+    """
 
     def verdict(what: str, reached: str, is_met: bool, target: str, rows: int) -> TargetResult:
         why = "" if found.rows >= rows else "measured on fewer rows"
+        if was_cut_short and rows == TARGET_ROWS:
+            why = "the clock cut it short"
         return TargetResult(
             what=what, target=f"less than {target} for {rows:,} rows", reached=reached, met=is_met and not why, why=why
         )

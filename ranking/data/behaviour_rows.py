@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adcascade.records.clicks import NO_TIME, Integers
+from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.coded import OfCodes
 from adcascade.records.hashing import blake2b_bucket
 from adcascade.records.history import HistoryView, Window, ranges
+from adcascade.records.packed import blocks
 from ranking.artifact import Ranker
 from ranking.data.dataset import Dataset
 from ranking.data.feature_table import NormalFeatures
@@ -33,7 +34,7 @@ from ranking.model.text_prior import TextPrior
 ROWS_PER_PASS = 8192
 _NO_FOLD = -2
 # Rows that are put in units at once, about.
-_UNITS_ROWS = 1 << 22
+_UNITS_ROWS = 1 << 21
 # Rows that trees read at once.
 _TREE_ROWS = 1 << 18
 
@@ -91,7 +92,7 @@ class BehaviourRows:
         vectors = torch.cat([ads.vectors(ranker.model.text, ranker.pad_id), _vectors_of(interests, ranker)])
         buckets = torch.tensor([blake2b_bucket(ad_id, spec.shape.id_buckets) for ad_id in ads.texts])
         self.texts = AdInputs(vectors.to(device), F.pad(buckets, (0, len(interests))).to(device))
-        self._classes = np.where(data.events.conversions > 0, 2, data.events.clicks > 0).astype(np.int8)
+        self._classes = _classes(data.events)
         hashes, kind = data.reading(spec.shape.context_words).context_kinds
         self._context = _filled(torch.from_numpy(context_buckets(hashes, spec.shape.context_buckets))).to(device)
         self._kind_of_context = torch.from_numpy(kind).to(device)
@@ -251,9 +252,13 @@ class BehaviourRows:
         return model.of_position(self._positions[torch.from_numpy(rows).to(self._device)].long())
 
     def center_positions(self, model: BehaviourModel, rows: Integers) -> None:
-        """See `BehaviourModel.center_positions`."""
-        impressions = torch.from_numpy(self._data.log.impressions[rows]).to(self._device)
-        model.center_positions(self._positions[torch.from_numpy(rows).to(self._device)].long(), impressions)
+        """See `BehaviourModel.center_positions`, which gets the impressions at each place."""
+        log = self._data.log
+        shown = np.zeros(int(log.position.max(initial=0)) + 1, np.int64)
+        for some in blocks(len(rows)):
+            np.add.at(shown, log.position[rows[some]], log.impressions[rows[some]])
+        places = np.flatnonzero(shown)
+        model.center_positions(self._tensor(places), self._tensor(shown[places]))
 
     def _shown(self, rows: Integers) -> Impressions:
         place = torch.from_numpy(rows).to(self._device)
@@ -282,6 +287,14 @@ class BehaviourRows:
 
     def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
+
+
+def _classes(events: ClickLog) -> npt.NDArray[np.int8]:
+    """What each event was: 0 for an impression, 1 for a click, 2 for a conversion; int8 [events]."""
+    found = np.empty(len(events), np.int8)
+    for some in blocks(len(events)):
+        found[some] = np.where(events.conversions[some] > 0, 2, events.clicks[some] > 0)
+    return found
 
 
 def _filled(context: Tensor) -> Tensor:

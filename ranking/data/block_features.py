@@ -10,6 +10,7 @@ from adcascade.records.clicks import NO_TIME, ClickLog, Integers
 from adcascade.records.counter_table import HALF_LIVES_H
 from adcascade.records.counters import CounterSnapshot, Counts
 from adcascade.records.history import HistoryView
+from adcascade.records.memory import release_unused
 from ranking.data.feature_table import RowTable, TableLimits, request_blocks
 from ranking.data.log_keys import LogKeys
 from ranking.inputs.content import Similarity
@@ -72,8 +73,9 @@ def features_by_block(source: FeatureSource, limits: TableLimits) -> RowTable:
     order, cuts = request_blocks(source.requests, limits.block_rows)
     table = RowTable(count, len(source.names), np.float32, order, limits.most_in_memory)
     tables = {}
-    if source.counters is None:
-        tables = {key: _counted(source, key, limits) for key in source.read_keys}
+    for key in source.read_keys if source.counters is None else ():
+        tables[key] = _counted(source, key, limits)
+        release_unused()
     for start, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         rows = np.arange(start, end) if order is None else order[start:end]
         table.append(_features(source, tables, rows))
@@ -144,14 +146,17 @@ def moments(table: RowTable, rows: Integers, limits: TableLimits) -> tuple[Momen
     def blocks() -> Iterator[tuple[Moments, npt.NDArray[np.bool_]]]:
         for start in range(0, len(rows), limits.block_rows):
             features = table[rows[start : start + limits.block_rows]].astype(np.float64)
-            yield features, ~np.isnan(features)
+            yield features, np.isnan(features)
 
     count, total, squares = np.zeros((3, table.shape[1]))
-    for features, known in blocks():
-        count += known.sum(axis=0)
-        total += np.where(known, features, 0).sum(axis=0)
+    for features, unknown in blocks():
+        count += len(features) - unknown.sum(axis=0)
+        features[unknown] = 0
+        total += features.sum(axis=0)
     count = np.maximum(count, 1)
     mean = total / count
-    for features, known in blocks():
-        squares += (np.where(known, features - mean, 0) ** 2).sum(axis=0)
+    for features, unknown in blocks():
+        features -= mean
+        features[unknown] = 0
+        squares += np.square(features, out=features).sum(axis=0)
     return mean, np.sqrt(squares / count)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from adcascade.records.errors import InputError
 from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
 from adcascade.records.history_file import followed_by, read_history
 from adcascade.records.joined import Joined, read_joined
+from adcascade.records.memory import release_unused
+from adcascade.records.packed import blocks, packed_counts, totals
 from adcascade.records.splits import Split
 from adcascade.records.users import Event, UserProfile
 from adcascade.records.users_by_id import who_tell
@@ -35,8 +38,6 @@ from ranking.training.options import CommonOptions
 # Splits in which each row looks back on what is strictly earlier.
 _BY_TIME = ("time", "user", "none")
 _FOLDS = 5
-# Rows of a column that are copied at once.
-_ROWS_AT_ONCE = 1 << 20
 _MINUTE = 60_000_000  # microseconds
 
 
@@ -66,6 +67,11 @@ class Dataset:
     history: ClickLog | None = None
     limits: TableLimits = field(default_factory=TableLimits)
 
+    def forget(self) -> None:
+        """Lets go of what was made of the rows, on disk, too; whatever is asked for again is made anew."""
+        for name in ("past", "context_kinds", "_tables", "_content_rows"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def events(self) -> ClickLog:
         """What rows look back on: the rows of the log, and after them those of `history`, which are no rows of it."""
@@ -90,7 +96,7 @@ class Dataset:
     @cached_property
     def training_sha256(self) -> str:
         """Hash of the log, the history and the texts of their ads, and of which rows train and validate."""
-        return self._sha256_with(self.events.ad_id.sorted.names.to_pylist())
+        return self._sha256_with(self.events.ad_id.sorted_names.to_pylist())
 
     def is_training_of(self, sha256: str) -> bool:
         """Whether a model with this `training_sha256` learned from exactly these rows.
@@ -102,13 +108,13 @@ class Dataset:
     def _sha256_with(self, ad_ids: Sequence[str]) -> str:
         digest = hashlib.sha256()
         for part in (self.split.train, self.split.valid):
-            digest.update(f"{len(part)} ".encode() + part.tobytes())
+            digest.update(f"{len(part)} ".encode())
+            _hash_numbers(digest, part)
         for log in (self.log,) if self.history is None else (self.log, self.history):
             for column in (log.request_id, log.ad_id, log.user_id):
                 column.hash_into(digest)
             for numbers in (log.time, log.clicks, log.impressions, log.conversions):
-                for start in range(0, len(numbers), _ROWS_AT_ONCE):
-                    digest.update(numbers[start : start + _ROWS_AT_ONCE].tobytes())
+                _hash_numbers(digest, numbers)
         for ad_id in ad_ids:
             digest.update(f"{ad_id}\0{render_ad(self.ads[ad_id])}\0".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
@@ -127,7 +133,7 @@ class Dataset:
     def fold(self) -> Integers:
         """The fold of each row that `past` goes by; a split by time, of all or of each user, has but one."""
         if self._looks_back_in_time:
-            return np.zeros(len(self.log), np.int64)
+            return np.broadcast_to(np.int64(0), len(self.log))
         return self._draw_folds(np.random.default_rng(0))
 
     @cached_property
@@ -220,8 +226,7 @@ class Dataset:
         """
         log = self.log
         hours = np.empty(len(log), np.int16)  # of a week, on the clock on the wall
-        for start in range(0, len(log), _ROWS_AT_ONCE):
-            some = slice(start, start + _ROWS_AT_ONCE)
+        for some in blocks(len(log)):
             minutes = np.where(log.time[some] != NO_TIME, log.time[some] // _MINUTE + log.utc_offset[some], 0)
             hours[some] = np.where(log.time[some] != NO_TIME, minutes // 60 % (7 * 24), NO_VALUE)
         words = [column.codes for name, column in log.context.items() if name != "page_text"]
@@ -231,7 +236,7 @@ class Dataset:
             context = log.context_at(row)
             user = self.users.get(log.user_id[row], UserProfile())
             found.append(context_hashes(user, context, context.timestamp, self.context_words))
-        return np.array(found, np.uint64).reshape(len(first), self.context_words), kind.astype(np.int32)
+        return np.array(found, np.uint64).reshape(len(first), self.context_words), kind.astype(np.int32, copy=False)
 
     @property
     def _kinds_of_users(self) -> npt.NDArray[np.int32]:
@@ -247,13 +252,13 @@ class Dataset:
 
     @cached_property
     def groups(self) -> Integers:
-        """Number of each row's request, int64 [rows]."""
-        return self.log.request_id.sorted.codes.astype(np.int64)
+        """Number of each row's request, in the order of their ids, int32 [rows]."""
+        return self.log.request_id.sorted.codes.astype(np.int32, copy=False)
 
     @cached_property
     def request_rows(self) -> Integers:
-        """Rows of each request of `groups`, int64 [requests]."""
-        return np.bincount(self.groups)
+        """Rows of each request of `groups`, int32 [requests]; int64 where a request has so many."""
+        return packed_counts(totals(self.groups, int(self.groups.max(initial=-1)) + 1))
 
     def labels(self, options: CommonOptions) -> Labels:
         """What is learned from the training part."""
@@ -281,6 +286,12 @@ class Dataset:
         user_id = self.log.user_id[row]
         user = self.users.get(user_id, UserProfile(user_id))
         return render_user(replace(user, history=history), self.log.context_at(row), self.ads.get)
+
+
+def _hash_numbers(digest: "hashlib._Hash", numbers: npt.NDArray[np.integer[Any]]) -> None:
+    """Updates a digest with numbers as int64, of however few bits they are."""
+    for some in blocks(len(numbers)):
+        digest.update(numbers[some].astype(np.int64, copy=False).tobytes())
 
 
 def load_dataset(
@@ -319,6 +330,9 @@ def load_dataset(
         timed=split in ("auto", "time", "user"),
         rejected_file=rejected_file,
     )
+    # In order once and for all: as numbers of requests, codes then need no other column beside them.
+    read = replace(read, log=replace(read.log, request_id=read.log.request_id.sorted))
+    release_unused()
     log, report = read.log, read.report
     if split == "auto":
         why = why_not_by_time(log)
@@ -326,6 +340,7 @@ def load_dataset(
         report = report.noted(f"Split by request, not by time: {why}.") if why else report
     before, note = _history_before(history, read, split, max_rejected)
     parts, drawn = bounded(log, split_rows(log, split, seed), MOST_HELD_OUT, in_time=split in _BY_TIME)
+    release_unused()
     return Dataset(
         log,
         report.noted(*note, *drawn),

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -17,10 +18,13 @@ import numpy.typing as npt
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
+from adcascade.records.packed import blocks, index_type
 from ranking.inputs.features import Features
 
 # Rows that lie so close that the stretch they are in has at most so many times as many are read in one piece.
 _SPARSE = 4
+# Rows that are normalised at once.
+_NORMAL_ROWS = 1 << 17
 # What a file system says that cannot reserve room.
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -55,7 +59,7 @@ class RowTable:
     """A table [rows, columns] that is filled block after block and, once it is full, read by row.
 
     Args:
-        order: which row each line of the table is of, int64 [rows]; None if line i is of row i.
+        order: which row each line of the table is of, [rows]; None if line i is of row i.
         most_in_memory: see `TableLimits`.
 
     Raises:
@@ -73,8 +77,9 @@ class RowTable:
         self.shape, self._dtype = (rows, columns), np.dtype(dtype)
         self._line: Integers | None = None
         if order is not None:
-            self._line = np.empty(rows, np.int64)
-            self._line[order] = np.arange(rows)
+            self._line = np.empty(rows, index_type(rows))
+            for some in blocks(rows):
+                self._line[order[some]] = np.arange(some.start, some.stop)
         self._width, self._filled = columns * self._dtype.itemsize, 0
         self._file = _scratch_file(rows * self._width) if rows * self._width > most_in_memory else None
         self._values = np.empty(self.shape if self._file is None else (0, columns), self._dtype)
@@ -197,25 +202,36 @@ class NormalFeatures:
 
     def __getitem__(self, rows: Integers, /) -> Features:
         """Of some rows, float32 [rows, features]."""
-        return self._normalise(self._table[rows])
+        if len(rows) <= _NORMAL_ROWS:
+            return self._normalise(self._table[rows])
+        parts = (self._normalise(self._table[rows[some]]) for some in blocks(len(rows), _NORMAL_ROWS))
+        first = next(parts)
+        found = np.empty((len(rows), first.shape[1]), first.dtype)
+        for some, part in zip(blocks(len(rows), _NORMAL_ROWS), chain([first], parts), strict=True):
+            found[some] = part
+        return found
 
 
 def request_blocks(requests: Integers, rows: int) -> tuple[Integers | None, Integers]:
     """Rows in blocks of about so many, in which no request is torn apart.
 
     Args:
-        requests: number of each row's request, from 0, int64 [rows of the log].
+        requests: number of each row's request, from 0, [rows of the log].
 
     Returns:
-        The order of the rows, int64 [rows of the log], None if it is their own; and where blocks begin in it, with the
-        end of the last one, int64 [blocks + 1].
+        The order of the rows, int32 where that is enough, [rows of the log], None if it is their own; and where blocks
+        begin in it, with the end of the last one, int64 [blocks + 1].
     """
-    count = len(requests)
-    first = np.empty(int(requests.max(initial=-1)) + 1, np.int64)
-    first[requests[::-1]] = np.arange(count)[::-1]  # of several rows, the last one written stays
-    key = first[requests]
-    order = None if (key[1:] >= key[:-1]).all() else np.argsort(key, kind="stable")
-    key = key if order is None else key[order]
+    count, index = len(requests), index_type(len(requests))
+    first, key = np.empty(int(requests.max(initial=-1)) + 1, index), np.empty(count, index)
+    for some in reversed([*blocks(count)]):
+        first[requests[some][::-1]] = np.arange(some.start, some.stop)[::-1]  # of several, the last one written stays
+    for some in blocks(count):
+        key[some] = first[requests[some]]
+    order = None
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable").astype(index, copy=False)
+        key = key[order]
     begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]][:count])
     wanted = np.searchsorted(begins, np.arange(0, count, rows))
     return order, np.unique(np.r_[begins[wanted[wanted < len(begins)]], count])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adcascade.records.clicks import ClickLog, Integers
+from adcascade.records.packed import index_type
 from ranking.data.feature_table import RowFeatures
 from ranking.model.trees import LabelledRows
 from ranking.training.losses import GROUP_LOSSES, click_loss
@@ -16,7 +17,7 @@ from ranking.training.options import CommonOptions
 
 @dataclass(frozen=True)
 class Labels:
-    """Counts of every row of a log, int64 [log rows]; only `rows` are learned from.
+    """Counts of every row of a log, whole numbers [log rows]; only `rows` are learned from.
 
     Attributes:
         groups: number of each row's request.
@@ -60,9 +61,11 @@ def labelled_rows(log: ClickLog, features: RowFeatures, rows: Integers) -> Label
     return LabelledRows(features[rows[place]], labels, weights)
 
 
-def all_labels(log: ClickLog, groups: Integers) -> Labels:
-    """Every row as it is."""
-    return Labels(np.arange(len(log)), log.clicks, log.conversions, log.impressions, groups)
+def all_labels(log: ClickLog, groups: Integers, rows: Integers | None = None) -> Labels:
+    """The given rows as they are; all, if None."""
+    if rows is None:
+        rows = np.arange(len(log), dtype=index_type(len(log)))
+    return Labels(rows, log.clicks, log.conversions, log.impressions, groups)
 
 
 def thinned_labels(log: ClickLog, groups: Integers, rows: Integers, rate: float, seed: int) -> Labels:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from adcascade.records.clicks import ClickLog
 from adcascade.records.counter_table import SCHEMA
 from adcascade.records.counters import CounterSnapshot
+from adcascade.records.memory import release_unused
 from ranking.data.log_keys import LogKeys
 
 
@@ -31,3 +32,5 @@ class LogCounters:
                     rows = slice(None) if parts == 1 else np.flatnonzero(part == number)
                     log, ids = self._log.take(rows), self._keys.take(rows)[key]
                     CounterSnapshot.of(log, {key: ids}).write(writer)
+                    del log, ids
+                release_unused()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from adcascade.records.ads import Ad
 from adcascade.records.coded import NO_VALUE, CodedColumn, Codes, Mask
+from adcascade.records.packed import blocks
 from ranking.inputs.features import COUNTED, key_column
 
 Rows = npt.NDArray[np.integer[Any]] | Mask | slice
@@ -51,13 +52,16 @@ class LogKeys(Mapping[str, CodedColumn]):
         return float((self._user_ids.known & self[key.removeprefix("user_")].known).mean())
 
     def grouping(self, key: str) -> Codes:
-        """A number of each row, equal where ids are equal (and maybe elsewhere); int32 [rows]."""
+        """A number of each row, equal where ids are equal (and maybe elsewhere); [rows]."""
         return self._user_ids.codes if key.startswith("user") else self[key].codes
 
     def parts(self, key: str, most_rows: int) -> tuple[npt.NDArray[np.uint16], int]:
         """The part of each row, [rows], and how many there are: of about so many rows, all rows of an id in one."""
         count = -(-max(1, len(self._ad_ids)) // most_rows)
-        of_row = self.grouping(key)
-        # Rows without an id belong together with no others: were they in one part, it could be most of the log.
-        of_row = np.where(of_row == NO_VALUE, np.arange(len(of_row), dtype=np.int32), of_row)
-        return (of_row % count).astype(np.uint16), count
+        grouping = self.grouping(key)
+        part = np.empty(len(grouping), np.uint16)
+        for some in blocks(len(grouping)):
+            # Rows without an id belong together with no others: were they in one part, it could be most of the log.
+            rows, of_row = np.arange(some.start, some.stop), grouping[some]
+            part[some] = np.where(of_row == NO_VALUE, rows, of_row) % count
+        return part, count

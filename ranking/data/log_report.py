@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 import numpy as np
+import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, Integers
 from adcascade.records.coded import Codes, combinations
+from adcascade.records.packed import blocks
 from ranking.data.dataset import Dataset
 
 _DAY = 86_400_000_000
@@ -74,13 +76,17 @@ def report_on(data: Dataset) -> LogFacts:
 
 def _days(data: Dataset) -> list[Day]:
     log = data.log
-    timed = log.time != NO_TIME
-    days, codes = np.unique(log.time[timed] // _DAY, return_inverse=True)
-    impressions, clicks = (
-        np.bincount(codes, column[timed], len(days)).astype(int) for column in (log.impressions, log.clicks)
-    )
-    dates = [datetime.fromtimestamp(int(day) * 86_400, UTC).date() for day in days]
-    return [Day(*line) for line in zip(dates, impressions.tolist(), clicks.tolist(), strict=True)]
+    counts: dict[int, npt.NDArray[np.int64]] = {}
+    for some in blocks(len(log)):
+        timed = log.time[some] != NO_TIME
+        days, codes = np.unique(log.time[some][timed] // _DAY, return_inverse=True)
+        found = np.zeros((len(days), 2), np.int64)
+        for place, column in enumerate((log.impressions, log.clicks)):
+            np.add.at(found[:, place], codes, column[some][timed])
+        for day, of_block in zip(days.tolist(), found, strict=True):
+            counts[day] = counts.get(day, 0) + of_block
+    dates = {day: datetime.fromtimestamp(day * 86_400, UTC).date() for day in sorted(counts)}
+    return [Day(date, *counts[day].tolist()) for day, date in dates.items()]
 
 
 def _unseen(ids: Codes, training: Integers, test: Integers) -> float:

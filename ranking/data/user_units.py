@@ -14,6 +14,7 @@ import numpy.typing as npt
 from adcascade.records.clicks import Integers
 from adcascade.records.coded import Codes
 from adcascade.records.history import Spans
+from adcascade.records.packed import index_type, packed
 
 _UNIT_ROWS, _UNIT_EVENTS = 128, 256
 # What one more tile costs, and what reading one more impression or event does, in (user, impression, event) cells of
@@ -31,6 +32,8 @@ class UserUnits:
         starts: where the rows of each unit begin, [units + 1].
         event_starts, event_counts: which of `spans.events` each unit looks back on, [units].
         looking_back: how many of its rows, the last ones, may have a past, [units].
+
+    Of a large log they are most of the memory: all are of few bits, as far as these hold them.
     """
 
     rows: Integers
@@ -50,7 +53,8 @@ class UserUnits:
 
     def in_random_order(self, generator: np.random.Generator, rows_per_batch: int) -> Iterator[Integers]:
         """Units in random order, in batches of about so many rows, int64 [units of the batch]."""
-        return self._batches(generator.permutation(len(self)), rows_per_batch)
+        order = generator.permutation(len(self)).astype(index_type(len(self)))
+        return self._batches(order, rows_per_batch)
 
     def by_size(self, rows_per_batch: int) -> Iterator[Integers]:
         """All units, those with many events together, in batches of about so many rows."""
@@ -59,9 +63,15 @@ class UserUnits:
     def _batches(self, order: Integers, rows_per_batch: int) -> Iterator[Integers]:
         if not len(order):
             return
-        before = np.cumsum(self.counts[order]) - self.counts[order]
-        batch = before // rows_per_batch
-        yield from np.split(order, np.flatnonzero(batch[1:] != batch[:-1]) + 1)
+        yield from np.split(order, self._cuts(order, rows_per_batch))
+
+    def _cuts(self, order: Integers, rows_per_batch: int) -> Integers:
+        """Where batches begin but for the first one, int64 [batches - 1]."""
+        counts = self.counts[order]
+        batch = np.cumsum(counts)
+        batch -= counts
+        batch //= rows_per_batch
+        return np.flatnonzero(batch[1:] != batch[:-1]) + 1
 
 
 def units_together(parts: Sequence[UserUnits]) -> UserUnits:
@@ -70,8 +80,8 @@ def units_together(parts: Sequence[UserUnits]) -> UserUnits:
         return parts[0]
     spans = [part.spans for part in parts]
     folds = [one.row_fold for one in spans if one.row_fold is not None]
-    before = np.cumsum([0, *(len(part.rows) for part in parts[:-1])]).tolist()
-    ends = [part.starts[1:] + rows for part, rows in zip(parts, before, strict=True)]
+    before = np.cumsum([0, *(len(part.rows) for part in parts)]).tolist()
+    ends = [part.starts[1:].astype(np.int64) + rows for part, rows in zip(parts, before, strict=False)]
     return UserUnits(
         np.concatenate([part.rows for part in parts]),
         replace(
@@ -80,7 +90,7 @@ def units_together(parts: Sequence[UserUnits]) -> UserUnits:
             last=np.concatenate([one.last for one in spans]),
             row_fold=np.concatenate(folds) if folds else None,
         ),
-        np.concatenate([np.zeros(1, np.int64), *ends]),
+        np.concatenate([np.zeros(1, np.int64), *ends]).astype(index_type(before[-1])),
         np.concatenate([part.event_starts for part in parts]),
         np.concatenate([part.event_counts for part in parts]),
         np.concatenate([part.looking_back for part in parts]),
@@ -92,7 +102,7 @@ def make_units(rows: Integers, users: Codes, requests: Integers, spans: Spans) -
 
     Args:
         rows: row indices; the log is in order of time.
-        users, requests: codes of each row of the log, int32 and int64 [log rows].
+        users, requests: codes of each row of the log, [log rows].
         spans: of each of `rows`.
     """
     order = np.lexsort((rows, users[rows]))
@@ -106,8 +116,11 @@ def make_units(rows: Integers, users: Codes, requests: Integers, spans: Spans) -
     ends = np.r_[starts, len(rows)][1:]
     first_that_sees = _of_units(np.minimum, np.where(sees, place, len(rows)), starts)
     shift = np.repeat(low, ends - starts)
-    relative = replace(spans, first=np.where(sees, spans.first - shift, 0), last=np.where(sees, spans.last - shift, 0))
-    return UserUnits(rows, relative, np.r_[starts, len(rows)], low, counts, np.maximum(ends - first_that_sees, 0))
+    first, last = (packed(np.where(sees, place - shift, 0)) for place in (spans.first, spans.last))
+    of_units = (packed(one) for one in (low, counts, np.maximum(ends - first_that_sees, 0)))
+    relative = replace(spans, first=first, last=last)
+    begins = np.r_[starts, len(rows)].astype(index_type(len(rows)))
+    return UserUnits(rows.astype(index_type(len(users))), relative, begins, *of_units)
 
 
 def _unit_starts(user: Codes, request: Integers, last: Integers) -> Integers:

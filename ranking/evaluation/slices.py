@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from adcascade.records.clicks import NO_TIME, Integers
 from adcascade.records.coded import CodedColumn
+from adcascade.records.packed import blocks
 from ranking.data.dataset import Dataset
 from ranking.inputs.text import HISTORY_EVENTS
 
@@ -51,7 +52,9 @@ def _history_lengths(data: Dataset, rows: Integers) -> Integers:
 def _impressions(data: Dataset, rows: Integers) -> Integers:
     training = data.split.train
     ads = data.log.ad_id
-    total = np.bincount(ads.codes[training], data.log.impressions[training], len(ads.names)).astype(np.int64)
+    total = np.zeros(len(ads.names), np.int64)
+    for some in blocks(len(training)):
+        np.add.at(total, ads.codes[training[some]], data.log.impressions[training[some]])
     return total[ads.codes[rows]]
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from adcascade.records.clicks import Integers
+from adcascade.records.memory import release_unused
+from adcascade.records.packed import blocks, sum_of
 from adcascade.training.loop import Loop
 from adcascade.training.stage import Plan, StageContext, StageResult
 from adcascade.training.workers import Workers
@@ -68,17 +70,31 @@ def train_behaviour(
     plan = _plan(options, common, len(data.labels(common).rows), context)
     if not plan.steps and is_new:
         _say_nothing(model)
-    with ids_of(model, rows) as known:
-        steps = _Steps(model, known, data, options, common)
-        weights = dict(model.named_parameters())
-        groups = _groups(model, weights, options.learning_rate)
-        loop: Loop[Integers] = Loop(plan, weights, groups, steps.validate, context.watch, context.workers)
-        fit = loop.run(steps.batches, steps.loss)
+    fit = _fitted(model, rows, data, options, common, plan, context)
+    release_unused()  # the units of a large log are much of the memory
     if is_new and plan.steps and options.line == "auto" and common.group_loss == "none":
         fit = _line_unless_beaten(model, rows, data, fit, context.workers)
     _refit_positions(model, rows, data)
     rows.center_positions(model, data.split.train)
     return fit
+
+
+def _fitted(
+    model: BehaviourModel,
+    rows: BehaviourRows,
+    data: Dataset,
+    options: BehaviourOptions,
+    common: CommonOptions,
+    plan: Plan,
+    context: StageContext,
+) -> StageResult:
+    """The steps of a plan; nothing of what they read is left."""
+    with ids_of(model, rows) as known:
+        steps = _Steps(model, known, data, options, common)
+        weights = dict(model.named_parameters())
+        groups = _groups(model, weights, options.learning_rate)
+        loop: Loop[Integers] = Loop(plan, weights, groups, steps.validate, context.watch, context.workers)
+        return loop.run(steps.batches, steps.loss)
 
 
 class _Steps:
@@ -93,8 +109,8 @@ class _Steps:
         common: CommonOptions,
     ) -> None:
         self._model, self._rows, self._data, self._options, self._common = model, rows, data, options, common
-        self._labels, self._everything = data.labels(common), all_labels(data.log, data.groups)
-        has_conversions = data.log.conversions[data.split.train].any()
+        self._labels, self._all = data.labels(common), all_labels(data.log, data.groups, data.split.valid)
+        has_conversions = sum_of(data.log.conversions, data.split.train) > 0
         self._conversion_weight = common.conversion_weight if has_conversions else 0.0
         self._seen, self._units = rows, rows.units(self._labels.rows)
         self._validation = rows.units(data.split.valid)
@@ -118,7 +134,7 @@ class _Steps:
         """Mean loss of an impression of the validation part."""
         self._model.eval()
         losses = [
-            self._of(self._rows, self._validation, chosen, self._everything, 0.0)[1]
+            self._of(self._rows, self._validation, chosen, self._all, 0.0)[1]
             for chosen in self._validation.by_size(ROWS_PER_PASS)
         ]
         return float(torch.stack(losses).sum()) / int(self._data.log.impressions[self._data.split.valid].sum())
@@ -237,12 +253,24 @@ def _say(model: BehaviourModel, line: Line) -> None:
     model.wide.bias.fill_(line.intercept)
 
 
+def _newest_with_a_place(data: Dataset) -> Integers:
+    """The newest training rows whose place on the page is known, as many as are read, [rows]."""
+    train, found, count = data.split.train, [data.split.train[:0]], 0
+    for some in reversed([*blocks(len(train))]):
+        rows = train[some]
+        found.insert(0, rows[data.log.position[rows] > 0])
+        count += len(found[0])
+        if count >= _MOST_REFITTED:
+            break
+    return np.concatenate(found)[-_MOST_REFITTED:]
+
+
 def _refit_positions(model: BehaviourModel, rows: BehaviourRows, data: Dataset) -> None:
     """Learns the effects of places again, everything else being given and without its dropout.
 
     The noise that dropout adds to a logit makes every effect look smaller (log-odds do not collapse, Gail et al. 1984).
     """
-    part = data.split.train[data.log.position[data.split.train] > 0][-_MOST_REFITTED:]
+    part = _newest_with_a_place(data)
     if not len(part):
         return
     known = behaviour_logits(model, rows, part).click.to(torch.float64)

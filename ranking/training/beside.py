@@ -78,8 +78,10 @@ def fit_beside(data: Dataset, start: Start, options: TrainOptions, whole: StageC
 
     def with_prior(rows: Integers) -> BehaviourLogits:
         added = start.rows.of_texts(ranker, rows).numpy()
-        own = np.flatnonzero(np.isin(rows, prior.rows))
-        added[own] = prior.cross_fitted[np.searchsorted(prior.rows, rows[own])]
+        asked = rows.astype(prior.rows.dtype, copy=False)  # of another type, all of the prior's would be copied
+        place = np.minimum(np.searchsorted(prior.rows, asked), len(prior.rows) - 1)
+        own = np.flatnonzero(prior.rows[place] == asked)
+        added[own] = prior.cross_fitted[place[own]]
         return BehaviourLogits(torch.from_numpy(known[rows] + added), torch.from_numpy(known.conversion(rows)))
 
     return Beside(ranker, KnownLogits(with_prior), of_position)

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 
 from adcascade.catalog.words import ANALYZER
+from adcascade.records.packed import sum_of
 from ranking.data.content_rows import liked_texts
 from ranking.data.dataset import Dataset
 from ranking.inputs.content import ContentSpace, hashed_words, tf_idf
@@ -55,7 +56,7 @@ def fit_content(data: Dataset, events: int, *, most_clicks: float = _MOST_CLICKS
         where there are few ads.
     """
     train = data.split.train
-    if data.log.clicks[train].sum() > most_clicks:
+    if sum_of(data.log.clicks, train) > most_clicks:
         return None
     asked = train[np.linspace(0, len(train) - 1, min(_ASKED, len(train))).astype(np.int64)]
     if len(np.unique(liked_texts(data, data.past, asked, events)[0])) < LEAST_KNOWN * len(asked):

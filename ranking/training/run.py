@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adcascade.artifacts.store import Draft
 from adcascade.records.counters import CounterSnapshot
+from adcascade.records.memory import release_unused
 from adcascade.records.users_by_id import who_tell
 from adcascade.reports.page import never_at_the_cost_of
 from adcascade.terminal.progress import working
@@ -50,14 +51,18 @@ def train_and_save(
         with train_progress() as show, LossCurves(show, options.common.tensorboard) as curves:
             trained = train(data, options, curves.watch, checkpoints=unfinished)
         minutes = (time.monotonic() - started) / 60
+        release_unused()
         with working("Evaluating on the test part"):
             report = _report(data, trained, options, curves, draft.version, minutes, which_baselines)
+        release_unused()
         (draft.path / REPORT_JSON_FILE).write_text(json.dumps(train_report_as_dict(report), indent=2))
         _draw(draft, report)
         measured = report.evaluation.metrics[RANKER].items()
         metrics = {f"test_{name}": metric for name, metric in measured if math.isfinite(metric.value)}
         exports = _exported(data, trained, draft) if options.common.export else {}
         spec = trained.spec.model_copy(update={"metrics": metrics, "exports": exports})
+        data.forget()  # to count a log needs room of its own
+        release_unused()
         counters = LogCounters(data.log, data.keys, data.limits.counted_rows)
         save_version(store, draft, replace(trained, spec=spec), counters)
     if publish:

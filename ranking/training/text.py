@@ -85,7 +85,7 @@ class _Steps:
         self._reads_ahead = reads_ahead
         self._model, self._scorer, self._maker, self._data = model, scorer, maker, data
         self._options, self._common, self._lessons = options, common, lessons
-        self._labels, self._everything = data.labels(common), all_labels(data.log, data.groups)
+        self._labels, self._all = data.labels(common), all_labels(data.log, data.groups, data.split.valid)
         self._validation = validation_blocks(data, options, options.validation_rows, common.seed)
         self.rows = min(len(self._labels.rows), options.most_rows)
 
@@ -118,7 +118,7 @@ class _Steps:
         total = 0.0
         for batch in self._scorer.read_ahead(self._maker.batches(self._validation, pairs_per_batch=256)):
             logits = self._scorer.logits(batch) + batch.of_position
-            total += float(self._everything.loss(logits, batch.rows, self._common))
+            total += float(self._all.loss(logits, batch.rows, self._common))
         return total / int(self._data.log.impressions[np.concatenate(self._validation)].sum())
 
 

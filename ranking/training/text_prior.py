@@ -20,6 +20,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
 
 from adcascade.records.clicks import ClickLog, Integers
+from adcascade.records.coded import OfCodes
+from adcascade.records.packed import blocks
 from adcascade.records.splits import drawn_units
 from adcascade.reports.interval import Interval
 from adcascade.training.stage import StageContext, TrainingProgress
@@ -72,7 +74,7 @@ class TrainedPrior:
 
     Attributes:
         of_ads: what it adds for each ad of the log, float32 [ads]; NaN for those that were not read.
-        rows: of the training part, whose ads it learned from, int64 [rows], rising.
+        rows: of the training part, whose ads it learned from, [rows], rising.
         cross_fitted: what it would add to each of these as learned without its fold, float32 [rows].
     """
 
@@ -101,7 +103,7 @@ def train_text_prior(
         training_decides: whether training rows may decide with those of the validation part where these are few;
             not where less is known of them than serving will know.
     """
-    train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)[:].astype(np.int64)
+    train, place = data.split.train[-_MOST_ROWS:], ads.places(data.log.ad_id)
     shown = np.bincount(place[train], data.log.impressions[train], minlength=len(ads.texts))
     chosen = np.argsort(-shown, kind="stable")[: min(_MOST_ADS, int((shown > 0).sum()))]
     texts, each = _texts_of(ads, chosen, model, pad_id, context)
@@ -135,12 +137,14 @@ def train_text_prior(
     if not verdict.is_certain:
         return None
     scale, fit = verdict.scale, texts.fit(ridge, verdict.gain, with_training=with_training)
-    if is_by_ad:  # older rows of these ads, too
-        learned = data.split.train[number[place[data.split.train]] >= 0]
+    cross_fitted = (scale * without_fold(learned)).astype(np.float32)
+    if is_by_ad:  # older rows of these ads, too: of a large log nearly all, so that they are looked at by block
+        older = data.split.train[: -len(train)]
+        of_blocks = [older[some][number[place[older[some]]] >= 0] for some in blocks(len(older))]
+        said_of = [(scale * without_fold(rows)).astype(np.float32) for rows in of_blocks]
+        learned, cross_fitted = np.concatenate([*of_blocks, learned]), np.concatenate([*said_of, cross_fitted])
     prior = texts.prior(scale * ridge.weights, scale * center, fit)
-    order = np.argsort(learned)
-    cross_fitted = (scale * without_fold(learned))[order].astype(np.float32)
-    return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned[order], cross_fitted)
+    return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned, cross_fitted)
 
 
 def _texts_of(
@@ -154,7 +158,7 @@ def _texts_of(
     return PriorTexts.of(layers, tokens[: len(layers)], keywords[: len(layers)] if apart else None), each
 
 
-def _valid_rows(data: Dataset, place: Integers, read: Integers, most_ads: float) -> Integers:
+def _valid_rows(data: Dataset, place: OfCodes[np.int32], read: Integers, most_ads: float) -> Integers:
     """Rows of the validation part that a prior is judged by: as many as bring so many ads that are not read yet."""
     rows = drawn_units(data.log, data.split.valid, _MOST_VALID_ROWS)
     new = len(np.setdiff1d(place[rows], read))

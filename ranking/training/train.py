@@ -12,6 +12,8 @@ import torch
 
 from adcascade.records.clicks import Integers
 from adcascade.records.errors import InputError
+from adcascade.records.memory import release_unused
+from adcascade.records.packed import sum_of
 from adcascade.training.checkpoint import checkpoint_file
 from adcascade.training.stage import OnProgress, StageContext, StageResult
 from adcascade.training.workers import join_workers, worker_device
@@ -73,6 +75,7 @@ def train(
     device = worker_device(choose_device(common.device))
     workers = join_workers(device)
     start = begin(data, options, device)
+    release_unused()
     model, rows = start.ranker.model.to(device), start.rows
     seconds = None if common.max_minutes is None else 60 * common.max_minutes
     identity = "" if checkpoints is None else f"{checkpoints.name} {_weights_sha256(model)}"
@@ -81,9 +84,11 @@ def train(
     is_new = not options.base.warm_start
     started = time.monotonic()
     learned = train_behaviour(model.behaviour, rows, data, options.behaviour, common, first, is_new=is_new)
+    release_unused()
     before = max(0.0, learned.seconds - (time.monotonic() - started))  # of a run that this one goes on from
     beside = fit_beside(data, start, options, whole)
     ranker, known = beside.ranker, beside.known
+    release_unused()
     maker = BatchMaker(data, start.ads, rows.dense, known, beside.of_position, ranker, device)
     # That of the first process for all: else they would end the text stage apart, and wait for each other.
     spent = workers.agree(before + time.monotonic() - started, device)
@@ -152,7 +157,7 @@ def _calibrated(spec: CtrSpec, data: Dataset, rows: Integers, click: Logits, con
     log = data.log.take(rows)
     calibration = fit_calibration(click, log.clicks, log.impressions)
     update: dict[str, object] = {"calibration": calibration}
-    if data.log.conversions[data.split.train].any():
+    if sum_of(data.log.conversions, data.split.train):
         p_click = calibration.probability(click)
         update["conversion"] = fit_conversions(p_click, conversion, log.conversions, log.impressions)
     return spec.model_copy(update=update)
@@ -196,7 +201,7 @@ def _check(options: TrainOptions) -> None:
 
 
 def _check_clicks(data: Dataset) -> None:
-    clicks, impressions = (int(column[data.split.train].sum()) for column in (data.log.clicks, data.log.impressions))
+    clicks, impressions = (sum_of(column, data.split.train) for column in (data.log.clicks, data.log.impressions))
     if clicks in (0, impressions):
         raise InputError(
             f"the training part of the log has {'no clicks' if not clicks else 'only clicks'} to learn from: {clicks} "

@@ -73,7 +73,7 @@ class RetrievalData:
         for column in (self.log.ad_id, self.log.user_id):
             column[rows].hash_into(digest)
         for numbers in (self.log.time, self.log.clicks, self.log.impressions):
-            digest.update(numbers[rows].tobytes())
+            digest.update(numbers[rows].astype(np.int64, copy=False).tobytes())
         return digest.hexdigest()
 
 
