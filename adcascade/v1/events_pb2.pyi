@@ -131,6 +131,7 @@ class RecordResult(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     status: Global___RecordStatus.ValueType
+    """Whether it is durable."""
     reason: _builtins.str
     """Of a rejected event."""
     def __init__(
@@ -303,6 +304,7 @@ class CounterKey(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     kind: _ranking_pb2.CounterKind.ValueType
+    """Required."""
     id: _builtins.str
     """Of ad, advertiser or category; see Counter."""
     user_id: _builtins.str
@@ -337,10 +339,15 @@ class StoredCounter(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     DECAYED_FIELD_NUMBER: _builtins.int
     kind: _ranking_pb2.CounterKind.ValueType
+    """Of what."""
     id: _builtins.str
+    """As in CounterKey."""
     impressions: _builtins.int
+    """Each impression once."""
     clicks: _builtins.int
+    """At most one of an impression, and at most as many as impressions."""
     conversions: _builtins.int
+    """At most one of an impression."""
     @_builtins.property
     def first(self) -> _timestamp_pb2.Timestamp:
         """Earliest impression."""
@@ -459,7 +466,9 @@ class LoggedEvent(_message.Message):
     offset: _builtins.int
     """Place in the log, from 1, rising; there may be gaps."""
     @_builtins.property
-    def event(self) -> Global___RecordedEvent: ...
+    def event(self) -> Global___RecordedEvent:
+        """As it is kept."""
+
     @_builtins.property
     def received(self) -> _timestamp_pb2.Timestamp:
         """When the store accepted it."""
