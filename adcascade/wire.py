@@ -28,7 +28,7 @@ MAX_COUNTERS = 4000
 # Kinds of events have the same names on the wire.
 _WIRE_EVENT_TYPES = {kind: types_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
 _EVENT_TYPES = {number: kind for kind, number in _WIRE_EVENT_TYPES.items()}
-_COUNTER_KINDS: Mapping[ranking_pb2.CounterKind.ValueType, str] = {
+COUNTER_KINDS: Mapping[ranking_pb2.CounterKind.ValueType, str] = {
     ranking_pb2.COUNTER_KIND_AD: "ad",
     ranking_pb2.COUNTER_KIND_ADVERTISER: "advertiser",
     ranking_pb2.COUNTER_KIND_CATEGORY: "category",
@@ -88,7 +88,7 @@ def user_from_wire(message: types_pb2.UserProfile) -> UserProfile:
         user_id=message.user_id,
         interests=message.interests,
         attributes=dict(message.attributes),
-        history=tuple(_event(position, event) for position, event in enumerate(message.history)),
+        history=tuple(event_from_wire(f"history[{place}]", event) for place, event in enumerate(message.history)),
     )
     check_user(user)
     return user
@@ -100,7 +100,7 @@ def user_to_wire(user: UserProfile) -> types_pb2.UserProfile:
         user_id=user.user_id,
         interests=user.interests,
         attributes=dict(user.attributes),
-        history=[_event_to_wire(event) for event in user.history],
+        history=[event_to_wire(event) for event in user.history],
     )
 
 
@@ -191,7 +191,7 @@ def counters_from_wire(messages: Sequence[ranking_pb2.Counter]) -> list[tuple[st
 
 def counter_from_wire(message: ranking_pb2.Counter, name: str) -> tuple[str, str, Total]:
     """What is counted ("ad", ...), the id of the request, and the total. Raises InputError naming `name`."""
-    key = _COUNTER_KINDS.get(message.kind)
+    key = COUNTER_KINDS.get(message.kind)
     if key is None:
         raise InputError(f"{name}.kind is not set, or is not one this server knows")
     if not message.id and key != "user":
@@ -231,15 +231,17 @@ def _time(message: Message, name: str, value: Timestamp) -> datetime | None:
         raise InputError(f"{name} is not a time between the years 1 and 9999") from error
 
 
-def _event_to_wire(event: Event) -> types_pb2.Event:
+def event_to_wire(event: Event) -> types_pb2.Event:
+    """The wire form of an event of a history."""
     number, at = _WIRE_EVENT_TYPES[event.type], _wire_time(event.timestamp)
     if event.ad_id:
         return types_pb2.Event(type=number, ad_id=event.ad_id, timestamp=at)
     return types_pb2.Event(type=number, text=event.text, timestamp=at)
 
 
-def _event(position: int, message: types_pb2.Event) -> Event:
+def event_from_wire(name: str, message: types_pb2.Event) -> Event:
+    """An event that is `name` in its request; what it is about is not checked. Raises InputError."""
     kind = _EVENT_TYPES.get(message.type)
     if kind is None:
-        raise InputError(f"history[{position}].type is not set, or is not one this server knows")
+        raise InputError(f"{name}.type is not set, or is not one this server knows")
     return Event(kind, message.ad_id, message.text, _time(message, "timestamp", message.timestamp))

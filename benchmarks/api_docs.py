@@ -19,6 +19,7 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
+import adcascade.events.service
 import pipeline.service
 import ranking.service
 import retrieval.service
@@ -28,11 +29,12 @@ PAGE = Path("docs/api.md")
 PROTOS = Path("protos")
 MARK = "contract"
 # In the order in which a caller meets them.
-_FILES = ("recommend", "retrieval", "ranking", "types")
+_FILES = ("recommend", "retrieval", "ranking", "events", "types")
 _SCOPES: Mapping[str, Mapping[str, str]] = {
     "RecommendService": pipeline.service.SCOPES,
     "RetrievalService": retrieval.service.SCOPES,
     "RankingService": ranking.service.SCOPES,
+    "EventService": adcascade.events.service.SCOPES,
 }
 # Numbers of fields in descriptor.proto, of which the paths of comments are made.
 _MESSAGE, _ENUM, _SERVICE = 4, 5, 6

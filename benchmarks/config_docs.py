@@ -10,6 +10,7 @@ from typing import Any
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
+from adcascade.events.settings import EventsSettings
 from adcascade.serving.auth.settings import AuthSettings
 from adcascade.serving.settings import ServerSettings
 from benchmarks.documents import put_between
@@ -19,7 +20,12 @@ from retrieval.settings import RetrievalSettings
 
 PAGE = Path("docs/configuration.md")
 MARK = "settings"
-_OWN = (("Retrieval", RetrievalSettings), ("Ranking", RankingSettings), ("Gateway", GatewaySettings))
+_OWN = (
+    ("Retrieval", RetrievalSettings),
+    ("Ranking", RankingSettings),
+    ("Gateway", GatewaySettings),
+    ("Events", EventsSettings),
+)
 _COLUMNS = ("setting", "default", "allowed", "meaning")
 
 

@@ -38,6 +38,12 @@ def serve(settings: GatewaySettings) -> None:
         ["reason"],
         registry=server.registry,
     )
+    missing = Counter(
+        "adcascade_recommend_history_missing_total",
+        "Answers without the user's history in the event store, by why.",
+        ["reason"],
+        registry=server.registry,
+    )
     pipeline = AdPipeline(
         settings.retrieval,
         settings.ranking,
@@ -46,6 +52,9 @@ def serve(settings: GatewaySettings) -> None:
         max_message_mib=settings.max_message_mib,
         retrieval_timeout_seconds=settings.retrieval_timeout_ms / 1000,
         ranking_timeout_seconds=settings.ranking_timeout_ms / 1000,
+        events=settings.events,
+        events_timeout_seconds=settings.events_timeout_ms / 1000,
+        on_history_missing=lambda reason: missing.labels(reason).inc(),
     )
     _show_stages(server.registry, pipeline)
     server.add(
@@ -56,7 +65,8 @@ def serve(settings: GatewaySettings) -> None:
 
 def _follow(pipeline: AdPipeline, server: Server) -> None:
     """Returns once retrieval serves; from then on the gateway is as healthy as retrieval, with or without ranking."""
-    pipeline.ranking.watch()
+    for stage in pipeline.stages[1:]:
+        stage.watch()
     while not pipeline.retrieval.look():
         time.sleep(_LOOK_EVERY_SECONDS)
     pipeline.retrieval.watch(server.set_serving)
@@ -70,7 +80,7 @@ def _show_stages(registry: CollectorRegistry, pipeline: AdPipeline) -> None:
         ["stage"],
         registry=registry,
     )
-    for stage in (pipeline.retrieval, pipeline.ranking):
+    for stage in pipeline.stages:
         up.labels(stage.name).set_function(partial(_is_up, stage))
         open_.labels(stage.name).set_function(partial(_is_open, stage))
 

@@ -45,6 +45,8 @@ class Recommendations:
         retrieval_ms, ranking_ms: wall time of the calls, as seen here; without reading what they brought.
         total_ms: of everything, until the ads that are shown are there.
         retrieval, ranking: where the servers spent theirs.
+        history_missing_reason: why the user's history in the event store was not read; as `degraded_reason`.
+        events_ms: wall time of reading it.
     """
 
     items: list[Recommendation]
@@ -58,6 +60,8 @@ class Recommendations:
     retrieval_weight: float
     retrieval: types_pb2.Timing
     ranking: types_pb2.Timing = field(default_factory=types_pb2.Timing)
+    history_missing_reason: str = ""
+    events_ms: float = 0.0
 
 
 def in_order(retrieved: Retrieved, p_click: Mapping[str, float] | None, retrieval_weight: float) -> Sequence[int]:

@@ -23,9 +23,10 @@ from adcascade.v1 import ranking_pb2, retrieval_pb2, types_pb2
 from adcascade.wire import context_to_wire, user_to_wire
 from pipeline.answers import Recommendation, Recommendations, in_order
 from pipeline.errors import StageFailed
+from pipeline.live_users import LiveUsers
 from pipeline.order import weight_of
 from pipeline.scores import Retrieved
-from pipeline.stage import Stage
+from pipeline.stage import Stage, Waited
 from pipeline.stage_calls import Asked, Ranked, StageCalls
 
 MAX_K = 1000
@@ -51,6 +52,9 @@ class AdPipeline:
             `adcascade.serving.loop`, so it must not wait.
         max_message_mib: Largest message to and from the servers.
         retrieval_timeout_seconds, ranking_timeout_seconds: Longest that each may take, whatever time a call has.
+        events: ``host:port`` of the event store, whose histories join those that requests bring; empty for none.
+        events_timeout_seconds: Longest that it may take; then an answer is made without.
+        on_history_missing: Told the reason each time it is; see `on_degraded`.
 
     Example:
         >>> from adcascade.records.users import Context, UserProfile
@@ -74,12 +78,17 @@ class AdPipeline:
         max_message_mib: int = 8,
         retrieval_timeout_seconds: float | None = None,
         ranking_timeout_seconds: float | None = None,
+        events: str = "",
+        events_timeout_seconds: float = 0.1,
+        on_history_missing: Callable[[str], None] = lambda _: None,
     ) -> None:
         security = security or ClientSecurity(ca_certificate=ca_certificate)
         self.retrieval = Stage("retrieval", retrieval, retrieval_timeout_seconds, security, max_message_mib)
         self.ranking = Stage("ranking", ranking, ranking_timeout_seconds, security, max_message_mib)
         self._calls = StageCalls(self.retrieval, self.ranking, int(_TEXT_SHARE * max_message_mib * MEBIBYTE))
         self._on_degraded = on_degraded
+        self.events = Stage("events", events, events_timeout_seconds, security, max_message_mib) if events else None
+        self._users = LiveUsers(self.events, on_history_missing) if self.events else None
 
     def __enter__(self) -> "AdPipeline":
         return self
@@ -88,9 +97,14 @@ class AdPipeline:
         self.close()
 
     def close(self) -> None:
-        """Closes both connections."""
-        self.retrieval.close()
-        self.ranking.close()
+        """Closes all connections."""
+        for stage in self.stages:
+            stage.close()
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The servers behind it."""
+        return [stage for stage in (self.retrieval, self.ranking, self.events) if stage is not None]
 
     def recommend(
         self,
@@ -163,19 +177,14 @@ class AdPipeline:
         """
         _check_range(k, candidates, retrieval_weight)
         started = time.perf_counter()
+        ends = time.monotonic() + timeout_seconds
         request_id = request_id or uuid.uuid4().hex[:16]
-        asked = Asked(
-            user,
-            context,
-            k,
-            shares,
-            counters,
-            timeout_seconds,
-            time.monotonic() + timeout_seconds,
-            ((REQUEST_ID_KEY, request_id),),
-            max_ads_bytes,
-        )
+        metadata, reading, missing = ((REQUEST_ID_KEY, request_id),), Waited(), ""
         try:
+            if self._users is not None:
+                user, missing = await self._users.with_history(user, timeout_seconds, metadata, reading)
+            seconds = max(0.0, ends - time.monotonic())
+            asked = Asked(user, context, k, shares, counters, seconds, ends, metadata, max_ads_bytes)
             found = await self._calls.retrieve(asked, candidates, include_history=include_history)
             ranked, reason = await self._rank(found.ad_ids, asked)
             weight = weight_of(retrieval_weight, ranked.retrieval_weight if ranked else None)
@@ -194,6 +203,8 @@ class AdPipeline:
             retrieval_weight=weight,
             retrieval=found.reply.timing,
             ranking=ranked.timing if ranked else types_pb2.Timing(),
+            history_missing_reason=missing,
+            events_ms=1000 * reading.seconds,
         )
 
     async def _rank(self, ad_ids: Sequence[str], asked: Asked) -> tuple[Ranked | None, str]:

@@ -52,7 +52,8 @@ class ServeSecurity(ClientSecurity):
         if settings.asks_who_calls and self.certificate is None and self.token_file is None:
             raise StartupError(
                 "the servers will ask the gateway who it is: give --token-file (a token with the scopes retrieve, rank "
-                "and models:read, and bids:read if its callers may see bids), or --certificate and --key"
+                "and models:read, bids:read if its callers may see bids, and events:read with --events), or "
+                "--certificate and --key"
             )
 
     def server_flags(self) -> list[str]:

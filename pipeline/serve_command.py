@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from adcascade.events.settings import EventsSettings
 from adcascade.serving.settings import ServerSettings
 from adcascade.terminal.console import Console
 from adcascade.terminal.flags import with_flags_of
@@ -25,11 +26,14 @@ SETTINGS: dict[str, type[ServerSettings]] = {
     "retrieval": RetrievalSettings,
     "ranking": RankingSettings,
     "gateway": GatewaySettings,
+    "events": EventsSettings,
 }
 # What `serve` has flags of its own for, or sets itself.
-OWN_FLAGS = frozenset(
-    ["index", "model", "host", "port", "metrics_port", "address_file", "exit_with_parent", "retrieval", "ranking"]
-) | {one.name for one in fields(ServeSecurity)}
+OWN_FLAGS = (
+    frozenset(["index", "model", "host", "port", "metrics_port", "address_file", "exit_with_parent"])
+    | frozenset(["retrieval", "ranking", "events", "data"])
+    | frozenset(one.name for one in fields(ServeSecurity))
+)
 
 
 @with_server_flags(SETTINGS, OWN_FLAGS)
@@ -44,9 +48,15 @@ def serve_command(
     ] = 50050,
     retrieval_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the retrieval server.")] = 50051,
     ranking_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the ranking server.")] = 50052,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the event store, which is started, too: what users do is known to the next call."),
+    ] = None,
+    events_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the event store.")] = 50053,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
     metrics_port: Annotated[
-        int | None, typer.Option(min=1, max=65533, help="Gateway's /metrics; retrieval and ranking take the next two.")
+        int | None,
+        typer.Option(min=1, max=65532, help="Gateway's /metrics; retrieval, ranking and events take the next three."),
     ] = None,
     logs: Annotated[Path, typer.Option(help="Folder for the servers' logs, which are appended to and rotated.")] = Path(
         "adcascade-logs"
@@ -60,21 +70,26 @@ def serve_command(
     ] = 15.0,
     as_json: Json = False,
 ) -> None:
-    """Run the retrieval server, the ranking server and the gateway until Ctrl-C or SIGTERM.
+    """Run the retrieval server, the ranking server, the gateway, and with --events the event store, until Ctrl-C or
+    SIGTERM.
 
     Each is a process of its own and swaps to newly published versions by itself. One that ends, or answers no more, is
     started again on the same port; exit code 69 says that this did not help. To run them on different machines, start
-    `python -m retrieval`, `python -m ranking` and `python -m pipeline`, which have the same settings.
+    `python -m retrieval`, `python -m ranking`, `python -m adcascade.events` and `python -m pipeline`, which have the
+    same settings.
     """
     options.check_servers(host)
     flags = {
         server: ["--host", host, *_metrics_flags(metrics_port, offset), *options.server_flags(), *server_flags[server]]
-        for offset, server in enumerate(("gateway", "retrieval", "ranking"))
+        for offset, server in enumerate(("gateway", "retrieval", "ranking", "events"))
     }
     stages = [
         ServerSpec("retrieval", ["--index", str(index), *flags["retrieval"]], retrieval_port),
         ServerSpec("ranking", ["--model", str(model), "--index", str(index), *flags["ranking"]], ranking_port),
     ]
+    if events is not None:
+        own = ["--data", str(events), "--index", str(index)]
+        stages.append(ServerSpec("adcascade.events", [*own, *flags["events"]], events_port))
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     limits = RestartLimits(max_restarts=max_restarts, hang_seconds=hang_seconds)
     with own_folder(logs), supervised(Supervisor(logs, console.print, limits, log_mib, options.client())) as servers:
@@ -94,8 +109,8 @@ def _metrics_flags(port: int | None, offset: int) -> list[str]:
 def _start(
     servers: Supervisor, stages: Sequence[ServerSpec], gateway_flags: Sequence[str], port: int
 ) -> dict[str, str]:
-    """Starts retrieval and ranking, and then the gateway to both; address of each."""
-    retrieval, ranking = servers.start(stages)
-    flags = ["--retrieval", retrieval, "--ranking", ranking, *gateway_flags]
-    (gateway,) = servers.start([ServerSpec("pipeline", flags, port, may_wait=True)])
-    return {"gateway": gateway, "retrieval": retrieval, "ranking": ranking}
+    """Starts the servers behind the gateway, and then the gateway to them; address of each."""
+    found = dict(zip((spec.module.rpartition(".")[2] for spec in stages), servers.start(stages), strict=True))
+    flags = [part for name, address in found.items() for part in (f"--{name}", address)]
+    (gateway,) = servers.start([ServerSpec("pipeline", [*flags, *gateway_flags], port, may_wait=True)])
+    return {"gateway": gateway, **found}

@@ -1,4 +1,4 @@
-"""Every setting of the three servers as a flag of one command, made from the settings' own fields.
+"""Every setting of the servers as a flag of one command, made from the settings' own fields.
 
 A setting that several servers have is one flag for all of them. Knows the settings' names and types, not their meaning.
 """

@@ -85,8 +85,10 @@ def _response(answer: Recommendations) -> recommend_pb2.RecommendResponse:
             ranking_ms=answer.ranking_ms,
             retrieval=answer.retrieval,
             ranking=answer.ranking if answer.model_version else None,
+            events_ms=answer.events_ms,
         ),
         request_id=answer.request_id,
+        history_missing_reason=answer.history_missing_reason,
     )
 
 

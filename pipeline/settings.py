@@ -26,6 +26,9 @@ class GatewaySettings(ServerSettings):
     key: Path | None = Field(None, description="PEM private key of it.")
     token_file: Path | None = Field(None, description="File with a bearer token for both servers.")
     server_name: str = Field("", description="Name that the certificates of both servers have, if not the address's.")
+    events: str = Field(
+        "", description="host:port of the event store, whose histories of users join those of requests; empty for none."
+    )
     candidates: int = Field(100, ge=1, le=1000, description="Candidates to retrieve and rank if a call does not say.")
     retrieval_weight: float | None = Field(
         None,
@@ -37,6 +40,9 @@ class GatewaySettings(ServerSettings):
     retrieval_timeout_ms: float = Field(1000.0, gt=0, description="Longest that retrieval may take of a call's time.")
     ranking_timeout_ms: float = Field(
         1000.0, gt=0, description="Longest that ranking may take of a call's time; then the retrieval order goes out."
+    )
+    events_timeout_ms: float = Field(
+        100.0, gt=0, description="Longest that the event store may take; then the answer is made without its history."
     )
 
     def security(self) -> ClientSecurity:

@@ -31,7 +31,8 @@ def told(*flags: str) -> Any:
 @pytest.mark.parametrize("name", ALL_SETTINGS)
 def test_every_setting_of_a_server_is_a_flag_of_serve_or_serves_own_business(name):
     help_text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "300"}).output
-    assert f"--{name.replace('_', '-')}" in help_text or name in {"address_file", "exit_with_parent"}
+    # `--events` is the event store's `data`.
+    assert f"--{name.replace('_', '-')}" in help_text or name in {"address_file", "exit_with_parent", "data"}
 
 
 def test_a_setting_that_all_servers_have_goes_to_all_and_others_to_theirs_alone():

@@ -133,8 +133,10 @@ def recommendations(reply: recommend_pb2.RecommendResponse, request_id: str) -> 
             timings.total_ms,
             _timing(timings.retrieval),
             _timing(timings.ranking) if timings.HasField("ranking") else None,
+            timings.events_ms,
         ),
         request_id=request_id,
+        history_missing_reason=reply.history_missing_reason,
     )
 
 

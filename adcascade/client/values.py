@@ -137,13 +137,17 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class StageTimings:
-    """Milliseconds of both stages as the gateway saw them, and inside the servers; `ranking` is None if degraded."""
+    """Milliseconds of both stages as the gateway saw them, and inside the servers; `ranking` is None if degraded.
+
+    `events_ms` is that of reading the user from the event store, 0 if it was not asked.
+    """
 
     retrieval_ms: float
     ranking_ms: float
     total_ms: float
     retrieval: Timing
     ranking: Timing | None
+    events_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,7 @@ class Recommendations(Answer[Recommendation]):
             "INVALID_ANSWER"; "" if ranking answered.
         model_version: "" when degraded.
         request_id: The id in the servers' logs.
+        history_missing_reason: Why what the event store knows of the user was not read; as `degraded_reason`.
     """
 
     items: tuple[Recommendation, ...]
@@ -228,6 +233,7 @@ class Recommendations(Answer[Recommendation]):
     degraded_reason: str
     timings: StageTimings
     request_id: str
+    history_missing_reason: str = ""
 
     @property
     def degraded(self) -> bool:

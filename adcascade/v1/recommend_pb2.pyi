@@ -135,12 +135,15 @@ class StageTimings(_message.Message):
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     RETRIEVAL_FIELD_NUMBER: _builtins.int
     RANKING_FIELD_NUMBER: _builtins.int
+    EVENTS_MS_FIELD_NUMBER: _builtins.int
     retrieval_ms: _builtins.float
     """Wall milliseconds of the retrieval call as the caller saw it."""
     ranking_ms: _builtins.float
     """The same for the ranking call; 0 if it was not made."""
     total_ms: _builtins.float
     """The whole of Recommend."""
+    events_ms: _builtins.float
+    """Wall milliseconds of reading the user from the event store; 0 if it was not asked."""
     @_builtins.property
     def retrieval(self) -> _types_pb2.Timing:
         """Inside the retrieval server."""
@@ -157,10 +160,11 @@ class StageTimings(_message.Message):
         total_ms: _builtins.float = ...,
         retrieval: _types_pb2.Timing | None = ...,
         ranking: _types_pb2.Timing | None = ...,
+        events_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ranking", b"ranking", "retrieval", b"retrieval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranking", b"ranking", "ranking_ms", b"ranking_ms", "retrieval", b"retrieval", "retrieval_ms", b"retrieval_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events_ms", b"events_ms", "ranking", b"ranking", "ranking_ms", b"ranking_ms", "retrieval", b"retrieval", "retrieval_ms", b"retrieval_ms", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,6 +181,7 @@ class RecommendResponse(_message.Message):
     DEGRADED_REASON_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    HISTORY_MISSING_REASON_FIELD_NUMBER: _builtins.int
     index_version: _builtins.str
     """Index version that retrieved."""
     model_version: _builtins.str
@@ -187,6 +192,8 @@ class RecommendResponse(_message.Message):
     """Why: a gRPC status name such as "UNAVAILABLE"; "CIRCUIT_OPEN" if ranking failed lately and was not asked; "INVALID_ANSWER" if it answered what cannot be; empty otherwise."""
     request_id: _builtins.str
     """The id in both servers' logs."""
+    history_missing_reason: _builtins.str
+    """Why the answer was made without the user's history in the event store: as degraded_reason; empty otherwise."""
     @_builtins.property
     def recommendations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recommendation]:
         """Best first."""
@@ -205,10 +212,11 @@ class RecommendResponse(_message.Message):
         degraded_reason: _builtins.str = ...,
         timings: Global___StageTimings | None = ...,
         request_id: _builtins.str = ...,
+        history_missing_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "degraded_reason", b"degraded_reason", "index_version", b"index_version", "model_version", b"model_version", "recommendations", b"recommendations", "request_id", b"request_id", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "degraded_reason", b"degraded_reason", "history_missing_reason", b"history_missing_reason", "index_version", b"index_version", "model_version", b"model_version", "recommendations", b"recommendations", "request_id", b"request_id", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

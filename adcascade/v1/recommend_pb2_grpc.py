@@ -47,6 +47,7 @@ class RecommendServiceServicer(object):
     def Recommend(self, request, context):
         """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
         If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
+        Where the gateway has an event store, user_id alone is enough: what the store knows of the user is read first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

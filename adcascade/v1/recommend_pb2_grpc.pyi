@@ -34,6 +34,7 @@ class RecommendServiceStub:
     Recommend: _grpc.UnaryUnaryMultiCallable[_recommend_pb2.RecommendRequest, _recommend_pb2.RecommendResponse]
     """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
     If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
+    Where the gateway has an event store, user_id alone is enough: what the store knows of the user is read first.
     """
 
 @_typing.type_check_only
@@ -42,6 +43,7 @@ class RecommendServiceAsyncStub(RecommendServiceStub):
     Recommend: _aio.UnaryUnaryMultiCallable[_recommend_pb2.RecommendRequest, _recommend_pb2.RecommendResponse]  # type: ignore[assignment]
     """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
     If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
+    Where the gateway has an event store, user_id alone is enough: what the store knows of the user is read first.
     """
 
 class RecommendServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -53,6 +55,7 @@ class RecommendServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_recommend_pb2.RecommendResponse, _abc.Awaitable[_recommend_pb2.RecommendResponse]]:
         """Retrieves candidates, ranks them, and returns the best k; fewer, or none, where no more ads are left for the user.
         If ranking is down, late, or answers what cannot be, the retrieval order is returned and marked as degraded.
+        Where the gateway has an event store, user_id alone is enough: what the store knows of the user is read first.
         """
 
 def add_RecommendServiceServicer_to_server(servicer: RecommendServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,8 +14,10 @@ MODELS_READ = "models:read"
 BIDS_READ = "bids:read"
 METRICS_READ = "metrics:read"
 REFLECTION_READ = "reflection:read"
-# No method needs these yet. They are words already, so that a token made today can be given them.
 EVENTS_WRITE = "events:write"
+EVENTS_READ = "events:read"
+EVENTS_ERASE = "events:erase"
+# No method needs these yet. They are words already, so that a token made today can be given them.
 CATALOG_WRITE = "catalog:write"
 ADMIN = "admin"
 
@@ -27,7 +29,9 @@ SCOPES: Mapping[str, str] = {
     BIDS_READ: "see the bids and the attributes of ads in answers",
     METRICS_READ: "read the metrics page",
     REFLECTION_READ: "list the services of a server (gRPC reflection)",
-    EVENTS_WRITE: "send events; kept for later",
+    EVENTS_WRITE: "send events to the event store",
+    EVENTS_READ: "read histories, totals and the log of the event store",
+    EVENTS_ERASE: "erase a user from the event store",
     CATALOG_WRITE: "change the catalog; kept for later",
     ADMIN: "change the server itself; kept for later",
 }

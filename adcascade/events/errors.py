@@ -1,0 +1,9 @@
+"""What can go wrong with an event store."""
+
+
+class StoreError(Exception):
+    """The store cannot be opened, read or written; the message says what to do."""
+
+
+class StoreFull(Exception):
+    """Too much waits to be written; the same may be sent again."""

@@ -1,0 +1,317 @@
+"""The event store in one SQLite file: a write-ahead log, synced before anything is acknowledged.
+
+One process owns a folder; in it one thread writes, others read. Knows no wire, and no rule of what is counted.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from adcascade.events.counter_state import CounterState
+from adcascade.events.errors import StoreError
+from adcascade.events.impressions import ImpressionState
+from adcascade.events.recorder import Changes, Erased
+from adcascade.events.values import CounterKey, LoggedEvent, NewEvent
+from adcascade.records.users import EventType
+
+FILE, LOCK = "events.sqlite", ".lock"
+FORMAT = 1
+# Values of one statement.
+_CHUNK = 1000
+_CODES = {kind: number for number, kind in enumerate(EventType, 1)}
+_TYPES = {number: kind for kind, number in _CODES.items()}
+_COLUMNS = "time, user, key, event_id, type, ad, text, impression, value, details, received"
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE events (
+    offset INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, user TEXT NOT NULL, key BLOB NOT NULL,
+    event_id TEXT NOT NULL, type INTEGER NOT NULL, ad TEXT NOT NULL, text TEXT NOT NULL, impression TEXT NOT NULL,
+    value REAL NOT NULL, details BLOB NOT NULL, received INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX events_by_key ON events (key);
+CREATE INDEX events_by_user ON events (user, time, key) WHERE user <> '';
+CREATE INDEX events_by_time ON events (time);
+CREATE TABLE old_keys (key BLOB PRIMARY KEY, received INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE counters (
+    user TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, newest INTEGER, state BLOB NOT NULL,
+    PRIMARY KEY (user, kind, id)
+) WITHOUT ROWID;
+CREATE INDEX counters_by_newest ON counters (newest) WHERE user <> '';
+CREATE TABLE impressions (
+    id TEXT PRIMARY KEY, newest INTEGER NOT NULL, user TEXT NOT NULL, state TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX impressions_by_newest ON impressions (newest);
+CREATE INDEX impressions_by_user ON impressions (user) WHERE user <> '';
+"""
+
+
+class SqliteStore:
+    """A folder with the log, the counters and the impressions; a `Backend` of `adcascade.events.recorder`.
+
+    Args:
+        folder: is made if it is not there.
+
+    Raises:
+        StoreError: Another process has it, a newer release wrote it, or it is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> store = SqliteStore(Path(mkdtemp()))
+        >>> store.log_after(0, 10)
+        []
+        >>> store.close()
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder {folder} of the event store: {error.strerror}") from error
+        self._lock = FileLock(folder / LOCK, timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"another process has the event store {folder}; stop it, or choose another folder"
+            ) from None
+        try:
+            self._writer = self._connect()
+            self._reader = self._connect()
+            self._reading = threading.Lock()
+            self._prepare()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Closes the file, and lets others have the folder."""
+        with self._reading:
+            self._reader.close()
+        self._writer.close()
+        self._lock.release()
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._explained():
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")  # the write-ahead log is synced at each commit
+            connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
+            connection.execute("PRAGMA cache_size=-65536")  # KiB
+            return connection
+        raise AssertionError("unreachable")
+
+    def _prepare(self) -> None:
+        with self._explained():
+            tables = {name for (name,) in self._writer.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "meta" not in tables:
+                if tables:
+                    raise StoreError(f"{self._path} is an SQLite file of something else; choose another folder")
+                script = f"BEGIN IMMEDIATE; {_SCHEMA} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;"
+                self._writer.executescript(script)
+            (found,) = self._writer.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+        if int(found) > FORMAT:
+            raise StoreError(
+                f"{self._path} has format {found}, of a newer release; this one reads {FORMAT}: update AdCascade"
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"the event store {self._path}: {_explanation(error)}") from error
+
+    def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._explained(), self._reading:
+            return self._reader.execute(statement, values).fetchall()
+
+    # ---- what the recorder asks for, in the thread that writes
+
+    def known(self, keys: Sequence[bytes]) -> set[bytes]:
+        """See `Backend`."""
+        found: set[bytes] = set()
+        for some in _chunks(keys):
+            marks = ",".join("?" * len(some))
+            for table in ("events", "old_keys"):
+                found.update(key for (key,) in self._own(f"SELECT key FROM {table} WHERE key IN ({marks})", some))
+        return found
+
+    def impressions(self, ids: Sequence[str]) -> Mapping[str, ImpressionState]:
+        """See `Backend`."""
+        found: dict[str, ImpressionState] = {}
+        for some in _chunks(ids):
+            rows = self._own(f"SELECT id, state FROM impressions WHERE id IN ({','.join('?' * len(some))})", some)
+            found |= {name: ImpressionState.from_json(state) for name, state in rows}
+        return found
+
+    def counters(self, keys: Iterable[CounterKey]) -> Mapping[CounterKey, CounterState]:
+        """See `Backend`."""
+        return self._counters(self._own, keys)
+
+    def read_counters(self, keys: Iterable[CounterKey]) -> Mapping[CounterKey, CounterState]:
+        """The same for any thread."""
+        return self._counters(self._read, keys)
+
+    @staticmethod
+    def _counters(ask: Any, keys: Iterable[CounterKey]) -> Mapping[CounterKey, CounterState]:
+        wanted = json.dumps([[key.user_id, key.kind, key.id] for key in keys])
+        rows = ask(
+            "SELECT counters.user, counters.kind, counters.id, counters.state FROM json_each(?) AS wanted"
+            " JOIN counters ON counters.user = wanted.value ->> 0 AND counters.kind = wanted.value ->> 1"
+            " AND counters.id = wanted.value ->> 2",
+            (wanted,),
+        )
+        return {CounterKey(kind, name, user): CounterState.from_bytes(state) for user, kind, name, state in rows}
+
+    def _own(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._explained():
+            return self._writer.execute(statement, values).fetchall()
+
+    def commit(self, changes: Changes) -> int:
+        """See `Backend`."""
+        with self._transaction():
+            self._write(changes)
+            ((offset,),) = self._own("SELECT coalesce(max(offset), 0) FROM events")
+        return int(offset)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """What is written in the block is durable after it, or undone."""
+        with self._explained():
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    def _write(self, changes: Changes) -> None:
+        write, received = self._writer.executemany, changes.received_us
+        marks = ",".join("?" * len(_COLUMNS.split(",")))
+        write(
+            f"INSERT INTO events ({_COLUMNS}) VALUES ({marks})",
+            [(*_row(event), received) for event in changes.events],
+        )
+        write("INSERT INTO old_keys VALUES (?, ?)", [(key, received) for key in changes.keys])
+        kept = [((key.user_id, key.kind, key.id), state) for key, state in changes.counters.items()]
+        write(
+            "INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)",
+            [(*key, state.newest_us, state.to_bytes()) for key, state in kept if state is not None],
+        )
+        write(
+            "DELETE FROM counters WHERE user = ? AND kind = ? AND id = ?", [key for key, state in kept if state is None]
+        )
+        write(
+            "INSERT OR REPLACE INTO impressions VALUES (?, ?, ?, ?)",
+            [(name, state.newest_us, state.user_id, state.to_json()) for name, state in changes.impressions.items()],
+        )
+
+    def erase_user(self, user_id: str) -> Erased:
+        """See `Backend`. What was overwritten is also cut off the write-ahead log, while nobody reads."""
+        with self._transaction():
+            keep_keys = "INSERT OR IGNORE INTO old_keys SELECT key, received FROM events WHERE user = ?"
+            self._writer.execute(keep_keys, (user_id,))  # digests of ids, so that an event sent again counts nothing
+            events = self._writer.execute("DELETE FROM events WHERE user = ?", (user_id,)).rowcount
+            counters = self._writer.execute("DELETE FROM counters WHERE user = ?", (user_id,)).rowcount
+            states = self._own("SELECT id, state FROM impressions WHERE user = ?", (user_id,))
+            self._writer.executemany(
+                "UPDATE impressions SET user = '', state = ? WHERE id = ?",
+                [(ImpressionState.from_json(state).without_user().to_json(), name) for name, state in states],
+            )
+        self._truncate_log()
+        return Erased(events, counters)
+
+    def _truncate_log(self) -> None:
+        with self._explained(), self._reading:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def sweep(self, older_than_us: int, most: int) -> int:
+        """See `Backend`."""
+        with self._transaction():
+            old = "SELECT offset FROM events WHERE time < ? ORDER BY time LIMIT ?"
+            limits = (older_than_us, most)
+            self._writer.execute(
+                f"INSERT OR IGNORE INTO old_keys SELECT key, received FROM events WHERE offset IN ({old})", limits
+            )
+            swept = self._writer.execute(f"DELETE FROM events WHERE offset IN ({old})", limits).rowcount
+            for table, names in (("impressions", "id"), ("counters", "user, kind, id")):
+                which = "user <> '' AND newest < ?" if table == "counters" else "newest < ?"
+                swept += self._writer.execute(
+                    f"DELETE FROM {table} WHERE ({names}) IN (SELECT {names} FROM {table} WHERE {which} LIMIT ?)",
+                    limits,
+                ).rowcount
+        return swept
+
+    # ---- what others read
+
+    def history(self, user_id: str, limit: int) -> list[NewEvent]:
+        """See `Backend`."""
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM events WHERE user = ? AND user <> '' ORDER BY time DESC, key DESC LIMIT ?",
+            (user_id, limit),
+        )
+        return [_event(row) for row in reversed(rows)]
+
+    def counters_of_user(self, user_id: str) -> Mapping[CounterKey, CounterState]:
+        """See `Backend`."""
+        rows = self._read("SELECT kind, id, state FROM counters WHERE user = ? AND user <> ''", (user_id,))
+        return {CounterKey(kind, name, user_id): CounterState.from_bytes(state) for kind, name, state in rows}
+
+    def log_of_user(self, user_id: str, after: tuple[int, bytes], limit: int) -> list[LoggedEvent]:
+        """See `Backend`."""
+        rows = self._read(
+            f"SELECT offset, {_COLUMNS} FROM events WHERE user = ? AND user <> '' AND (time, key) > (?, ?)"
+            " ORDER BY time, key LIMIT ?",
+            (user_id, *after, limit),
+        )
+        return [LoggedEvent(row[0], _event(row[1:]), row[-1]) for row in rows]
+
+    def log_after(self, offset: int, limit: int) -> list[LoggedEvent]:
+        """See `Backend`."""
+        rows = self._read(
+            f"SELECT offset, {_COLUMNS} FROM events WHERE offset > ? ORDER BY offset LIMIT ?", (offset, limit)
+        )
+        return [LoggedEvent(row[0], _event(row[1:]), row[-1]) for row in rows]
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+
+
+def _row(event: NewEvent) -> tuple[Any, ...]:
+    return (
+        event.time_us,
+        event.user_id,
+        event.key,
+        event.event_id,
+        _CODES[event.type],
+        event.ad_id,
+        event.text,
+        event.impression_id,
+        event.value,
+        event.details,
+    )
+
+
+def _event(row: Sequence[Any]) -> NewEvent:
+    time, user, _, event_id, kind, ad, text, impression, value, details, _ = row
+    return NewEvent(event_id, _TYPES[kind], time, user, ad, text, impression, value, details)
+
+
+def _explanation(error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith("SQLITE_FULL"):
+        return "the disk is full; nothing of this batch was recorded, and it may be sent again when there is room"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return f"the file is damaged ({error}); restore it from a backup"
+    return f"{error} ({name or type(error).__name__})"
