@@ -534,7 +534,7 @@ def test_silent_clients_hold_what_they_are_told_to_and_send_nothing(connections,
 
 def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
     sizes = ["--read-rows", "3000", "--rows", "2000", "--rounds", "1"]
-    sizes += ["--part", "read", "--part", "history", "--part", "behaviour"]
+    sizes += ["--part", "read", "--part", "history", "--part", "words", "--part", "behaviour"]
     result = CliRunner().invoke(app, ["train", *sizes, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     found = BenchResult.load(tmp_path / "train.json")
@@ -542,6 +542,7 @@ def test_bench_train_reads_a_log_and_makes_histories_of_it(tmp_path):
         "read and check 3,000 rows",
         "read and check 3,000 rows",
         "histories and counters of 2,000 rows",
+        "texts of users and ads of 1,599 rows",
         "an epoch over 1,599 rows",
         "an epoch over 1,599 rows",
     ]

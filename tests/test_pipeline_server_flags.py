@@ -41,17 +41,20 @@ def test_a_setting_that_all_servers_have_goes_to_all_and_others_to_theirs_alone(
         "retrieval": ["--max-unsent", "7", "--device", "cpu"],
         "ranking": ["--max-unsent", "7", "--device", "cpu", "--cache-mib", "9"],
         "gateway": ["--max-unsent", "7", "--candidates", "50"],
+        "events": ["--max-unsent", "7"],
     }
 
 
 def test_nothing_is_passed_on_that_was_not_given():
-    assert told() == {"retrieval": [], "ranking": [], "gateway": []}
+    assert told() == {"retrieval": [], "ranking": [], "gateway": [], "events": []}
 
 
 @pytest.mark.parametrize("server", SETTINGS)
 def test_servers_understand_the_flags_as_they_are_passed_on(server):
     flags = told("--no-reflection", "--max-connections", "9", "--message-seconds", "2.5", "--no-prewarm-ads")[server]
-    needed = {"retrieval": ["--index", "x"], "ranking": ["--model", "x"], "gateway": []}[server]
+    needed = {"retrieval": ["--index", "x"], "ranking": ["--model", "x"], "gateway": [], "events": ["--data", "x"]}[
+        server
+    ]
     settings: ServerSettings = SETTINGS[server](_cli_parse_args=[*needed, *flags])  # type: ignore[call-arg]
     assert (settings.reflection, settings.max_connections, settings.message_seconds) == (False, 9, 2.5)
     assert getattr(settings, "prewarm_ads", False) is False

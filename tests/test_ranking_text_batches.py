@@ -1,5 +1,7 @@
 """Batches of the text layers that are read ahead of their steps, and layers that are not trained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ from torch import nn
 
 import ranking.data.scorer as scoring
 from adcascade.records.errors import InputError
+from adcascade.records.history import events_of
+from adcascade.records.users import UserProfile
 from adcascade.training.stage import StageContext
 from ranking.data.dataset import load_dataset
 from ranking.data.scorer import Scorer
 from ranking.data.text_batches import BatchMaker, make_blocks
+from ranking.inputs.text import HISTORY_EVENTS, render_user
 from ranking.model.attention import attend_one
 from ranking.runtime.hardware import choose_device
 from ranking.training.begin import begin
@@ -44,6 +49,33 @@ def maker_of(data, start):
 
 def blocks_of(data, rows=400):
     return make_blocks(data, data.split.train[:rows], max_ads=32, merge_requests=True)
+
+
+def test_texts_of_many_rows_are_those_that_serving_makes_of_each(data, world, tmp_path):
+    telling = {
+        user_id: replace(user, interests=f" tea {place} ", attributes={"age": str(place % 3), "b": ""})
+        for place, (user_id, user) in enumerate(sorted(data.users.items()))
+        if place % 2
+    }
+    silent = {user_id: user for user_id, user in data.users.items() if user_id not in telling}
+    for users in (telling | silent, telling, {}):
+        some = replace(data, users=users)
+        rows = np.arange(len(data.log))[::-1]
+        offsets, events = some.past.spans(rows, HISTORY_EVENTS).recent()
+        told = events_of(some.events, events)
+        expected = [
+            render_user(
+                replace(users.get(user_id, UserProfile(user_id)), history=tuple(told[first:last])),
+                data.log.context_at(row),
+                data.ads.get,
+            )
+            for row, user_id, first, last in zip(
+                rows.tolist(), data.log.user_id[rows].tolist(), offsets[:-1], offsets[1:], strict=True
+            )
+        ]
+        assert some.user_texts(rows) == expected
+        assert len(set(expected)) > 100
+    assert data.user_texts(np.empty(0, np.int64)) == []
 
 
 @pytest.mark.parametrize("pairs_ahead", [1, 60, 10**6])

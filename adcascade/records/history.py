@@ -328,9 +328,14 @@ class Histories:
 
 def events_of(log: ClickLog, rows: Integers) -> list[Event]:
     """What each of some rows of the log says that the user did."""
-    kinds = np.select([log.conversions[rows] > 0, log.clicks[rows] > 0], [2, 1], 0).tolist()
-    columns = zip(kinds, log.ad_id[rows].tolist(), log.time[rows].tolist(), strict=True)
-    return [Event(_KINDS[kind], ad_id=ad_id, timestamp=_moment(time)) for kind, ad_id, time in columns]
+    columns = zip(kinds_of(log, rows), log.ad_id[rows].tolist(), log.time[rows].tolist(), strict=True)
+    return [Event(kind, ad_id=ad_id, timestamp=_moment(time)) for kind, ad_id, time in columns]
+
+
+def kinds_of(log: ClickLog, rows: Integers) -> list[EventType]:
+    """The strongest that each of some rows of the log says that the user did."""
+    kinds = np.select([log.conversions[rows] > 0, log.clicks[rows] > 0], [2, 1], 0)
+    return [_KINDS[kind] for kind in kinds.tolist()]
 
 
 def _moment(time: int) -> datetime | None:

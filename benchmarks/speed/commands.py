@@ -270,7 +270,7 @@ def fuzz_command(
 def train_command(
     part: Annotated[
         list[str] | None,
-        typer.Option(help="read, history, behaviour, text or whole; give it again for another; default: all."),
+        typer.Option(help="read, history, words, behaviour, text or whole; give it again for another; default: all."),
     ] = None,
     read_rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is read.")] = 10_000_000,
     rows: Annotated[int, typer.Option(min=1000, help="Rows of the log that is learned from.")] = 1_000_000,
@@ -293,8 +293,8 @@ def train_command(
     compare: Compare = None,
     as_json: Json = False,
 ) -> None:
-    """Reading a log, histories and counters of each row, an epoch of the behaviour part, steps of the text layers,
-    and a whole training.
+    """Reading a log, histories and counters of each row, users and ads in words, an epoch of the behaviour part, steps
+    of the text layers, and a whole training.
 
     On a made-up log shaped like a real one: many users with few rows each, 20,000 ads of which few are shown often.
     """

@@ -27,13 +27,17 @@ from benchmarks.speed.results import BenchResult, Entry, TargetResult
 from benchmarks.speed.train_behaviour import behaviour_speed
 from benchmarks.speed.train_text import text_speed
 from benchmarks.speed.train_whole import TARGET_ROWS, train_whole, verdicts
+from ranking.data.dataset import load_dataset
 from ranking.data.log_keys import LogKeys
 
-PARTS = ("read", "history", "behaviour", "text", "whole")
+PARTS = ("read", "history", "words", "behaviour", "text", "whole")
 BY_COLUMN, BY_ROW = "by column", "row by row"
 IN_BATCHES, ONE_BY_ONE = "in batches of many users", "users one by one"
 _LEAST_READ, _MOST_MIB, _LEAST_HISTORY, _LEAST_LEARNED = 1_000_000, 1536, 500_000, 50_000
+_LEAST_WORDS = 100_000
 _READ_ROWS = 10_000_000
+# Rows whose users are put into words at once, as a training does.
+_WORDS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,14 @@ def bench_train(settings: TrainSettings, folder: Path, progress: Progress = lamb
     if unknown:
         raise InputError(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
     machine = describe()
-    measure = {"read": _read, "history": _history, "behaviour": _behaviour, "text": _text, "whole": _whole}
+    measure = {
+        "read": _read,
+        "history": _history,
+        "words": _words,
+        "behaviour": _behaviour,
+        "text": _text,
+        "whole": _whole,
+    }
     found = [measure[part](settings, folder, progress) for part in settings.parts]
     return BenchResult(
         bench="train",
@@ -197,6 +208,31 @@ def _history(settings: TrainSettings, folder: Path, progress: Progress) -> tuple
             target=f"at least {_LEAST_HISTORY:,} rows a second",
             reached=f"{speed:,.0f}",
             met=speed >= _LEAST_HISTORY,
+        )
+    ]
+
+
+def _words(settings: TrainSettings, folder: Path, progress: Progress) -> tuple[list[Entry], list[TargetResult]]:
+    """What the text layers read of users and ads, for every row that trains as if each were a request of its own."""
+    files = _log_of(settings.rows, settings, folder)
+    data = load_dataset(files.ads, files.clicks, files.users)
+    rows = data.split.train
+
+    def work() -> None:
+        for start in range(0, len(rows), _WORDS_AT_ONCE):
+            data.user_texts(rows[start : start + _WORDS_AT_ONCE])
+        for ad_id in data.ads:
+            data.ad_text(ad_id)
+
+    seconds = _timed(work, settings.rounds, progress)
+    entry = _entry(f"texts of users and ads of {len(rows):,} rows", BY_COLUMN, seconds, len(rows))
+    speed = entry.figures["rows a second"]
+    return [entry], [
+        TargetResult(
+            what=f"user and ad texts of {len(rows):,} rows, for the cross-encoder",
+            target=f"at least {_LEAST_WORDS:,} rows a second",
+            reached=f"{speed:,.0f}",
+            met=speed >= _LEAST_WORDS,
         )
     ]
 

@@ -15,13 +15,13 @@ from adcascade.records.clicks import NO_TIME, ClickLog, Integers, LogReport
 from adcascade.records.coded import NO_VALUE, combinations
 from adcascade.records.counters import CounterSnapshot
 from adcascade.records.errors import InputError
-from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory, events_of
+from adcascade.records.history import Histories, HistoryView, OutOfFoldHistory, PointInTimeHistory
 from adcascade.records.history_file import followed_by, read_history
 from adcascade.records.joined import Joined, read_joined
 from adcascade.records.memory import release_unused
 from adcascade.records.packed import blocks, packed_counts, totals
 from adcascade.records.splits import Split
-from adcascade.records.users import Event, UserProfile
+from adcascade.records.users import UserProfile
 from adcascade.records.users_by_id import who_tell
 from ranking.data.block_features import FeatureSource, features_by_block
 from ranking.data.content_rows import ContentRows
@@ -29,10 +29,11 @@ from ranking.data.feature_table import RowTable, TableLimits
 from ranking.data.labels import Labels, thinned_labels
 from ranking.data.log_keys import LogKeys
 from ranking.data.splitting import MOST_HELD_OUT, bounded, split_rows, why_not_by_time
+from ranking.data.user_texts import user_texts
 from ranking.inputs.content import ContentSpace
 from ranking.inputs.context import CONTEXT_WORDS, context_hashes
 from ranking.inputs.features import FEATURES, LEAST_KNOWN, features_for
-from ranking.inputs.text import HISTORY_EVENTS, render_ad, render_user
+from ranking.inputs.text import HISTORY_EVENTS, render_ad
 from ranking.training.options import CommonOptions
 
 # Splits in which each row looks back on what is strictly earlier.
@@ -278,14 +279,7 @@ class Dataset:
         The history is that of `events`, never that of the users' file, which may tell of later ones.
         """
         offsets, events = self.past.spans(rows, HISTORY_EVENTS).recent()
-        told = events_of(self.events, events)
-        ends = zip(rows.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        return [self._user_text(row, tuple(told[first:last])) for row, first, last in ends]
-
-    def _user_text(self, row: int, history: tuple[Event, ...]) -> str:
-        user_id = self.log.user_id[row]
-        user = self.users.get(user_id, UserProfile(user_id))
-        return render_user(replace(user, history=history), self.log.context_at(row), self.ads.get)
+        return user_texts(self.log, rows, (self.events, offsets, events), self.users, self.ads)
 
 
 def _hash_numbers(digest: "hashlib._Hash", numbers: npt.NDArray[np.integer[Any]]) -> None:

@@ -28,6 +28,8 @@ from ranking.model.shared_user import SharedUserCrossEncoder, TextVectors
 from ranking.model.text_prior import TextPrior
 
 _TEXTS_PER_PASS = 64
+# Blocks whose users are put into words and tokens at once.
+_BLOCKS_READ = 2048
 _MAX_BLOCK_MICROSECONDS = 24 * 3600 * 1_000_000
 
 
@@ -183,10 +185,17 @@ class BatchMaker:
 
     def batch(self, blocks: Sequence[Integers]) -> LabelledBatch:
         """One batch of several blocks."""
+        return self._batch(blocks, self._users_of(blocks))
+
+    def _users_of(self, blocks: Sequence[Integers]) -> list[TokenIds]:
+        """The tokens of each block's user."""
+        texts = self._data.user_texts(np.array([block[0] for block in blocks], np.int64))
+        return tokenize(self._tokenizer, texts, self._max_user_tokens)
+
+    def _batch(self, blocks: Sequence[Integers], user_tokens: Sequence[TokenIds]) -> LabelledBatch:
         rows = np.concatenate(blocks)
         log = self._data.log
-        texts = self._data.user_texts(np.array([block[0] for block in blocks], np.int64))
-        users = pad(tokenize(self._tokenizer, texts, self._max_user_tokens), self._pad_id)
+        users = pad(user_tokens, self._pad_id)
         ads = pad([self._ads.tokens[ad_id] for ad_id in log.ad_id[rows]], self._pad_id)
         dense = torch.from_numpy(self._features[rows])
         return LabelledBatch(
@@ -203,13 +212,17 @@ class BatchMaker:
 
     def batches(self, blocks: Sequence[Integers], pairs_per_batch: int) -> Iterator[LabelledBatch]:
         """Batches of whole blocks with about `pairs_per_batch` pairs, in the given order."""
-        waiting: list[npt.NDArray[Any]] = []
+        waiting: list[tuple[Integers, TokenIds]] = []
+        pairs = 0
         if blocks:  # what is known of their rows is worked out for all of them together
             self.behaviour_of(np.concatenate(blocks))
-        for block in blocks:
-            waiting.append(block)
-            if sum(map(len, waiting)) >= pairs_per_batch:
-                yield self.batch(waiting)
-                waiting = []
+        for start in range(0, len(blocks), _BLOCKS_READ):
+            some = blocks[start : start + _BLOCKS_READ]
+            for block, tokens in zip(some, self._users_of(some), strict=True):
+                waiting.append((block, tokens))
+                pairs += len(block)
+                if pairs >= pairs_per_batch:
+                    yield self._batch(*zip(*waiting, strict=True))
+                    waiting, pairs = [], 0
         if waiting:
-            yield self.batch(waiting)
+            yield self._batch(*zip(*waiting, strict=True))

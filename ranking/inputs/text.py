@@ -3,7 +3,8 @@
 Knows no tensors. What matters most comes first, because long texts are cut at the end.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from adcascade.records.ads import Ad
 from adcascade.records.users import Context, Event, UserProfile
@@ -30,13 +31,47 @@ def render_ad(ad: Ad) -> str:
 
 def render_user(user: UserProfile, context: Context, lookup: AdLookup) -> str:
     """Attributes, context, interests, then what the user liked and passed over, newest first."""
+    newest = user.history[: -HISTORY_EVENTS - 1 : -1]
+    liked = (event_text(event, lookup) for event in newest if is_liked(event.type))
+    passed = (event_text(event, lookup) for event in newest if not is_liked(event.type))
+    return joined(words_of_user(user), words_of_context(context), liked, passed)
+
+
+class UserWords(NamedTuple):
+    """What the model reads of a user but for the history."""
+
+    attributes: str
+    interests: str
+
+
+class ContextWords(NamedTuple):
+    """What the model reads of where an ad would be shown."""
+
+    values: str
+    page: str
+
+
+def words_of_user(user: UserProfile) -> UserWords:
+    """Attributes by name, and interests."""
+    interests = user.interests.strip()
+    return UserWords(_pairs(user.attributes), f"interests: {interests}" if interests else "")
+
+
+def words_of_context(context: Context) -> ContextWords:
+    """Short values by name, and the page."""
+    page = context.page_text.strip()
+    return ContextWords(_pairs(context.values), f"page: {page}" if page else "")
+
+
+def joined(user: UserWords, context: ContextWords, liked: Iterable[str], passed: Iterable[str]) -> str:
+    """The text of a user; `liked` and `passed` are texts of events, newest first, of which some may be empty."""
     parts = [
-        _pairs(user.attributes),
-        _pairs(context.values),
-        f"interests: {user.interests.strip()}" if user.interests.strip() else "",
-        _events("liked", user, lookup, LIKED_EVENTS, liked=True),
-        _events("passed", user, lookup, PASSED_EVENTS, liked=False),
-        f"page: {context.page_text.strip()}" if context.page_text.strip() else "",
+        user.attributes,
+        context.values,
+        user.interests,
+        _told("liked", liked, LIKED_EVENTS),
+        _told("passed", passed, PASSED_EVENTS),
+        context.page,
     ]
     return " | ".join(part for part in parts if part)
 
@@ -45,20 +80,18 @@ def _pairs(values: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
 
 
-def _events(word: str, user: UserProfile, lookup: AdLookup, limit: int, *, liked: bool) -> str:
-    """The newest events that speak for (or not for) what they are about, without repeating a text."""
-    texts: dict[str, None] = {}
-    for event in reversed(user.history[-HISTORY_EVENTS:]):
-        if is_liked(event.type) == liked:
-            text = _event_text(event, lookup)
-            if text:
-                texts.setdefault(text)
-        if len(texts) == limit:
+def _told(word: str, texts: Iterable[str], limit: int) -> str:
+    """The first texts, none twice; no more are asked for than are told."""
+    found: dict[str, None] = {}
+    for text in filter(None, texts):
+        found.setdefault(text)
+        if len(found) == limit:
             break
-    return f"{word}: {'; '.join(texts)}" if texts else ""
+    return f"{word}: {'; '.join(found)}" if found else ""
 
 
-def _event_text(event: Event, lookup: AdLookup) -> str:
+def event_text(event: Event, lookup: AdLookup) -> str:
+    """What an event is about, in words; nothing for an ad that is not known."""
     if event.text:
         return event.text.strip()
     ad = lookup(event.ad_id)
