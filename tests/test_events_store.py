@@ -75,6 +75,21 @@ def test_an_event_counts_once_for_its_ad_its_user_and_their_pairs(store):
     assert totals(store, CounterKey("ad", "ad-2"), CounterKey("user", "", "u-2")) == [None, None]
 
 
+@pytest.mark.parametrize("name", ["a\0b", 'q"\\\u2028\x01', "1.0", "NULL", "' OR 1=1 --", "\U0001f45f" * 64])
+def test_ids_are_ids_whatever_they_hold(store, name):
+    keys = {name: AdKeys(name, name)}.get
+    events = [
+        NewEvent(f"{name}-{n}", EventType.IMPRESSION, NOW - n, name, name, impression_id=f"{name}-{n // 2}")
+        for n in range(4)
+    ]
+    for one in events:
+        Recorder(store, keys).record([[one]], NOW)
+    asked = [CounterKey("ad", name), CounterKey("advertiser", name), CounterKey("user", "", name)]
+    assert totals(store, *asked, CounterKey("user_category", name, name)) == [(2, 0, 0)] * 4
+    assert len(store.history(name, 10)) == 4
+    assert record(store, events) == [[Outcome(Status.DUPLICATE)] * 4]
+
+
 def test_clicks_of_one_impression_count_once_and_at_its_time(store):
     shown = event(1, impression="i-1", time=NOW - 2 * HOUR)
     clicks = [event(n, EventType.CLICK, impression="i-1", time=NOW - HOUR + n, ad="", user="") for n in (2, 3, 4)]
