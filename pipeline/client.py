@@ -23,7 +23,7 @@ from adcascade.v1 import ranking_pb2, retrieval_pb2, types_pb2
 from adcascade.wire import context_to_wire, user_to_wire
 from pipeline.answers import Recommendation, Recommendations, in_order
 from pipeline.errors import StageFailed
-from pipeline.live_users import LiveUsers
+from pipeline.live_users import LiveUser, LiveUsers
 from pipeline.order import weight_of
 from pipeline.scores import Retrieved
 from pipeline.stage import Stage, Waited
@@ -181,10 +181,11 @@ class AdPipeline:
         request_id = request_id or uuid.uuid4().hex[:16]
         metadata, reading, missing = ((REQUEST_ID_KEY, request_id),), Waited(), ""
         try:
+            live = LiveUser(user, user)
             if self._users is not None:
-                user, missing = await self._users.with_history(user, timeout_seconds, metadata, reading)
+                live, missing = await self._users.with_history(user, timeout_seconds, metadata, reading)
             seconds = max(0.0, ends - time.monotonic())
-            asked = Asked(user, context, k, shares, counters, seconds, ends, metadata, max_ads_bytes)
+            asked = Asked(live, context, k, shares, counters, seconds, ends, metadata, max_ads_bytes)
             found = await self._calls.retrieve(asked, candidates, include_history=include_history)
             ranked, reason = await self._rank(found.ad_ids, asked)
             weight = weight_of(retrieval_weight, ranked.retrieval_weight if ranked else None)

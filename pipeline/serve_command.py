@@ -1,7 +1,7 @@
 """The command ``adcascade serve``. Knows the servers' flags, not what they do."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from adcascade.events.settings import EventsSettings
+from adcascade.serving.errors import StartupError
 from adcascade.serving.settings import ServerSettings
 from adcascade.terminal.console import Console
 from adcascade.terminal.flags import with_flags_of
@@ -90,6 +91,8 @@ def serve_command(
     if events is not None:
         own = ["--data", str(events), "--index", str(index)]
         stages.append(ServerSpec("adcascade.events", [*own, *flags["events"]], events_port))
+    else:
+        _check_no_events(flags)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     limits = RestartLimits(max_restarts=max_restarts, hang_seconds=hang_seconds)
     with own_folder(logs), supervised(Supervisor(logs, console.print, limits, log_mib, options.client())) as servers:
@@ -100,6 +103,14 @@ def serve_command(
         console.print(", ".join(f"{name} on {address}" for name, address in addresses.items()))
         console.print(f"Serving; logs are in {logs}. Ctrl-C stops.")
         servers.keep_running()
+
+
+def _check_no_events(flags: Mapping[str, Sequence[str]]) -> None:
+    """Raises StartupError if a setting of the event store alone was given, which is not started."""
+    shared = {flag for server, given in flags.items() if server != "events" for flag in given}
+    alone = [flag for flag in flags["events"] if flag.startswith("--") and flag not in shared | {"--metrics-port"}]
+    if alone:
+        raise StartupError(f"{alone[0]} is of the event store: give --events FOLDER, too")
 
 
 def _metrics_flags(port: int | None, offset: int) -> list[str]:

@@ -11,6 +11,7 @@ from functools import partial
 from adcascade.serving.errors import FailedPrecondition
 from adcascade.v1 import ranking_pb2, ranking_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, types_pb2
 from pipeline.errors import StageFailed
+from pipeline.live_users import LiveUser
 from pipeline.scores import Retrieved, Scored, read_candidates, read_scores
 from pipeline.stage import Metadata, Stage, Waited
 
@@ -28,7 +29,7 @@ class Asked:
         max_ads_bytes: how large the ads that are shown may be on the wire, together.
     """
 
-    user: types_pb2.UserProfile
+    user: LiveUser
     context: types_pb2.Context
     k: int
     shares: Sequence[retrieval_pb2.SourceShare]
@@ -77,7 +78,7 @@ class StageCalls:
     async def retrieve(self, asked: Asked, candidates: int, *, include_history: bool) -> Retrieved:
         """The candidates."""
         request = retrieval_pb2.RetrieveRequest(
-            user=asked.user,
+            user=asked.user.retrieved,
             k=candidates,
             include_history=include_history,
             context=asked.context,
@@ -146,5 +147,5 @@ def _ads_as_they_are(reply: retrieval_pb2.GetAdsResponse) -> retrieval_pb2.GetAd
 def _rank_request(asked: Asked) -> ranking_pb2.RankRequest:
     """What ranking is asked, but for the candidates."""
     return ranking_pb2.RankRequest(
-        user=asked.user, context=asked.context, skip_unknown=True, counters=asked.counters, shown=asked.k
+        user=asked.user.ranked, context=asked.context, skip_unknown=True, counters=asked.counters, shown=asked.k
     )

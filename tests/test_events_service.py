@@ -10,7 +10,9 @@ import grpc
 import pytest
 
 from adcascade.events.messages import MAX_EVENTS
+from adcascade.events.sqlite_store import SqliteStore
 from adcascade.serving.channel import open_channel
+from adcascade.serving.errors import StartupError
 from adcascade.v1 import events_pb2, ranking_pb2, types_pb2
 from adcascade.v1.events_pb2_grpc import EventServiceStub
 from pipeline.processes import running
@@ -62,8 +64,7 @@ def test_what_a_user_just_did_is_known_at_once_and_counts_once(stub):
     answer = stub.GetUser(events_pb2.GetUserRequest(user_id="u-1"))
     assert [(one.type, one.ad_id or one.text) for one in answer.history] == [
         (SEARCH, "running shoes"),
-        (IMPRESSION, "ad-1"),
-        (CLICK, "ad-1"),
+        (CLICK, "ad-1"),  # which stands for its impression
     ]
     assert answer.history[0].timestamp.ToDatetime(UTC) == NOW - timedelta(seconds=40)
     assert [(one.impressions, one.clicks) for one in answer.counters] == [(1, 1)]
@@ -104,6 +105,25 @@ def test_an_event_that_cannot_be_is_rejected_alone(stub, bad, reason):
     assert [one.status for one in answer.results] == [ACCEPTED, REJECTED, ACCEPTED]
     assert reason in answer.results[1].reason
     assert len(list(stub.Tail(events_pb2.TailRequest()))) == 2
+
+
+def test_a_history_of_long_texts_is_cut_to_what_a_message_holds(stub):
+    texts = [recorded(f"s-{n}", SEARCH, text=f"{n:04}" + "x" * 32_000, ago=1000 - n) for n in range(200)]
+    for start in range(0, 200, 50):
+        assert set(record(stub, *texts[start : start + 50])) == {ACCEPTED}
+    found = history(stub, "u-1")
+    assert 40 < len(found) < 80
+    assert [one.text[:4] for one in found] == [f"{n:04}" for n in range(200 - len(found), 200)]
+
+
+def test_what_no_field_of_the_contract_says_is_not_kept(stub):
+    context = types_pb2.Context(country="DE")
+    padded = types_pb2.Context.FromString(context.SerializeToString() + b"\xfa\x07\x80\x08" + b"x" * 1024)  # field 127
+    assert len(padded.SerializeToString()) > 1024
+    assert record(stub, recorded("e-1", context=padded, user="")) == [ACCEPTED]
+    (logged,) = stub.Tail(events_pb2.TailRequest())
+    assert logged.event.context.SerializeToString() == context.SerializeToString()
+    assert logged.event.consent
 
 
 def test_without_consent_nothing_personal_is_kept(stub):
@@ -214,18 +234,23 @@ def test_with_a_key_the_store_never_holds_an_id_and_with_an_index_it_knows_ads(t
             assert b"somebody-real" not in path.read_bytes()
 
 
-@pytest.mark.parametrize("what", ["short key", "no index", "taken"])
+@pytest.mark.parametrize("what", ["short key", "no index", "empty index", "taken", "another key", "for ever"])
 def test_a_store_that_cannot_start_says_why(tmp_path, what, started):
     key = tmp_path / "key"
     key.write_bytes(b"short")
+    good = tmp_path / "good"
+    good.write_bytes(bytes(range(32)))
+    SqliteStore(tmp_path / "begun").close()
     flags, reason = {
         "short key": (["--pseudonymise", str(key)], "has 5 bytes; make one"),
         "no index": (["--index", str(tmp_path / "nowhere")], "nowhere"),
-        "taken": (["--data", str(tmp_path / "store")], "another process has the event store"),
+        "empty index": (["--index", str(tmp_path)], "no version"),
+        "another key": (["--pseudonymise", str(good)], "was begun with no key"),
+        "for ever": (["--retention-days", "inf"], "retention-days|retention_days|finite"),
+        "taken": ([], "another process has the event store"),
     }[what]
-    data = [] if what == "taken" else ["--data", str(tmp_path / "other")]
-    from adcascade.serving.errors import StartupError
-
+    folder = {"taken": "store", "another key": "begun"}.get(what, "other")
+    data = ["--data", str(tmp_path / folder)]
     with (
         pytest.raises(StartupError, match=reason),
         running([("adcascade.events", [*data, *flags, "--port", "0"])], tmp_path / "second"),

@@ -108,6 +108,24 @@ def test_the_same_call_answers_as_with_the_history_inline(cascade):
         assert [one.p_click for one in answers[0]] == pytest.approx([one.p_click for one in answers[1]], abs=1e-6)
 
 
+def test_an_ad_that_was_merely_shown_may_be_shown_again(cascade):
+    gateway, events = cascade
+    with open_channel(events.address) as channel, Client(gateway) as client:
+        user = User(user_id="reader-4", interests="espresso beans")
+        shown = [one.ad_id for one in client.recommend(user, k=3)]
+        records = [
+            events_pb2.RecordedEvent(
+                event_id=f"shown-{ad_id}",
+                user_id="reader-4",
+                event=event(ad_id, 5, types_pb2.EVENT_TYPE_IMPRESSION),
+                consent=True,
+            )
+            for ad_id in shown
+        ]
+        EventServiceStub(channel).Record(events_pb2.RecordRequest(events=records))
+        assert set(shown) <= {one.ad_id for one in client.recommend(user, k=60)}
+
+
 def test_a_store_that_is_gone_costs_the_history_and_not_the_answer(cascade):
     gateway, events = cascade
     os.kill(events.process.pid, signal.SIGSTOP)

@@ -60,6 +60,13 @@ def test_servers_understand_the_flags_as_they_are_passed_on(server):
     assert getattr(settings, "prewarm_ads", False) is False
 
 
+def test_a_setting_of_the_event_store_needs_the_store(tmp_path):
+    given = ["serve", "--index", str(tmp_path), "--model", str(tmp_path), "--logs", str(tmp_path / "logs")]
+    ended = CliRunner().invoke(app, [*given, "--retention-days", "3"])
+    assert ended.exit_code == 2
+    assert "--retention-days is of the event store: give --events FOLDER, too" in " ".join(ended.output.split())
+
+
 def test_a_flag_of_a_wrong_kind_is_an_error():
     ended = CliRunner().invoke(app, ["serve", "--index", "x", "--model", "x", "--cache-mib", "many"])
     assert ended.exit_code == 2

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter
 from pydantic_settings import CliApp
 
+from adcascade.artifacts.errors import ArtifactError
 from adcascade.events.errors import StoreError, StoreFull
 from adcascade.events.pseudonyms import Pseudonyms
 from adcascade.events.published_ads import PublishedAds
@@ -27,6 +28,7 @@ from adcascade.records.errors import InputError
 from adcascade.serving.errors import ServiceError, StartupError
 from adcascade.serving.logs import set_up_logging
 from adcascade.serving.server import Server
+from adcascade.serving.settings import MEBIBYTE
 from adcascade.serving.telemetry import switch_off_telemetry
 from adcascade.terminal.exits import clean_exit
 from adcascade.v1.events_pb2_grpc import add_EventServiceServicer_to_server
@@ -56,10 +58,18 @@ class Sweeper:
     def _run(self) -> None:
         while not self._stop.wait(self._every):
             try:
-                while self._part() and not self._stop.wait(_BETWEEN_PARTS):
-                    pass
+                self._sweep()
             except (StoreError, StoreFull) as error:
                 log.warning("the sweep is put off: %s", error)
+            except Exception:
+                log.exception("the sweep failed; it is tried again in %g s", self._every)
+
+    def _sweep(self) -> None:
+        swept = 0
+        while (part := self._part()) and not self._stop.wait(_BETWEEN_PARTS):
+            swept += part
+        if swept:
+            self._writer.do(self._store.forget_log).result()
 
     def _part(self) -> int:
         before = time.time_ns() // 1000 - self._retention_us
@@ -71,16 +81,17 @@ def serve(settings: EventsSettings) -> None:
     server = Server(settings, caller_errors=(InputError,), unready_errors=(StoreError,))
     try:
         pseudonyms = Pseudonyms.from_file(settings.pseudonymise)
-        store = SqliteStore(settings.data)
-    except StoreError as error:
+        keys_of_ad: KeysOfAd = _of_any if settings.index is None else PublishedAds(settings.index)
+        store = SqliteStore(settings.data, pseudonyms.mark)
+    except (StoreError, ArtifactError) as error:
         raise StartupError(str(error)) from error
-    keys_of_ad: KeysOfAd = _of_any if settings.index is None else PublishedAds(settings.index)
     writer = GroupWriter(Recorder(store, keys_of_ad, settings.rules()).record, max_waiting=settings.max_waiting)
     servicer = EventServicer(
         store,
         writer,
         pseudonyms=pseudonyms,
         assume_consent=settings.assume_consent,
+        history_bytes=settings.max_message_mib * MEBIBYTE // 4,
         on_recorded=_counted(server.registry),
     )
     server.add(SERVICE_NAME, lambda grpc: add_EventServiceServicer_to_server(servicer, grpc), SCOPES)

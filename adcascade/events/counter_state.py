@@ -78,9 +78,14 @@ class CounterState:
         return numbers + _LENGTHS.pack(*map(len, sums)) + b"".join(sums)
 
     @property
+    def counts(self) -> bool:
+        """Whether anything is counted in it."""
+        return bool(self.impressions or self.clicks or self.conversions)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it says nothing."""
-        return not (self.impressions or self.clicks or self.conversions) and self.newest_us is None
+        return not self.counts and self.newest_us is None
 
     def count(self, one: Contribution, sign: int = 1) -> None:
         """Counts a contribution; with a sign of -1 takes it away again."""

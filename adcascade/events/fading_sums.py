@@ -1,7 +1,7 @@
 """Sums that fade with a half-life, in whole numbers, so that no order of adding changes them by a single bit.
 
 With a half-life h, what happened at t is worth 2^(-(T - t) / h) at T. Written as t = b h + r with a whole b and
-0 <= r < h this is 2^(b - T / h) 2^(r / h). The second factor is kept as a whole number of 2^-32, and these are summed
+0 <= r < h this is 2^(b - T / h) 2^(r / h). The second factor is kept as a whole number of 2^-24, and these are summed
 by b: adding and taking away are exact, and the first factor comes in only when a sum is read. A sum keeps the newest
 `KEPT` of its b; what is older has faded to less than 2^-`KEPT`. Knows nothing of what is summed.
 """
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 
 KEPT = 56
-_ONE = 1 << 32
+_ONE = 1 << 24  # so that 64 bits hold 10^11 impressions of a key in a half-life
 _ENTRY = struct.Struct("<iqq")
 
 
@@ -19,7 +19,7 @@ class FadingSums:
 
     Args:
         half_life_us: in microseconds.
-        sums: impressions and clicks by b, in units of 2^-32.
+        sums: impressions and clicks by b, in units of 2^-24.
 
     Example:
         >>> hour = 3_600_000_000

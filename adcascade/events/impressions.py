@@ -98,13 +98,16 @@ class ImpressionState:
 
         Args:
             keys: of its ad.
-            min_click_us: a click sooner after the impression is not counted: no reader is so fast.
+            min_click_us: a click sooner after the impression, or before it, is not counted; 0 counts all.
         """
         first = self.shown or self.click or self.conversion
         if first is None or self.ad is None:
             return None
         too_fast = (
-            self.shown is not None and self.click is not None and self.click.time_us - self.shown.time_us < min_click_us
+            min_click_us > 0
+            and self.shown is not None
+            and self.click is not None
+            and self.click.time_us - self.shown.time_us < min_click_us
         )
         return Contribution(
             time_us=first.time_us,

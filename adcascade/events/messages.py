@@ -9,11 +9,21 @@ from adcascade.events.values import CounterKey, LoggedEvent, NewEvent, Outcome, 
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
 from adcascade.records.times import EARLIEST
-from adcascade.records.users import Event
+from adcascade.records.users import Event, EventType
 from adcascade.v1 import events_pb2, ranking_pb2, types_pb2
-from adcascade.wire import COUNTER_KINDS, context_from_wire, event_from_wire, event_to_wire, timestamp_to_wire
+from adcascade.wire import (
+    COUNTER_KINDS,
+    context_from_wire,
+    context_to_wire,
+    event_from_wire,
+    event_to_wire,
+    timestamp_to_wire,
+)
 
 MAX_EVENTS, MAX_KEYS = 1000, 4000
+_STRENGTH = {EventType.IMPRESSION: 0, EventType.CLICK: 1, EventType.CONVERSION: 2}
+# Of an event in a list, beside its own.
+_EVENT_BYTES = 8
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST_US = int((EARLIEST - _EPOCH).total_seconds()) * 1_000_000
 _KINDS = {name: kind for kind, name in COUNTER_KINDS.items()}
@@ -44,11 +54,11 @@ def event_of(message: events_pb2.RecordedEvent, *, assume_consent: bool) -> NewE
         raise InputError(f"its time is {event.timestamp:%Y-%m-%d}, before {EARLIEST:%Y}; is it in another unit?")
     if not (math.isfinite(message.value) and message.value >= 0):
         raise InputError(f"its value is {message.value}; it must be a finite number, 0 or more")
-    context_from_wire(message.context)  # refused if it breaks a limit
+    context = context_from_wire(message.context)
     may_keep = message.consent or assume_consent
     if event.text and not may_keep:
         raise InputError("what a user searched or read needs consent to be kept")
-    details = message.context.SerializeToString(deterministic=True) if may_keep else b""
+    details = context_to_wire(context).SerializeToString(deterministic=True) if may_keep else b""
     user_id = message.user_id if may_keep else ""
     return NewEvent(
         message.event_id,
@@ -77,8 +87,31 @@ def result_of(outcome: Outcome) -> events_pb2.RecordResult:
 
 
 def history_of(events: Sequence[NewEvent]) -> list[types_pb2.Event]:
-    """Events of a user as a history of a request, in their order; those about nothing are left out."""
-    return [event_to_wire(_event(one)) for one in events if one.ad_id or one.text]
+    """Events of a user as a history of a request, in their order.
+
+    Of the events of one impression the strongest stands for all, as in a click log: a row is clicked, or it is not.
+    """
+    strongest: dict[str, NewEvent] = {}
+    for one in events:
+        if one.impression_id and one.type in _STRENGTH:
+            known = strongest.setdefault(one.impression_id, one)
+            if _STRENGTH[one.type] > _STRENGTH[known.type]:
+                strongest[one.impression_id] = one
+    return [
+        event_to_wire(_event(one))
+        for one in events
+        if not one.impression_id or one.type not in _STRENGTH or strongest[one.impression_id] is one
+    ]
+
+
+def within(history: Sequence[types_pb2.Event], max_bytes: int) -> Sequence[types_pb2.Event]:
+    """The newest events that take so many bytes on the wire together, at most."""
+    size = 0
+    for count, event in enumerate(reversed(history)):
+        size += event.ByteSize() + _EVENT_BYTES
+        if size > max_bytes:
+            return history[len(history) - count :]
+    return history
 
 
 def _event(one: NewEvent) -> Event:
@@ -94,7 +127,7 @@ def logged_of(one: LoggedEvent) -> events_pb2.LoggedEvent:
         event=event_to_wire(_event(event)),
         impression_id=event.impression_id,
         value=event.value,
-        consent=bool(event.user_id or event.text),
+        consent=bool(event.user_id or event.text or event.details),
     )
     if event.details:
         message.context.ParseFromString(event.details)
@@ -117,13 +150,12 @@ def key_of(place: int, message: events_pb2.CounterKey) -> CounterKey:
 
 def counter_of(key: CounterKey, state: CounterState, time_us: int) -> events_pb2.StoredCounter:
     """A total; what fades as it is at a moment."""
-    total = state.total()
     found = events_pb2.StoredCounter(
         kind=_KINDS.get(key.kind, ranking_pb2.COUNTER_KIND_UNSPECIFIED),
         id=key.id,
-        impressions=total.impressions,
-        clicks=total.clicks,
-        conversions=state.conversions,
+        impressions=max(0, state.impressions),
+        clicks=max(0, min(state.clicks, state.impressions)),
+        conversions=max(0, state.conversions),
         decayed=state.decayed_at(time_us),
     )
     for field, at in (("first", state.first_us), ("last", state.last_us)):

@@ -38,6 +38,11 @@ class Pseudonyms:
             raise StoreError(f"the key {path} has {len(key)} bytes; make one: head -c 32 /dev/urandom > {path}")
         return cls(key)
 
+    @property
+    def mark(self) -> str:
+        """Stands for the key, and does not tell it; empty without one."""
+        return hmac.digest(self._key, b"adcascade event store", "sha256").hex() if self._key else ""
+
     def of(self, user_id: str) -> str:
         """What stands for an id; nothing for none."""
         if not self._key or not user_id:

@@ -62,10 +62,14 @@ class Backend(Protocol):
         """Leaves no byte of a user in what is kept; totals of ads stay."""
 
     def sweep(self, older_than_us: int, most: int) -> int:
-        """Erases events, impressions and counters of users that are older, so many of each at most; how many.
+        """Erases events that are older, so many at most, and so many impressions and counters of users; how many.
 
-        An event that is swept still counts once: a digest of its id stays.
+        These go when the last of their events happened, and arrived, before that time. An event that is swept still
+        counts once: a digest of its id stays.
         """
+
+    def forget_log(self) -> None:
+        """Takes what was overwritten off the write-ahead log. Raises StoreError while another program reads it."""
 
     def read_counters(self, keys: Iterable[CounterKey]) -> Mapping[CounterKey, CounterState]:
         """As `counters`, from any thread."""
@@ -165,10 +169,11 @@ class _Group:
             ahead, allowed = ((event.time_us - self._now_us) / 1e6, self._rules.ahead_us / 1e6)
             return f"its time is {ahead:,.0f} s ahead of the store's clock, which allows {allowed:,.0f}; another unit?"
         impression = self._impressions.get(event.impression_id)
-        if event.text or (impression is not None and impression.ad is not None):
-            return ""
-        if event.ad_id:
+        shown = impression.ad.said if impression is not None and impression.ad is not None else ""
+        if event.ad_id and event.ad_id != shown:
             return "" if self._keys_of_ad(event.ad_id) else f"there is no ad {event.ad_id[:64]!r}"
+        if event.ad_id or event.text or shown:
+            return ""
         if event.impression_id:
             return f"there is no impression {event.impression_id[:64]!r}; name its ad, too"
         return "it names neither an ad, nor a text, nor an impression"
@@ -208,7 +213,8 @@ class _Group:
                 states[key].saw(event.time_us, impression=event.type is EventType.IMPRESSION)
         for one, sign, keys in of_counted:
             for key in keys:
-                states[key].count(one, sign)
+                if sign > 0 or states[key].counts:  # else it was swept, and there is nothing to take away
+                    states[key].count(one, sign)
         self._changes.counters = {key: None if state.is_empty else state for key, state in states.items()}
         self._changes.impressions = {name: self._impressions[name] for name in sorted(self._changed)}
         return self._changes

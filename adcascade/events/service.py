@@ -19,6 +19,7 @@ from adcascade.events.messages import (
     key_of,
     logged_of,
     result_of,
+    within,
 )
 from adcascade.events.pseudonyms import Pseudonyms
 from adcascade.events.recorder import Backend
@@ -29,6 +30,7 @@ from adcascade.records.limits import MAX_ID_CHARS, check_text
 from adcascade.serving.auth import scopes
 from adcascade.serving.batcher import Caller
 from adcascade.serving.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from adcascade.serving.settings import MEBIBYTE
 from adcascade.v1 import events_pb2, events_pb2_grpc
 
 SERVICE_NAME = "adcascade.v1.EventService"
@@ -42,7 +44,7 @@ SCOPES = {
     "DeleteUser": scopes.EVENTS_ERASE,
 }
 # Events of one answer of a stream's page, and of a history.
-_PAGE, _TAIL, _MAX_HISTORY = 500, 10_000, 1000
+_PAGE, _TAIL, _MAX_HISTORY = 100, 10_000, 1000
 _STAYS = "totals of the ads, advertisers and categories that were shown, and digests of event ids, which name nobody"
 
 Counted = Callable[[Status, int], None]
@@ -57,6 +59,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         writer: what records.
         pseudonyms: what stands for ids of users.
         assume_consent: keep what is personal without the sender saying that its user agreed.
+        history_bytes: of a history on the wire, at most; then the oldest events are left out.
         on_recorded: told how many events had which outcome.
     """
 
@@ -67,10 +70,11 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         *,
         pseudonyms: Pseudonyms,
         assume_consent: bool,
+        history_bytes: int = MEBIBYTE,
         on_recorded: Counted = lambda *_: None,
     ) -> None:
         self._store, self._writer, self._pseudonyms = store, writer, pseudonyms
-        self._assume_consent, self._on_recorded = assume_consent, on_recorded
+        self._assume_consent, self._history_bytes, self._on_recorded = assume_consent, history_bytes, on_recorded
 
     def Record(self, request: events_pb2.RecordRequest, context: Caller) -> events_pb2.RecordResponse:
         """See the proto."""
@@ -115,11 +119,11 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         limit = request.limit or _MAX_HISTORY
         if limit > _MAX_HISTORY:
             raise InputError(f"limit is {limit:,}; at most {_MAX_HISTORY:,}")
-        counters = self._store.counters_of_user(user).items()
+        counters = {} if request.history_only else self._store.counters_of_user(user)
         now = time.time_ns() // 1000
         return events_pb2.GetUserResponse(
-            history=history_of(self._store.history(user, limit)),
-            counters=[counter_of(key, state, now) for key, state in counters],
+            history=within(history_of(self._store.history(user, limit)), self._history_bytes),
+            counters=[counter_of(key, state, now) for key, state in counters.items()],
         )
 
     def GetCounters(self, request: events_pb2.GetCountersRequest, context: Caller) -> events_pb2.GetCountersResponse:
@@ -134,7 +138,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
             raise InputError("as_of is not a time between the years 1 and 9999") from error
         time_us = int(at.timestamp() * 1_000_000)
         found = self._store.read_counters(keys)
-        states = [found.get(key, CounterState()) for key in keys]
+        states = [found.get(key, CounterState.empty(key.kind)) for key in keys]
         return events_pb2.GetCountersResponse(
             counters=[counter_of(key, state, time_us) for key, state in zip(asked, states, strict=True)]
         )

@@ -25,11 +25,20 @@ class EventsSettings(ServerSettings):
         "advertisers and categories are counted, too.",
     )
     retention_days: float = Field(
-        400.0, gt=0, description="Older events are erased, and what was counted of users since; totals of ads stay."
+        400.0,
+        gt=0,
+        le=36_500,
+        allow_inf_nan=False,
+        description="Older events are erased, and what was counted of users since; totals of ads stay.",
     )
-    ahead_seconds: float = Field(300.0, ge=0, description="How far a sender's clock may be ahead of the store's.")
+    ahead_seconds: float = Field(
+        300.0, ge=0, le=86_400, allow_inf_nan=False, description="How far a sender's clock may be ahead of the store's."
+    )
     min_click_ms: int = Field(
-        0, ge=0, description="A click sooner after its impression is kept, and not counted: no reader is so fast."
+        0,
+        ge=0,
+        le=86_400_000,
+        description="A click sooner after its impression, or before it, is kept, and not counted; 0 counts all.",
     )
     assume_consent: bool = Field(
         False, description="Keep users, texts and contexts of events that do not say that their user agreed."

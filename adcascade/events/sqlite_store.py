@@ -21,8 +21,12 @@ from adcascade.records.users import EventType
 
 FILE, LOCK = "events.sqlite", ".lock"
 FORMAT = 1
+# How long to wait for another program that reads the file.
+_BUSY_SECONDS = 0.2
 # Values of one statement.
 _CHUNK = 1000
+# Read by the indexes of rows that have a user.
+_OF_USER = "user = ? AND user <> ''"
 _CODES = {kind: number for number, kind in enumerate(EventType, 1)}
 _TYPES = {number: kind for kind, number in _CODES.items()}
 _COLUMNS = "time, user, key, event_id, type, ad, text, impression, value, details, received"
@@ -38,7 +42,7 @@ CREATE INDEX events_by_user ON events (user, time, key) WHERE user <> '';
 CREATE INDEX events_by_time ON events (time);
 CREATE TABLE old_keys (key BLOB PRIMARY KEY, received INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (
-    user TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, newest INTEGER, state BLOB NOT NULL,
+    user TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, newest INTEGER NOT NULL, state BLOB NOT NULL,
     PRIMARY KEY (user, kind, id)
 ) WITHOUT ROWID;
 CREATE INDEX counters_by_newest ON counters (newest) WHERE user <> '';
@@ -55,9 +59,10 @@ class SqliteStore:
 
     Args:
         folder: is made if it is not there.
+        written_with: stands for the key of its pseudonyms; a store that was begun with another one is refused.
 
     Raises:
-        StoreError: Another process has it, a newer release wrote it, or it is damaged.
+        StoreError: Another process has it, a newer release wrote it, it is of another key, or it is damaged.
 
     Example:
         >>> from pathlib import Path
@@ -68,8 +73,8 @@ class SqliteStore:
         >>> store.close()
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    def __init__(self, folder: Path, written_with: str = "") -> None:
+        self._path, self._written_with = folder / FILE, written_with
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,6 +86,8 @@ class SqliteStore:
             raise StoreError(
                 f"another process has the event store {folder}; stop it, or choose another folder"
             ) from None
+        except OSError as error:
+            raise StoreError(f"cannot write to the folder {folder} of the event store: {error.strerror}") from error
         try:
             self._writer = self._connect()
             self._reader = self._connect()
@@ -99,7 +106,9 @@ class SqliteStore:
 
     def _connect(self) -> sqlite3.Connection:
         with self._explained():
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")  # the write-ahead log is synced at each commit
             connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
@@ -113,12 +122,18 @@ class SqliteStore:
             if "meta" not in tables:
                 if tables:
                     raise StoreError(f"{self._path} is an SQLite file of something else; choose another folder")
-                script = f"BEGIN IMMEDIATE; {_SCHEMA} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;"
-                self._writer.executescript(script)
-            (found,) = self._writer.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+                begin = f"INSERT INTO meta VALUES ('format', '{FORMAT}'), ('written_with', '{self._written_with}')"
+                self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {begin}; COMMIT;")
+            meta = dict(self._writer.execute("SELECT name, value FROM meta"))
+        found = meta.get("format", "0")
         if int(found) > FORMAT:
             raise StoreError(
                 f"{self._path} has format {found}, of a newer release; this one reads {FORMAT}: update AdCascade"
+            )
+        if meta.get("written_with") != self._written_with:
+            raise StoreError(
+                f"{self._path} was begun with {'another key' if meta.get('written_with') else 'no key'} for its "
+                "pseudonyms, so that nobody's events would be found; give the one that it was begun with"
             )
 
     @contextmanager
@@ -169,8 +184,8 @@ class SqliteStore:
         """See `Backend`."""
         with self._transaction():
             self._write(changes)
-            ((offset,),) = self._own("SELECT coalesce(max(offset), 0) FROM events")
-        return int(offset)
+            found = self._own("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+        return int(found[0][0]) if found else 0
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -196,32 +211,38 @@ class SqliteStore:
         kept = [((key.user_id, key.kind, key.id), state) for key, state in changes.counters.items()]
         write(
             "INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)",
-            [(*key, state.newest_us, state.to_bytes()) for key, state in kept if state is not None],
+            [(*key, max(state.newest_us or 0, received), state.to_bytes()) for key, state in kept if state is not None],
         )
         write(
             "DELETE FROM counters WHERE user = ? AND kind = ? AND id = ?", [key for key, state in kept if state is None]
         )
         write(
             "INSERT OR REPLACE INTO impressions VALUES (?, ?, ?, ?)",
-            [(name, state.newest_us, state.user_id, state.to_json()) for name, state in changes.impressions.items()],
+            [
+                (name, max(state.newest_us, received), state.user_id, state.to_json())
+                for name, state in changes.impressions.items()
+            ],
         )
 
     def erase_user(self, user_id: str) -> Erased:
-        """See `Backend`. What was overwritten is also cut off the write-ahead log, while nobody reads."""
+        """See `Backend`. It takes as long as writing the whole store anew: pages that were split keep old copies."""
         with self._transaction():
-            keep_keys = "INSERT OR IGNORE INTO old_keys SELECT key, received FROM events WHERE user = ?"
+            keep_keys = f"INSERT OR IGNORE INTO old_keys SELECT key, received FROM events WHERE {_OF_USER}"
             self._writer.execute(keep_keys, (user_id,))  # digests of ids, so that an event sent again counts nothing
-            events = self._writer.execute("DELETE FROM events WHERE user = ?", (user_id,)).rowcount
-            counters = self._writer.execute("DELETE FROM counters WHERE user = ?", (user_id,)).rowcount
-            states = self._own("SELECT id, state FROM impressions WHERE user = ?", (user_id,))
+            events = self._writer.execute(f"DELETE FROM events WHERE {_OF_USER}", (user_id,)).rowcount
+            counters = self._writer.execute(f"DELETE FROM counters WHERE {_OF_USER}", (user_id,)).rowcount
+            states = self._own(f"SELECT id, state FROM impressions WHERE {_OF_USER}", (user_id,))
             self._writer.executemany(
                 "UPDATE impressions SET user = '', state = ? WHERE id = ?",
                 [(ImpressionState.from_json(state).without_user().to_json(), name) for name, state in states],
             )
-        self._truncate_log()
+        with self._explained():
+            self._writer.execute("VACUUM")
+        self.forget_log()
         return Erased(events, counters)
 
-    def _truncate_log(self) -> None:
+    def forget_log(self) -> None:
+        """See `Backend`."""
         with self._explained(), self._reading:
             (is_busy, *_) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:
@@ -249,20 +270,20 @@ class SqliteStore:
     def history(self, user_id: str, limit: int) -> list[NewEvent]:
         """See `Backend`."""
         rows = self._read(
-            f"SELECT {_COLUMNS} FROM events WHERE user = ? AND user <> '' ORDER BY time DESC, key DESC LIMIT ?",
+            f"SELECT {_COLUMNS} FROM events WHERE {_OF_USER} ORDER BY time DESC, key DESC LIMIT ?",
             (user_id, limit),
         )
         return [_event(row) for row in reversed(rows)]
 
     def counters_of_user(self, user_id: str) -> Mapping[CounterKey, CounterState]:
         """See `Backend`."""
-        rows = self._read("SELECT kind, id, state FROM counters WHERE user = ? AND user <> ''", (user_id,))
+        rows = self._read(f"SELECT kind, id, state FROM counters WHERE {_OF_USER}", (user_id,))
         return {CounterKey(kind, name, user_id): CounterState.from_bytes(state) for kind, name, state in rows}
 
     def log_of_user(self, user_id: str, after: tuple[int, bytes], limit: int) -> list[LoggedEvent]:
         """See `Backend`."""
         rows = self._read(
-            f"SELECT offset, {_COLUMNS} FROM events WHERE user = ? AND user <> '' AND (time, key) > (?, ?)"
+            f"SELECT offset, {_COLUMNS} FROM events WHERE {_OF_USER} AND (time, key) > (?, ?)"
             " ORDER BY time, key LIMIT ?",
             (user_id, *after, limit),
         )

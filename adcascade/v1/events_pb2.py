@@ -27,15 +27,15 @@ from adcascade.v1 import types_pb2 as adcascade_dot_v1_dot_types__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x64\x63\x61scade/v1/events.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x1a\x61\x64\x63\x61scade/v1/ranking.proto\x1a\x18\x61\x64\x63\x61scade/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x01\n\rRecordedEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\"\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x13.adcascade.v1.Event\x12\x15\n\rimpression_id\x18\x04 \x01(\t\x12&\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x15.adcascade.v1.Context\x12\r\n\x05value\x18\x06 \x01(\x01\x12\x0f\n\x07\x63onsent\x18\x07 \x01(\x08\"<\n\rRecordRequest\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.adcascade.v1.RecordedEvent\"J\n\x0cRecordResult\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x1a.adcascade.v1.RecordStatus\x12\x0e\n\x06reason\x18\x02 \x01(\t\"M\n\x0eRecordResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.adcascade.v1.RecordResult\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"0\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"f\n\x0fGetUserResponse\x12$\n\x07history\x18\x01 \x03(\x0b\x32\x13.adcascade.v1.Event\x12-\n\x08\x63ounters\x18\x02 \x03(\x0b\x32\x1b.adcascade.v1.StoredCounter\"$\n\x11\x45xportUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"E\n\x12\x44\x65leteUserResponse\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x04\x12\x10\n\x08\x63ounters\x18\x02 \x01(\x04\x12\r\n\x05stays\x18\x03 \x01(\t\"R\n\nCounterKey\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.adcascade.v1.CounterKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\xe4\x01\n\rStoredCounter\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.adcascade.v1.CounterKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0bimpressions\x18\x03 \x01(\x04\x12\x0e\n\x06\x63licks\x18\x04 \x01(\x04\x12\x13\n\x0b\x63onversions\x18\x05 \x01(\x04\x12)\n\x05\x66irst\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04last\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64\x65\x63\x61yed\x18\x08 \x03(\x01\"g\n\x12GetCountersRequest\x12&\n\x04keys\x18\x01 \x03(\x0b\x32\x18.adcascade.v1.CounterKey\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13GetCountersResponse\x12-\n\x08\x63ounters\x18\x01 \x03(\x0b\x32\x1b.adcascade.v1.StoredCounter\"+\n\x0bTailRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\r\"w\n\x0bLoggedEvent\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12*\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1b.adcascade.v1.RecordedEvent\x12,\n\x08received\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x82\x01\n\x0cRecordStatus\x12\x1d\n\x19RECORD_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECORD_STATUS_ACCEPTED\x10\x01\x12\x1b\n\x17RECORD_STATUS_DUPLICATE\x10\x02\x12\x1a\n\x16RECORD_STATUS_REJECTED\x10\x03\x32\x9b\x04\n\x0c\x45ventService\x12\x43\n\x06Record\x12\x1b.adcascade.v1.RecordRequest\x1a\x1c.adcascade.v1.RecordResponse\x12M\n\x0cRecordStream\x12\x1b.adcascade.v1.RecordRequest\x1a\x1c.adcascade.v1.RecordResponse(\x01\x30\x01\x12\x46\n\x07GetUser\x12\x1c.adcascade.v1.GetUserRequest\x1a\x1d.adcascade.v1.GetUserResponse\x12J\n\nExportUser\x12\x1f.adcascade.v1.ExportUserRequest\x1a\x19.adcascade.v1.LoggedEvent0\x01\x12O\n\nDeleteUser\x12\x1f.adcascade.v1.DeleteUserRequest\x1a .adcascade.v1.DeleteUserResponse\x12R\n\x0bGetCounters\x12 .adcascade.v1.GetCountersRequest\x1a!.adcascade.v1.GetCountersResponse\x12>\n\x04Tail\x12\x19.adcascade.v1.TailRequest\x1a\x19.adcascade.v1.LoggedEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x64\x63\x61scade/v1/events.proto\x12\x0c\x61\x64\x63\x61scade.v1\x1a\x1a\x61\x64\x63\x61scade/v1/ranking.proto\x1a\x18\x61\x64\x63\x61scade/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x01\n\rRecordedEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\"\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x13.adcascade.v1.Event\x12\x15\n\rimpression_id\x18\x04 \x01(\t\x12&\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x15.adcascade.v1.Context\x12\r\n\x05value\x18\x06 \x01(\x01\x12\x0f\n\x07\x63onsent\x18\x07 \x01(\x08\"<\n\rRecordRequest\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.adcascade.v1.RecordedEvent\"J\n\x0cRecordResult\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x1a.adcascade.v1.RecordStatus\x12\x0e\n\x06reason\x18\x02 \x01(\t\"M\n\x0eRecordResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.adcascade.v1.RecordResult\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"F\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x14\n\x0chistory_only\x18\x03 \x01(\x08\"f\n\x0fGetUserResponse\x12$\n\x07history\x18\x01 \x03(\x0b\x32\x13.adcascade.v1.Event\x12-\n\x08\x63ounters\x18\x02 \x03(\x0b\x32\x1b.adcascade.v1.StoredCounter\"$\n\x11\x45xportUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"E\n\x12\x44\x65leteUserResponse\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x04\x12\x10\n\x08\x63ounters\x18\x02 \x01(\x04\x12\r\n\x05stays\x18\x03 \x01(\t\"R\n\nCounterKey\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.adcascade.v1.CounterKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\xe4\x01\n\rStoredCounter\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.adcascade.v1.CounterKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0bimpressions\x18\x03 \x01(\x04\x12\x0e\n\x06\x63licks\x18\x04 \x01(\x04\x12\x13\n\x0b\x63onversions\x18\x05 \x01(\x04\x12)\n\x05\x66irst\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04last\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64\x65\x63\x61yed\x18\x08 \x03(\x01\"g\n\x12GetCountersRequest\x12&\n\x04keys\x18\x01 \x03(\x0b\x32\x18.adcascade.v1.CounterKey\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13GetCountersResponse\x12-\n\x08\x63ounters\x18\x01 \x03(\x0b\x32\x1b.adcascade.v1.StoredCounter\"+\n\x0bTailRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\r\"w\n\x0bLoggedEvent\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12*\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1b.adcascade.v1.RecordedEvent\x12,\n\x08received\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x82\x01\n\x0cRecordStatus\x12\x1d\n\x19RECORD_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECORD_STATUS_ACCEPTED\x10\x01\x12\x1b\n\x17RECORD_STATUS_DUPLICATE\x10\x02\x12\x1a\n\x16RECORD_STATUS_REJECTED\x10\x03\x32\x9b\x04\n\x0c\x45ventService\x12\x43\n\x06Record\x12\x1b.adcascade.v1.RecordRequest\x1a\x1c.adcascade.v1.RecordResponse\x12M\n\x0cRecordStream\x12\x1b.adcascade.v1.RecordRequest\x1a\x1c.adcascade.v1.RecordResponse(\x01\x30\x01\x12\x46\n\x07GetUser\x12\x1c.adcascade.v1.GetUserRequest\x1a\x1d.adcascade.v1.GetUserResponse\x12J\n\nExportUser\x12\x1f.adcascade.v1.ExportUserRequest\x1a\x19.adcascade.v1.LoggedEvent0\x01\x12O\n\nDeleteUser\x12\x1f.adcascade.v1.DeleteUserRequest\x1a .adcascade.v1.DeleteUserResponse\x12R\n\x0bGetCounters\x12 .adcascade.v1.GetCountersRequest\x1a!.adcascade.v1.GetCountersResponse\x12>\n\x04Tail\x12\x19.adcascade.v1.TailRequest\x1a\x19.adcascade.v1.LoggedEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adcascade.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECORDSTATUS']._serialized_start=1489
-  _globals['_RECORDSTATUS']._serialized_end=1619
+  _globals['_RECORDSTATUS']._serialized_start=1511
+  _globals['_RECORDSTATUS']._serialized_end=1641
   _globals['_RECORDEDEVENT']._serialized_start=131
   _globals['_RECORDEDEVENT']._serialized_end=312
   _globals['_RECORDREQUEST']._serialized_start=314
@@ -45,27 +45,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDRESPONSE']._serialized_start=452
   _globals['_RECORDRESPONSE']._serialized_end=529
   _globals['_GETUSERREQUEST']._serialized_start=531
-  _globals['_GETUSERREQUEST']._serialized_end=579
-  _globals['_GETUSERRESPONSE']._serialized_start=581
-  _globals['_GETUSERRESPONSE']._serialized_end=683
-  _globals['_EXPORTUSERREQUEST']._serialized_start=685
-  _globals['_EXPORTUSERREQUEST']._serialized_end=721
-  _globals['_DELETEUSERREQUEST']._serialized_start=723
-  _globals['_DELETEUSERREQUEST']._serialized_end=759
-  _globals['_DELETEUSERRESPONSE']._serialized_start=761
-  _globals['_DELETEUSERRESPONSE']._serialized_end=830
-  _globals['_COUNTERKEY']._serialized_start=832
-  _globals['_COUNTERKEY']._serialized_end=914
-  _globals['_STOREDCOUNTER']._serialized_start=917
-  _globals['_STOREDCOUNTER']._serialized_end=1145
-  _globals['_GETCOUNTERSREQUEST']._serialized_start=1147
-  _globals['_GETCOUNTERSREQUEST']._serialized_end=1250
-  _globals['_GETCOUNTERSRESPONSE']._serialized_start=1252
-  _globals['_GETCOUNTERSRESPONSE']._serialized_end=1320
-  _globals['_TAILREQUEST']._serialized_start=1322
-  _globals['_TAILREQUEST']._serialized_end=1365
-  _globals['_LOGGEDEVENT']._serialized_start=1367
-  _globals['_LOGGEDEVENT']._serialized_end=1486
-  _globals['_EVENTSERVICE']._serialized_start=1622
-  _globals['_EVENTSERVICE']._serialized_end=2161
+  _globals['_GETUSERREQUEST']._serialized_end=601
+  _globals['_GETUSERRESPONSE']._serialized_start=603
+  _globals['_GETUSERRESPONSE']._serialized_end=705
+  _globals['_EXPORTUSERREQUEST']._serialized_start=707
+  _globals['_EXPORTUSERREQUEST']._serialized_end=743
+  _globals['_DELETEUSERREQUEST']._serialized_start=745
+  _globals['_DELETEUSERREQUEST']._serialized_end=781
+  _globals['_DELETEUSERRESPONSE']._serialized_start=783
+  _globals['_DELETEUSERRESPONSE']._serialized_end=852
+  _globals['_COUNTERKEY']._serialized_start=854
+  _globals['_COUNTERKEY']._serialized_end=936
+  _globals['_STOREDCOUNTER']._serialized_start=939
+  _globals['_STOREDCOUNTER']._serialized_end=1167
+  _globals['_GETCOUNTERSREQUEST']._serialized_start=1169
+  _globals['_GETCOUNTERSREQUEST']._serialized_end=1272
+  _globals['_GETCOUNTERSRESPONSE']._serialized_start=1274
+  _globals['_GETCOUNTERSRESPONSE']._serialized_end=1342
+  _globals['_TAILREQUEST']._serialized_start=1344
+  _globals['_TAILREQUEST']._serialized_end=1387
+  _globals['_LOGGEDEVENT']._serialized_start=1389
+  _globals['_LOGGEDEVENT']._serialized_end=1508
+  _globals['_EVENTSERVICE']._serialized_start=1644
+  _globals['_EVENTSERVICE']._serialized_end=2183
 # @@protoc_insertion_point(module_scope)

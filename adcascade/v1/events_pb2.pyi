@@ -180,19 +180,23 @@ class GetUserRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    HISTORY_ONLY_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Required."""
     limit: _builtins.int
-    """Events at most: 1 to 1,000; 0 means 1,000."""
+    """Events at most: 1 to 1,000; 0 means 1,000. Fewer where their texts fill a quarter of the largest message."""
+    history_only: _builtins.bool
+    """Leave the counters out."""
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         limit: _builtins.int = ...,
+        history_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history_only", b"history_only", "limit", b"limit", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,7 +210,7 @@ class GetUserResponse(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Event]:
-        """Oldest first, newest last; in order of their times, then of their ids."""
+        """Oldest first, newest last; of the events of one impression the strongest: conversion, click, impression."""
 
     @_builtins.property
     def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredCounter]:

@@ -96,4 +96,6 @@ def _pairs_a_second(files: DatasetFiles, code: Path, steps: int) -> float:
         raise RuntimeError(f"a training with the code in {code} failed: {done.stderr[-2000:].strip()}")
     measured = json.loads(done.stdout)
     seconds = measured["seconds"][_FIRST:]
+    if not seconds:
+        raise RuntimeError(f"the log is too small for {steps} steps of the text layers")
     return float(measured["pairs"] * len(seconds) / sum(seconds))

@@ -194,7 +194,7 @@ def _cheapest(users: list[int], rows: list[int], events: list[int]) -> list[int]
 
 
 def _cut(tile: Integers, rows: Integers, events: Integers) -> list[Integers]:
-    users = max(1, _TILE_CELLS // int(rows[tile].max() * events[tile].max()))
+    users = max(1, _TILE_CELLS // (int(rows[tile].max()) * int(events[tile].max())))
     return [tile[start : start + users] for start in range(0, len(tile), users)]
 
 

@@ -54,6 +54,7 @@ def attend_one(layer: Any, query: Tensor, states: Tensor, mask: Tensor, heads: i
     states = states.to(by_head.dtype)  # once, where autocast would for each product
     key, value = (_weight(one).view(heads, size, -1) for one in (attention.key, attention.value))
     folded = (by_head @ key).transpose(0, 1)  # [rows, heads, hidden]
+    # The same for all tokens of a row, so that softmax drops it; here for the gradient of each weight to be known.
     same = (by_head * attention.key.bias.view(heads, 1, size)).sum(dim=2).T  # [rows, heads]
     scores = folded @ states.transpose(1, 2) + same[..., None]
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(dim=2)

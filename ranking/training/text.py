@@ -44,6 +44,7 @@ def train_text(
     Raises:
         TrainingError: The loss is not a number.
     """
+    model.eval()  # a stage that goes on from a checkpoint begins without a validation
     weights = _trained(model, options) | _bridge(lessons)
     untrained = {name: weight.detach().clone() for name, weight in weights.items()}
     steps = _Steps(model, scorer, maker, data, options, common, lessons, reads_ahead=context.workers.count == 1)
