@@ -244,7 +244,7 @@ def test_a_store_that_cannot_start_says_why(tmp_path, what, started):
     flags, reason = {
         "short key": (["--pseudonymise", str(key)], "has 5 bytes; make one"),
         "no index": (["--index", str(tmp_path / "nowhere")], "nowhere"),
-        "empty index": (["--index", str(tmp_path)], "no version"),
+        "empty index": (["--index", str(tmp_path)], "nothing is published"),
         "another key": (["--pseudonymise", str(good)], "was begun with no key"),
         "for ever": (["--retention-days", "inf"], "retention-days|retention_days|finite"),
         "taken": ([], "another process has the event store"),

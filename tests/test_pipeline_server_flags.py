@@ -6,6 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from adcascade.serving.errors import StartupError
 from adcascade.serving.settings import ServerSettings
 from pipeline.cli import app
 from pipeline.serve_command import OWN_FLAGS, SETTINGS
@@ -63,8 +64,8 @@ def test_servers_understand_the_flags_as_they_are_passed_on(server):
 def test_a_setting_of_the_event_store_needs_the_store(tmp_path):
     given = ["serve", "--index", str(tmp_path), "--model", str(tmp_path), "--logs", str(tmp_path / "logs")]
     ended = CliRunner().invoke(app, [*given, "--retention-days", "3"])
-    assert ended.exit_code == 2
-    assert "--retention-days is of the event store: give --events FOLDER, too" in " ".join(ended.output.split())
+    assert isinstance(ended.exception, StartupError)
+    assert str(ended.exception) == "--retention-days is of the event store: give --events FOLDER, too"
 
 
 def test_a_flag_of_a_wrong_kind_is_an_error():
