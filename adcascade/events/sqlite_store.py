@@ -16,8 +16,8 @@ from adcascade.events.counter_state import CounterState
 from adcascade.events.errors import StoreError
 from adcascade.events.impressions import ImpressionState
 from adcascade.events.recorder import Changes, Erased
+from adcascade.events.sqlite_rows import COLUMNS, SCHEMA, event_of, explanation, row_of
 from adcascade.events.values import CounterKey, LoggedEvent, NewEvent
-from adcascade.records.users import EventType
 
 FILE, LOCK = "events.sqlite", ".lock"
 FORMAT = 1
@@ -27,31 +27,6 @@ _BUSY_SECONDS = 0.2
 _CHUNK = 1000
 # Read by the indexes of rows that have a user.
 _OF_USER = "user = ? AND user <> ''"
-_CODES = {kind: number for number, kind in enumerate(EventType, 1)}
-_TYPES = {number: kind for kind, number in _CODES.items()}
-_COLUMNS = "time, user, key, event_id, type, ad, text, impression, value, details, received"
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE events (
-    offset INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, user TEXT NOT NULL, key BLOB NOT NULL,
-    event_id TEXT NOT NULL, type INTEGER NOT NULL, ad TEXT NOT NULL, text TEXT NOT NULL, impression TEXT NOT NULL,
-    value REAL NOT NULL, details BLOB NOT NULL, received INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX events_by_key ON events (key);
-CREATE INDEX events_by_user ON events (user, time, key) WHERE user <> '';
-CREATE INDEX events_by_time ON events (time);
-CREATE TABLE old_keys (key BLOB PRIMARY KEY, received INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE counters (
-    user TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, newest INTEGER NOT NULL, state BLOB NOT NULL,
-    PRIMARY KEY (user, kind, id)
-) WITHOUT ROWID;
-CREATE INDEX counters_by_newest ON counters (newest) WHERE user <> '';
-CREATE TABLE impressions (
-    id TEXT PRIMARY KEY, newest INTEGER NOT NULL, user TEXT NOT NULL, state TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX impressions_by_newest ON impressions (newest);
-CREATE INDEX impressions_by_user ON impressions (user) WHERE user <> '';
-"""
 
 
 class SqliteStore:
@@ -123,7 +98,7 @@ class SqliteStore:
                 if tables:
                     raise StoreError(f"{self._path} is an SQLite file of something else; choose another folder")
                 begin = f"INSERT INTO meta VALUES ('format', '{FORMAT}'), ('written_with', '{self._written_with}')"
-                self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {begin}; COMMIT;")
+                self._writer.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {begin}; COMMIT;")
             meta = dict(self._writer.execute("SELECT name, value FROM meta"))
         found = meta.get("format", "0")
         if int(found) > FORMAT:
@@ -141,7 +116,7 @@ class SqliteStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreError(f"the event store {self._path}: {_explanation(error)}") from error
+            raise StoreError(f"the event store {self._path}: {explanation(error)}") from error
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._explained(), self._reading:
@@ -202,10 +177,10 @@ class SqliteStore:
 
     def _write(self, changes: Changes) -> None:
         write, received = self._writer.executemany, changes.received_us
-        marks = ",".join("?" * len(_COLUMNS.split(",")))
+        marks = ",".join("?" * len(COLUMNS.split(",")))
         write(
-            f"INSERT INTO events ({_COLUMNS}) VALUES ({marks})",
-            [(*_row(event), received) for event in changes.events],
+            f"INSERT INTO events ({COLUMNS}) VALUES ({marks})",
+            [(*row_of(event), received) for event in changes.events],
         )
         write("INSERT INTO old_keys VALUES (?, ?)", [(key, received) for key in changes.keys])
         kept = [((key.user_id, key.kind, key.id), state) for key, state in changes.counters.items()]
@@ -270,10 +245,10 @@ class SqliteStore:
     def history(self, user_id: str, limit: int) -> list[NewEvent]:
         """See `Backend`."""
         rows = self._read(
-            f"SELECT {_COLUMNS} FROM events WHERE {_OF_USER} ORDER BY time DESC, key DESC LIMIT ?",
+            f"SELECT {COLUMNS} FROM events WHERE {_OF_USER} ORDER BY time DESC, key DESC LIMIT ?",
             (user_id, limit),
         )
-        return [_event(row) for row in reversed(rows)]
+        return [event_of(row) for row in reversed(rows)]
 
     def counters_of_user(self, user_id: str) -> Mapping[CounterKey, CounterState]:
         """See `Backend`."""
@@ -283,18 +258,18 @@ class SqliteStore:
     def log_of_user(self, user_id: str, after: tuple[int, bytes], limit: int) -> list[LoggedEvent]:
         """See `Backend`."""
         rows = self._read(
-            f"SELECT offset, {_COLUMNS} FROM events WHERE {_OF_USER} AND (time, key) > (?, ?)"
+            f"SELECT offset, {COLUMNS} FROM events WHERE {_OF_USER} AND (time, key) > (?, ?)"
             " ORDER BY time, key LIMIT ?",
             (user_id, *after, limit),
         )
-        return [LoggedEvent(row[0], _event(row[1:]), row[-1]) for row in rows]
+        return [LoggedEvent(row[0], event_of(row[1:]), row[-1]) for row in rows]
 
     def log_after(self, offset: int, limit: int) -> list[LoggedEvent]:
         """See `Backend`."""
         rows = self._read(
-            f"SELECT offset, {_COLUMNS} FROM events WHERE offset > ? ORDER BY offset LIMIT ?", (offset, limit)
+            f"SELECT offset, {COLUMNS} FROM events WHERE offset > ? ORDER BY offset LIMIT ?", (offset, limit)
         )
-        return [LoggedEvent(row[0], _event(row[1:]), row[-1]) for row in rows]
+        return [LoggedEvent(row[0], event_of(row[1:]), row[-1]) for row in rows]
 
 
 def _counters(connection: sqlite3.Connection, keys: Iterable[CounterKey]) -> Mapping[CounterKey, CounterState]:
@@ -311,32 +286,3 @@ def _counters(connection: sqlite3.Connection, keys: Iterable[CounterKey]) -> Map
 
 def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
-
-
-def _row(event: NewEvent) -> tuple[Any, ...]:
-    return (
-        event.time_us,
-        event.user_id,
-        event.key,
-        event.event_id,
-        _CODES[event.type],
-        event.ad_id,
-        event.text,
-        event.impression_id,
-        event.value,
-        event.details,
-    )
-
-
-def _event(row: Sequence[Any]) -> NewEvent:
-    time, user, _, event_id, kind, ad, text, impression, value, details, _ = row
-    return NewEvent(event_id, _TYPES[kind], time, user, ad, text, impression, value, details)
-
-
-def _explanation(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name.startswith("SQLITE_FULL"):
-        return "the disk is full; nothing of this batch was recorded, and it may be sent again when there is room"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return f"the file is damaged ({error}); restore it from a backup"
-    return f"{error} ({name or type(error).__name__})"
