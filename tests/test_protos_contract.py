@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FileDescriptor
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from adcascade.v1 import ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
+from adcascade.v1 import events_pb2, ranking_pb2, recommend_pb2, retrieval_pb2, types_pb2
 
 ROOT = Path(__file__).parent.parent
 PROTOS = ROOT / "protos"
@@ -19,7 +19,7 @@ SOURCES = sorted(PROTOS.glob("adcascade/v1/*.proto"))
 GENERATED = sorted(
     path for path in (ROOT / "adcascade" / "v1").iterdir() if re.search(r"_pb2(_grpc)?\.pyi?$", path.name)
 )
-MODULES = (types_pb2, retrieval_pb2, ranking_pb2, recommend_pb2)
+MODULES = (types_pb2, retrieval_pb2, ranking_pb2, recommend_pb2, events_pb2)
 
 # A field of a message or a value of an enum, up to its semicolon; what follows is the comment.
 FIELD = re.compile(
@@ -108,6 +108,15 @@ def test_the_services_and_their_methods():
         "adcascade.v1.RetrievalService": ["Retrieve", "EmbedUser", "GetAds", "GetIndex"],
         "adcascade.v1.RankingService": ["Rank", "GetModel"],
         "adcascade.v1.RecommendService": ["Recommend"],
+        "adcascade.v1.EventService": [
+            "Record",
+            "RecordStream",
+            "GetUser",
+            "ExportUser",
+            "DeleteUser",
+            "GetCounters",
+            "Tail",
+        ],
     }
 
 
