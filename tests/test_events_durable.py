@@ -1,6 +1,5 @@
 """What was acknowledged outlives any end of the process, and what could not be written is told so."""
 
-import itertools
 import json
 import os
 import random
@@ -9,17 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from adcascade.events.errors import StoreError, StoreFull
+from adcascade.events.errors import StoreError
 from adcascade.events.recorder import Recorder
 from adcascade.events.sqlite_store import FILE, SqliteStore
 from adcascade.events.values import AdKeys, CounterKey, NewEvent, Outcome, Status
-from adcascade.events.writer import GroupWriter
+from adcascade.events.writer import event_writer
 from adcascade.records.users import EventType
+from adcascade.serving.errors import DeadlineExceeded, Unavailable
 
 # Records batches of its own, from two threads, until it is killed, and prints those that were acknowledged.
 CHILD = """
@@ -28,11 +28,18 @@ from pathlib import Path
 from adcascade.events.recorder import Recorder
 from adcascade.events.sqlite_store import SqliteStore
 from adcascade.events.values import AdKeys, NewEvent
-from adcascade.events.writer import GroupWriter
+from adcascade.events.writer import event_writer
 from adcascade.records.users import EventType
 
+class Nobody:
+    def time_remaining(self):
+        return None
+
+    def add_callback(self, callback):
+        return True
+
 folder, run = Path(sys.argv[1]), sys.argv[2]
-writer = GroupWriter(Recorder(SqliteStore(folder), lambda ad: AdKeys("shop", "topic")).record)
+writer = event_writer(Recorder(SqliteStore(folder), lambda ad: AdKeys("shop", "topic")).record)
 
 def send(thread):
     number = 0
@@ -40,7 +47,7 @@ def send(thread):
         ids = [f"{run}-{thread}-{number}-{place}" for place in range(7)]
         now = time.time_ns() // 1000
         batch = [NewEvent(one, EventType.IMPRESSION, now, f"user-{thread}", "ad-1") for one in ids]
-        writer.submit(batch + batch[:2]).result()  # two of them twice
+        writer.submit(batch + batch[:2], Nobody())  # two of them twice
         os.write(1, (" ".join(ids) + "\\n").encode())
         number += 1
 
@@ -85,6 +92,19 @@ def one(number, **more):
     return NewEvent(f"e-{number}", EventType.IMPRESSION, time.time_ns() // 1000, "u", "ad-1", **more)
 
 
+class Waits:
+    """Waits for an answer, for so long."""
+
+    def __init__(self, seconds=None):
+        self.seconds = seconds
+
+    def time_remaining(self):
+        return self.seconds
+
+    def add_callback(self, callback):
+        return True
+
+
 def test_batches_of_many_threads_are_recorded_together_and_each_gets_its_own_answer(store):
     recorder = Recorder(store, lambda ad: AdKeys() if ad == "ad-1" else None)
     groups: list[int] = []
@@ -95,62 +115,88 @@ def test_batches_of_many_threads_are_recorded_together_and_each_gets_its_own_ans
         groups.append(len(batches))
         return recorder.record(batches, now_us)
 
-    writer = GroupWriter(record)
+    writer = event_writer(record)
     batches = [[one(f"{number}-{place}") for place in range(number + 1)] for number in range(20)]
     bad = NewEvent("bad", EventType.CLICK, 0, ad_id="nowhere")
-    futures = [writer.submit([*batch, bad]) for batch in batches]
-    may_begin.set()
-    for batch, future in zip(batches, futures, strict=True):
-        *good, last = future.result(10).outcomes
+    with ThreadPoolExecutor(20) as threads:
+        answers = [threads.submit(writer.submit, [*batch, bad], Waits()) for batch in batches]
+        time.sleep(0.5)  # all wait by now
+        may_begin.set()
+        found = [answer.result(10).value for answer in answers]
+    for batch, recorded in zip(batches, found, strict=True):
+        *good, last = recorded.outcomes
         assert good == [Outcome(Status.ACCEPTED)] * len(batch)
         assert last.status is Status.REJECTED
     assert sum(groups) == 20
     assert len(groups) < 5
-    assert futures[-1].result().offset == len(store.log_after(0, 1000)) == 210
+    assert max(recorded.offset for recorded in found) == len(store.log_after(0, 1000)) == 210
     writer.close()
-    with pytest.raises(StoreFull):
-        writer.submit([one("late")])
+    with pytest.raises(Unavailable):
+        writer.submit([one("late")], Waits())
 
 
-def test_more_than_may_wait_is_refused_and_the_rest_is_written():
-    may_go = threading.Event()
+def test_a_batch_that_fails_fails_no_other(store):
+    recorder = Recorder(store, lambda ad: AdKeys())
+    may_begin = threading.Event()
 
     def record(batches, now_us):
-        may_go.wait(10)
-        return [[Outcome(Status.ACCEPTED)] * len(batch) for batch in batches], 0
+        may_begin.wait(10)
+        if any(event.event_id == "e-poison" for batch in batches for event in batch):
+            raise StoreError("cannot be written")
+        return recorder.record(batches, now_us)
 
-    writer = GroupWriter(record, max_group=2, max_waiting=6)
-    taken: list[Future] = []
-
-    def fill():
-        for number in itertools.count():
-            taken.append(writer.submit([one(f"{number}-1"), one(f"{number}-2")]))
-            time.sleep(0.01)
-
-    with pytest.raises(StoreFull, match="wait to be written already"):
-        fill()
-    assert 3 <= len(taken) <= 5
-    may_go.set()
+    writer = event_writer(record)
+    with ThreadPoolExecutor(9) as threads:
+        answers = [threads.submit(writer.submit, [one(name)], Waits()) for name in ("1", "2", "poison", "3", "4")]
+        time.sleep(0.3)
+        may_begin.set()
+        errors = [answer.exception(10) for answer in answers]
     writer.close()
-    assert all(len(future.result(0).outcomes) == 2 for future in taken)
+    assert [type(error) for error in errors] == [type(None)] * 2 + [StoreError] + [type(None)] * 2
+    assert len(store.log_after(0, 10)) == 4
 
 
-def test_a_failed_group_is_told_to_all_of_it_and_the_next_one_is_written():
-    answers = iter([StoreError("the disk is full"), None, None])
+def test_other_work_has_its_turn_alone_and_answers_what_it_returns(store):
+    under_way, seen = threading.Event(), []
 
     def record(batches, now_us):
-        time.sleep(0.05)
-        if (error := next(answers)) is not None:
-            raise error
+        assert not under_way.is_set()
         return [[Outcome(Status.ACCEPTED)] * len(batch) for batch in batches], 1
 
-    writer = GroupWriter(record)
-    with pytest.raises(StoreError, match="the disk is full"):
-        writer.submit([one(1)]).result(10)
-    assert writer.submit([one(1)]).result(10).offset == 1
-    cancelled = [writer.submit([one(2)]), writer.submit([one(3)])]
-    wait([future for future in cancelled if not future.cancel()])
+    def work():
+        under_way.set()
+        time.sleep(0.2)
+        seen.append("done")
+        under_way.clear()
+        return 7
+
+    writer = event_writer(record)
+    with ThreadPoolExecutor(9) as threads:
+        answers = [threads.submit(writer.submit, what, Waits()) for what in ([one(1)], work, [one(2)], work, [one(3)])]
+        found = [answer.result(10).value for answer in answers]
     writer.close()
+    assert [found[1], found[3], seen] == [7, 7, ["done", "done"]]
+
+
+def test_a_batch_whose_sender_left_before_its_turn_is_not_recorded(store):
+    recorder = Recorder(store, lambda ad: AdKeys())
+    began, may_go = threading.Event(), threading.Event()
+
+    def record(batches, now_us):
+        began.set()
+        may_go.wait(10)
+        return recorder.record(batches, now_us)
+
+    writer = event_writer(record)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(writer.submit, [one("first")], Waits())
+        assert began.wait(10)
+        with pytest.raises(DeadlineExceeded):
+            writer.submit([one("left")], Waits(0.1))
+        may_go.set()
+        first.result(10)
+    writer.close()
+    assert [logged.event.event_id for logged in store.log_after(0, 10)] == ["e-first"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")

@@ -10,12 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 from pydantic_settings import CliApp
 
 from adcascade.artifacts.errors import ArtifactError
-from adcascade.events.errors import StoreError, StoreFull
+from adcascade.events.errors import StoreError
 from adcascade.events.pseudonyms import Pseudonyms
 from adcascade.events.published_ads import PublishedAds
 from adcascade.events.recorder import KeysOfAd, Recorder
@@ -23,8 +24,9 @@ from adcascade.events.service import SCOPES, SERVICE_NAME, EventServicer
 from adcascade.events.settings import EventsSettings
 from adcascade.events.sqlite_store import SqliteStore
 from adcascade.events.values import AdKeys, Status
-from adcascade.events.writer import GroupWriter
+from adcascade.events.writer import Work, event_writer
 from adcascade.records.errors import InputError
+from adcascade.serving.batcher import MicroBatcher
 from adcascade.serving.errors import ServiceError, StartupError
 from adcascade.serving.logs import set_up_logging
 from adcascade.serving.server import Server
@@ -40,10 +42,25 @@ _SWEPT_AT_ONCE = 500
 _BETWEEN_PARTS = 0.05
 
 
+class _Nobody:
+    """Who waits for the work of the server itself: as long as it takes."""
+
+    def time_remaining(self) -> float | None:
+        """None: there is no deadline."""
+        return None
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """True: it does not leave."""
+        return True
+
+
+_NOBODY = _Nobody()
+
+
 class Sweeper:
     """Erases what is beyond the retention, in small parts between which others write."""
 
-    def __init__(self, store: SqliteStore, writer: GroupWriter, settings: EventsSettings) -> None:
+    def __init__(self, store: SqliteStore, writer: MicroBatcher[Work, Any], settings: EventsSettings) -> None:
         self._store, self._writer = store, writer
         self._retention_us, self._every = settings.rules().retention_us, settings.sweep_seconds
         self._stop = threading.Event()
@@ -59,7 +76,7 @@ class Sweeper:
         while not self._stop.wait(self._every):
             try:
                 self._sweep()
-            except (StoreError, StoreFull) as error:
+            except (StoreError, ServiceError) as error:
                 log.warning("the sweep is put off: %s", error)
             except Exception:
                 log.exception("the sweep failed; it is tried again in %g s", self._every)
@@ -69,11 +86,11 @@ class Sweeper:
         while (part := self._part()) and not self._stop.wait(_BETWEEN_PARTS):
             swept += part
         if swept:
-            self._writer.do(self._store.forget_log).result()
+            self._writer.submit(self._store.forget_log, _NOBODY)
 
     def _part(self) -> int:
         before = time.time_ns() // 1000 - self._retention_us
-        return int(self._writer.do(lambda: self._store.sweep(before, _SWEPT_AT_ONCE)).result())
+        return int(self._writer.submit(lambda: self._store.sweep(before, _SWEPT_AT_ONCE), _NOBODY).value)
 
 
 def serve(settings: EventsSettings) -> None:
@@ -85,7 +102,7 @@ def serve(settings: EventsSettings) -> None:
         store = SqliteStore(settings.data, pseudonyms.mark)
     except (StoreError, ArtifactError) as error:
         raise StartupError(str(error)) from error
-    writer = GroupWriter(Recorder(store, keys_of_ad, settings.rules()).record, max_waiting=settings.max_waiting)
+    writer = event_writer(Recorder(store, keys_of_ad, settings.rules()).record)
     servicer = EventServicer(
         store,
         writer,

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from adcascade.events.fading_sums import FadingSums
+from adcascade.events.decayed_sums import DecayedSums
 from adcascade.events.impressions import Contribution
 from adcascade.events.values import CounterKey
 from adcascade.records.counter_table import HALF_LIVES_H, Total
@@ -37,7 +37,7 @@ class CounterState:
         impressions, clicks, conversions: whole numbers.
         first_us, last_us: of its impressions, microseconds since 1970; None before one is known.
         newest_us: of all that was counted of it.
-        fading: impressions and clicks under each half-life; empty for keys that are not counted so.
+        decayed: impressions and clicks under each half-life; empty for keys that are not counted so.
     """
 
     impressions: int = 0
@@ -46,56 +46,56 @@ class CounterState:
     first_us: int | None = None
     last_us: int | None = None
     newest_us: int | None = None
-    fading: list[FadingSums] = field(default_factory=list)
+    decayed: list[DecayedSums] = field(default_factory=list)
 
     @classmethod
     def empty(cls, kind: str) -> "CounterState":
         """Of a key of which nothing was counted."""
-        return cls(fading=[FadingSums(one) for one in HALF_LIVES_US] if kind in DECAYED else [])
+        return cls(decayed=[DecayedSums(one) for one in HALF_LIVES_US] if kind in DECAYED else [])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CounterState":
         """What `to_bytes` wrote."""
         impressions, clicks, conversions, *times = _NUMBERS.unpack_from(data)
         first, last, newest = (None if time == _NONE else time for time in times)
-        fading, place = [], _NUMBERS.size
+        decayed, place = [], _NUMBERS.size
         if len(data) > place:
             lengths = _LENGTHS.unpack_from(data, place)
             place += _LENGTHS.size
             for half_life, length in zip(HALF_LIVES_US, lengths, strict=True):
-                fading.append(FadingSums.from_bytes(half_life, data[place : place + length]))
+                decayed.append(DecayedSums.from_bytes(half_life, data[place : place + length]))
                 place += length
-        return cls(impressions, clicks, conversions, first, last, newest, fading)
+        return cls(impressions, clicks, conversions, first, last, newest, decayed)
 
     def to_bytes(self) -> bytes:
         """Equal states give equal bytes."""
         times = (_NONE if time is None else time for time in (self.first_us, self.last_us, self.newest_us))
         numbers = _NUMBERS.pack(self.impressions, self.clicks, self.conversions, *times)
-        if not self.fading:
+        if not self.decayed:
             return numbers
         newest = 0 if self.newest_us is None else self.newest_us
-        sums = [one.to_bytes(newest) for one in self.fading]
+        sums = [one.to_bytes(newest) for one in self.decayed]
         return numbers + _LENGTHS.pack(*map(len, sums)) + b"".join(sums)
 
     @property
-    def counts(self) -> bool:
+    def has_counts(self) -> bool:
         """Whether anything is counted in it."""
         return bool(self.impressions or self.clicks or self.conversions)
 
     @property
     def is_empty(self) -> bool:
         """Whether it says nothing."""
-        return not self.counts and self.newest_us is None
+        return not self.has_counts and self.newest_us is None
 
     def count(self, one: Contribution, sign: int = 1) -> None:
         """Counts a contribution; with a sign of -1 takes it away again."""
         self.impressions += sign * one.impressions
         self.clicks += sign * one.clicks
         self.conversions += sign * one.conversions
-        for sums in self.fading:
+        for sums in self.decayed:
             sums.add(one.time_us, sign * one.impressions, sign * one.clicks)
 
-    def saw(self, time_us: int, *, impression: bool) -> None:
+    def touch(self, time_us: int, *, impression: bool) -> None:
         """Notes when something happened to the key."""
         self.newest_us = time_us if self.newest_us is None else max(self.newest_us, time_us)
         if impression:
@@ -110,4 +110,4 @@ class CounterState:
 
     def decayed_at(self, time_us: int) -> tuple[float, ...]:
         """Impressions and clicks under each half-life at a moment, one after the other."""
-        return tuple(value for sums in self.fading for value in sums.at(time_us))
+        return tuple(value for sums in self.decayed for value in sums.at(time_us))

@@ -3,7 +3,3 @@
 
 class StoreError(Exception):
     """The store cannot be opened, read or written; the message says what to do."""
-
-
-class StoreFull(Exception):
-    """Too much waits to be written; the same may be sent again."""

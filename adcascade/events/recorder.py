@@ -74,17 +74,21 @@ class Backend(Protocol):
     def read_counters(self, keys: Iterable[CounterKey]) -> Mapping[CounterKey, CounterState]:
         """As `counters`, from any thread."""
 
-    def history(self, user_id: str, limit: int) -> list[NewEvent]:
-        """The newest events of a user, oldest first, by time and then by key."""
+    def history(self, user_id: str, limit: int, max_chars: int) -> list[NewEvent]:
+        """The newest events of a user, without details, oldest first, by time and then by key.
+
+        Args:
+            max_chars: of their texts together, about; events before are left out.
+        """
 
     def counters_of_user(self, user_id: str) -> Mapping[CounterKey, CounterState]:
-        """All that was counted of a user."""
+        """What was counted of a user; of thousands of keys some."""
 
     def log_of_user(self, user_id: str, after: tuple[int, bytes], limit: int) -> list[LoggedEvent]:
-        """The events of a user behind a time and key, by time and then by key."""
+        """The events of a user behind a time and key, by time and then by key; fewer where they are large."""
 
     def log_after(self, offset: int, limit: int) -> list[LoggedEvent]:
-        """The log behind an offset, in its order."""
+        """The log behind an offset, in its order; fewer where they are large, but one if there is any."""
 
     def close(self) -> None:
         """Lets go of the store."""
@@ -210,10 +214,10 @@ class _Group:
             states[key] = CounterState.empty(key.kind)
         for event, keys in of_seen:
             for key in keys:
-                states[key].saw(event.time_us, impression=event.type is EventType.IMPRESSION)
+                states[key].touch(event.time_us, impression=event.type is EventType.IMPRESSION)
         for one, sign, keys in of_counted:
             for key in keys:
-                if sign > 0 or states[key].counts:  # else it was swept, and there is nothing to take away
+                if sign > 0 or states[key].has_counts:  # else it was swept, and there is nothing to take away
                     states[key].count(one, sign)
         self._changes.counters = {key: None if state.is_empty else state for key, state in states.items()}
         self._changes.impressions = {name: self._impressions[name] for name in sorted(self._changed)}

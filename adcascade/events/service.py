@@ -3,13 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from adcascade.events.counter_state import CounterState
-from adcascade.events.errors import StoreError, StoreFull
+from adcascade.events.errors import StoreError
 from adcascade.events.messages import (
     MAX_EVENTS,
     MAX_KEYS,
@@ -24,12 +22,13 @@ from adcascade.events.messages import (
 from adcascade.events.pseudonyms import Pseudonyms
 from adcascade.events.recorder import Backend
 from adcascade.events.values import NewEvent, Outcome, Status
-from adcascade.events.writer import GroupWriter, Recorded
+from adcascade.events.writer import Recorded, Work
 from adcascade.records.errors import InputError
 from adcascade.records.limits import MAX_ID_CHARS, check_text
 from adcascade.serving.auth import scopes
-from adcascade.serving.batcher import Caller
-from adcascade.serving.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from adcascade.serving.batcher import Caller, MicroBatcher
+from adcascade.serving.context import CallContext
+from adcascade.serving.errors import InvalidArgument, Unavailable
 from adcascade.serving.settings import MEBIBYTE
 from adcascade.v1 import events_pb2, events_pb2_grpc
 
@@ -48,7 +47,6 @@ _PAGE, _TAIL, _MAX_HISTORY = 100, 10_000, 1000
 _STAYS = "totals of the ads, advertisers and categories that were shown, and digests of event ids, which name nobody"
 
 Counted = Callable[[Status, int], None]
-Result = TypeVar("Result")
 
 
 class EventServicer(events_pb2_grpc.EventServiceServicer):
@@ -66,7 +64,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
     def __init__(
         self,
         store: Backend,
-        writer: GroupWriter,
+        writer: MicroBatcher[Work, Any],
         *,
         pseudonyms: Pseudonyms,
         assume_consent: bool,
@@ -78,26 +76,18 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
 
     def Record(self, request: events_pb2.RecordRequest, context: Caller) -> events_pb2.RecordResponse:
         """See the proto."""
-        checked, waiting = self._submit(request)
-        return self._answer(checked, _waited(waiting, context.time_remaining()))
+        if not 1 <= len(request.events) <= MAX_EVENTS:
+            raise InputError(f"{len(request.events)} events; a batch has 1 to {MAX_EVENTS:,}")
+        checked = [self._checked(message) for message in request.events]
+        events = [one for one in checked if isinstance(one, NewEvent)]
+        return self._answer(checked, self._writer.submit(events, context).value)
 
     async def RecordStream(
         self, requests: AsyncIterator[events_pb2.RecordRequest], context: Any
     ) -> AsyncIterator[events_pb2.RecordResponse]:
         """See the proto. A batch is read once the one before is durable, so a sender that reads no answers waits."""
         async for request in requests:
-            checked, waiting = await _told(asyncio.to_thread(self._submit, request))
-            yield self._answer(checked, await _told(asyncio.wrap_future(waiting)))
-
-    def _submit(self, request: events_pb2.RecordRequest) -> "tuple[list[NewEvent | Outcome], Future[Recorded]]":
-        """Each event as it is to be recorded, or why not; and what becomes of those that are."""
-        if not 1 <= len(request.events) <= MAX_EVENTS:
-            raise InputError(f"{len(request.events)} events; a batch has 1 to {MAX_EVENTS:,}")
-        checked = [self._checked(message) for message in request.events]
-        try:
-            return checked, self._writer.submit([one for one in checked if isinstance(one, NewEvent)])
-        except StoreFull as full:
-            raise ResourceExhausted(str(full)) from full
+            yield await _told(asyncio.to_thread(self.Record, request, CallContext(context)))
 
     def _checked(self, message: events_pb2.RecordedEvent) -> NewEvent | Outcome:
         try:
@@ -122,7 +112,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         counters = {} if request.history_only else self._store.counters_of_user(user)
         now = time.time_ns() // 1000
         return events_pb2.GetUserResponse(
-            history=within(history_of(self._store.history(user, limit)), self._history_bytes),
+            history=within(history_of(self._store.history(user, limit, self._history_bytes)), self._history_bytes),
             counters=[counter_of(key, state, now) for key, state in counters.items()],
         )
 
@@ -146,11 +136,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
     def DeleteUser(self, request: events_pb2.DeleteUserRequest, context: Caller) -> events_pb2.DeleteUserResponse:
         """See the proto."""
         user = self._user(request.user_id)
-        try:
-            waiting = self._writer.do(lambda: self._store.erase_user(user))
-        except StoreFull as full:
-            raise ResourceExhausted(str(full)) from full
-        erased = _waited(waiting, context.time_remaining())
+        erased = self._writer.submit(lambda: self._store.erase_user(user), context).value
         return events_pb2.DeleteUserResponse(events=erased.events, counters=erased.counters, stays=_STAYS)
 
     async def ExportUser(
@@ -177,19 +163,6 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
             raise InputError("there is no user_id")
         check_text("user_id", user_id, MAX_ID_CHARS)
         return self._pseudonyms.of(user_id)
-
-
-def _waited(waiting: "Future[Result]", seconds: float | None) -> Result:
-    """What was waited for. What was not begun in time is not done; what was is done, and may be sent again."""
-    try:
-        return waiting.result(seconds)
-    except FutureTimeout:
-        waiting.cancel()
-        raise DeadlineExceeded(
-            "the store did not write in time; send the same again, since an id counts once"
-        ) from None
-    except StoreError as error:
-        raise Unavailable(str(error)) from error
 
 
 async def _told(work: Any) -> Any:

@@ -47,7 +47,6 @@ class EventsSettings(ServerSettings):
         None,
         description="File with a secret key of at least 16 bytes: ids of users are kept as keyed hashes alone.",
     )
-    max_waiting: int = Field(65_536, ge=1000, description="Events that may wait to be written; more are refused.")
     sweep_seconds: float = Field(60.0, gt=0, description="How often events beyond the retention are looked for.")
 
     def rules(self) -> Rules:

@@ -21,8 +21,12 @@ from adcascade.events.values import CounterKey, LoggedEvent, NewEvent
 
 FILE, LOCK = "events.sqlite", ".lock"
 FORMAT = 1
+# Characters and bytes of rows that are read at once.
+_PAGE_SIZE = 4 << 20
 # How long to wait for another program that reads the file.
 _BUSY_SECONDS = 0.2
+# Of one user that are told at once; each has an advertiser or a category that the user met.
+_MOST_COUNTERS = 4000
 # Values of one statement.
 _CHUNK = 1000
 # Read by the indexes of rows that have a user.
@@ -118,9 +122,17 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise StoreError(f"the event store {self._path}: {explanation(error)}") from error
 
-    def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _read(self, statement: str, values: Sequence[Any] = (), max_size: int = _PAGE_SIZE) -> list[Any]:
+        """Rows until their texts and bytes have that size together, whatever is left; the first one in any case."""
+        rows: list[Any] = []
+        size = 0
         with self._explained(), self._reading:
-            return self._reader.execute(statement, values).fetchall()
+            for row in self._reader.execute(statement, values):
+                size += sum(len(one) for one in row if isinstance(one, str | bytes))
+                if rows and size > max_size:
+                    break
+                rows.append(row)
+        return rows
 
     # ---- what the recorder asks for, in the thread that writes
 
@@ -242,17 +254,19 @@ class SqliteStore:
 
     # ---- what others read
 
-    def history(self, user_id: str, limit: int) -> list[NewEvent]:
+    def history(self, user_id: str, limit: int, max_chars: int = _PAGE_SIZE) -> list[NewEvent]:
         """See `Backend`."""
+        columns = COLUMNS.replace("details", "x''")  # contexts are large, and in no history
         rows = self._read(
-            f"SELECT {COLUMNS} FROM events WHERE {_OF_USER} ORDER BY time DESC, key DESC LIMIT ?",
+            f"SELECT {columns} FROM events WHERE {_OF_USER} ORDER BY time DESC, key DESC LIMIT ?",
             (user_id, limit),
+            max_chars,
         )
         return [event_of(row) for row in reversed(rows)]
 
     def counters_of_user(self, user_id: str) -> Mapping[CounterKey, CounterState]:
         """See `Backend`."""
-        rows = self._read(f"SELECT kind, id, state FROM counters WHERE {_OF_USER}", (user_id,))
+        rows = self._read(f"SELECT kind, id, state FROM counters WHERE {_OF_USER} LIMIT ?", (user_id, _MOST_COUNTERS))
         return {CounterKey(kind, name, user_id): CounterState.from_bytes(state) for kind, name, state in rows}
 
     def log_of_user(self, user_id: str, after: tuple[int, bytes], limit: int) -> list[LoggedEvent]:

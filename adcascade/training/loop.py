@@ -267,7 +267,7 @@ class Loop(Generic[Batch]):
         by_kind: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*self._kinds(), "optimizer")}
         for path, tensor in found.tensors.items():
             kind, name = path.split("/", 1)
-            by_kind[kind][name] = tensor if name.endswith("/step") else tensor.to(self._device)
+            by_kind[kind][name] = tensor.to(self._device)  # steps, too: fused AdamW counts where its weights are
         self._load_weights(by_kind["weight"])
         self._best = by_kind.get("best")
         for path, tensor in by_kind["optimizer"].items():

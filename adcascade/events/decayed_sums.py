@@ -1,9 +1,12 @@
-"""Sums that fade with a half-life, in whole numbers, so that no order of adding changes them by a single bit.
+"""Sums that decay with a half-life, in whole numbers, so that no order of adding changes them by a single bit.
+
+Forward decay (Cormode et al., "Forward decay: a practical time decay model for streaming systems", ICDE 2009) in fixed
+point.
 
 With a half-life h, what happened at t is worth 2^(-(T - t) / h) at T. Written as t = b h + r with a whole b and
 0 <= r < h this is 2^(b - T / h) 2^(r / h). The second factor is kept as a whole number of 2^-24, and these are summed
 by b: adding and taking away are exact, and the first factor comes in only when a sum is read. A sum keeps the newest
-`KEPT` of its b; what is older has faded to less than 2^-`KEPT`. Knows nothing of what is summed.
+`KEPT` of its b; what is older has decayed to less than 2^-`KEPT`. Knows nothing of what is summed.
 """
 
 import struct
@@ -14,7 +17,7 @@ _ONE = 1 << 24  # so that 64 bits hold 10^11 impressions of a key in a half-life
 _ENTRY = struct.Struct("<iqq")
 
 
-class FadingSums:
+class DecayedSums:
     """Impressions and clicks of one key under one half-life.
 
     Args:
@@ -23,10 +26,10 @@ class FadingSums:
 
     Example:
         >>> hour = 3_600_000_000
-        >>> faded = FadingSums(hour)
-        >>> faded.add(0, impressions=1, clicks=0)
-        >>> faded.add(2 * hour, impressions=1, clicks=1)
-        >>> faded.at(2 * hour)
+        >>> sums = DecayedSums(hour)
+        >>> sums.add(0, impressions=1, clicks=0)
+        >>> sums.add(2 * hour, impressions=1, clicks=1)
+        >>> sums.at(2 * hour)
         (1.25, 1.0)
     """
 
@@ -35,7 +38,7 @@ class FadingSums:
         self._sums = {} if sums is None else sums
 
     @classmethod
-    def from_bytes(cls, half_life_us: int, data: bytes) -> "FadingSums":
+    def from_bytes(cls, half_life_us: int, data: bytes) -> "DecayedSums":
         """What `to_bytes` wrote."""
         return cls(half_life_us, {b: (impressions, clicks) for b, impressions, clicks in _ENTRY.iter_unpack(data)})
 
