@@ -87,12 +87,8 @@ def serve_command(
     stages = [
         ServerSpec("retrieval", ["--index", str(index), *flags["retrieval"]], retrieval_port),
         ServerSpec("ranking", ["--model", str(model), "--index", str(index), *flags["ranking"]], ranking_port),
+        *_events_spec(events, index, flags, events_port),
     ]
-    if events is not None:
-        own = ["--data", str(events), "--index", str(index)]
-        stages.append(ServerSpec("adcascade.events", [*own, *flags["events"]], events_port))
-    else:
-        _check_no_events(flags)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     limits = RestartLimits(max_restarts=max_restarts, hang_seconds=hang_seconds)
     with own_folder(logs), supervised(Supervisor(logs, console.print, limits, log_mib, options.client())) as servers:
@@ -105,12 +101,17 @@ def serve_command(
         servers.keep_running()
 
 
-def _check_no_events(flags: Mapping[str, Sequence[str]]) -> None:
-    """Raises StartupError if a setting of the event store alone was given, which is not started."""
+def _events_spec(
+    folder: Path | None, index: Path, flags: Mapping[str, Sequence[str]], port: int
+) -> Sequence[ServerSpec]:
+    """The event store, if there is a folder for it. Raises StartupError for a setting of it without one."""
+    if folder is not None:
+        return [ServerSpec("adcascade.events", ["--data", str(folder), "--index", str(index), *flags["events"]], port)]
     shared = {flag for server, given in flags.items() if server != "events" for flag in given}
-    alone = [flag for flag in flags["events"] if flag.startswith("--") and flag not in shared | {"--metrics-port"}]
+    alone = [flag for flag in flags["events"] if flag.startswith("--") and flag not in shared]
     if alone:
         raise StartupError(f"{alone[0]} is of the event store: give --events FOLDER, too")
+    return []
 
 
 def _metrics_flags(port: int | None, offset: int) -> list[str]:

@@ -565,7 +565,7 @@ def test_steps_of_the_text_layers_are_timed_in_a_process_of_their_own(tmp_path):
     assert (found.times_faster, found.verdicts("")) == (None, [])
     known = TextSpeed({TEXT_OURS: [400.0, 900.0, 300.0], "commit abc": [100.0, 100.0, 100.0]})
     assert known.times_faster == pytest.approx(4.0)
-    assert [(one.met, one.reached) for one in known.verdicts("abc")] == [(True, "4.0 times (400 and 100)")]
+    assert [(one.met, one.reached) for one in known.verdicts("abc")] == [(True, "4.00 times (400 and 100)")]
     with pytest.raises(InputError, match="no-such-commit"):
         text_speed(files, tmp_path, "no-such-commit", steps=1, rounds=1)
 

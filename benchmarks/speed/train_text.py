@@ -55,7 +55,7 @@ class TextSpeed:
             TargetResult(
                 what=f"text fine-tuning against commit {against}, users of five rows",
                 target=f"at least {_LEAST:.0f} times the pairs a second",
-                reached=f"{times:.1f} times ({ours:,.0f} and {theirs:,.0f})",
+                reached=f"{times:.2f} times ({ours:,.0f} and {theirs:,.0f})",
                 met=times >= _LEAST,
             )
         ]

@@ -144,10 +144,15 @@ def train_text_prior(
         said_of = [(scale * without_fold(rows)).astype(np.float32) for rows in of_blocks]
         learned, cross_fitted = np.concatenate([*of_blocks, learned]), np.concatenate([*said_of, cross_fitted])
     prior = texts.prior(scale * ridge.weights, scale * center, fit)
-    if not (learned[1:] > learned[:-1]).all():
-        order = np.argsort(learned)
-        learned, cross_fitted = learned[order], cross_fitted[order]
-    return TrainedPrior(prior, (scale * of_ads).astype(np.float32), learned, cross_fitted)
+    return TrainedPrior(prior, (scale * of_ads).astype(np.float32), *_rising(learned, cross_fitted))
+
+
+def _rising(rows: Integers, values: npt.NDArray[np.float32]) -> tuple[Integers, npt.NDArray[np.float32]]:
+    """Both in the order of the rows, which they mostly have."""
+    if (rows[1:] > rows[:-1]).all():
+        return rows, values
+    order = np.argsort(rows)
+    return rows[order], values[order]
 
 
 def _texts_of(
