@@ -101,7 +101,7 @@ class Rules:
     Attributes:
         ahead_us: how far the clock of a sender may be ahead of ours.
         retention_us: older events are counted, and not kept.
-        min_click_us: a click sooner after its impression is kept, and not counted.
+        min_click_us: a click sooner after its impression, or before it, is kept, and not counted; 0 counts all.
     """
 
     ahead_us: int = 5 * 60 * 1_000_000
